@@ -1,0 +1,61 @@
+"""What the command line programs share: one clear sentence instead of a traceback, and lists of choices.
+
+A program is `if __name__ == "__main__": run_program(main)`; the library raises `InputError` where a bad value enters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TypeVar
+
+from knowledge_circuits.files import InputError
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+def run_program(main: Callable[[], int | None]) -> None:
+    """Call `main` and exit with its status; errors a user can mend become one line on standard error and status 1."""
+    try:
+        status = main()
+    except InputError as error:
+        status = _complain(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        status = 130
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        place = error.filename or "the output folder"
+        status = _complain(f"{place}: {_MENDABLE[error.errno]}; files that were complete before are untouched")
+    sys.exit(status or 0)
+
+
+_MENDABLE = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+}
+
+
+def _complain(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def choice(kind: type[Choice]) -> Callable[[str], Choice]:
+    """An argparse type for an enum; a misspelling is answered with the list of valid names."""
+
+    def parse(text: str) -> Choice:
+        try:
+            return kind(text)
+        except ValueError:
+            valid = ", ".join(kind)
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of: {valid}") from None
+
+    return parse

@@ -1,0 +1,149 @@
+"""Files that are whole or absent, and readers that say which line is wrong.
+
+Everything the project writes goes through `atomic_write`: a temporary name in the target's folder, then a rename, so
+that no reader and no killed process ever leaves a partial file under the final name. Everything it reads raises
+`InputError` with the file, the line and the reason.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used; the message is one sentence with the place and the remedy."""
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary sibling of `path` for writing; on success it takes the name, on failure it goes.
+
+    Args:
+        path: the final name; missing folders are made.
+        mode: "w" (UTF-8 text, newlines as written) or "wb".
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale_partials(path)
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        with open(partial, mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _remove_stale_partials(path: Path) -> None:
+    """Remove what a killed process of this machine left of an earlier attempt at the same file."""
+    host = socket.gethostname()
+    prefix = f".{path.name}.{host}-"
+    for partial in path.parent.iterdir():
+        if partial.name.startswith(prefix) and partial.suffix == ".partial":
+            pid = partial.name[len(prefix) : -len(".partial")]
+            if pid.isdecimal() and not _alive(int(pid)):
+                partial.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """A file's bytes; a name that ends in .gz is decompressed.
+
+    Raises:
+        InputError: missing, unreadable, or not a whole gzip file.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, not a file") from None
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise InputError(f"{path}: not a whole gzip file ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A file's UTF-8 text; see `read_bytes` for the errors."""
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse strict JSON (no NaN or Infinity); `where` names the place in the error."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({error})") from None
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """A JSON file's content (a `.gz` name is decompressed)."""
+    return parse_json(read_text(path), str(path))
+
+
+def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 1) -> None:
+    """Write JSON atomically. Non-finite numbers are refused with ValueError: no reader would take them."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent) + "\n")
+
+
+def read_jsonl(path: str | os.PathLike[str], keys: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Read JSON lines as a list of objects.
+
+    Args:
+        path: the file; blank lines are skipped.
+        keys: keys that every line must have.
+
+    Raises:
+        InputError: with file, line number and reason.
+    """
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        row = parse_json(line, where)
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: a JSON object is wanted, not {type(row).__name__}")
+        missing = [key for key in keys if key not in row]
+        if missing:
+            raise InputError(f"{where}: no key {', '.join(map(repr, missing))}")
+        rows.append(row)
+    return rows
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object per line, atomically, in UTF-8."""
+    with atomic_write(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,94 @@
+"""The vocabulary of the study: who is known, how often they are told of, what is asked about them.
+
+Every other module takes types, frequency bands, attributes and query prompts from here; nothing else spells them
+out. A `Group` (task, type, band) is the unit of circuit discovery: 3 x 2 x 3 = 18 per checkpoint.
+(Ou et al. 2025, sections 3.1 and 4.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import product
+
+
+class KnowledgeType(StrEnum):
+    """Whether the model knew the person before training; the facts are new in both cases."""
+
+    NEW = "new"
+    REVISED = "revised"
+
+    @property
+    def symbol(self) -> str:
+        """The paper's name of the type, as figures show it."""
+        return {KnowledgeType.NEW: "K_compl", KnowledgeType.REVISED: "K_rel"}[self]
+
+
+class Band(StrEnum):
+    """How often a person's biography stands in the corpus: low = 1, medium = 2 to 5, high > 5."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+    @classmethod
+    def of(cls, frequency: int) -> Band:
+        """The band of a frequency (a count of biographies, at least 1)."""
+        if frequency < 1:
+            raise ValueError(f"a frequency is at least 1, not {frequency}")
+        if frequency == 1:
+            return cls.LOW
+        return cls.MEDIUM if frequency <= 5 else cls.HIGH
+
+
+class Attribute(StrEnum):
+    """What a biography tells about a person."""
+
+    BIRTHDAY = "birthday"
+    CITY = "city"
+    MAJOR = "major"
+    UNIVERSITY = "university"
+    COMPANY = "company"
+
+    @property
+    def relation(self) -> str:
+        """The query prompt's text after the subject, with its leading space."""
+        return _RELATIONS[self]
+
+    def prompt(self, subject: str) -> str:
+        """The query prompt for a subject; the attribute's value follows it after a space."""
+        return subject + self.relation
+
+
+_RELATIONS = {
+    Attribute.BIRTHDAY: " was born on",
+    Attribute.CITY: " lives in the city of",
+    Attribute.MAJOR: " majors in the field of",
+    Attribute.UNIVERSITY: " graduates from the",
+    Attribute.COMPANY: " works for the company of",
+}
+
+#: The attributes whose circuits are found.
+TASKS: tuple[Attribute, ...] = (Attribute.CITY, Attribute.COMPANY, Attribute.MAJOR)
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """The unit of circuit discovery: one task's prompts about people of one type and one band."""
+
+    task: Attribute
+    type: KnowledgeType
+    band: Band
+
+    def __str__(self) -> str:
+        return f"{self.task} / {self.type} / {self.band}"
+
+
+def groups(
+    tasks: Sequence[Attribute] = TASKS,
+    types: Sequence[KnowledgeType] = tuple(KnowledgeType),
+    bands: Sequence[Band] = tuple(Band),
+) -> Iterator[Group]:
+    """The product of tasks, types and bands, in that order."""
+    return (Group(*parts) for parts in product(tasks, types, bands))
