@@ -1,0 +1,29 @@
+"""What all tests share: no network, one thread, and tiny checkpoints made once a session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+import pytest
+import tiny
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 checkpoint folder with weights and a byte-level BPE tokenizer. Read only: copy it before changing it."""
+    return tiny.save_tiny_gpt2(tmp_path_factory.mktemp("models") / "tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama checkpoint folder (grouped queries, BOS token). Read only: copy it before changing it."""
+    return tiny.save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
