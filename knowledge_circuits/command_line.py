@@ -27,10 +27,10 @@ def run_program(main: Callable[[], int | None]) -> None:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         status = 130
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        if not is_mendable(error):
             raise
         place = error.filename or "the output folder"
-        status = _complain(f"{place}: {_MENDABLE[error.errno]}; files that were complete before are untouched")
+        status = _complain(f"{place}: {_MENDABLE[error.errno or 0]}; files that were complete before are untouched")
     sys.exit(status or 0)
 
 
@@ -41,6 +41,11 @@ _MENDABLE = {
     errno.EACCES: "no permission to write there",
     errno.EPERM: "no permission to write there",
 }
+
+
+def is_mendable(error: OSError) -> bool:
+    """Whether the user can mend it, and every further write would meet it too: no space, no permission."""
+    return error.errno in _MENDABLE
 
 
 def _complain(message: str) -> int:

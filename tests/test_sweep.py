@@ -1,0 +1,263 @@
+"""A sweep shares a list of work items out over processes, goes on past failures, and redoes nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+
+from knowledge_circuits.files import InputError, atomic_write
+from knowledge_circuits.sweep import Process, WorkItem, cores, pick_device, report_sweep, sweep, this_process
+
+ROOT = Path(__file__).parents[1]
+
+
+def writer(folder: Path, name: str, batch: str = "one", cost: float = 1.0, log: list[str] | None = None) -> WorkItem:
+    """An item that writes its own name into a file and notes that it ran."""
+
+    def run() -> None:
+        if log is not None:
+            log.append(name)
+        with atomic_write(folder / name) as file:
+            file.write(name)
+
+    return WorkItem(name, batch, cost, (folder / name).exists, run)
+
+
+def failing(name: str, error: BaseException, batch: str = "one") -> WorkItem:
+    def run() -> None:
+        raise error
+
+    return WorkItem(name, batch, 1.0, lambda: False, run)
+
+
+def alone() -> Process:
+    return Process(0, 1, 0, distributed.HashStore())
+
+
+def in_threads(lists: list[list[WorkItem]], title: str = "items") -> list:
+    """Sweep as several processes would, each with its own list of the same items, over one store."""
+    store = distributed.HashStore()
+    results: list = [None] * len(lists)
+
+    def work(rank: int) -> None:
+        results[rank] = sweep(lists[rank], Process(rank, len(lists), rank, store), title)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(lists))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    return results
+
+
+def test_a_single_process_does_everything(tmp_path):
+    result = sweep([writer(tmp_path, name) for name in "abc"], alone(), "items")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+    assert (result.present, result.finished, result.failures) == (0, 3, ())
+    assert len(result.busy) == 1 and 0 <= result.busy[0] <= 1
+
+
+def test_finished_items_are_skipped(tmp_path):
+    (tmp_path / "b").write_text("from before")
+    log: list[str] = []
+    result = sweep([writer(tmp_path, name, log=log) for name in "abc"], alone(), "items")
+    assert sorted(log) == ["a", "c"]
+    assert (tmp_path / "b").read_text() == "from before"
+    assert (result.present, result.finished) == (1, 2)
+
+
+def test_the_longest_item_of_the_longest_batch_comes_first(tmp_path):
+    log: list[str] = []
+    items = [
+        writer(tmp_path, "small 1", "small", 1, log),
+        writer(tmp_path, "large 2", "large", 2, log),
+        writer(tmp_path, "large 9", "large", 9, log),
+        writer(tmp_path, "small 5", "small", 5, log),
+    ]
+    sweep(items, alone(), "items")
+    assert log == ["large 9", "large 2", "small 5", "small 1"]
+
+
+def test_a_failed_item_is_named_and_the_others_go_on(tmp_path, capsys):
+    items = [
+        writer(tmp_path, "a"),
+        failing("b", InputError("b.jsonl, line 3: no key 'type'")),
+        failing("c", RuntimeError("shape mismatch")),
+        writer(tmp_path, "d"),
+    ]
+    result = sweep(items, alone(), "items")
+    assert (tmp_path / "a").exists() and (tmp_path / "d").exists()
+    assert result.failures == (("b", "b.jsonl, line 3: no key 'type'"), ("c", "RuntimeError: shape mismatch"))
+    assert report_sweep(result, alone()) == 1
+    assert "failed: b: b.jsonl, line 3: no key 'type'" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_sweep(tmp_path):
+    log: list[str] = []
+    items = [failing("a", OSError(errno.ENOSPC, "No space left on device")), writer(tmp_path, "b", cost=0.5, log=log)]
+    with pytest.raises(OSError, match="No space left"):
+        sweep(items, alone(), "items")
+    assert log == []
+
+
+def test_several_processes_do_each_item_once_and_all_see_the_whole_result(tmp_path):
+    logs: list[list[str]] = [[], [], []]
+    names = [f"{batch}{number}" for batch in "abcd" for number in range(10)]
+    lists = [[writer(tmp_path, name, name[0], log=log) for name in names] for log in logs]
+    results = in_threads(lists)
+    assert sorted(name for log in logs for name in log) == sorted(names)
+    assert results[0] == results[1] == results[2]
+    assert results[0].finished == 40 and len(results[0].busy) == 3
+
+
+def test_processes_keep_to_their_own_batch_while_there_are_unopened_ones(tmp_path):
+    """The first items that two processes claim come from different batches, so each loads one checkpoint."""
+    opened: list[list[str]] = [[], []]
+    both_started = threading.Barrier(2, timeout=30)
+
+    def item(batch: str, number: int, rank: int) -> WorkItem:
+        def run() -> None:
+            if not opened[rank]:
+                opened[rank].append(batch)
+                both_started.wait()
+
+        return WorkItem(f"{batch}{number}", batch, 1.0, lambda: False, run)
+
+    in_threads([[item(batch, number, rank) for batch in "ab" for number in range(3)] for rank in range(2)])
+    assert sorted(opened) == [["a"], ["b"]]
+
+
+def test_an_idle_process_helps_with_a_batch_that_another_opened(tmp_path):
+    """One checkpoint alone is shared too: two items that wait for each other can only end in two processes."""
+    together = threading.Barrier(2, timeout=30)
+
+    def item(number: int) -> WorkItem:
+        return WorkItem(f"item {number}", "the only batch", 1.0, lambda: False, together.wait)
+
+    results = in_threads([[item(0), item(1)], [item(0), item(1)]])
+    assert results[0].finished == 2 and not results[0].failures
+
+
+def test_a_failure_in_one_process_is_known_to_all(tmp_path):
+    items = [failing("bad", ValueError("no"), "one"), writer(tmp_path, "good", "two")]
+    results = in_threads([items, items])
+    assert [result.failures for result in results] == [(("bad", "ValueError: no"),)] * 2
+
+
+def test_names_must_differ(tmp_path):
+    with pytest.raises(ValueError, match="different names"):
+        sweep([writer(tmp_path, "a"), writer(tmp_path, "a")], alone(), "items")
+
+
+def test_without_a_launcher_a_process_is_alone(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    process = this_process()
+    assert (process.rank, process.count, process.is_main) == (0, 1, True)
+
+
+def test_processes_that_cannot_find_each_other_are_told_how(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(
+        InputError, match="RANK, MASTER_ADDR, MASTER_PORT is not set; start the program with accelerate"
+    ):
+        this_process()
+
+
+def test_devices_by_name():
+    assert pick_device("cpu", alone()) == torch.device("cpu")
+    with pytest.raises(InputError, match="no such device"):
+        pick_device("gpu", alone())
+    assert cores() >= 1
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from knowledge_circuits.command_line import run_program
+from knowledge_circuits.files import InputError, atomic_write
+from knowledge_circuits.sweep import WorkItem, report_sweep, sweep, this_process
+
+folder, bad, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+
+def item(name):
+    def run():
+        time.sleep(seconds)
+        if name == bad:
+            raise InputError("a bad item")
+        with atomic_write(folder / name) as file:
+            file.write(name)
+    return WorkItem(name, name[0], 1.0, (folder / name).exists, run)
+
+def main():
+    process = this_process()
+    return report_sweep(sweep([item(f"{b}{i}") for b in "ab" for i in range(6)], process, "items"), process)
+
+run_program(main)
+"""
+
+
+def launch(folder: Path, bad: str = "", seconds: float = 0.0, processes: int = 2) -> subprocess.Popen[str]:
+    script = folder.parent / "program.py"
+    script.write_text(PROGRAM)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.Popen(
+        [*(launcher if processes > 1 else [sys.executable]), str(script), str(folder), bad, str(seconds)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_torchrun_shares_the_items_and_a_failure_stops_nobody(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    out, err = (program := launch(folder, bad="a3", seconds=0.02)).communicate(timeout=120)
+    assert program.returncode != 0
+    assert "failed: a3: a bad item" in err
+    assert "11 done, 0 were there already, 1 failed" in out
+    assert len(list(folder.iterdir())) == 11
+    out, err = (program := launch(folder)).communicate(timeout=120)
+    assert program.returncode == 0, err
+    assert "1 done, 11 were there already, 0 failed" in out and "process 1" in out
+
+
+def test_a_killed_sweep_leaves_nothing_that_blocks_the_next(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    program = launch(folder, seconds=0.2)
+    deadline = time.monotonic() + 60
+    while not list(folder.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(program.pid, 9)
+    program.communicate(timeout=60)
+    out, err = (again := launch(folder, processes=1)).communicate(timeout=120)
+    assert again.returncode == 0, err
+    done, present = map(int, re.findall(r"(\d+) done, (\d+) were there", out)[0])
+    assert done + present == 12 and 0 < present < 12
+    assert len([path for path in folder.iterdir() if not path.name.startswith(".")]) == 12
+
+
+def test_ctrl_c_ends_with_one_sentence(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    program = launch(folder, seconds=0.2, processes=1)
+    while not list(folder.iterdir()):
+        time.sleep(0.02)
+    os.killpg(program.pid, 2)
+    _, err = program.communicate(timeout=60)
+    assert program.returncode == 130
+    assert "run the same command again to go on" in err and "Traceback" not in err
