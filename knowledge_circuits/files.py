@@ -117,8 +117,8 @@ def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 
         file.write(json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent) + "\n")
 
 
-def read_jsonl(path: str | os.PathLike[str], keys: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Read JSON lines as a list of objects.
+def numbered_jsonl(path: str | os.PathLike[str], keys: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON lines file with their line numbers (from 1), for readers that check more than keys.
 
     Args:
         path: the file; blank lines are skipped.
@@ -127,7 +127,6 @@ def read_jsonl(path: str | os.PathLike[str], keys: Sequence[str] = ()) -> list[d
     Raises:
         InputError: with file, line number and reason.
     """
-    rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -138,8 +137,12 @@ def read_jsonl(path: str | os.PathLike[str], keys: Sequence[str] = ()) -> list[d
         missing = [key for key in keys if key not in row]
         if missing:
             raise InputError(f"{where}: no key {', '.join(map(repr, missing))}")
-        rows.append(row)
-    return rows
+        yield number, row
+
+
+def read_jsonl(path: str | os.PathLike[str], keys: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Read JSON lines as a list of objects; see `numbered_jsonl` for the arguments and errors."""
+    return [row for _, row in numbered_jsonl(path, keys)]
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
