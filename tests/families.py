@@ -1,0 +1,217 @@
+"""Tiny random checkpoints of every supported decoder family, and random prompt pairs for them.
+
+Weights are drawn so that every term matters: projections keep the residual stream's scale, norm weights stray from one
+and biases from zero, head widths differ from `d_model / heads` where the family allows it. All is a function of seeds.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+VOCABULARY = 90
+POSITIONS = 32
+_COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
+_ROTARY = {**_COMMON, "hidden_size": 32, "max_position_embeddings": POSITIONS}
+
+
+def _gpt2() -> PreTrainedConfig:
+    return GPT2Config(**_COMMON, n_embd=32, n_layer=3, n_head=4, n_positions=POSITIONS)
+
+
+def _llama() -> PreTrainedConfig:
+    return LlamaConfig(
+        **_ROTARY,
+        intermediate_size=56,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=10,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    )
+
+
+def _llama_with_biases() -> PreTrainedConfig:
+    return LlamaConfig(
+        **_ROTARY,
+        intermediate_size=56,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+    )
+
+
+def _mistral() -> PreTrainedConfig:
+    return MistralConfig(
+        **_ROTARY,
+        intermediate_size=56,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        sliding_window=None,
+    )
+
+
+def _mistral_with_long_window() -> PreTrainedConfig:
+    return MistralConfig(
+        **_ROTARY,
+        intermediate_size=56,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=POSITIONS,
+    )
+
+
+def _qwen2() -> PreTrainedConfig:
+    return Qwen2Config(
+        **_ROTARY,
+        intermediate_size=56,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+
+
+def _qwen3() -> PreTrainedConfig:
+    return Qwen3Config(
+        **_ROTARY,
+        intermediate_size=56,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+    )
+
+
+def _phi() -> PreTrainedConfig:
+    return PhiConfig(
+        **_ROTARY,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    )
+
+
+def _gpt_neox(parallel: bool) -> PreTrainedConfig:
+    return GPTNeoXConfig(
+        **_ROTARY,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        use_parallel_residual=parallel,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    )
+
+
+#: Every family that the engine claims to support, by a name for test ids.
+FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "gpt2": _gpt2,
+    "llama": _llama,
+    "llama-biases-tied": _llama_with_biases,
+    "mistral": _mistral,
+    "mistral-long-window": _mistral_with_long_window,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "phi": _phi,
+    "gpt-neox": lambda: _gpt_neox(True),
+    "gpt-neox-sequential": lambda: _gpt_neox(False),
+}
+
+
+def random_model(config: PreTrainedConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model of the configuration's architecture with random weights of healthy scale, in evaluation mode.
+
+    Weights are drawn in float32 whatever the dtype, so that a float64 model has the float32 checkpoint's values.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    generator = torch.Generator().manual_seed(seed)
+    transposed = config.model_type == "gpt2"  # its projections are stored [in, out]
+    with torch.no_grad():
+        for name, weight in sorted(dict(model.named_parameters()).items()):
+            draw = torch.randn(weight.shape, generator=generator)
+            if weight.ndim == 1:
+                weight.copy_(0.1 * draw if name.endswith("bias") else 1 + 0.2 * draw)
+            elif any(part in name for part in ("embed_tokens", "embed_in", "wte", "wpe")):
+                weight.copy_(0.5 * draw)
+            else:
+                weight.copy_(draw / math.sqrt(weight.shape[0 if transposed else 1]))
+    return model.to(dtype).eval()
+
+
+def word_tokenizer(vocabulary_size: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """A tokenizer whose token i is the word `t<i>`; token 0 is both BOS and EOS."""
+    words = {("<s>" if index == 0 else f"t{index}"): index for index in range(vocabulary_size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", unk_token="<s>")
+
+
+def save_checkpoint(folder: Path, config: PreTrainedConfig, seed: int = 0) -> Path:
+    """Write a random checkpoint (float32 weights, configuration and tokenizer) as a folder, and return the folder."""
+    random_model(config, seed).save_pretrained(folder)
+    word_tokenizer(config.vocab_size).save_pretrained(folder)
+    return folder
+
+
+def save_family(folder: Path, family: str, seed: int = 0) -> Path:
+    """`save_checkpoint` for one of `FAMILIES`."""
+    return save_checkpoint(folder, FAMILIES[family](), seed)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A clean and a corrupted prompt of equal length, and the ids of the clean and the corrupted label."""
+
+    clean_ids: list[int]
+    corrupted_ids: list[int]
+    label_ids: tuple[int, int]
+
+    @classmethod
+    def of(cls, item: dict[str, Any]) -> Pair:
+        """A pair from an object with the three keys."""
+        return cls(list(item["clean_ids"]), list(item["corrupted_ids"]), tuple(item["label_ids"]))
+
+
+def random_pairs(
+    lengths: tuple[int, ...] = (7, 10, 7, 9, 10), seed: int = 0, vocabulary: int = VOCABULARY
+) -> list[Pair]:
+    """Random pairs: BOS, a subject of three tokens that differs, then a shared relation up to the given length."""
+    generator = random.Random(seed)
+
+    def tokens(count: int) -> list[int]:
+        return [generator.randrange(1, vocabulary) for _ in range(count)]
+
+    pairs = []
+    for length in lengths:
+        relation = tokens(length - 4)
+        clean, corrupted = generator.sample(range(1, vocabulary), 2)
+        pairs.append(Pair([0, *tokens(3), *relation], [0, *tokens(3), *relation], (clean, corrupted)))
+    return pairs

@@ -1,0 +1,581 @@
+"""Slow and obviously right: the computation graph of a decoder written out node by node, in float64, with autograd.
+
+A model is read straight from a Hugging Face state dict. `run` walks the graph: every head of every layer reads its own
+query, key and value input, every MLP its own input, and each such target sums the outputs of all earlier sources anew.
+Two callbacks make it every oracle that the tests need: `read(v, x, sources)` may change what target v reads, and
+`write(u, z)` what source u puts out. From them follow, by their definitions, the attribution methods (the gradient
+with respect to a zero added at every target's input), `exact` (one edge corrupted at a time) and circuits under
+intervention.
+
+Shapes: b items, p positions, d width of the residual stream, u sources, v targets; no padding anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from families import Pair
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+Read = Callable[[int, Tensor, list[Tensor]], Tensor]
+Write = Callable[[int, Tensor], Tensor]
+#: ell(logits [b, vocabulary], clean logits [vocabulary], (clean label, corrupted label)) -> [b]
+Metric = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
+
+
+# --- The model as its weights say ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x W^T + b, with W [out, in]."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Layer norm, or root-mean-square norm where there is no centring."""
+
+    weight: Tensor
+    bias: Tensor | None
+    epsilon: float
+    centred: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.centred:
+            x = x - x.mean(-1, keepdim=True)
+        x = x / (x.square().mean(-1, keepdim=True) + self.epsilon).sqrt() * self.weight
+        return x if self.bias is None else x + self.bias
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block: per query head its projections (keys and values repeated for grouped queries), and the MLP."""
+
+    attention_norm: Norm
+    mlp_norm: Norm
+    q: list[Affine]
+    k: list[Affine]
+    v: list[Affine]
+    o: list[Affine]
+    o_bias: Tensor | float
+    mlp_in: Affine
+    mlp_out: Affine
+    mlp_gate: Affine | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder in float64."""
+
+    embedding: Tensor
+    layers: list[Layer]
+    final_norm: Norm
+    unembedding: Affine
+    activation: Callable[[Tensor], Tensor]
+    parallel: bool
+    positions: Tensor | None = None
+    rotary_dimensions: int = 0
+    rotary_theta: float = 10000.0
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def n_heads(self) -> int:
+        return len(self.layers[0].q)
+
+    @property
+    def n_sources(self) -> int:
+        return 1 + self.n_layers * (self.n_heads + 1)
+
+    @property
+    def n_targets(self) -> int:
+        return self.n_layers * (3 * self.n_heads + 1) + 1
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """Token embeddings [1, p, d]."""
+        return self.embedding[torch.tensor(ids)][None]
+
+    def readable(self) -> Tensor:
+        """Which edges exist, [u, v]: found by watching which sources every target is offered."""
+        edges = torch.zeros(self.n_sources, self.n_targets, dtype=torch.bool)
+
+        def watch(v: int, x: Tensor, sources: list[Tensor]) -> Tensor:
+            edges[: len(sources), v] = True
+            return x
+
+        run(self, self.embed([0]), read=watch)
+        return edges
+
+
+@dataclass
+class _Reader:
+    """A state dict in float64, read by module name."""
+
+    state: dict[str, Tensor]
+    epsilon: float
+    centred: bool
+
+    def affine(self, name: str, transposed: bool = False) -> Affine:
+        weight = self.state[f"{name}.weight"]
+        return Affine(weight.T if transposed else weight, self.state.get(f"{name}.bias"))
+
+    def norm(self, name: str) -> Norm:
+        return Norm(self.state[f"{name}.weight"], self.state.get(f"{name}.bias"), self.epsilon, self.centred)
+
+    def optional_norm(self, name: str) -> Norm | None:
+        return self.norm(name) if f"{name}.weight" in self.state else None
+
+
+def _rows(affine: Affine, start: int, count: int) -> Affine:
+    """Some output rows of an affine map."""
+    bias = None if affine.bias is None else affine.bias[start : start + count]
+    return Affine(affine.weight[start : start + count], bias)
+
+
+def _heads(affine: Affine, width: int, heads: int) -> list[Affine]:
+    """An output split by head; a map with fewer heads is repeated head by head (grouped queries)."""
+    own = [_rows(affine, start, width) for start in range(0, affine.weight.shape[0], width)]
+    return [head for head in own for _ in range(heads // len(own))]
+
+
+def _output_heads(affine: Affine, heads: int) -> list[Affine]:
+    return [Affine(part) for part in affine.weight.chunk(heads, dim=1)]
+
+
+def from_hugging_face(model: PreTrainedModel) -> Model:
+    """Read a model of one of the families from its state dict, in float64."""
+    config = model.config
+    state = {name: tensor.detach().double() for name, tensor in model.state_dict().items()}
+    return {"gpt2": _read_gpt2, "phi": _read_phi, "gpt_neox": _read_gpt_neox}.get(config.model_type, _read_llama)(
+        config, state
+    )
+
+
+def _bias(affine: Affine) -> Tensor | float:
+    return 0.0 if affine.bias is None else affine.bias
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+}
+
+
+def _read_gpt2(config, state: dict[str, Tensor]) -> Model:
+    reader = _Reader(state, config.layer_norm_epsilon, centred=True)
+    heads, width = config.n_head, config.n_embd // config.n_head
+    layers = []
+    for index in range(config.n_layer):
+        name = f"transformer.h.{index}"
+        qkv = reader.affine(f"{name}.attn.c_attn", transposed=True)
+        q, k, v = (_rows(qkv, part * config.n_embd, config.n_embd) for part in range(3))
+        out = reader.affine(f"{name}.attn.c_proj", transposed=True)
+        layers.append(
+            Layer(
+                attention_norm=reader.norm(f"{name}.ln_1"),
+                mlp_norm=reader.norm(f"{name}.ln_2"),
+                q=_heads(q, width, heads),
+                k=_heads(k, width, heads),
+                v=_heads(v, width, heads),
+                o=_output_heads(out, heads),
+                o_bias=_bias(out),
+                mlp_in=reader.affine(f"{name}.mlp.c_fc", transposed=True),
+                mlp_out=reader.affine(f"{name}.mlp.c_proj", transposed=True),
+            )
+        )
+    return Model(
+        embedding=state["transformer.wte.weight"],
+        positions=state["transformer.wpe.weight"],
+        layers=layers,
+        final_norm=reader.norm("transformer.ln_f"),
+        unembedding=reader.affine("lm_head"),
+        activation=_ACTIVATIONS[config.activation_function],
+        parallel=False,
+    )
+
+
+def _read_llama(config, state: dict[str, Tensor]) -> Model:
+    reader = _Reader(state, config.rms_norm_eps, centred=False)
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers = []
+    for index in range(config.num_hidden_layers):
+        name = f"model.layers.{index}"
+        out = reader.affine(f"{name}.self_attn.o_proj")
+        layers.append(
+            Layer(
+                attention_norm=reader.norm(f"{name}.input_layernorm"),
+                mlp_norm=reader.norm(f"{name}.post_attention_layernorm"),
+                q=_heads(reader.affine(f"{name}.self_attn.q_proj"), width, heads),
+                k=_heads(reader.affine(f"{name}.self_attn.k_proj"), width, heads),
+                v=_heads(reader.affine(f"{name}.self_attn.v_proj"), width, heads),
+                o=_output_heads(out, heads),
+                o_bias=_bias(out),
+                mlp_in=reader.affine(f"{name}.mlp.up_proj"),
+                mlp_gate=reader.affine(f"{name}.mlp.gate_proj"),
+                mlp_out=reader.affine(f"{name}.mlp.down_proj"),
+                q_norm=reader.optional_norm(f"{name}.self_attn.q_norm"),
+                k_norm=reader.optional_norm(f"{name}.self_attn.k_norm"),
+            )
+        )
+    return Model(
+        embedding=state["model.embed_tokens.weight"],
+        layers=layers,
+        final_norm=reader.norm("model.norm"),
+        unembedding=reader.affine("lm_head"),
+        activation=_ACTIVATIONS[config.hidden_act],
+        parallel=False,
+        rotary_dimensions=width,
+        rotary_theta=config.rope_parameters["rope_theta"],
+    )
+
+
+def _read_phi(config, state: dict[str, Tensor]) -> Model:
+    reader = _Reader(state, config.layer_norm_eps, centred=True)
+    heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    layers = []
+    for index in range(config.num_hidden_layers):
+        name = f"model.layers.{index}"
+        norm, out = reader.norm(f"{name}.input_layernorm"), reader.affine(f"{name}.self_attn.dense")
+        layers.append(
+            Layer(
+                attention_norm=norm,
+                mlp_norm=norm,
+                q=_heads(reader.affine(f"{name}.self_attn.q_proj"), width, heads),
+                k=_heads(reader.affine(f"{name}.self_attn.k_proj"), width, heads),
+                v=_heads(reader.affine(f"{name}.self_attn.v_proj"), width, heads),
+                o=_output_heads(out, heads),
+                o_bias=_bias(out),
+                mlp_in=reader.affine(f"{name}.mlp.fc1"),
+                mlp_out=reader.affine(f"{name}.mlp.fc2"),
+            )
+        )
+    return Model(
+        embedding=state["model.embed_tokens.weight"],
+        layers=layers,
+        final_norm=reader.norm("model.final_layernorm"),
+        unembedding=reader.affine("lm_head"),
+        activation=_ACTIVATIONS[config.hidden_act],
+        parallel=True,
+        rotary_dimensions=int(width * config.rope_parameters["partial_rotary_factor"]),
+        rotary_theta=config.rope_parameters["rope_theta"],
+    )
+
+
+def _read_gpt_neox(config, state: dict[str, Tensor]) -> Model:
+    reader = _Reader(state, config.layer_norm_eps, centred=True)
+    heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    layers = []
+    for index in range(config.num_hidden_layers):
+        name = f"gpt_neox.layers.{index}"
+        parts = _heads(reader.affine(f"{name}.attention.query_key_value"), width, 3 * heads)  # q, k, v of each head
+        out = reader.affine(f"{name}.attention.dense")
+        layers.append(
+            Layer(
+                attention_norm=reader.norm(f"{name}.input_layernorm"),
+                mlp_norm=reader.norm(f"{name}.post_attention_layernorm"),
+                q=parts[0::3],
+                k=parts[1::3],
+                v=parts[2::3],
+                o=_output_heads(out, heads),
+                o_bias=_bias(out),
+                mlp_in=reader.affine(f"{name}.mlp.dense_h_to_4h"),
+                mlp_out=reader.affine(f"{name}.mlp.dense_4h_to_h"),
+            )
+        )
+    return Model(
+        embedding=state["gpt_neox.embed_in.weight"],
+        layers=layers,
+        final_norm=reader.norm("gpt_neox.final_layer_norm"),
+        unembedding=reader.affine("embed_out" if "embed_out.weight" in state else "lm_head"),
+        activation=_ACTIVATIONS[config.hidden_act],
+        parallel=config.use_parallel_residual,
+        rotary_dimensions=int(width * config.rope_parameters["partial_rotary_factor"]),
+        rotary_theta=config.rope_parameters["rope_theta"],
+    )
+
+
+# --- The walk over the graph -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """What a walk leaves: every source's output [u, b, p, d] and the logits at every position [b, p, vocabulary]."""
+
+    sources: list[Tensor] = field(default_factory=list)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def outputs(self) -> Tensor:
+        return torch.stack(self.sources)
+
+
+def _unchanged_input(v: int, x: Tensor, sources: list[Tensor]) -> Tensor:
+    return x
+
+
+def _unchanged_output(u: int, z: Tensor) -> Tensor:
+    return z
+
+
+def run(model: Model, embedding: Tensor, read: Read = _unchanged_input, write: Write = _unchanged_output) -> Run:
+    """Walk the graph from token embeddings [b, p, d]; sources and targets are numbered as the design orders them."""
+    constant = torch.zeros_like(embedding[:, :, :])
+    if model.positions is not None:
+        constant = constant + model.positions[: embedding.shape[1]]
+    sources = [write(0, embedding)]
+    heads, v = model.n_heads, 0
+
+    def residual(target: int) -> Tensor:
+        return read(target, constant + torch.stack(sources).sum(0), sources)
+
+    for layer in model.layers:
+        outputs = [
+            write(
+                len(sources) + h,
+                _head(model, layer, h, *(residual(v + part * heads + h) for part in range(3))),
+            )
+            for h in range(heads)
+        ]
+        v += 3 * heads
+        if model.parallel:  # the MLP reads what the heads read
+            mlp_input = residual(v)
+        sources = sources + outputs
+        constant = constant + layer.o_bias
+        if not model.parallel:
+            mlp_input = residual(v)
+        v += 1
+        sources = [*sources, write(len(sources), _mlp(model, layer, mlp_input))]
+    return Run(sources, model.unembedding(model.final_norm(residual(v))))
+
+
+def _head(model: Model, layer: Layer, h: int, xq: Tensor, xk: Tensor, xv: Tensor) -> Tensor:
+    """One head's output [b, p, d] from its three inputs."""
+    q, k = layer.q[h](layer.attention_norm(xq)), layer.k[h](layer.attention_norm(xk))
+    v = layer.v[h](layer.attention_norm(xv))
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q, k = layer.q_norm(q), layer.k_norm(k)
+    if model.rotary_dimensions:
+        q, k = _rotate(model, q), _rotate(model, k)
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return layer.o[h](scores.masked_fill(future, -math.inf).softmax(-1) @ v)
+
+
+def _rotate(model: Model, x: Tensor) -> Tensor:
+    """Rotary embedding in the half-split form: dimension i is paired with i + r/2 among the first r."""
+    r = model.rotary_dimensions
+    frequencies = model.rotary_theta ** (-torch.arange(0, r, 2, dtype=x.dtype) / r)
+    angles = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * frequencies
+    first, second, rest = x[..., : r // 2], x[..., r // 2 : r], x[..., r:]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+def _mlp(model: Model, layer: Layer, x: Tensor) -> Tensor:
+    x = layer.mlp_norm(x)
+    hidden = layer.mlp_in(x)
+    if layer.mlp_gate is not None:
+        return layer.mlp_out(model.activation(layer.mlp_gate(x)) * hidden)
+    return layer.mlp_out(model.activation(hidden))
+
+
+# --- Metrics ---------------------------------------------------------------------------------------------------------
+
+
+def logit_difference(logits: Tensor, clean: Tensor, labels: tuple[int, int]) -> Tensor:
+    return -(logits[:, labels[0]] - logits[:, labels[1]])
+
+
+def probability_difference(logits: Tensor, clean: Tensor, labels: tuple[int, int]) -> Tensor:
+    return logit_difference(logits.softmax(-1), clean, labels)
+
+
+def _divergence(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p.log() - q.log())).sum(-1)
+
+
+def kl_divergence(logits: Tensor, clean: Tensor, labels: tuple[int, int]) -> Tensor:
+    """KL(clean distribution || this distribution)."""
+    return _divergence(clean.softmax(-1), logits.softmax(-1))
+
+
+def js_divergence(logits: Tensor, clean: Tensor, labels: tuple[int, int]) -> Tensor:
+    p, q = clean.softmax(-1), logits.softmax(-1)
+    middle = (p + q) / 2
+    return (_divergence(p, middle) + _divergence(q, middle)) / 2
+
+
+# --- Attribution by its definition -----------------------------------------------------------------------------------
+
+
+def _gradients(model: Model, embedding: Tensor, ell: Callable[[Tensor], Tensor], write: Write) -> Tensor:
+    """The gradient of ell at every target's input, [v, p, d], in one run of one item that starts at an embedding."""
+    nothing = [torch.zeros_like(embedding, requires_grad=True) for _ in range(model.n_targets)]
+    outcome = run(model, embedding, read=lambda v, x, _: x + nothing[v], write=write)
+    found = torch.autograd.grad(ell(outcome.logits[:, -1]).sum(), nothing, allow_unused=True, materialize_grads=True)
+    return torch.stack(found)[:, 0]
+
+
+def attribute(
+    model: Model,
+    pairs: Sequence[Pair],
+    method: str,
+    steps: int = 5,
+    first_step: int = 1,
+    metric: Metric = logit_difference,
+) -> Tensor:
+    """Scores [u, v]: the mean over items of the sum over positions of <z(corrupted) - z(clean), g>.
+
+    Args:
+        method: "EAP", "EAP-IG", "clean-corrupted", "EAP-IG-activations" or "exact".
+        steps: m, the number of interpolation steps.
+        first_step: 1 for k = 1..m, 0 for k = 0..m-1.
+    """
+    return torch.stack([_attribute_one(model, pair, method, steps, first_step, metric) for pair in pairs]).mean(0)
+
+
+def _attribute_one(model: Model, pair: Pair, method: str, steps: int, first_step: int, metric: Metric) -> Tensor:
+    clean_embedding, corrupted_embedding = model.embed(pair.clean_ids), model.embed(pair.corrupted_ids)
+    clean, corrupted = run(model, clean_embedding), run(model, corrupted_embedding)
+    clean_logits = clean.logits[0, -1]
+    if method == "exact":
+        return _exact_one(model, pair, metric)
+
+    def ell(logits: Tensor) -> Tensor:
+        return metric(logits, clean_logits, pair.label_ids)
+
+    shares = [k / steps for k in range(first_step, first_step + steps)]
+    if method == "EAP":
+        runs: list[tuple[Tensor, Write]] = [(clean_embedding, _unchanged_output)]
+    elif method == "clean-corrupted":
+        runs = [(clean_embedding, _unchanged_output), (corrupted_embedding, _unchanged_output)]
+    elif method == "EAP-IG":
+        path = (corrupted_embedding + share * (clean_embedding - corrupted_embedding) for share in shares)
+        runs = [(embedding, _unchanged_output) for embedding in path]
+    elif method == "EAP-IG-activations":
+        difference = clean.outputs - corrupted.outputs
+        runs = [
+            (clean_embedding, _replacing(group, corrupted.outputs + share * difference))
+            for group in _source_groups(model)
+            for share in shares
+        ]
+    else:
+        raise ValueError(method)
+    gradients = torch.stack([_gradients(model, embedding, ell, write) for embedding, write in runs])
+    if method == "EAP-IG-activations" and model.positions is None:
+        # As in EAP-IG 2.0, a target whose whole input is a replaced constant is one that no gradient reaches. A learned
+        # positional embedding in that input keeps it alive: it is a parameter, not a constant.
+        gradients[:steps, model.readable().sum(0) == 1] = 0
+    gradient = gradients.mean(0)
+    differences = (corrupted.outputs - clean.outputs)[:, 0]
+    return torch.einsum("upd,vpd->uv", differences, gradient) * model.readable()
+
+
+def _source_groups(model: Model) -> list[range]:
+    """`input`; then per layer all heads together; then its MLP."""
+    groups = [range(0, 1)]
+    for layer in range(model.n_layers):
+        start = 1 + layer * (model.n_heads + 1)
+        groups += [range(start, start + model.n_heads), range(start + model.n_heads, start + model.n_heads + 1)]
+    return groups
+
+
+def _replacing(group: range, constants: Tensor) -> Write:
+    return lambda u, z: constants[u] if u in group else z
+
+
+def _exact_one(model: Model, pair: Pair, metric: Metric) -> Tensor:
+    """ell with one edge corrupted, minus ell clean, for every edge of one item; one target's edges are one batch."""
+    embedding = model.embed(pair.clean_ids)
+    clean, corrupted = run(model, embedding), run(model, model.embed(pair.corrupted_ids))
+    clean_logits = clean.logits[0, -1]
+    base = metric(clean.logits[:, -1], clean_logits, pair.label_ids)
+    differences = (corrupted.outputs - clean.outputs)[:, 0]
+    scores = torch.zeros(model.n_sources, model.n_targets, dtype=embedding.dtype)
+    for target, count in enumerate(model.readable().sum(0).tolist()):
+        outcome = run(
+            model,
+            embedding.expand(count, -1, -1),
+            read=lambda v, x, _, target=target, count=count: x + differences[:count] if v == target else x,
+        )
+        scores[:count, target] = metric(outcome.logits[:, -1], clean_logits, pair.label_ids) - base
+    return scores
+
+
+# --- Circuits by their definition ------------------------------------------------------------------------------------
+
+
+def circuit_logits(model: Model, ids: Sequence[int], circuit: Tensor, replacement: Tensor) -> Tensor:
+    """Last-position logits [vocabulary] of a prompt run through a circuit.
+
+    Args:
+        circuit: which edges are in, [u, v] bool.
+        replacement: what an edge outside carries, [u, p, d] or [u, 1, d].
+    """
+
+    def read(v: int, x: Tensor, sources: list[Tensor]) -> Tensor:
+        for u, z in enumerate(sources):
+            if not circuit[u, v]:
+                x = x + replacement[u] - z
+        return x
+
+    with torch.no_grad():
+        return run(model, model.embed(ids), read=read).logits[0, -1]
+
+
+def source_outputs(model: Model, ids: Sequence[int]) -> Tensor:
+    """Every source's output in a plain run, [u, p, d]."""
+    with torch.no_grad():
+        return run(model, model.embed(ids)).outputs[:, 0]
+
+
+def circuit_logit_differences(
+    model: Model, pairs: Sequence[Pair], circuit: Tensor, intervention: str = "patching"
+) -> Tensor:
+    """Per item, logit[clean label] - logit[corrupted label] of the clean prompt run through a circuit.
+
+    Args:
+        intervention: "patching" (the corrupted prompt's outputs), "zero", "mean" (over all positions of the clean
+            prompts) or "mean-positional" (over the clean prompts that are as long, per position).
+    """
+    clean = [source_outputs(model, pair.clean_ids) for pair in pairs]
+    results = []
+    for pair in pairs:
+        if intervention == "patching":
+            replacement = source_outputs(model, pair.corrupted_ids)
+        elif intervention == "zero":
+            replacement = torch.zeros_like(clean[0][:, :1])
+        elif intervention == "mean":
+            replacement = torch.cat(clean, dim=1).mean(1, keepdim=True)
+        else:
+            length = len(pair.clean_ids)
+            replacement = torch.stack([outputs for outputs in clean if outputs.shape[1] == length]).mean(0)
+        logits = circuit_logits(model, pair.clean_ids, circuit, replacement)
+        results.append(logits[pair.label_ids[0]] - logits[pair.label_ids[1]])
+    return torch.stack(results)
+
+
+def standalone(model: Model, pairs: Sequence[Pair], circuit: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability and rank of the clean label in the circuit run alone, under zero ablation: two [b] tensors."""
+    nothing = torch.zeros(model.n_sources, 1, model.embedding.shape[1], dtype=model.embedding.dtype)
+    logits = torch.stack([circuit_logits(model, pair.clean_ids, circuit, nothing) for pair in pairs])
+    label = torch.tensor([pair.label_ids[0] for pair in pairs])[:, None]
+    rank = (logits > logits.gather(1, label)).sum(1)
+    return logits.softmax(-1).gather(1, label)[:, 0], rank
