@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Checks the project: ruff, mypy on the library, all tests with the share of the library's lines that they reach.
+#
+#   bash scripts/test.sh              at most 10 minutes on 2 CPU cores (and 2 to install, the first time)
+#   bash scripts/test.sh --slow       also the SmolLM2 pipeline and the tests that kill programs: about an hour
+#   bash scripts/test.sh -k packing   what else is given goes to pytest (then coverage is reported, not demanded)
+#
+# Expect: "All checks passed!", "Success: no issues found", a coverage table with at least 90%, "all checks passed".
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+export HF_HUB_OFFLINE=1 WANDB_MODE=disabled TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+selection=(-m "not slow")
+least_coverage=90
+while [[ "${1:-}" == --slow ]]; do
+  selection=()
+  shift
+done
+if (($#)); then least_coverage=0; fi
+
+echo "== ruff"
+python -m ruff check .
+python -m ruff format --check .
+echo "== mypy"
+python -m mypy
+echo "== pytest"
+python -m pytest -q --durations=10 --cov=knowledge_circuits --cov-report=term:skip-covered \
+  --cov-fail-under="$least_coverage" ${selection[@]+"${selection[@]}"} "$@"
+echo "== all checks passed"
