@@ -1,0 +1,234 @@
+"""Prompt pairs as the engine takes them: token ids, labels, and batches of one length.
+
+A pair is a clean and a corrupted prompt of the same token length and the first tokens of their two answers. Batches
+hold prompts of one length, so nothing is ever computed for padding, and scores cannot depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from knowledge_circuits.files import InputError, read_jsonl
+from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
+from knowledge_circuits.tokenization import encode_prompt
+
+CIRCUIT_KEYS = (
+    "clean_subject",
+    "clean_label",
+    "clean_label_idx",
+    "corrupted_subject",
+    "corrupted_label",
+    "corrupted_label_idx",
+    "frequency",
+    "type",
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs of one length.
+
+    Attributes:
+        index: [b] their places in the `PromptPairs`.
+        clean, corrupted: [b, p] token ids.
+        labels: [b, 2] the clean and the corrupted answer's first token.
+    """
+
+    index: Tensor
+    clean: Tensor
+    corrupted: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        parts = (self.clean, self.corrupted, self.labels)
+        return Batch(self.index, *(part.to(device, non_blocking=True) for part in parts))
+
+    @property
+    def shared_prefix(self) -> int:
+        """How many first tokens clean and corrupted prompts share in every pair (the last position never counts)."""
+        differs = (self.clean != self.corrupted).any(0)
+        first = int(differs.int().argmax()) if bool(differs.any()) else self.clean.shape[1]
+        return min(first, self.clean.shape[1] - 1)
+
+
+@dataclass(frozen=True)
+class PromptPairs:
+    """Clean and corrupted prompts with the labels of their answers.
+
+    Attributes:
+        clean, corrupted: token ids, one list per pair, the start token included; equal lengths within a pair.
+        labels: one (clean, corrupted) pair of token ids each.
+        rows: what else is known of each pair (the data file's row).
+
+    Raises:
+        InputError: lengths differ within a pair, a prompt is empty, or the lists do not match.
+    """
+
+    clean: Sequence[Sequence[int]]
+    corrupted: Sequence[Sequence[int]]
+    labels: Sequence[tuple[int, int]]
+    rows: Sequence[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not len(self.clean) == len(self.corrupted) == len(self.labels):
+            raise InputError(
+                f"{len(self.clean)} clean prompts, {len(self.corrupted)} corrupted ones and {len(self.labels)} pairs of"
+                " labels: one of each is wanted per item"
+            )
+        for number, (clean, corrupted) in enumerate(zip(self.clean, self.corrupted, strict=True)):
+            if not clean:
+                raise InputError(f"item {number}: the prompt is empty")
+            if len(clean) != len(corrupted):
+                raise InputError(
+                    f"item {number}: the clean prompt has {len(clean)} tokens and the corrupted one {len(corrupted)};"
+                    " they must be of one length"
+                )
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max((len(ids) for ids in self.clean), default=0)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Batches of at most `batch_size` pairs of one length, shortest first, in the given order within a length."""
+        if batch_size < 1:
+            raise InputError(f"a batch holds at least one prompt, not {batch_size}")
+        by_length: dict[int, list[int]] = {}
+        for number, ids in enumerate(self.clean):
+            by_length.setdefault(len(ids), []).append(number)
+        for length in sorted(by_length):
+            members = by_length[length]
+            for start in range(0, len(members), batch_size):
+                chosen = members[start : start + batch_size]
+                yield Batch(
+                    index=torch.tensor(chosen),
+                    clean=torch.tensor([list(self.clean[i]) for i in chosen]),
+                    corrupted=torch.tensor([list(self.corrupted[i]) for i in chosen]),
+                    labels=torch.tensor([list(self.labels[i]) for i in chosen]),
+                )
+
+    def check_fits(self, vocabulary: int, max_positions: int) -> None:
+        """Raise InputError naming the first item that a model with this vocabulary and context cannot take."""
+        for number, (clean, corrupted, labels) in enumerate(
+            zip(self.clean, self.corrupted, self.labels, strict=True)
+        ):
+            if len(clean) > max_positions:
+                raise InputError(
+                    f"item {number}: a prompt of {len(clean)} tokens is longer than the model's context (or sliding"
+                    f" window) of {max_positions}"
+                )
+            for token in (*clean, *corrupted, *labels):
+                if not 0 <= token < vocabulary:
+                    raise InputError(
+                        f"item {number}: token id {token} is outside the model's vocabulary of {vocabulary}; were the"
+                        " data made with another tokenizer?"
+                    )
+
+
+def pairs_from_text(
+    tokenizer: PreTrainedTokenizerBase,
+    clean: Sequence[str],
+    corrupted: Sequence[str],
+    labels: Sequence[tuple[int, int]],
+    rows: Sequence[dict[str, Any]] = (),
+) -> PromptPairs:
+    """Prompt pairs from text; each prompt starts with exactly one start token."""
+    return PromptPairs(
+        [encode_prompt(tokenizer, text) for text in clean],
+        [encode_prompt(tokenizer, text) for text in corrupted],
+        list(labels),
+        list(rows),
+    )
+
+
+def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
+    """Read and check the rows of a circuit data file (design: `circuit_<n>/<model>/<task>.jsonl`).
+
+    Args:
+        path: the file; `{task}` in it stands for the task.
+
+    Returns:
+        The rows, `frequency` an int, with `line` (the line number) and `file` added for later errors.
+
+    Raises:
+        InputError: with file, line and reason.
+    """
+    path = path.replace("{task}", task)
+    rows = read_jsonl(path, CIRCUIT_KEYS)
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}, item {number}"
+        for key in ("clean_subject", "clean_label", "corrupted_subject", "corrupted_label"):
+            if not isinstance(row[key], str) or not row[key].strip():
+                raise InputError(f"{where}: {key} is {row[key]!r}, not a text")
+        for key in ("clean_label_idx", "corrupted_label_idx"):
+            if type(row[key]) is not int or row[key] < 0:
+                raise InputError(f"{where}: {key} is {row[key]!r}, not a token id")
+        if row["type"] not in tuple(KnowledgeType):
+            raise InputError(f"{where}: type {row['type']!r} is not one of: {', '.join(KnowledgeType)}")
+        row["frequency"] = _frequency(row["frequency"], where)
+    return rows
+
+
+def _frequency(value: Any, where: str) -> int:
+    """A frequency as int; files may hold it as a string."""
+    if isinstance(value, str) and value.strip().isdecimal() and value.strip().isascii() and len(value) < 10:
+        value = int(value)
+    if type(value) is not int or value < 1:
+        raise InputError(f"{where}: frequency {value!r} is not a count of at least 1")
+    return value
+
+
+def group_pairs(
+    rows: Sequence[dict[str, Any]],
+    group: Group,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None = None,
+    where: str = "the circuit data",
+) -> PromptPairs:
+    """The prompt pairs of one group.
+
+    Args:
+        rows: of the group's task, as `read_circuit_data` gives them.
+        group: task, type and band.
+        tokenizer: the model's.
+        limit: at most this many, from the first.
+        where: what errors call the data.
+
+    Raises:
+        InputError: a clean and a corrupted prompt differ in length, or a label id is not the tokenizer's.
+    """
+    chosen = [
+        (number, row)
+        for number, row in enumerate(rows, start=1)
+        if row["type"] == group.type and Band.of(row["frequency"]) == group.band
+    ][:limit]
+    clean, corrupted, labels = [], [], []
+    for number, row in chosen:
+        prompts = [group.task.prompt(row[f"{side}_subject"]) for side in ("clean", "corrupted")]
+        ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        if len(ids[0]) != len(ids[1]):
+            raise InputError(
+                f"{where}, item {number}: the clean prompt has {len(ids[0])} tokens and the corrupted one {len(ids[1])}"
+                " under this tokenizer; make the data with the model's own"
+            )
+        pair = (row["clean_label_idx"], row["corrupted_label_idx"])
+        for label in pair:
+            if label >= len(tokenizer):
+                raise InputError(
+                    f"{where}, item {number}: label id {label} is outside the tokenizer's {len(tokenizer)} tokens; make"
+                    " the data with the model's own"
+                )
+        clean.append(ids[0])
+        corrupted.append(ids[1])
+        labels.append(pair)
+    return PromptPairs(clean, corrupted, labels, [row for _, row in chosen])
