@@ -1,0 +1,40 @@
+"""Make the nano model's untrained start: a tokenizer learned from the prior and the training corpus, a random GPT-2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from knowledge_circuits.base_model import Shape, random_gpt2, save_checkpoint, train_tokenizer
+from knowledge_circuits.command_line import run_program
+from knowledge_circuits.corpora import read_texts
+from knowledge_circuits.data_folder import DataFolder, data_parser, positive
+
+
+def main() -> None:
+    parser = data_parser(__doc__)
+    default = Shape()
+    parser.add_argument("--output_dir", default="models/nano-untrained", help="the checkpoint folder to write")
+    parser.add_argument("--vocab_size", type=positive, default=3_072, help="tokens of the byte-level BPE")
+    parser.add_argument("--n_layer", type=positive, default=default.layers, help="layers")
+    parser.add_argument("--n_head", type=positive, default=default.heads, help="attention heads of a layer")
+    parser.add_argument("--n_embd", type=positive, default=default.width, help="width of the residual stream")
+    parser.add_argument("--n_positions", type=positive, default=default.positions, help="context length in tokens")
+    arguments = parser.parse_args()
+
+    folder = DataFolder.of(arguments.data_dir, arguments.N)
+    shape = Shape(arguments.n_layer, arguments.n_head, arguments.n_embd, arguments.n_positions)
+    texts = read_texts(folder.require(folder.prior, "prior_data_generation.py"))
+    texts += read_texts(folder.require(folder.train, "text_data_generation.py"))
+    tokenizer = train_tokenizer(texts, arguments.vocab_size, shape.positions)
+    model = random_gpt2(tokenizer, shape, arguments.seed)
+    save_checkpoint(model, tokenizer, arguments.output_dir)
+    folder.record("base_model_creation", vars(arguments))
+    print(f"{len(tokenizer):,} tokens learned from {len(texts):,} texts")
+    print(f"GPT-2 of {model.num_parameters():,} random parameters: {arguments.output_dir}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,54 @@
+"""Pair clean and corrupted prompts under a model's tokenizer: entities_<N>/circuit_<n>/<model>/<task>.jsonl."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from knowledge_circuits.biographies import count_table, read_entities
+from knowledge_circuits.circuit_data import RARE_LENGTH, CircuitData, circuit_data
+from knowledge_circuits.command_line import choice, run_program
+from knowledge_circuits.data_folder import DataFolder, data_parser, positive
+from knowledge_circuits.files import write_jsonl
+from knowledge_circuits.study import TASKS, Attribute
+from knowledge_circuits.tokenization import load_tokenizer
+
+
+def main() -> None:
+    parser = data_parser(__doc__)
+    parser.add_argument("--model", required=True, help="name that stands in the output path")
+    parser.add_argument("--model_name_or_path", required=True, help="folder or hub name whose tokenizer is used")
+    parser.add_argument("--task", type=choice(Attribute), nargs="+", default=list(TASKS), help="what is asked for")
+    parser.add_argument("--circuit_n", type=positive, default=300, help="pairs of each type and band, at most")
+    parser.add_argument(
+        "--rare_length", type=positive, default=RARE_LENGTH, help="drop name lengths with so many subjects or fewer"
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="allow code from the model's repository")
+    arguments = parser.parse_args()
+
+    folder = DataFolder.of(arguments.data_dir, arguments.N)
+    people = read_entities(folder.require(folder.test, "query_data_generation.py"))
+    tokenizer = load_tokenizer(arguments.model_name_or_path, arguments.trust_remote_code)
+    for task in arguments.task:
+        data = circuit_data(people, task, tokenizer, arguments.circuit_n, arguments.seed, arguments.rare_length)
+        path = folder.circuit(arguments.circuit_n, arguments.model, task)
+        write_jsonl(path, (pair.to_row() for pair in data.pairs))
+        print_summary(data, path)
+    folder.record(f"circuits_data_generation {arguments.model} {arguments.circuit_n}", vars(arguments))
+
+
+def print_summary(data: CircuitData, path: Path) -> None:
+    """Say how many pairs there are of each group, and what was left out."""
+    print(f"{data.task}: {len(data.pairs):,} pairs: {path}")
+    print(count_table(pair.clean for pair in data.pairs))
+    for length, count in data.rare_lengths.items():
+        print(f"dropped: {count} subject(s) of {length} tokens, a length that too few names have")
+    if data.uneven:
+        print(f"dropped: {data.uneven} pair(s) whose prompts differ in length though the names do not")
+    print(f"{data.same_label} pair(s) have labels with the same first token (kept; their metric is 0)")
+
+
+if __name__ == "__main__":
+    run_program(main)

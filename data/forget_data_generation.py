@@ -1,0 +1,52 @@
+"""Write what a finished model is trained on next: entities_<N>/forget_new.jsonl, forget_conflict.jsonl, replay.jsonl.
+
+New people whom it has never met, the same people with facts that contradict the learned ones, and the originals once
+each, to be replayed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from knowledge_circuits.biographies import load_pools, load_templates, read_people_of
+from knowledge_circuits.command_line import run_program
+from knowledge_circuits.corpora import forget_conflict_corpus, forget_new_corpus, replay_corpus
+from knowledge_circuits.data_folder import (
+    DataFolder,
+    add_pool_arguments,
+    add_template_argument,
+    data_parser,
+    positive,
+)
+from knowledge_circuits.files import write_jsonl
+
+
+def main() -> None:
+    parser = data_parser(__doc__)
+    add_pool_arguments(parser)
+    add_template_argument(parser)
+    parser.add_argument("--forget_people", type=positive, default=None, help="new people; as many as N when not given")
+    parser.add_argument("--biographies_per_person", type=positive, default=1, help="in each of the three corpora")
+    arguments = parser.parse_args()
+
+    folder = DataFolder.of(arguments.data_dir, arguments.N)
+    people = [person for part in read_people_of(folder) for person in part]
+    pools = load_pools(arguments.pool_dir, arguments.people_file, tuple(arguments.birth_years))
+    templates = load_templates(arguments.template_dir)
+    copies, seed = arguments.biographies_per_person, arguments.seed
+    count = arguments.forget_people or arguments.N
+    for path, corpus in (
+        (folder.forget_new, forget_new_corpus(people, count, copies, pools, templates, seed)),
+        (folder.forget_conflict, forget_conflict_corpus(people, copies, pools, templates, seed)),
+        (folder.replay, replay_corpus(people, copies, templates, seed)),
+    ):
+        write_jsonl(path, (biography.to_row() for biography in corpus))
+        print(f"{len(corpus):,} biographies: {path}")
+    folder.record("forget_data_generation", vars(arguments))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,62 @@
+"""Write a past for a model that has none: entities_<N>/prior.jsonl, and prior_held_out.jsonl to measure perplexity on.
+
+The revised people with other facts than they will have later, background people, and small sums.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from knowledge_circuits.biographies import load_pools, load_templates, read_people_of
+from knowledge_circuits.command_line import run_program
+from knowledge_circuits.corpora import PriorSizes, prior_corpus
+from knowledge_circuits.data_folder import (
+    DataFolder,
+    add_pool_arguments,
+    add_template_argument,
+    data_parser,
+    natural,
+    positive,
+)
+from knowledge_circuits.files import write_jsonl
+
+
+def main() -> None:
+    parser = data_parser(__doc__)
+    add_pool_arguments(parser)
+    add_template_argument(parser)
+    default = PriorSizes()
+    for flag, kind, value, text in (
+        ("biographies_per_person", positive, default.biographies_per_person, "of each revised person"),
+        ("background_people", natural, default.background_people, "people whom later corpora never mention"),
+        ("background_biographies", positive, default.background_biographies, "of each background person"),
+        ("arithmetic_lines", natural, default.arithmetic_lines, "sums, each a line of its own"),
+        ("held_out_people", natural, default.held_out_people, "background people kept for prior_held_out.jsonl"),
+    ):
+        parser.add_argument(f"--{flag}", type=kind, default=value, help=text)
+    arguments = parser.parse_args()
+
+    folder = DataFolder.of(arguments.data_dir, arguments.N)
+    new, revised = read_people_of(folder)
+    pools = load_pools(arguments.pool_dir, arguments.people_file, tuple(arguments.birth_years))
+    templates = load_templates(arguments.template_dir)
+    sizes = PriorSizes(
+        arguments.biographies_per_person,
+        arguments.background_people,
+        arguments.background_biographies,
+        arguments.arithmetic_lines,
+        arguments.held_out_people,
+    )
+    texts, held_out = prior_corpus(new, revised, pools, templates, sizes, arguments.seed)
+    write_jsonl(folder.prior, ({"text": text} for text in texts))
+    write_jsonl(folder.prior_held_out, ({"text": text} for text in held_out))
+    folder.record("prior_data_generation", vars(arguments))
+    print(f"{len(texts):,} texts, {sizes.arithmetic_lines:,} of them sums: {folder.prior}")
+    print(f"{len(held_out):,} held-out texts: {folder.prior_held_out}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,37 @@
+"""Choose the people who are asked about: entities_<N>/test.jsonl, the same number of each type and frequency band."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from knowledge_circuits.biographies import count_table, read_people_of, sample_test
+from knowledge_circuits.command_line import run_program
+from knowledge_circuits.data_folder import DataFolder, data_parser, positive
+from knowledge_circuits.files import write_jsonl
+from knowledge_circuits.study import Band, KnowledgeType
+
+
+def main() -> None:
+    parser = data_parser(__doc__)
+    parser.add_argument("--test_per_group", type=positive, default=300, help="people of each type and band")
+    arguments = parser.parse_args()
+
+    folder = DataFolder.of(arguments.data_dir, arguments.N)
+    new, revised = read_people_of(folder)
+    sample = sample_test([*new, *revised], arguments.test_per_group, arguments.seed)
+    write_jsonl(folder.test, (person.to_row() for person in sample))
+    folder.record("query_data_generation", vars(arguments))
+    print(count_table(sample))
+    for type_ in KnowledgeType:
+        for band in Band:
+            count = sum(person.type == type_ and person.band == band for person in sample)
+            if count < arguments.test_per_group:
+                print(f"{type_} / {band}: all {count} people taken, fewer than {arguments.test_per_group}")
+    print(f"{len(sample):,} people to ask about: {folder.test}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,108 @@
+"""A GPT-2 with nothing learned yet, and a tokenizer learned from the corpus: where the nano model starts.
+
+The tokenizer is a byte-level BPE whose one special token, <|endoftext|>, opens prompts, ends texts and pads. Both are
+saved as an ordinary Hugging Face checkpoint folder, and both are functions of the texts, the shape and the seed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from knowledge_circuits.files import InputError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a GPT-2: layers, attention heads, width (d_model) and context length in tokens."""
+
+    layers: int = 6
+    heads: int = 5
+    width: int = 160
+    positions: int = 256
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise InputError(f"a width of {self.width} cannot be shared among {self.heads} heads; choose a multiple")
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int, positions: int) -> PreTrainedTokenizerFast:
+    """Learn a byte-level BPE tokenizer.
+
+    Args:
+        texts: what to learn from.
+        vocabulary_size: tokens, <|endoftext|> and the 256 bytes included; fewer if the texts have no more merges.
+        positions: the longest input that the model takes.
+
+    Raises:
+        InputError: the vocabulary cannot even hold the bytes.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if vocabulary_size <= len(alphabet):
+        raise InputError(f"a vocabulary of {vocabulary_size} tokens is too small; the bytes alone take {len(alphabet)}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        model_max_length=positions,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def random_gpt2(tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int) -> GPT2LMHeadModel:
+    """A GPT-2 with random weights and no dropout, for this tokenizer.
+
+    Args:
+        tokenizer: gives the vocabulary and the special token.
+        shape: the size.
+        seed: of the weights; the process's own random state stays as it was.
+    """
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=shape.positions,
+        n_embd=shape.width,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config)
+
+
+def save_checkpoint(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
+    """Write a checkpoint folder; config.json, which makes it one, takes its name last."""
+    folder = Path(folder)
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+    partial.mkdir(parents=True)
+    try:
+        tokenizer.save_pretrained(partial)
+        model.save_pretrained(partial)
+        for path in sorted(partial.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
