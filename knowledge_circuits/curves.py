@@ -6,7 +6,7 @@
                       y = a + b x and the smooth decay y = a + b exp(-x / s) by BIC = n ln(RSS / n) + k ln n
     half change       the first epoch at which a curve has made half of the way from its first to its last value
 
-All but `smooth` work on a stack of curves [..., n] at once, so that a bootstrap is one call.
+All but `smooth` itself work on a stack of curves [..., n] at once, so that a bootstrap is one call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import integrate
 
@@ -43,20 +42,38 @@ class Smoothed:
         return self.center + self.half_width
 
 
-def smooth(values: ArrayLike, window: int = 3) -> Smoothed:
-    """Centred moving average; at the ends over the points there are.
+def moving_average(values: ArrayLike, window: int = 3) -> Floats:
+    """Centred moving average along the last axis; at the ends over the points there are.
 
     Args:
-        values: [n] in epoch order; missing values (NaN) are left out of the averages.
+        values: [..., n] in epoch order; missing values (NaN) are left out of the averages.
+        window: an odd number of points.
+
+    Returns:
+        [..., n]; NaN where a window holds no value.
+    """
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"a centred window is an odd number of points, not {window}")
+    points = np.asarray(values, dtype=np.float64)
+    margin = [(0, 0)] * (points.ndim - 1) + [(window // 2, window // 2)]
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(points, margin, constant_values=np.nan), window, axis=-1)
+    present = np.isfinite(windows)
+    with np.errstate(invalid="ignore"):
+        return np.where(present, windows, 0).sum(axis=-1) / present.sum(axis=-1)
+
+
+def smooth(values: ArrayLike, window: int = 3) -> Smoothed:
+    """A curve's moving average with the band around it.
+
+    Args:
+        values: [n] in epoch order; NaN where missing.
         window: an odd number of points.
 
     Returns:
         The average and a band of 1.96 standard deviations of the residuals on either side (0 for fewer than 3 points).
     """
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"a centred window is an odd number of points, not {window}")
     points = np.asarray(values, dtype=np.float64)
-    center = pd.Series(points).rolling(window, center=True, min_periods=1).mean().to_numpy()
+    center = moving_average(points, window)
     residuals = (points - center)[np.isfinite(points)]
     half_width = BAND * float(residuals.std(ddof=1)) if len(residuals) > 2 else 0.0
     return Smoothed(center, half_width)

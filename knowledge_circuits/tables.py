@@ -105,7 +105,9 @@ def find_run(path: str | None = None, default: str = "outputs/train/nano/default
     for candidate in (wanted, root / wanted):
         if (candidate / "checkpoints").is_dir():
             return Run(candidate)
-    raise InputError(f"{wanted}: not a run (no checkpoints/ in it); run scripts/reproduce.sh, or set RUN to a run's folder")
+    raise InputError(
+        f"{wanted}: not a run (no checkpoints/ in it); run scripts/reproduce.sh, or set RUN to a run's folder"
+    )
 
 
 def run_name(run: Run) -> str:
@@ -145,7 +147,9 @@ def epochs(run: Run) -> dict[int, float]:
     pairs = [(step, epoch) for step, epoch in known.items() if step > 0 and epoch > 0]
     steps = [checkpoint.step for checkpoint in checkpoints if checkpoint.step is not None]
     if not pairs and any(steps):
-        raise InputError(f"{run.path}: neither evaluations.jsonl nor a trainer_state.json tells the checkpoints' epochs")
+        raise InputError(
+            f"{run.path}: neither evaluations.jsonl nor a trainer_state.json tells the checkpoints' epochs"
+        )
     per_step = max(pairs)[1] / max(pairs)[0] if pairs else 0.0
     return {step: known.get(step, step * per_step) for step in steps}
 
@@ -306,7 +310,7 @@ class Circuits:
         layout: the model's graph.
         table: [n] rows, see CIRCUIT_COLUMNS; the Jaccard columns compare with the group's circuit at its last step.
         edges: [n, E] membership of the real edges, in row-major order of [sources, targets].
-        nodes: [n, N] membership of the nodes, named by `topology.node_names`.
+        nodes: [n, N] membership of the nodes, named by `layout.nodes`.
         activation: [n, l] edge activation ratio by layer.
     """
 
@@ -432,8 +436,10 @@ def last_checkpoint(run: Run, setting: Setting | None = None) -> pd.DataFrame:
     for part, columns in ((found.rename(columns=names), wanted), (hits, ["hit"]), (answers, ["accuracy"])):
         last = part[part["step"] == part["step"].max()] if len(part) else part
         means = last.groupby(GROUP_COLUMNS, as_index=False)[columns].mean() if len(last) else None
-        table = table.merge(means, on=GROUP_COLUMNS, how="left") if means is not None else table.assign(
-            **dict.fromkeys(columns, np.nan)
+        table = (
+            table.merge(means, on=GROUP_COLUMNS, how="left")
+            if means is not None
+            else table.assign(**dict.fromkeys(columns, np.nan))
         )
     return table
 

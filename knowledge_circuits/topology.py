@@ -40,41 +40,15 @@ def membership(graph: Graph) -> Mask:
     return _array(graph.in_graph).astype(bool)[real_edges(graph.layout)]
 
 
-def source_layers(layout: Layout) -> NDArray[np.int64]:
-    """The layer of each source, [u]; `input` counts as layer 0."""
-    per_layer = np.repeat(np.arange(layout.n_layers), layout.n_heads + 1)
-    return np.concatenate([[0], per_layer])
-
-
-def target_layers(layout: Layout) -> NDArray[np.int64]:
-    """The layer of each target, [v]; `logits` counts as the layer after the last."""
-    per_layer = np.repeat(np.arange(layout.n_layers), 3 * layout.n_heads + 1)
-    return np.concatenate([per_layer, [layout.n_layers]])
-
-
-def target_nodes(layout: Layout) -> NDArray[np.int64]:
-    """The node to which each target belongs, [v], as an index into the sources followed by `logits`.
-
-    The query, key and value inputs of a head belong to that one head.
-    """
-    heads, block = layout.n_heads, layout.n_heads + 1
-    within = np.concatenate([np.tile(np.arange(heads), 3), [heads]])
-    per_layer = 1 + np.arange(layout.n_layers)[:, None] * block + within
-    return np.concatenate([per_layer.reshape(-1), [1 + layout.n_layers * block]])
-
-
-def node_names(layout: Layout) -> list[str]:
-    """The nodes' names: the sources in order, then `logits`, [N]."""
-    return [*layout.sources, "logits"]
-
-
 def nodes(graph: Graph) -> Mask:
-    """Which nodes an edge of the circuit touches, [N]; a head is one node, whichever of its inputs is used."""
-    in_graph = _array(graph.in_graph).astype(bool)
-    touched = np.zeros(in_graph.shape[0] + 1, dtype=bool)
-    touched[:-1] = in_graph.any(axis=1)
-    touched[target_nodes(graph.layout)[in_graph.any(axis=0)]] = True
-    return touched
+    """Which of `layout.nodes` are in the circuit, [N]; a head is one node, and `input` and `logits` always count."""
+    return _array(graph.nodes_in_graph).astype(bool)
+
+
+def _layers(layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The layer of each source [u] (`input` in layer 0) and of each target [v] (`logits` after the last layer)."""
+    sources = _array(layout.source_layers)
+    return sources, np.append(sources, layout.n_layers)[_array(layout.target_nodes)]
 
 
 def circuit_entropy(graph: Graph) -> float:
@@ -91,9 +65,8 @@ def weighted_entropy(graph: Graph) -> float:
     Each |score| is multiplied by the mean of 1 / (layer + 1) of the edge's parent and child (`input` in layer 0,
     `logits` after the last layer), over all scored edges rather than the circuit's alone, then normalized.
     """
-    parent = 1 / (source_layers(graph.layout) + 1)
-    child = 1 / (target_layers(graph.layout) + 1)
-    weights = (parent[:, None] + child[None, :]) / 2
+    parents, children = _layers(graph.layout)
+    weights = (1 / (parents[:, None] + 1) + 1 / (children[None, :] + 1)) / 2
     return _entropy((_array(graph.scores) * weights)[real_edges(graph.layout)])
 
 
@@ -146,7 +119,7 @@ def similarity_map(members: Mask) -> Floats:
 
 def edge_activation_ratio(graph: Graph) -> Floats:
     """The share of the edges leaving each layer that is in the circuit, [l]; `input` counts as layer 0."""
-    layers = source_layers(graph.layout)
+    layers, _ = _layers(graph.layout)
     members = _array(graph.in_graph).astype(bool).sum(axis=1)
     real = real_edges(graph.layout).sum(axis=1)
     return np.bincount(layers, weights=members) / np.bincount(layers, weights=real)
