@@ -50,6 +50,11 @@ class Batch:
         parts = (self.clean, self.corrupted, self.labels)
         return Batch(self.index, *(part.to(device, non_blocking=True) for part in parts))
 
+    def split(self, size: int) -> Iterator[Batch]:
+        """Parts of at most `size` pairs."""
+        parts = (part.split(size) for part in (self.index, self.clean, self.corrupted, self.labels))
+        return (Batch(*tensors) for tensors in zip(*parts, strict=True))
+
     @property
     def shared_prefix(self) -> int:
         """How many first tokens clean and corrupted prompts share in every pair (the last position never counts)."""
@@ -93,6 +98,13 @@ class PromptPairs:
 
     def __len__(self) -> int:
         return len(self.clean)
+
+    def select(self, chosen: Sequence[int]) -> PromptPairs:
+        """Only the pairs of the given numbers, in the given order."""
+        rows = [self.rows[i] for i in chosen] if self.rows else []
+        return PromptPairs(
+            [self.clean[i] for i in chosen], [self.corrupted[i] for i in chosen], [self.labels[i] for i in chosen], rows
+        )
 
     @property
     def longest(self) -> int:

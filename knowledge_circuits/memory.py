@@ -1,0 +1,87 @@
+"""How much a pass may take, and how the work is cut to fit: fewer items at a time, then fewer sources.
+
+Numbers are counted from the shapes, not measured: every tensor that lives through a pass, plus a share for the
+short-lived ones. Cutting changes the number of passes and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from knowledge_circuits.decoder import Decoder
+from knowledge_circuits.files import InputError
+from knowledge_circuits.graph import Layout
+
+_SHARE_OF_FREE = 0.6
+_SHORT_LIVED = 1.3
+
+
+def budget_bytes(memory_gb: float | None, device: torch.device) -> float:
+    """The stated budget in bytes, or 60% of what is free on the device.
+
+    Raises:
+        InputError: the budget is not positive.
+    """
+    if memory_gb is not None:
+        if not memory_gb > 0:
+            raise InputError(f"a memory budget is a positive number of gigabytes, not {memory_gb}")
+        return memory_gb * 1e9
+    if device.type == "cuda":
+        return _SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]
+    return _SHARE_OF_FREE * psutil.virtual_memory().available
+
+
+@dataclass(frozen=True)
+class AttributionPlan:
+    """How one batch is cut.
+
+    Attributes:
+        items: prompts per pass.
+        sources: rows of D held at once; the backward pass is repeated for each part.
+    """
+
+    items: int
+    sources: int
+
+    def source_slices(self, n_sources: int) -> Iterator[slice]:
+        """The parts of D, in order."""
+        for start in range(0, n_sources, self.sources):
+            yield slice(start, min(start + self.sources, n_sources))
+
+
+def plan_attribution(
+    decoder: Decoder, layout: Layout, positions: int, items: int, runs: int, budget: float
+) -> AttributionPlan:
+    """Cut a batch of `items` prompts of one length and `runs` runs each to the budget (bytes).
+
+    Items are cut first; when even one does not fit with all its sources, sources are.
+    """
+    per_item = activation_bytes(decoder, positions) * runs * _SHORT_LIVED + gradient_bytes(decoder, positions)
+    per_source = positions * decoder.d_model * decoder.embedding.element_size()
+    fitting = int(budget // (per_item + per_source * layout.n_sources))
+    if fitting >= 1:
+        return AttributionPlan(min(items, fitting), layout.n_sources)
+    sources = int((budget - per_item) // per_source)
+    return AttributionPlan(1, min(layout.n_sources, max(1, sources)))
+
+
+def activation_bytes(decoder: Decoder, positions: int) -> float:
+    """Bytes that a forward pass of one row keeps."""
+    attention, mlp = decoder.blocks[0].attention, decoder.blocks[0].mlp
+    per_position = (
+        4 * decoder.d_model
+        + attention.w_qkv.shape[1]
+        + attention.w_o.shape[0]
+        + mlp.w_in.shape[1]
+        + decoder.n_heads * positions
+    )
+    return decoder.n_layers * per_position * positions * decoder.embedding.element_size()
+
+
+def gradient_bytes(decoder: Decoder, positions: int) -> float:
+    """Bytes of one layer's target gradients G for one item."""
+    return (3 * decoder.n_heads + 1) * positions * decoder.d_model * decoder.embedding.element_size()
