@@ -2,17 +2,24 @@
 #
 # A model's script sets MODEL (the name in output and data paths) before sourcing this. A user may set:
 #   N           entities of the corpus (50000)           MODEL_PATH  the weights to start from: a hub name or a folder
-#   SEED        seed of data and training (0)            RUN         name of the run (entities_<N>_seed_<SEED>)
+#   SEED        seed of data and training (0)            RUN         the run's name: outputs/train/<MODEL>/<RUN> (default, or
+#   DATA_DIR    where entities_<N> lies (data, or                    seed_<SEED> where SEED is set)
+#               outputs/data/seed_<SEED> where SEED is set)
 #   CIRCUIT_N   circuit prompts per group (300)          CHECKPOINTS what predict, eap and circuit_eval work on (the run)
+#   RATIOS      what forget.sh does (0 0.1 0.2 0.4 1)
 #   REPORT_TO   wandb (offline where no key is set), tensorboard or none
 # Paths are relative to the repository's root. What else a script is given goes to the program it calls.
 # Finished work on disk is skipped everywhere, so an interrupted script is simply started again.
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-: "${N:=50000}" "${SEED:=0}" "${CIRCUIT_N:=300}" "${REPORT_TO:=wandb}"
-: "${RUN:=entities_${N}_seed_${SEED}}"
-DATA="data/entities_$N"
+: "${N:=50000}" "${SEED:=0}" "${CIRCUIT_N:=300}" "${REPORT_TO:=wandb}" "${RATIOS:=0 0.1 0.2 0.4 1}"
+if [[ "$SEED" == 0 ]]; then
+  : "${RUN:=default}" "${DATA_DIR:=data}"
+else
+  : "${RUN:=seed_$SEED}" "${DATA_DIR:=outputs/data/seed_$SEED}"
+fi
+DATA="$DATA_DIR/entities_$N"
 RUN_FOLDER="outputs/train/$MODEL/$RUN"
 : "${CHECKPOINTS:=$RUN_FOLDER/checkpoints}"
 
@@ -32,27 +39,44 @@ launch() { # program arguments...: in one process, or in one per GPU
   fi
 }
 
-generate_corpus() { # arguments for datapoint_generation.py...
+data() { # program of data/ without .py, further arguments...
+  python "data/$1.py" --N "$N" --seed "$SEED" --data_dir "$DATA_DIR" "${@:2}"
+}
+
+generate_corpus() { # people, biographies, queries
   [[ -e "$DATA/test.jsonl" ]] && return
   echo "== Generating the biographies of $N people in $DATA"
-  python data/datapoint_generation.py --N "$N" --seed "$SEED" "$@"
-  python data/text_data_generation.py --N "$N" --seed "$SEED"
-  python data/query_data_generation.py --N "$N" --seed "$SEED"
+  data datapoint_generation
+  data text_data_generation
+  data query_data_generation
+}
+
+last_checkpoint() { # run's folder: prints its newest checkpoint
+  local newest
+  newest="$(cd "$1/checkpoints" 2>/dev/null && ls -d checkpoint-* | sort -t- -k2 -n | tail -n 1)" || true
+  if [[ -z "$newest" ]]; then
+    echo "error: $1 has no checkpoints; run train.sh first" >&2
+    return 1
+  fi
+  echo "$1/checkpoints/$newest"
 }
 
 generate_circuit_data() { # pairs for this model's tokenizer, which each of its checkpoints has
   [[ -e "$DATA/circuit_$CIRCUIT_N/$MODEL/major.jsonl" ]] && return
   echo "== Generating circuit prompts for $MODEL in $DATA/circuit_$CIRCUIT_N"
-  python data/circuits_data_generation.py --N "$N" --seed "$SEED" --circuit_n "$CIRCUIT_N" \
-    --model "$MODEL" --model_name_or_path "${MODEL_PATH:-$CHECKPOINTS/checkpoint-0}"
+  data circuits_data_generation --circuit_n "$CIRCUIT_N" --model "$MODEL" \
+    --model_name_or_path "${MODEL_PATH:-$CHECKPOINTS/checkpoint-0}"
 }
 
-train() { # arguments for train.py...; the paper's optimizer: AdamW with a constant learning rate, a checkpoint each epoch
+# The paper's optimizer, the same for all models.
+OPTIMIZER=(--optim adamw_torch --weight_decay 0.1 --adam_beta1 0.9 --adam_beta2 0.95 --adam_epsilon 1e-6
+  --lr_scheduler_type constant)
+
+train() { # arguments for train.py...: a run with a checkpoint and an evaluation each epoch
   launch train.py --model "$MODEL" --do_train --do_eval --seed "$SEED" \
-    --train_file "$DATA/train.jsonl" --validation_file "$DATA/validation.jsonl" --output_dir "$RUN_FOLDER/checkpoints" \
-    --optim adamw_torch --weight_decay 0.1 --adam_beta1 0.9 --adam_beta2 0.95 --adam_epsilon 1e-6 \
-    --lr_scheduler_type constant --save_strategy epoch --eval_strategy epoch --logging_steps 10 \
-    --run_name "$MODEL-$RUN" --report_to "$REPORT_TO" "$@"
+    --train_file "$DATA/train.jsonl" --validation_file "$DATA/validation.jsonl" --run "$RUN" \
+    "${OPTIMIZER[@]}" --save_strategy epoch --eval_strategy epoch --logging_steps 10 \
+    --run_name "$MODEL/$RUN" --report_to "$REPORT_TO" "$@"
 }
 
 predict() { # arguments for predict.py...
@@ -68,4 +92,37 @@ discover() { # arguments for circuit_discovery.py...
 evaluate() { # arguments for circuit_eval.py...
   launch circuit_eval.py --model "$MODEL" --model_path "$CHECKPOINTS" --circuit_n "$CIRCUIT_N" \
     --eval_data_file "$DATA/circuit_$CIRCUIT_N/$MODEL/{task}.jsonl" --test_data_file "$DATA/test.jsonl" "$@"
+}
+
+forget() { # arguments for train.py...: at every replay ratio, continue the finished run on new people, once each
+  local start ratio
+  start="$(last_checkpoint "$RUN_FOLDER")"
+  [[ -e "$DATA/replay.jsonl" ]] || data forget_data_generation
+  for ratio in $RATIOS; do
+    echo "== Training on with replay ratio $ratio, from $start"
+    launch train.py --model "$MODEL" --model_name_or_path "$start" --do_train --do_eval --seed "$SEED" \
+      --train_file "$DATA/forget_new.jsonl" --validation_file "$DATA/validation.jsonl" \
+      --replay_file "$DATA/replay.jsonl" --replay_ratio "$ratio" "${OPTIMIZER[@]}" --learning_rate 1e-4 \
+      --save_schedule exponential --eval_on_start --eval_strategy steps --eval_steps 5 --logging_steps 5 \
+      --run_name "$MODEL/replay_$ratio" --report_to "$REPORT_TO" "$@"
+  done
+}
+
+follow_old_facts() { # attribution batch, topn: what the drifting checkpoints of every ratio still know, and their circuits
+  local start ratio
+  start="$(last_checkpoint "$RUN_FOLDER")"
+  for ratio in $RATIOS; do
+    echo "== Old facts and their circuits with replay ratio $ratio"
+    CHECKPOINTS="outputs/forget/$MODEL/replay_$ratio/checkpoints"
+    predict
+    discover --batch_size "$1" --format json.gz
+    evaluate --batch_size "$1" --topn "$2" --format json.gz
+    evaluate --batch_size "$1" --topn "$2" --format json.gz --circuit_from "$start"
+  done
+}
+
+notebook() { # name of a notebook in analysis/, run's folder: executes it on the run; its figures go beside the run
+  echo "== Figures of analysis/$1.ipynb"
+  RUN="$2" python -m jupyter nbconvert --to notebook --execute --log-level WARN --output-dir "$2/notebooks" \
+    --ExecutePreprocessor.timeout=-1 "analysis/$1.ipynb"
 }

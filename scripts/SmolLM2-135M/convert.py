@@ -63,7 +63,9 @@ def main() -> None:
     expected, _ = greedy_answer(quantized, tokenizer)
     logits, answer = greedy_answer(saved, AutoTokenizer.from_pretrained(partial))
     if not torch.allclose(logits, expected, atol=1e-4):
-        raise InputError(f"{partial}: the saved model's logits differ from the GGUF model's; the folder was not renamed")
+        raise InputError(
+            f"{partial}: the saved model's logits differ from the GGUF model's; the folder was not renamed"
+        )
     partial.rename(arguments.folder)
     print(f"{arguments.folder}: {saved.num_parameters() / 1e6:.1f}M parameters in float32; it says: {answer!r}")
 

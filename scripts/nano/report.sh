@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Sums up the nano run: the table of what was learned, and one HTML page with findings and figures.
+# How long: half a minute. Expect: summary.txt and report.html in outputs/train/nano/default.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+
+python report.py "$RUN_FOLDER"
+python -m knowledge_circuits.summary "$RUN_FOLDER"
