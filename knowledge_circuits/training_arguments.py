@@ -1,0 +1,184 @@
+"""The flags of train.py: which model, which data, and every flag of the Hugging Face Trainer.
+
+`--logging_dir` and `--overwrite_output_dir`, which transformers 5 dropped, are kept. The output folder is the run's,
+outputs/train/<model>/<run> (outputs/forget/<model>/replay_<r> where `--replay_ratio` is given); `--output_dir` names
+another, or its checkpoints/ folder, where the checkpoints go.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from knowledge_circuits.files import InputError, read_json
+
+#: The folder of a run that holds its checkpoints.
+CHECKPOINTS = "checkpoints"
+
+
+class SaveSchedule(StrEnum):
+    """When checkpoints are saved: as the Trainer's --save_strategy says, or ever more rarely."""
+
+    STRATEGY = "strategy"
+    EXPONENTIAL = "exponential"
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Which model is trained, and under which name its run is kept."""
+
+    model: str = field(
+        default="model", metadata={"help": "The name that output paths use; weights come from --model_name_or_path."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A checkpoint folder or hub name to go on from. None: train from scratch."}
+    )
+    model_type: str | None = field(
+        default=None, metadata={"help": "From scratch: an architecture, such as gpt2, with its default configuration."}
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "From scratch: a configuration's folder, file or hub name."}
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "From scratch: changes to the configuration, such as n_embd=160,n_layer=6."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "A tokenizer's folder or hub name; default: the model's (or configuration's)."}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where hub downloads and packed data are kept; default: each one's own."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "The hub model's branch, tag or commit."})
+    dtype: str = field(
+        default="float32", metadata={"help": "The weights' data type while training; mixed precision is --bf16."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Allow code from the model's repository to run on this machine."}
+    )
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """What the model is trained and evaluated on."""
+
+    train_file: str | None = field(default=None, metadata={"help": "Documents to train on: .jsonl, .json, .csv, .txt."})
+    validation_file: str | None = field(default=None, metadata={"help": "Documents to evaluate on, in the same forms."})
+    dataset_name: str | None = field(default=None, metadata={"help": "A hub data set instead of files."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "The hub data set's configuration."})
+    validation_split_percentage: int = field(
+        default=5, metadata={"help": "The share held out for evaluation where there is no validation file or split."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many documents."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many documents."})
+    block_size: int | None = field(
+        default=None, metadata={"help": "Tokens in a block; default: the model's context, at most 1,024."}
+    )
+    load_data_from_cache: bool = field(default=True, metadata={"help": "Use packed data of the same content."})
+    overwrite_cache: bool = field(default=False, metadata={"help": "Pack again even if packed data are there."})
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Threads that tokenize."})
+    replay_file: str | None = field(
+        default=None, metadata={"help": "Documents of an earlier corpus that replace some of the training documents."}
+    )
+    replay_ratio: float | None = field(
+        default=None, metadata={"help": "The share of documents that replayed ones replace."}
+    )
+
+
+@dataclass
+class RunArguments(TrainingArguments):
+    """The Trainer's arguments, and how a run is kept."""
+
+    run: str = field(default="default", metadata={"help": "The run's name; outputs go to outputs/train/<model>/<run>."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start again: what a run of the same name left is removed first."}
+    )
+    logging_dir: str | None = field(default=None, metadata={"help": "TensorBoard's folder; default: in the run's."})
+    save_schedule: SaveSchedule = field(
+        default=SaveSchedule.STRATEGY,
+        metadata={"help": "exponential: save at steps 1, 3, 5, 9, 13, 21, 29, ... instead of --save_strategy."},
+    )
+    save_schedule_cap: int = field(default=32, metadata={"help": "The widest gap of the exponential schedule."})
+    sequences_per_step: int | None = field(
+        default=None,
+        metadata={"help": "Sequences that make one optimizer step, whatever the number of devices: sets accumulation."},
+    )
+
+    def __post_init__(self) -> None:
+        given: str | None = self.output_dir
+        super().__post_init__()
+        self.output_dir = given
+        self.save_schedule = SaveSchedule(self.save_schedule)
+
+
+def parse_arguments(argv: Sequence[str], more: Sequence[type] = ()) -> tuple[Any, ...]:
+    """Read the command line, or a single .json file that holds the same flags.
+
+    Args:
+        argv: the words after the program's name.
+        more: further dataclasses whose fields become flags.
+
+    Returns:
+        ModelArguments, DataArguments, RunArguments, then one object for each of `more`.
+
+    Raises:
+        InputError: a flag that does not exist, or a combination that the Trainer refuses.
+    """
+    parser = HfArgumentParser(
+        [ModelArguments, DataArguments, RunArguments, *more],
+        description="Continual pre-training on synthetic biographies, with the Hugging Face Trainer.",
+        allow_abbrev=False,
+    )
+    words = _words_of_file(argv[0]) if len(argv) == 1 and argv[0].endswith(".json") else list(argv)
+    try:
+        parsed = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"the arguments cannot be used: {' '.join(str(error).split())}") from error
+    return parsed
+
+
+def _words_of_file(path: str) -> list[str]:
+    """A JSON object of flags as command line words, so that both are checked alike."""
+    flags = read_json(path)
+    if not isinstance(flags, dict):
+        raise InputError(f"{path}: an object of flags is wanted")
+    words = []
+    for name, value in flags.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        texts = [json.dumps(item) if isinstance(item, dict) else str(item) for item in values]
+        words += [f"--{name}", *texts]
+    return words
+
+
+def run_folder(model: ModelArguments, data: DataArguments, run: RunArguments) -> Path:
+    """The run's folder: --output_dir, or the default place for its kind."""
+    if run.output_dir is not None:
+        folder = Path(run.output_dir)
+        return folder.parent if folder.name == CHECKPOINTS else folder
+    if data.replay_ratio is not None:
+        return Path("outputs") / "forget" / model.model / f"replay_{data.replay_ratio:g}"
+    return Path("outputs") / "train" / model.model / run.run
+
+
+def set_accumulation(run: RunArguments) -> None:
+    """Make --sequences_per_step hold on this number of devices, by gradient accumulation.
+
+    Raises:
+        InputError: the devices' batches do not divide it.
+    """
+    if run.sequences_per_step is None:
+        return
+    at_once = run.train_batch_size * run.world_size
+    if run.sequences_per_step < at_once or run.sequences_per_step % at_once:
+        raise InputError(
+            f"--sequences_per_step {run.sequences_per_step} is not a multiple of the {at_once} sequences that the "
+            f"devices take at once; change --per_device_train_batch_size ({run.per_device_train_batch_size})"
+        )
+    run.gradient_accumulation_steps = run.sequences_per_step // at_once

@@ -1,0 +1,132 @@
+"""Callbacks of every run: when checkpoints are saved, and the record of every evaluation.
+
+A checkpoint is saved after everything else that belongs to its step (logging, evaluation, probes), so that a run
+resumed from it has lost nothing. That is why a save that falls due on the last step of an epoch waits for the
+epoch's end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import chain, count, repeat
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
+
+
+def exponential_steps(cap: int) -> Iterator[int]:
+    """The steps of the exponential schedule: gaps 1, 2, 2, 4, 4, 8, 8, ... until a gap would exceed `cap`, then `cap`.
+
+    With cap 32 these are 1, 3, 5, 9, 13, 21, 29, 45, 61, 93, 125, ...
+    """
+    if cap < 1:
+        raise InputError(f"--save_schedule_cap {cap}: a gap is at least one step")
+    gaps = chain([1], chain.from_iterable(repeat(2**power, 2) for power in count(1)))
+    step = 0
+    for gap in gaps:
+        step += min(gap, cap)
+        yield step
+
+
+class SavingCallback(TrainerCallback):
+    """Decides when checkpoints are saved. It must come after every callback that may stop the training.
+
+    Args:
+        schedule: the steps to save at, in order; None leaves it to the Trainer's own strategy.
+        steps_per_epoch: optimizer steps that make an epoch.
+    """
+
+    def __init__(self, schedule: Iterator[int] | None, steps_per_epoch: int) -> None:
+        self.schedule = schedule
+        self.steps_per_epoch = steps_per_epoch
+        self._next = next(schedule) if schedule else 0
+        self._waiting = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if self.schedule:
+            while self._next < state.global_step:
+                self._next = next(self.schedule)
+            control.should_save = self._next == state.global_step
+        if state.global_step % self.steps_per_epoch == 0 or control.should_training_stop:
+            self._waiting = control.should_save or control.should_training_stop
+            control.should_save = False
+        return self._log_before_saving(control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        # Whatever ends the training, the model it ends with is kept.
+        control.should_save |= self._waiting or control.should_training_stop
+        self._waiting = False
+        return self._log_before_saving(control)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """An evaluation may have ended the training; then the epoch's end is near and saves, or is now."""
+        if control.should_training_stop and state.global_step % self.steps_per_epoch == 0:
+            control.should_save = True
+        return control
+
+    @staticmethod
+    def _log_before_saving(control: TrainerControl) -> TrainerControl:
+        # The running loss lives in memory: what is logged before a save cannot be lost with it.
+        control.should_log |= control.should_save
+        return control
+
+
+class EvaluationLog(TrainerCallback):
+    """Keeps evaluations.jsonl: one object per evaluation, in step order; written by the main process.
+
+    Args:
+        path: the file.
+        writes: whether this is the main process.
+    """
+
+    def __init__(self, path: Path, writes: bool) -> None:
+        self.path = path
+        self.writes = writes
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget evaluations later than the checkpoint that training goes on from: they come again."""
+        if self.writes and self.path.exists():
+            records = read_jsonl(self.path, keys=("step",))
+            kept = [record for record in records if record["step"] <= state.global_step and state.global_step > 0]
+            if len(kept) < len(records):
+                write_jsonl(self.path, kept)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        record = evaluation_record(metrics or {}, state.global_step, state.epoch or 0.0)
+        if self.writes:
+            records = read_jsonl(self.path, keys=("step",)) if self.path.exists() else []
+            records = [other for other in records if other["step"] < record["step"]]
+            write_jsonl(self.path, [*records, record])
+
+
+def evaluation_record(metrics: dict[str, float], step: int, epoch: float) -> dict[str, float]:
+    """One line of evaluations.jsonl: the Trainer's metrics without their prefix and without timings.
+
+    Raises:
+        InputError: the loss is not a finite number.
+    """
+    names = ["loss", "accuracy", *sorted(key[5:] for key in metrics if key.endswith("_first_token_attribute_accuracy"))]
+    record: dict[str, float] = {"step": step, "epoch": epoch}
+    record |= {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}
+    if not math.isfinite(record.get("loss", 0.0)):
+        raise InputError(f"step {step}: the evaluation loss is {record['loss']}; a lower --learning_rate may help")
+    return record

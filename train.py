@@ -1,0 +1,35 @@
+"""Continual pre-training on synthetic biographies, with the Hugging Face Trainer.
+
+    python train.py --model gpt2 --model_name_or_path openai-community/gpt2 --run first \
+      --train_file data/entities_50000/train.jsonl --validation_file data/entities_50000/validation.jsonl \
+      --num_train_epochs 25 --learning_rate 1e-3 --lr_scheduler_type constant --save_strategy epoch --eval_strategy epoch
+
+`python train.py flags.json` reads the same flags from a file; `accelerate launch train.py ...` runs on several GPUs or
+machines. Interrupted, the same command goes on from the newest checkpoint. The flags: knowledge_circuits/
+training_arguments.py and `--help`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from knowledge_circuits.command_line import run_program
+
+
+def main() -> None:
+    from knowledge_circuits.training import Flags, evaluate, train
+    from knowledge_circuits.training_arguments import parse_arguments
+
+    flags = Flags(*parse_arguments(sys.argv[1:]))
+    evaluates_only = flags.training.do_eval and not flags.training.do_train and flags.training.eval_strategy == "no"
+    if evaluates_only:
+        print(", ".join(f"{name} {value:.4f}" for name, value in evaluate(flags).items()))
+        return
+    outcome = train(flags)
+    if flags.training.process_index == 0:
+        state = "trained to" if outcome.trained else "already finished at"
+        print(f"{outcome.run.path}: {state} step {outcome.step}; checkpoints in {outcome.run.checkpoints_folder}")
+
+
+if __name__ == "__main__":
+    run_program(main)
