@@ -23,12 +23,6 @@ DATA="$DATA_DIR/entities_$N"
 RUN_FOLDER="outputs/train/$MODEL/$RUN"
 : "${CHECKPOINTS:=$RUN_FOLDER/checkpoints}"
 
-export WANDB_PROJECT="${WANDB_PROJECT:-knowledge-circuits}" WANDB_DIR="${WANDB_DIR:-$ROOT/outputs}"
-if [[ -z "${WANDB_API_KEY:-}" ]] && ! grep -qs wandb "${NETRC:-$HOME/.netrc}"; then
-  export WANDB_MODE="${WANDB_MODE:-offline}"
-fi
-mkdir -p outputs
-
 launch() { # program arguments...: in one process, or in one per GPU
   local devices
   devices="$(python -c 'import torch; print(torch.cuda.device_count())')"

@@ -31,7 +31,7 @@ install_requirements() { # into .venv, which may be half made
   fi
   echo "== Installing requirements.txt into .venv (once, about 2 minutes)"
   .venv/bin/python -m pip install --disable-pip-version-check --no-input -r requirements.txt -e . |
-    { grep -vE '^Requirement already|metadata' || true; }
+    awk '/^(Collecting|Processing|Installing)/ { printf "\r\033[K   %s", substr($0, 1, 76); fflush() } END { print "" }'
 }
 
 make_environment() {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Forgetting and replay on the nano run: trains its last checkpoint on 560 other people and watches the old facts.
+# Forgetting and replay on the nano run: trains its last checkpoint on 540 other people and watches the old facts.
 #
 # What: for each replay ratio 0, 0.1, 0.2, 0.4 and 1, 10 epochs on new people once each, checkpoints at exponential gaps,
 # evaluation on the old validation.jsonl every 5 steps; then predictions, circuits and their evaluation at each
