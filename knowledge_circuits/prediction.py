@@ -27,9 +27,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Pr
 from knowledge_circuits.biographies import Person
 from knowledge_circuits.files import InputError, write_jsonl
 from knowledge_circuits.runs import Checkpoint
-from knowledge_circuits.scoring import last_logits, left_padded
+from knowledge_circuits.scoring import encode_continuations, last_logits, left_padded
 from knowledge_circuits.study import Attribute
-from knowledge_circuits.tokenization import load_tokenizer, start_token_id
+from knowledge_circuits.tokenization import load_tokenizer
 
 #: What a query answer may at most be long, in tokens.
 MAX_NEW_TOKENS = 15
@@ -91,32 +91,8 @@ def build_queries(
     asked = [(person, attribute) for person in people for attribute in attributes]
     prompts = [attribute.prompt(person.full_name) for person, attribute in asked]
     values = [person.value(attribute).strip() for person, attribute in asked]
-    if not asked:
-        return []
-    start = start_token_id(tokenizer)
-    # Thousands of short texts: one call for all is several times faster than one call each.
-    before = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    both = [f"{prompt} {value}" for prompt, value in zip(prompts, values, strict=True)]
-    after = tokenizer(both, add_special_tokens=False)["input_ids"]
-    queries = []
-    for (person, attribute), prompt_ids, full_ids in zip(asked, before, after, strict=True):
-        shared = _shared_prefix(prompt_ids, full_ids)
-        if shared == len(full_ids):
-            raise InputError(
-                f"the value {person.value(attribute)!r} adds no token to the prompt about {person.full_name!r}"
-            )
-        queries.append(Query(person, attribute, (start, *prompt_ids), tuple(full_ids[shared:])))
-    return queries
-
-
-def _shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at their beginning."""
-    length = 0
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length
+    pairs = encode_continuations(tokenizer, prompts, values)
+    return [Query(person, attribute, *pair) for (person, attribute), pair in zip(asked, pairs, strict=True)]
 
 
 def is_correct(output: str, value: str) -> bool:
