@@ -102,6 +102,11 @@ def existing_graph(path: Path) -> Path:
     raise InputError(f"{path}: no such graph (nor as .json.gz or .pt); run circuit_discovery.py first")
 
 
+def has_graph(path: Path) -> bool:
+    """Whether `existing_graph` would find the graph."""
+    return any(path.with_name(path.name.removesuffix(".json") + suffix).exists() for suffix in GRAPH_SUFFIXES)
+
+
 def checkpoints(model_path: str, output_dir: str | None = None) -> list[Checkpoint]:
     """The checkpoints that a model path means, in step order.
 
