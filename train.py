@@ -2,7 +2,8 @@
 
     python train.py --model gpt2 --model_name_or_path openai-community/gpt2 --run first \
       --train_file data/entities_50000/train.jsonl --validation_file data/entities_50000/validation.jsonl \
-      --num_train_epochs 25 --learning_rate 1e-3 --lr_scheduler_type constant --save_strategy epoch --eval_strategy epoch
+      --learning_rate 1e-3 --lr_scheduler_type constant --num_train_epochs 25 \
+      --save_strategy epoch --eval_strategy epoch
 
 `python train.py flags.json` reads the same flags from a file; `accelerate launch train.py ...` runs on several GPUs or
 machines. Interrupted, the same command goes on from the newest checkpoint. The flags: knowledge_circuits/

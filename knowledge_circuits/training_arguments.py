@@ -94,6 +94,9 @@ class DataArguments:
 class RunArguments(TrainingArguments):
     """The Trainer's arguments, and how a run is kept."""
 
+    output_dir: str | None = field(
+        default=None, metadata={"help": "The run's folder, or its checkpoints/ folder, instead of the default place."}
+    )
     run: str = field(default="default", metadata={"help": "The run's name; outputs go to outputs/train/<model>/<run>."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start again: what a run of the same name left is removed first."}
@@ -110,7 +113,7 @@ class RunArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        given: str | None = self.output_dir
+        given = self.output_dir
         super().__post_init__()
         self.output_dir = given
         self.save_schedule = SaveSchedule(self.save_schedule)
