@@ -8,7 +8,7 @@ input with them. A circuit is run by hooks that, at every input, put the corrupt
 along the edges outside the circuit.
 
 Shapes: b items, p positions, h heads, d width of the residual stream, u sources, v targets. The prompts of a batch are
-of equal length. Grouped-query models must be given with their key and value heads repeated: the hooks are one per
+of equal length. Grouped-query models must be given with their key and value heads repeated (`ungrouped`): the hooks are one per
 key/value head, the graph's targets one per query head.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 Hook = tuple[str, Callable[..., Tensor | None]]
 
@@ -44,6 +44,22 @@ def boot(
     bridge.set_use_split_qkv_input(True)
     bridge.set_use_hook_mlp_in(True)
     return bridge
+
+
+def ungrouped(model: PreTrainedModel) -> PreTrainedModel:
+    """The same function with key and value weights repeated, one per query head (Llama, Mistral, Qwen)."""
+    config = type(model.config).from_dict(model.config.to_dict())
+    repeats = config.num_attention_heads // config.num_key_value_heads
+    config.num_key_value_heads = config.num_attention_heads
+    state = dict(model.state_dict())
+    for name, weight in state.items():
+        if ".k_proj." in name or ".v_proj." in name:
+            heads = weight.unflatten(0, (config.num_attention_heads // repeats, -1))
+            state[name] = heads.repeat_interleave(repeats, 0).flatten(0, 1)
+    with torch.random.fork_rng(), torch.device(model.device):
+        twin = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation="eager")
+    twin.load_state_dict(state)
+    return twin.eval()
 
 
 def _parallel(bridge: TransformerBridge) -> bool:

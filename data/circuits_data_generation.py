@@ -36,6 +36,8 @@ def main() -> None:
         path = folder.circuit(arguments.circuit_n, arguments.model, task)
         write_jsonl(path, (pair.to_row() for pair in data.pairs))
         print_summary(data, path)
+    for length, count in data.rare_lengths.items():  # the same for every task
+        print(f"dropped: {count} subject(s) of {length} tokens, a length that too few names have")
     folder.record(f"circuits_data_generation {arguments.model} {arguments.circuit_n}", vars(arguments))
 
 
@@ -43,8 +45,6 @@ def print_summary(data: CircuitData, path: Path) -> None:
     """Say how many pairs there are of each group, and what was left out."""
     print(f"{data.task}: {len(data.pairs):,} pairs: {path}")
     print(count_table(pair.clean for pair in data.pairs))
-    for length, count in data.rare_lengths.items():
-        print(f"dropped: {count} subject(s) of {length} tokens, a length that too few names have")
     if data.uneven:
         print(f"dropped: {data.uneven} pair(s) whose prompts differ in length though the names do not")
     print(f"{data.same_label} pair(s) have labels with the same first token (kept; their metric is 0)")

@@ -323,9 +323,7 @@ def _final_gradient(
     return norm_backward(normalized, at_norm[:, None])
 
 
-def output_differences(
-    decoder: Decoder, layout: Layout, corrupted: Trace, clean: Trace, sources: slice
-) -> Tensor:
+def output_differences(decoder: Decoder, layout: Layout, corrupted: Trace, clean: Trace, sources: slice) -> Tensor:
     """D: z_u(corrupted) - z_u(clean), [sources in the slice, b, p, d].
 
     The last layer's sources are known, and needed, at the last position only; elsewhere their rows are 0.
@@ -419,9 +417,7 @@ def _layer_scores(
     coefficients = []
     for place, (part, weight) in enumerate(zip(parts, _weights(decoder, attention, parts), strict=True)):
         summed = (part.output.view(runs, b, h, p, e) * inverse).sum(0)
-        torch.bmm(
-            summed.transpose(0, 1).reshape(h, b * p, e), weight, out=gradients[place * h : (place + 1) * h]
-        )
+        torch.bmm(summed.transpose(0, 1).reshape(h, b * p, e), weight, out=gradients[place * h : (place + 1) * h])
         coefficients.append(part.projected.view(runs, b, h, p) * inverse.squeeze(-1))
     if mlp is not None:
         gradients[-1] = mlp.reshape(b * p, d)

@@ -34,6 +34,8 @@ MONTHS = (
     *("July", "August", "September", "October", "November", "December"),
 )
 LAST_DAY = 28
+#: More biographies of one person than any corpus has; beyond it a frequency is taken for a mistake.
+LARGEST_FREQUENCY = 1_000_000
 BIRTH_YEARS = (1900, 2025)
 
 
@@ -151,12 +153,12 @@ def parse_frequency(value: Any, where: str) -> int:
     """A frequency given as an integer or as its text.
 
     Raises:
-        InputError: neither, or below 1.
+        InputError: neither, or not between 1 and `LARGEST_FREQUENCY`.
     """
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{where}: 'frequency' must be an integer of at least 1, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_FREQUENCY:
+        raise InputError(f"{where}: 'frequency' must be an integer from 1 to {LARGEST_FREQUENCY:,}, not {value!r}")
     return value
 
 
@@ -314,6 +316,10 @@ def invented_names(count: int, pools: Pools, generator: np.random.Generator, tak
     sizes = [len(part) for part in parts]
     total = sizes[0] * sizes[1] * sizes[2]
     avoid = {*pools.people, *taken}
+    if count > total:
+        raise InputError(
+            f"{count:,} invented names are wanted and the name pools make only {total:,}; add names to them"
+        )
     names: list[str] = []
     for size in (min(total, 2 * count + 100), total):  # the second time all there are, where few are free
         names, seen = [], set(avoid)
@@ -329,7 +335,9 @@ def invented_names(count: int, pools: Pools, generator: np.random.Generator, tak
                 names.append(name)
         if len(names) == count:
             return names
-    raise InputError(f"{count} invented names are wanted and the name pools make only {len(names)}; add names to them")
+    raise InputError(
+        f"{count:,} invented names are wanted and the name pools make only {len(names):,}; add names to them"
+    )
 
 
 def draw_frequencies(count: int, rate: float, generator: np.random.Generator) -> list[int]:
@@ -457,6 +465,7 @@ def generate_people(
     """
     n_revised = revised_count(n, revised_share, len(pools.people))
     n_new = n - n_revised
+    names = invented_names(n_new, pools, stream(seed, Stream.NEW_NAMES))
     frequencies = draw_frequencies(n_new or n_revised, frequency_rate, stream(seed, Stream.FREQUENCIES))
     order = stream(seed, Stream.REVISED_NAMES).permutation(len(pools.people))[:n_revised].tolist()
     revised = draw_people(
@@ -466,13 +475,7 @@ def generate_people(
         pools,
         stream(seed, Stream.REVISED_FACTS),
     )
-    new = draw_people(
-        invented_names(n_new, pools, stream(seed, Stream.NEW_NAMES)),
-        frequencies[:n_new],
-        KnowledgeType.NEW,
-        pools,
-        stream(seed, Stream.NEW_FACTS),
-    )
+    new = draw_people(names, frequencies[:n_new], KnowledgeType.NEW, pools, stream(seed, Stream.NEW_FACTS))
     return new, revised
 
 

@@ -295,7 +295,9 @@ def _read_weights(model: Any) -> Decoder:
         bridge = _boot_bridge(model)
     except Exception as error:
         kind = model.config.model_type
-        raise InputError(f"the architecture {kind!r} is not supported by TransformerLens ({_first_line(error)})") from error
+        raise InputError(
+            f"the architecture {kind!r} is not supported by TransformerLens ({_first_line(error)})"
+        ) from error
     cfg = bridge.cfg
     n_heads, n_kv_heads = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads
     centred = cfg.normalization_type == "LN"

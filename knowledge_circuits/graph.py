@@ -132,9 +132,7 @@ class Layout:
         """Names of the real edges, `source->target`, in row-major order."""
         rows, columns = self.real_edges.nonzero(as_tuple=True)
         sources, targets = self.sources, self.targets
-        return tuple(
-            f"{sources[u]}->{targets[v]}" for u, v in zip(rows.tolist(), columns.tolist(), strict=True)
-        )
+        return tuple(f"{sources[u]}->{targets[v]}" for u, v in zip(rows.tolist(), columns.tolist(), strict=True))
 
 
 @lru_cache(maxsize=8)

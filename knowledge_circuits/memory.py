@@ -85,3 +85,15 @@ def activation_bytes(decoder: Decoder, positions: int) -> float:
 def gradient_bytes(decoder: Decoder, positions: int) -> float:
     """Bytes of one layer's target gradients G for one item."""
     return (3 * decoder.n_heads + 1) * positions * decoder.d_model * decoder.embedding.element_size()
+
+
+def circuit_items(decoder: Decoder, positions: int, budget: float) -> int:
+    """How many prompts of one length a circuit run takes at once within the budget (bytes); at least 1."""
+    layout = Layout(decoder.n_layers, decoder.n_heads, decoder.parallel)
+    per_source = positions * decoder.d_model * decoder.embedding.element_size()
+    per_item = (
+        2 * activation_bytes(decoder, positions)
+        + 3 * gradient_bytes(decoder, positions)
+        + layout.n_sources * per_source
+    )
+    return max(1, int(budget // per_item))

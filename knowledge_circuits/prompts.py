@@ -131,9 +131,7 @@ class PromptPairs:
 
     def check_fits(self, vocabulary: int, max_positions: int) -> None:
         """Raise InputError naming the first item that a model with this vocabulary and context cannot take."""
-        for number, (clean, corrupted, labels) in enumerate(
-            zip(self.clean, self.corrupted, self.labels, strict=True)
-        ):
+        for number, (clean, corrupted, labels) in enumerate(zip(self.clean, self.corrupted, self.labels, strict=True)):
             if len(clean) > max_positions:
                 raise InputError(
                     f"item {number}: a prompt of {len(clean)} tokens is longer than the model's context (or sliding"

@@ -1,11 +1,11 @@
 """Where a run keeps its files: one place that spells out every output path.
 
-    outputs/train/<model>/<run>/                      run_config.json, evaluations.jsonl, knowledge_dynamics.jsonl
-        checkpoints/checkpoint-<step>/                an ordinary Hugging Face checkpoint; 0 is the untrained start
-            prediction.jsonl
-            circuit_<n>/type_<t>/frequency_<b>/method_<m>/<task>_graph.json
-                topn_<k>/<task>_graph.json, <task>_results.json
-                topn_<k>/target_type_<t>/target_frequency_<b>/<task>_prediction.jsonl
+outputs/train/<model>/<run>/                      run_config.json, evaluations.jsonl, knowledge_dynamics.jsonl
+    checkpoints/checkpoint-<step>/                an ordinary Hugging Face checkpoint; 0 is the untrained start
+        prediction.jsonl
+        circuit_<n>/type_<t>/frequency_<b>/method_<m>/<task>_graph.json
+            topn_<k>/<task>_graph.json, <task>_results.json
+            topn_<k>/target_type_<t>/target_frequency_<b>/<task>_prediction.jsonl
 """
 
 from __future__ import annotations
@@ -124,9 +124,7 @@ def checkpoints(model_path: str, output_dir: str | None = None) -> list[Checkpoi
         found = [child for child in inner.iterdir() if child.is_dir() and _CHECKPOINT_NAME.fullmatch(child.name)]
     if found and not (root / "config.json").exists():
         found.sort(key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
-        return [
-            Checkpoint(str(folder), Path(output_dir) / folder.name if output_dir else folder) for folder in found
-        ]
+        return [Checkpoint(str(folder), Path(output_dir) / folder.name if output_dir else folder) for folder in found]
     if root.is_dir():
         if not (root / "config.json").exists():
             raise InputError(f"{model_path}: neither a checkpoint (no config.json) nor a folder of checkpoint-<step>")

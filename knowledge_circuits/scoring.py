@@ -12,12 +12,15 @@ on the left, so the continuations stand at the end and only the last few positio
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from knowledge_circuits.files import InputError
+from knowledge_circuits.tokenization import start_token_id
 
 #: Limits of one batch: tokens that go through the model, and logits that are held at once.
 _MAX_TOKENS = 1 << 13
@@ -59,8 +62,39 @@ def last_logits(model: PreTrainedModel, keep: int, **inputs: object) -> Tensor:
     return model(**inputs).logits[:, -keep:]
 
 
+def encode_continuations(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], texts: Sequence[str]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Prompts as token ids and, for each, the tokens by which `prompt + " " + text` extends it.
+
+    The rule is that of tokenization.encode_prompt and label_token_id; one call of the tokenizer for all texts is
+    several times faster than one for each.
+
+    Raises:
+        InputError: the tokenizer has no start token, or a text adds no token to its prompt.
+    """
+    if not prompts:
+        return []
+    start = start_token_id(tokenizer)
+    before = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    joined = [f"{prompt} {text}" for prompt, text in zip(prompts, texts, strict=True)]
+    after = tokenizer(joined, add_special_tokens=False)["input_ids"]
+    pairs = []
+    for prompt, text, prompt_ids, full_ids in zip(prompts, texts, before, after, strict=True):
+        shared = 0
+        while shared < min(len(prompt_ids), len(full_ids)) and prompt_ids[shared] == full_ids[shared]:
+            shared += 1
+        if shared == len(full_ids):
+            raise InputError(f"the value {text!r} adds no token to the prompt {prompt!r}")
+        pairs.append(((start, *prompt_ids), tuple(full_ids[shared:])))
+    return pairs
+
+
 def score_continuations(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    progress: Callable[[int], object] = lambda count: None,
 ) -> list[ContinuationScore]:
     """Score each continuation after its prompt.
 
@@ -68,6 +102,7 @@ def score_continuations(
         model: in evaluation mode; its device and dtype are used, sums are taken in float32.
         prompts: token ids, opened by the start token; at least one token each.
         continuations: token ids, at least one token each, as many as prompts.
+        progress: called with the number of pairs just scored.
 
     Returns:
         The scores in the given order. They do not depend on what else is scored with them, up to rounding.
@@ -79,10 +114,11 @@ def score_continuations(
         raise ValueError("a prompt and a continuation have at least one token each")
     scores: dict[int, ContinuationScore] = {}
     vocabulary = int(model.config.get_text_config().vocab_size)
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: what a model in training caches must stay usable for gradients
         for batch in _batches(prompts, continuations, vocabulary):
             found = _score_batch(model, [prompts[i] for i in batch], [continuations[i] for i in batch])
             scores.update(zip(batch, found, strict=True))
+            progress(len(batch))
     return [scores[index] for index in range(len(prompts))]
 
 
@@ -152,7 +188,7 @@ def text_perplexity(model: PreTrainedModel, ids: Sequence[int], start_token: int
     blocks = [[start_token, *ids[at : at + block_size]] for at in range(0, len(ids), block_size)]
     vocabulary = int(model.config.get_text_config().vocab_size)
     at_once = max(1, min(_MAX_TOKENS // (block_size + 1), _MAX_LOGITS // (vocabulary * (block_size + 1))))
-    with torch.inference_mode():
+    with torch.no_grad():
         for at in range(0, len(blocks), at_once):
             inputs, mask, positions = left_padded(blocks[at : at + at_once], model.device)
             logits = model(

@@ -166,8 +166,9 @@ def sweep(items: Sequence[WorkItem], process: Process, title: str) -> SweepResul
             reason = None if item.done() else _attempt(item)
             busy += time.monotonic() - item_started
             if reason is not None:
+                if reason not in failures.values():
+                    bar.write(f"failed: {item.name}: {reason}", file=sys.stderr)
                 failures[item.name] = reason
-                bar.write(f"failed: {item.name}: {reason}", file=sys.stderr)
             store.add("finished", 1)
             _show(bar, len(items) - len(pending) + store.add("finished", 0))
         bar.set_postfix_str("")
@@ -247,6 +248,9 @@ def report_sweep(result: SweepResult, process: Process) -> int:
         if result.finished or result.failures:
             shares = ", ".join(f"process {rank} {share:.0%}" for rank, share in enumerate(result.busy))
             print(f"share of the time busy: {shares}")
+        names: dict[str, list[str]] = defaultdict(list)
         for name, reason in result.failures:
-            print(f"failed: {name}: {reason}", file=sys.stderr)
+            names[reason].append(name)
+        for reason, failed in names.items():
+            print(f"error: {reason} (failed: {'; '.join(failed)})", file=sys.stderr)
     return 1 if result.failures else 0

@@ -161,6 +161,16 @@ def evaluations(run: Run) -> pd.DataFrame:
     return table.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
 
 
+def training_loss(run: Run) -> pd.DataFrame:
+    """The loss that the Trainer logged during training: columns step, epoch, loss (empty without a trainer state)."""
+    for checkpoint in reversed(run.checkpoints()):
+        state = Path(checkpoint.path) / "trainer_state.json"
+        if state.exists():
+            rows = [row for row in read_json(state).get("log_history", []) if "loss" in row and "epoch" in row]
+            return pd.DataFrame(rows, columns=["step", "epoch", "loss"])
+    return pd.DataFrame(columns=["step", "epoch", "loss"])
+
+
 def first_token_column(knowledge: KnowledgeType) -> str:
     """The evaluations' column of one type's first-token accuracy."""
     return f"{knowledge}_first_token_attribute_accuracy"
@@ -272,32 +282,27 @@ def circuit_predictions(run: Run, setting: Setting | None = None) -> pd.DataFram
     Args:
         setting: which circuits; None means `main_setting`.
     """
-    parts: list[pd.DataFrame] = []
+    rows: list[dict[str, Any]] = []
+    files, lengths = [], []
     for step, epoch, group, folder in _topn_folders(run, setting):
         for path in sorted(folder.glob(f"target_type_*/target_frequency_*/{group.task}*_prediction.jsonl")):
             source = _circuit_step(path, group, "_prediction", step)
-            rows = read_jsonl(path, ("token_prob", "token_rank")) if source is not None else []
-            if not rows:
+            if source is None:
                 continue
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "full_name": [row.get("full_name", row.get("clean_subject", "")) for row in rows],
-                        "token_prob": [float(row["token_prob"]) for row in rows],
-                        "token_rank": [int(row["token_rank"]) for row in rows],
-                    }
-                ).assign(
-                    step=step,
-                    epoch=epoch,
-                    circuit_step=source,
-                    **_names(group),
-                    target_type=path.parent.parent.name.removeprefix("target_type_"),
-                    target_band=path.parent.name.removeprefix("target_frequency_"),
-                )
-            )
-    if not parts:
+            items = read_jsonl(path, ("token_prob", "token_rank"))
+            rows += items
+            lengths.append(len(items))
+            target = {
+                "target_type": path.parent.parent.name.removeprefix("target_type_"),
+                "target_band": path.parent.name.removeprefix("target_frequency_"),
+            }
+            files.append({"step": step, "epoch": epoch, "circuit_step": source, **_names(group), **target})
+    if not rows:
         return pd.DataFrame(columns=CIRCUIT_PREDICTION_COLUMNS)
-    table = pd.concat(parts, ignore_index=True)
+    table = pd.DataFrame(files).loc[np.repeat(np.arange(len(files)), lengths)].reset_index(drop=True)
+    table["full_name"] = [row.get("full_name", row.get("clean_subject", "")) for row in rows]
+    table["token_prob"] = [float(row["token_prob"]) for row in rows]
+    table["token_rank"] = [int(row["token_rank"]) for row in rows]
     table["hit"] = (table["token_rank"] <= HIT_RANK).astype(float)
     return table[CIRCUIT_PREDICTION_COLUMNS]
 

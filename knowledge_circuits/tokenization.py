@@ -36,7 +36,9 @@ def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return int(token_id)
-    raise InputError(f"the tokenizer {tokenizer.name_or_path!r} has neither a BOS nor an EOS token to start prompts with")
+    raise InputError(
+        f"the tokenizer {tokenizer.name_or_path!r} has neither a BOS nor an EOS token to start prompts with"
+    )
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from made_up import POOLS, TEMPLATES, write_pools, write_templates
 
 from knowledge_circuits.biographies import (
+    PERSON_KEYS,
     Person,
     Stream,
     Template,
@@ -80,6 +83,8 @@ def test_invented_names_can_use_up_the_pools_but_not_more() -> None:
     assert len(invented_names(4, pools, stream(0, Stream.NEW_NAMES), taken=["B C D"])) == 4
     with pytest.raises(InputError, match="6 invented names are wanted and the name pools make only 5"):
         invented_names(6, pools, stream(0, Stream.NEW_NAMES))
+    with pytest.raises(InputError, match="1,000,000,000,000 invented names are wanted and the name pools make only 8"):
+        invented_names(10**12, pools, stream(0, Stream.NEW_NAMES))
 
 
 def test_frequencies_follow_the_rounded_exponential_distribution() -> None:
@@ -238,11 +243,12 @@ def test_entities_may_have_frequencies_as_text_and_keys_of_their_own(tmp_path: P
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("frequency", 0, "at least 1"),
-        ("frequency", 2.5, "at least 1"),
-        ("frequency", True, "at least 1"),
-        ("frequency", "many", "at least 1"),
-        ("frequency", None, "at least 1"),
+        ("frequency", 0, "from 1 to 1,000,000"),
+        ("frequency", 2.5, "from 1 to 1,000,000"),
+        ("frequency", True, "from 1 to 1,000,000"),
+        ("frequency", 10**300, "from 1 to 1,000,000"),
+        ("frequency", "many", "from 1 to 1,000,000"),
+        ("frequency", None, "from 1 to 1,000,000"),
         ("type", "newish", "one of new, revised"),
         ("type", ["new"], "one of new, revised"),
         ("full_name", "  ", "'full_name' must be a text"),
@@ -257,6 +263,28 @@ def test_a_bad_value_is_refused_with_file_line_and_reason(key: str, value: objec
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     with pytest.raises(InputError, match=rf"new\.jsonl, line 2: .*{reason}"):
         read_entities(path)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    key=st.sampled_from(PERSON_KEYS),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+        max_leaves=4,
+    ),
+)
+def test_whatever_stands_in_a_row_is_taken_as_it_is_or_refused_by_line(tmp_path: Path, key: str, value: object) -> None:
+    new, _ = generate_people(1, 0, POOLS, revised_share=0.0)
+    row = {**new[0].to_row(), key: value}
+    path = tmp_path / "new.jsonl"
+    path.write_text(json.dumps(row), encoding="utf-8")
+    try:
+        person = read_entities(path)[0]
+    except InputError as error:
+        assert "new.jsonl, line 1: " in str(error)
+    else:
+        assert str(person.to_row()[key]) == str(value).strip() or person.to_row()[key] == value
 
 
 def test_a_missing_key_a_repeated_name_and_an_empty_file_are_refused(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_failed_item_is_named_and_the_others_go_on(tmp_path, capsys):
     assert (tmp_path / "a").exists() and (tmp_path / "d").exists()
     assert result.failures == (("b", "b.jsonl, line 3: no key 'type'"), ("c", "RuntimeError: shape mismatch"))
     assert report_sweep(result, alone()) == 1
-    assert "failed: b: b.jsonl, line 3: no key 'type'" in capsys.readouterr().err
+    assert "error: b.jsonl, line 3: no key 'type' (failed: b)" in capsys.readouterr().err
 
 
 def test_a_full_disk_ends_the_sweep(tmp_path):
@@ -227,7 +227,7 @@ def test_torchrun_shares_the_items_and_a_failure_stops_nobody(tmp_path):
     folder.mkdir()
     out, err = (program := launch(folder, bad="a3", seconds=0.02)).communicate(timeout=120)
     assert program.returncode != 0
-    assert "failed: a3: a bad item" in err
+    assert "error: a bad item (failed: a3)" in err
     assert "11 done, 0 were there already, 1 failed" in out
     assert len(list(folder.iterdir())) == 11
     out, err = (program := launch(folder)).communicate(timeout=120)

@@ -1,0 +1,237 @@
+"""Running a circuit: every target reads the circuit's edges from this run and all other edges from a reference.
+
+    x_v = x_v(reference) + sum over edges u->v in the circuit of (z_u - z_u(reference))
+
+The reference is the corrupted run (`patching`), nothing but biases and positional embeddings (`zero`), or mean outputs
+(`mean`). One dense product with the membership matrix per layer does it, whatever the circuit's size; heads and MLPs
+outside the circuit are not run at all.
+
+Shapes: b items, p positions, q queries (p, or 1 in the last layer), d d_model, h heads, a heads in the circuit, u sources.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from knowledge_circuits.decoder import Decoder
+from knowledge_circuits.forward import (
+    Prefix,
+    Rotary,
+    Trace,
+    activate,
+    attend,
+    linear,
+    logits_of,
+    normalize,
+    prepare_heads,
+)
+from knowledge_circuits.graph import Graph
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What targets see of the edges outside the circuit. Each tensor broadcasts to the shape given.
+
+    Attributes:
+        embedded: [b, p, d] in place of the node `input`.
+        z: per layer [b, q, h e] in place of the heads' outputs (before w_o).
+        mlp_outputs: per layer [b, q, d].
+    """
+
+    embedded: Tensor
+    z: tuple[Tensor, ...]
+    mlp_outputs: tuple[Tensor, ...]
+
+    @classmethod
+    def of_trace(cls, trace: Trace) -> Reference:
+        """The outputs of a forward pass (patching)."""
+        return cls(
+            trace.embedded,
+            tuple(layer.z for layer in trace.layers),
+            tuple(layer.mlp_output for layer in trace.layers),
+        )
+
+    @classmethod
+    def zero(cls, decoder: Decoder) -> Reference:
+        """Nothing: biases and positional embeddings stay."""
+        d, width = decoder.d_model, decoder.n_heads * decoder.d_head
+        empty = decoder.embedding.new_zeros
+        n = decoder.n_layers
+        return cls(empty(1, 1, d), (empty(1, 1, width),) * n, (empty(1, 1, d),) * n)
+
+
+@dataclass(frozen=True)
+class _LayerCircuit:
+    """One layer's part of a circuit, on the model's device.
+
+    Attributes:
+        heads: [a] the heads in the circuit.
+        attention: [n, 3a] membership of edges into their query, key and value inputs.
+        mlp: [n'] membership of edges into the MLP, or None where it is outside the circuit.
+        weights: three [a, d, e] and biases: three [a, 1, e] of the heads' projections.
+        w_o: [a, e, d].
+    """
+
+    heads: Tensor
+    attention: Tensor
+    mlp: Tensor | None
+    weights: tuple[Tensor, Tensor, Tensor]
+    biases: tuple[Tensor, Tensor, Tensor]
+    w_o: Tensor
+
+
+class CircuitRunner:
+    """A circuit made ready to run in a model's weights.
+
+    Args:
+        decoder: the model.
+        circuit: a graph of the same layout.
+
+    Raises:
+        ValueError: the graph is of another model shape.
+    """
+
+    def __init__(self, decoder: Decoder, circuit: Graph) -> None:
+        layout = circuit.layout
+        shape = (decoder.n_layers, decoder.n_heads, decoder.parallel)
+        if (layout.n_layers, layout.n_heads, layout.parallel) != shape:
+            raise ValueError(f"a circuit of {layout} does not fit a model of {shape} (layers, heads, parallel)")
+        self.decoder = decoder
+        self.layout = layout
+        membership = (circuit.in_graph & layout.real_edges).to(decoder.device)
+        self._layers = tuple(self._prepare(membership, layer) for layer in range(layout.n_layers))
+        self._logits = membership[:, layout.logits_target].to(decoder.dtype)
+
+    def _prepare(self, membership: Tensor, layer: int) -> _LayerCircuit:
+        decoder, layout = self.decoder, self.layout
+        h, n_kv, e, d = decoder.n_heads, decoder.n_kv_heads, decoder.d_head, decoder.d_model
+        attention = decoder.blocks[layer].attention
+        heads = membership[layout.head_sources(layer)].any(1).nonzero().flatten()
+        into_heads = membership[: layout.attention_reads(layer), layout.head_targets(layer)].view(-1, 3, h)
+        split = (h * e, n_kv * e, n_kv * e)
+        kv_heads = heads // (h // n_kv)
+        weights, biases = [], []
+        for weight, bias, chosen in zip(
+            attention.w_qkv.split(split, 1), attention.b_qkv.split(split), (heads, kv_heads, kv_heads), strict=True
+        ):
+            weights.append(weight.view(d, -1, e).transpose(0, 1)[chosen].contiguous())
+            biases.append(bias.view(-1, 1, e)[chosen])
+        mlp_runs = bool(membership[layout.mlp_source(layer)].any())
+        into_mlp = membership[: layout.mlp_reads(layer), layout.mlp_target(layer)]
+        return _LayerCircuit(
+            heads=heads,
+            attention=into_heads[:, :, heads].flatten(1).to(decoder.dtype),
+            mlp=into_mlp.to(decoder.dtype) if mlp_runs else None,
+            weights=(weights[0], weights[1], weights[2]),
+            biases=(biases[0], biases[1], biases[2]),
+            w_o=attention.w_o.view(h, e, d)[heads],
+        )
+
+    def logits(self, embedded: Tensor, reference: Reference, prefix: Prefix | None = None) -> Tensor:
+        """Run the circuit.
+
+        Args:
+            embedded: [b, p, d] token embeddings of the prompts.
+            reference: see `Reference`.
+            prefix: positions before, at which run and reference agree (patching only).
+
+        Returns:
+            [b, n] logits at the last position.
+        """
+        decoder = self.decoder
+        b, p, d = embedded.shape
+        offset = prefix.length if prefix else 0
+        rotary = Rotary.at(decoder, offset, p)
+        run = _Differences(embedded.new_zeros(self.layout.n_sources, b, p, d))
+        run.rows[0] = embedded - reference.embedded
+        base = reference.embedded.expand(b, p, d)
+        if decoder.positions is not None:
+            base = base + decoder.positions[offset : offset + p]
+        for index, (layer, block) in enumerate(zip(self._layers, decoder.blocks, strict=True)):
+            queries = 1 if index == decoder.n_layers - 1 else p
+            reference_z = reference.z[index]
+            if len(layer.heads):
+                z = self._attend(layer, index, run, base, queries, rotary, prefix)
+                run.set_heads(self, index, layer, z, reference_z)
+            before = base[:, -queries:]
+            after = before + block.attention.b_o + linear_no_bias(reference_z, block.attention.w_o)
+            if layer.mlp is not None:
+                x = (before if decoder.parallel else after) + run.sum(layer.mlp, queries)
+                hidden = linear(normalize(x, decoder).value, block.mlp.w_in, block.mlp.b_in)
+                output = linear(activate(block.mlp, decoder.activation, hidden), block.mlp.w_out, block.mlp.b_out)
+                run.rows[self.layout.mlp_source(index), :, -queries:] = output - reference.mlp_outputs[index]
+            base = after + reference.mlp_outputs[index]
+        final = base[:, -1] + run.sum(self._logits, 1)[:, 0]
+        return logits_of(decoder, normalize(final, decoder).value)
+
+    def _attend(
+        self,
+        layer: _LayerCircuit,
+        index: int,
+        run: _Differences,
+        base: Tensor,
+        queries: int,
+        rotary: Rotary | None,
+        prefix: Prefix | None,
+    ) -> Tensor:
+        """The outputs [a, b, q, e] of the circuit's heads of one layer."""
+        decoder = self.decoder
+        b, p, d = base.shape
+        a = len(layer.heads)
+        split = run.sums(layer.attention)  # [3a, b, p, d]
+        x = normalize(split + base, decoder).value.view(3, a, b, p, d)
+        parts = []
+        for kind, (weight, bias) in enumerate(zip(layer.weights, layer.biases, strict=True)):
+            rows = x[kind] if kind else x[kind, :, :, -queries:]
+            flat = torch.baddbmm(bias, rows.reshape(a, -1, d), weight)
+            parts.append(flat.view(a, b, -1, decoder.d_head).transpose(0, 1))
+        heads = prepare_heads(decoder, decoder.blocks[index].attention, *parts, rotary)
+        own = _prefix_of_heads(prefix, index, layer.heads // (decoder.n_heads // decoder.n_kv_heads))
+        _, z = attend(heads, own, 0)
+        return z.view(b, queries, a, decoder.d_head).permute(2, 0, 1, 3)
+
+
+@dataclass(frozen=True)
+class _Differences:
+    """z_u - z_u(reference) of the sources run so far: rows [u, b, p, d]."""
+
+    rows: Tensor
+
+    @cached_property
+    def _flat(self) -> Tensor:
+        return self.rows.view(len(self.rows), -1)
+
+    def sums(self, membership: Tensor) -> Tensor:
+        """Sum over the sources that each target reads: membership [n, t] -> [t, b, p, d]."""
+        return (membership.T @ self._flat[: len(membership)]).view(-1, *self.rows.shape[1:])
+
+    def sum(self, membership: Tensor, queries: int) -> Tensor:
+        """The same for one target: membership [n] -> [b, queries, d]."""
+        rows = self.rows[: len(membership), :, -queries:]
+        return (membership @ rows.reshape(len(membership), -1)).view(rows.shape[1:])
+
+    def set_heads(
+        self, runner: CircuitRunner, index: int, layer: _LayerCircuit, z: Tensor, reference_z: Tensor
+    ) -> None:
+        """Put in the heads' outputs z [a, b, q, e] less the reference's [b, q, h e], times their slices of w_o."""
+        a, b, queries, e = z.shape
+        apart = reference_z.view(*reference_z.shape[:2], -1, e)[:, :, layer.heads].permute(2, 0, 1, 3)
+        written = torch.bmm((z - apart).reshape(a, -1, e), layer.w_o).view(a, b, queries, -1)
+        start = runner.layout.head_sources(index).start
+        self.rows[start + layer.heads, :, -queries:] = written
+
+
+def linear_no_bias(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., n] times weight [n, d]."""
+    return (x.reshape(-1, x.shape[-1]) @ weight).view(*x.shape[:-1], weight.shape[1])
+
+
+def _prefix_of_heads(prefix: Prefix | None, layer: int, kv_heads: Tensor) -> Prefix | None:
+    """One layer's prefix with a key/value head of its own for each of the given ones."""
+    if prefix is None:
+        return None
+    return Prefix((prefix.keys[layer][:, kv_heads],), (prefix.values[layer][:, kv_heads],))
