@@ -1,0 +1,80 @@
+"""The count of least arithmetic that benchmarks compare with, and the benchmark program itself at a tiny shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import FAMILIES, random_model, random_pairs
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, LlamaConfig, PhiConfig
+
+from benchmarks.arithmetic import Shape, attribution_flop, circuit_flop, forward_flop
+from knowledge_circuits.attribution import attribute
+from knowledge_circuits.decoder import decoder_from_model
+from knowledge_circuits.graph import Layout
+from knowledge_circuits.prompts import PromptPairs
+
+GPT2 = Shape.of(GPT2Config())
+PAPER_MODELS = {
+    "gpt2": (GPT2Config(), 32_491),
+    "gpt2-medium": (GPT2Config(n_layer=24, n_embd=1024, n_head=16), 231_877),
+    "tinyllama": (
+        LlamaConfig(
+            num_hidden_layers=22,
+            hidden_size=2048,
+            num_attention_heads=32,
+            num_key_value_heads=4,
+            intermediate_size=5632,
+        ),
+        742_996,
+    ),
+    "phi-1_5": (
+        PhiConfig(num_hidden_layers=24, hidden_size=2048, num_attention_heads=32, intermediate_size=8192),
+        886_597,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAPER_MODELS)
+def test_the_papers_models_have_the_edges_that_the_design_states(name: str) -> None:
+    config, edges = PAPER_MODELS[name]
+    assert Shape.of(config).edges == edges
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shape_counts_the_edges_of_the_graph(family: str) -> None:
+    shape = Shape.of(FAMILIES[family]())
+    assert shape.edges == Layout(shape.n_layers, shape.n_heads, shape.parallel).n_edges
+
+
+def test_gpt2_small_has_85_million_weights_in_its_layers() -> None:
+    assert GPT2.n_layers * GPT2.layer_weights == 84_934_656
+
+
+def test_a_forward_pass_of_one_position_is_two_operations_per_weight_and_its_attention() -> None:
+    weights = 2 * GPT2.n_layers * GPT2.layer_weights
+    assert forward_flop(GPT2, 1) == weights + GPT2.n_layers * 4 * GPT2.d_model
+
+
+def test_a_gpt2_prompt_needs_27_to_31_gflop_to_attribute_and_about_6_as_a_circuit() -> None:
+    assert 27e9 < attribution_flop(GPT2, positions=16, steps=5) < attribution_flop(GPT2, 16, 5, shared=0) < 31e9
+    assert 5.5e9 < circuit_flop(GPT2, positions=16) < 6.5e9
+
+
+def test_each_step_adds_one_forward_and_one_backward_pass() -> None:
+    per_step = attribution_flop(GPT2, 16, 6) - attribution_flop(GPT2, 16, 5)
+    assert per_step == attribution_flop(GPT2, 16, 5) - attribution_flop(GPT2, 16, 4)
+    assert 1.9 < per_step / forward_flop(GPT2, 16, shared=1) < 2.1
+
+
+def test_the_engine_computes_little_more_than_the_least() -> None:
+    config = GPT2Config(n_layer=4, n_embd=64, n_head=4, vocab_size=90, n_positions=32)
+    decoder = decoder_from_model(random_model(config))
+    items = random_pairs((16, 16, 16))
+    pairs = PromptPairs(
+        [pair.clean_ids for pair in items], [pair.corrupted_ids for pair in items], [pair.label_ids for pair in items]
+    )
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        attribute(decoder, pairs, ig_steps=5)
+    least = len(items) * attribution_flop(Shape.of(config), positions=16, steps=5)
+    assert least <= counter.get_total_flops() < 1.2 * least
