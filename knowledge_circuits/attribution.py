@@ -32,7 +32,6 @@ from knowledge_circuits.backward import HeadGradients, LayerGradients, backward,
 from knowledge_circuits.decoder import Attention, Decoder
 from knowledge_circuits.files import InputError
 from knowledge_circuits.forward import (
-    LayerTrace,
     Normalized,
     Prefix,
     Substitution,
@@ -199,12 +198,12 @@ def _add_path_scores(
     runs = [corrupted, *(torch.lerp(corrupted, clean, point) for point in path.points[1:-1]), clean]
     trace = forward(decoder, torch.cat(runs), prefix)
     rows = slice(path.active.start * items, path.active.stop * items)
-    active = trace_rows(trace, rows)
+    active = trace.rows(rows)
     weights = torch.tensor(path.weights[path.active], dtype=decoder.dtype, device=decoder.device)
     clean_logits = logits_of(decoder, trace.final_normalized.value[-items:, 0]) if _needs_logits(metric) else None
     gradient = _final_gradient(decoder, active, metric, clean_logits, batch.labels, weights)
-    active_prefix = _prefix_rows(prefix, rows)
-    first, last = trace_rows(trace, slice(0, items)), trace_rows(trace, slice(-items, None))
+    active_prefix = prefix.rows(rows) if prefix else None
+    first, last = trace.rows(slice(0, items)), trace.rows(slice(-items, None))
     for sources in plan.source_slices(layout.n_sources):
         differences = output_differences(decoder, layout, first, last, sources)
         _add_scores(decoder, layout, differences, sources, active, gradient, active_prefix, None, len(weights), total)
@@ -225,13 +224,12 @@ def _add_activation_scores(
     offset = prefix.length if prefix else 0
     clean_ids, corrupted_ids = batch.clean[:, offset:], batch.corrupted[:, offset:]
     trace = forward(decoder, embed(decoder, torch.cat((corrupted_ids, clean_ids))), prefix)
-    first, last = trace_rows(trace, slice(0, items)), trace_rows(trace, slice(-items, None))
+    first, last = trace.rows(slice(0, items)), trace.rows(slice(-items, None))
     clean_logits = logits_of(decoder, last.final_normalized.value[:, 0]) if _needs_logits(metric) else None
     points = torch.tensor(path.points[path.active], dtype=decoder.dtype, device=decoder.device)
     share = 1 / (len(points) * (2 * decoder.n_layers + 1))
     weights = torch.full_like(points, share)
-    run_prefix = _prefix_rows(prefix, slice(0, items))
-    run_prefix = run_prefix.repeat(len(points)) if run_prefix else None
+    run_prefix = prefix.rows(slice(0, items)).repeat(len(points)) if prefix else None
 
     def between(low: Tensor, high: Tensor) -> Tensor:
         """Each run's constants, run by run: [runs x items, ...]."""
@@ -257,36 +255,6 @@ def _shared_prefix(decoder: Decoder, batch: Batch, runs: int) -> Prefix | None:
     """Keys and values of the positions where clean and corrupted prompts agree, for every run."""
     prefix = prefix_of(decoder, batch.clean[:, : batch.shared_prefix])
     return prefix.repeat(runs) if prefix else None
-
-
-def _prefix_rows(prefix: Prefix | None, rows: slice) -> Prefix | None:
-    if prefix is None:
-        return None
-    return Prefix(tuple(key[rows] for key in prefix.keys), tuple(value[rows] for value in prefix.values))
-
-
-def trace_rows(trace: Trace, rows: slice) -> Trace:
-    """A view of some rows of a forward pass."""
-
-    def cut(normalized: Normalized) -> Normalized:
-        return Normalized(normalized.value[rows], normalized.inverse_scale[rows])
-
-    layers = []
-    for kept in trace.layers:
-        heads = type(kept.heads)(*(None if part is None else part[rows] for part in vars(kept.heads).values()))
-        layers.append(
-            LayerTrace(
-                attention_input=cut(kept.attention_input),
-                heads=heads,
-                pattern=kept.pattern[rows],
-                z=kept.z[rows],
-                mlp_input=cut(kept.mlp_input),
-                hidden=kept.hidden[rows],
-                mlp_output=kept.mlp_output[rows],
-            )
-        )
-    residuals = tuple(residual[rows] for residual in trace.residuals)
-    return Trace(trace.embedded[rows], tuple(layers), trace.final[rows], cut(trace.final_normalized), residuals)
 
 
 def _needs_logits(metric: Metric | MetricFunction) -> bool:
@@ -441,4 +409,4 @@ def _weights(decoder: Decoder, attention: Attention, parts: Sequence[HeadGradien
     return [weight if len(weight) == h else weight.repeat_interleave(h // k, 0) for weight in heads]
 
 
-__all__ = ["LayerGradients", "Method", "Path", "attribute", "output_differences", "trace_rows"]
+__all__ = ["LayerGradients", "Method", "Path", "attribute", "output_differences"]

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from knowledge_circuits.decoder import MLP, Activation, Attention, Decoder
 from knowledge_circuits.forward import (
-    Heads,
     LayerTrace,
     Normalized,
     Prefix,

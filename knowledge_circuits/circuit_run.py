@@ -6,7 +6,8 @@ The reference is the corrupted run (`patching`), nothing but biases and position
 (`mean`). One dense product with the membership matrix per layer does it, whatever the circuit's size; heads and MLPs
 outside the circuit are not run at all.
 
-Shapes: b items, p positions, q queries (p, or 1 in the last layer), d d_model, h heads, a heads in the circuit, u sources.
+Shapes: b items, p positions, q queries (p, or 1 in the last layer), d d_model, h heads, a heads in the circuit,
+u sources.
 """
 
 from __future__ import annotations
@@ -189,7 +190,8 @@ class CircuitRunner:
             rows = x[kind] if kind else x[kind, :, :, -queries:]
             flat = torch.baddbmm(bias, rows.reshape(a, -1, d), weight)
             parts.append(flat.view(a, b, -1, decoder.d_head).transpose(0, 1))
-        heads = prepare_heads(decoder, decoder.blocks[index].attention, *parts, rotary)
+        q, k, v = parts
+        heads = prepare_heads(decoder, decoder.blocks[index].attention, q, k, v, rotary)
         own = _prefix_of_heads(prefix, index, layer.heads // (decoder.n_heads // decoder.n_kv_heads))
         _, z = attend(heads, own, 0)
         return z.view(b, queries, a, decoder.d_head).permute(2, 0, 1, 3)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from knowledge_circuits.attribution import trace_rows
 from knowledge_circuits.circuit_run import CircuitRunner, Reference
 from knowledge_circuits.circuits import prune, top_n
 from knowledge_circuits.decoder import Decoder
@@ -221,7 +220,7 @@ def faithfulness_curve(
 
 
 def mean_outputs(decoder: Decoder, pairs: PromptPairs, batch_size: int, positional: bool) -> Reference:
-    """Mean outputs of every source on the clean prompts, over all positions ([1, 1, ...]) or per position ([1, p, ...])."""
+    """Every source's mean output on the clean prompts: over all positions [1, 1, ...], or per position [1, p, ...]."""
     longest = pairs.longest
     sums: list[Tensor] | None = None
     counts = torch.zeros(longest, dtype=decoder.dtype, device=decoder.device)
@@ -307,7 +306,7 @@ def _circuit_inputs(
     """
     if intervention is Intervention.PATCHING:
         items = len(batch.index)
-        corrupted = trace_rows(trace, slice(items, None))
+        corrupted = trace.rows(slice(items, None))
         return trace.embedded[:items], Reference.of_trace(corrupted), shared
     reference = Reference.zero(decoder) if means is None else _cut(means, batch.clean.shape[1])
     return embed(decoder, batch.clean), reference, None

@@ -26,6 +26,10 @@ class Normalized:
     value: Tensor
     inverse_scale: Tensor
 
+    def rows(self, rows: slice) -> Normalized:
+        """A view of some rows."""
+        return Normalized(self.value[rows], self.inverse_scale[rows])
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -42,6 +46,11 @@ class Heads:
     v: Tensor
     q_plain: Tensor | None = None
     k_plain: Tensor | None = None
+
+    def rows(self, rows: slice) -> Heads:
+        """A view of some rows."""
+        plain = (None if part is None else part[rows] for part in (self.q_plain, self.k_plain))
+        return Heads(self.q[rows], self.k[rows], self.v[rows], *plain)
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,18 @@ class LayerTrace:
     hidden: Tensor
     mlp_output: Tensor
 
+    def rows(self, rows: slice) -> LayerTrace:
+        """A view of some rows."""
+        return LayerTrace(
+            attention_input=self.attention_input.rows(rows),
+            heads=self.heads.rows(rows),
+            pattern=self.pattern[rows],
+            z=self.z[rows],
+            mlp_input=self.mlp_input.rows(rows),
+            hidden=self.hidden[rows],
+            mlp_output=self.mlp_output[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -80,6 +101,16 @@ class Trace:
     final_normalized: Normalized
     residuals: tuple[Tensor, ...] = ()
 
+    def rows(self, rows: slice) -> Trace:
+        """A view of some rows."""
+        return Trace(
+            embedded=self.embedded[rows],
+            layers=tuple(layer.rows(rows) for layer in self.layers),
+            final=self.final[rows],
+            final_normalized=self.final_normalized.rows(rows),
+            residuals=tuple(residual[rows] for residual in self.residuals),
+        )
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -91,6 +122,10 @@ class Prefix:
     @property
     def length(self) -> int:
         return self.keys[0].shape[2]
+
+    def rows(self, rows: slice) -> Prefix:
+        """A view of some rows."""
+        return Prefix(tuple(key[rows] for key in self.keys), tuple(value[rows] for value in self.values))
 
     def repeat(self, runs: int) -> Prefix:
         """The same prefix for each of `runs` runs (rows ordered run by run)."""

@@ -204,7 +204,7 @@ def _sound(edge: Any) -> bool:
     if not isinstance(edge, dict) or type(edge.get("in_graph")) is not bool:
         return False
     score = edge.get("score")
-    if type(score) not in (float, int):
+    if not isinstance(score, (float, int)) or isinstance(score, bool):
         return False
     try:
         return math.isfinite(float(score))
