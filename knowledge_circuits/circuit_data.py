@@ -8,7 +8,6 @@ Pairs whose labels share the first token stay (their metric is 0) and are counte
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -155,8 +154,3 @@ class _Labels:
     def pair(self, clean: Person, corrupted: Person) -> CircuitPair:
         """The pair of two people."""
         return CircuitPair(clean, *self.of(clean), corrupted, *self.of(corrupted))
-
-
-def group_counts(pairs: Sequence[CircuitPair]) -> dict[str, int]:
-    """How many pairs each type and band has, keyed "type / band"."""
-    return dict(Counter(f"{pair.clean.type} / {pair.clean.band}" for pair in pairs))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from knowledge_circuits.data_folder import DataFolder
+from knowledge_circuits.data_folder import DataFolder, add_pool_arguments, add_template_argument, data_parser
 from knowledge_circuits.files import InputError, read_json
+from knowledge_circuits.study import Attribute
 
 
 def test_each_program_adds_its_flags_and_n_and_seed_stand_at_the_top(tmp_path: Path) -> None:
@@ -37,3 +38,36 @@ def test_a_missing_file_names_the_program_that_writes_it(tmp_path: Path) -> None
     folder = DataFolder(tmp_path)
     with pytest.raises(InputError, match=r"train\.jsonl: no such file; run data/text_data_generation\.py"):
         folder.require(folder.train, "text_data_generation.py")
+
+
+def test_the_protocol_is_the_default_of_the_flags() -> None:
+    parser = data_parser("Some program")
+    add_pool_arguments(parser)
+    add_template_argument(parser)
+    arguments = parser.parse_args([])
+    assert (arguments.N, arguments.seed, arguments.birth_years) == (50_000, 0, [1900, 2025])
+    assert Path(arguments.pool_dir, "people.json").is_file()
+    assert Path(arguments.template_dir, "city.json").is_file()
+
+
+@pytest.mark.parametrize("flags", [["--N", "0"], ["--N", "many"], ["--seed", "-1"]])
+def test_numbers_that_cannot_be_end_with_usage(flags: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        data_parser("Some program").parse_args(flags)
+    assert stop.value.code == 2
+    assert flags[0] in capsys.readouterr().err
+
+
+def test_every_file_has_its_own_place_in_the_folder(tmp_path: Path) -> None:
+    folder = DataFolder.of("data", 700)
+    named = ["new", "revised", "train", "validation", "test", "forget_new", "forget_conflict", "replay", "prior"]
+    for name in named:
+        assert getattr(folder, name) == Path(f"data/entities_700/{name}.jsonl")
+    assert folder.circuit(300, "gpt2", Attribute.CITY) == Path("data/entities_700/circuit_300/gpt2/city.jsonl")
+
+
+def test_a_record_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    folder.config.write_text("[]", encoding="utf-8")
+    with pytest.raises(InputError, match=r"data_config\.json: a JSON object is wanted"):
+        folder.record("texts", {})
