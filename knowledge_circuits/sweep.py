@@ -159,9 +159,11 @@ def sweep(items: Sequence[WorkItem], process: Process, title: str) -> SweepResul
     pending = [item for item in items if not item.done()]
     failures: dict[str, str] = {}
     started, busy = time.monotonic(), 0.0
-    with tqdm(total=len(items), desc=title, unit="item", disable=not process.is_main) as bar:
+    with tqdm(
+        total=len(items), initial=len(items) - len(pending), desc=title, unit="item", disable=not process.is_main
+    ) as bar:
         for item in _claimed(pending, store):
-            bar.set_postfix_str(item.name)
+            bar.set_postfix_str(item.name, refresh=False)
             item_started = time.monotonic()
             reason = None if item.done() else _attempt(item)
             busy += time.monotonic() - item_started
@@ -171,7 +173,7 @@ def sweep(items: Sequence[WorkItem], process: Process, title: str) -> SweepResul
                 failures[item.name] = reason
             store.add("finished", 1)
             _show(bar, len(items) - len(pending) + store.add("finished", 0))
-        bar.set_postfix_str("")
+        bar.set_postfix_str("", refresh=False)
         _wait_for_all(store, process, bar, len(items) - len(pending))
     report = {"busy": busy / max(time.monotonic() - started, 1e-9), "pending": len(pending), "failures": failures}
     return _summary(items, _exchange(store, process, report))
@@ -206,8 +208,7 @@ def _attempt(item: WorkItem) -> str | None:
 
 
 def _show(bar: tqdm, finished: int) -> None:
-    bar.n = min(finished, bar.total)
-    bar.refresh()
+    bar.update(max(0, min(finished, bar.total) - bar.n))
 
 
 def _wait_for_all(store: distributed.Store, process: Process, bar: tqdm, present: int) -> None:

@@ -1,0 +1,59 @@
+"""Find the circuit scores of every group at every checkpoint: one graph file per checkpoint and group.
+
+    python circuit_discovery.py --model gpt2 --model_path outputs/train/gpt2/run/checkpoints \\
+        --data_file "data/entities_50000/circuit_300/gpt2/{task}.jsonl" --batch_size 64
+
+Work that is on disk is skipped, so the same command goes on after an interruption. Under `accelerate launch` or
+`torchrun` the groups are shared out over the processes; give the same --threads for the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from knowledge_circuits.circuit_programs import (
+    add_group_flags,
+    add_shared_flags,
+    chosen_groups,
+    loader_from,
+    positive,
+    prepare,
+    read_groups,
+)
+from knowledge_circuits.command_line import run_program
+from knowledge_circuits.discovery import DiscoverySettings, discovery_items
+from knowledge_circuits.runs import checkpoints
+from knowledge_circuits.sweep import report_sweep, sweep, this_process
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_shared_flags(parser)
+    add_group_flags(parser)
+    parser.add_argument("--data_file", required=True, help="circuit data (JSON lines); {task} stands for each task")
+    parser.add_argument("--ig_steps", type=positive, default=5, help="integration steps of the IG methods (5)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_arguments()
+    process = this_process()
+    prepare(args.threads, process)
+    wanted = chosen_groups(args.task, args.type, args.frequency)
+    sources = checkpoints(args.model_path, args.output_dir)
+    groups = read_groups(args.data_file, wanted, args.circuit_n, quiet=not process.is_main)
+    settings = DiscoverySettings(
+        circuit_n=args.circuit_n,
+        method=args.method,
+        ig_steps=args.ig_steps,
+        batch_size=args.batch_size,
+        memory_gb=args.memory_gb,
+        suffix=f".{args.format}",
+        overwrite=args.overwrite,
+    )
+    items = discovery_items(sources, groups, loader_from(args, process), settings)
+    return report_sweep(sweep(items, process, "circuit discovery"), process)
+
+
+if __name__ == "__main__":
+    run_program(main)
