@@ -244,11 +244,17 @@ def _add_activation_scores(
     for embedded, substitution in starts:
         active = forward(decoder, embedded, run_prefix, substitution=substitution)
         gradient = _final_gradient(decoder, active, metric, clean_logits, batch.labels, weights)
+        part = torch.zeros_like(total)
         for sources in plan.source_slices(layout.n_sources):
             differences = output_differences(decoder, layout, first, last, sources)
             _add_scores(
-                decoder, layout, differences, sources, active, gradient, run_prefix, substitution, len(points), total
+                decoder, layout, differences, sources, active, gradient, run_prefix, substitution, len(points), part
             )
+        if substitution is None and decoder.positions is None:
+            # As in EAP-IG 2.0, no gradient reaches a target whose whole input is a replaced constant; a learned
+            # positional embedding in that input keeps it alive, for it is a parameter.
+            part[:, layout.real_edges.sum(0).to(part.device) == 1] = 0
+        total += part
 
 
 def _shared_prefix(decoder: Decoder, batch: Batch, runs: int) -> Prefix | None:
