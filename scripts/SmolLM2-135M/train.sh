@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 bash scripts/SmolLM2-135M/prepare.sh
 if [[ ! -e "$DATA/test.jsonl" ]]; then
   data datapoint_generation --revised_share 0.5
-  data text_data_generation --validation_lines 60
+  data text_data_generation --validation_lines 40
   data query_data_generation --test_per_group 10
 fi
 train --model_name_or_path "$MODEL_PATH" --learning_rate 2e-4 --num_train_epochs "${EPOCHS:-3}" --block_size 256 \

@@ -1,0 +1,61 @@
+"""The README's program for one's own model and facts, as it stands there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from knowledge_circuits.base_model import Shape, random_gpt2, save_checkpoint, train_tokenizer
+from knowledge_circuits.graph_files import read_graph
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def python_block() -> str:
+    """The README's one block of Python."""
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    return block
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with models/SmolLM2-135M in it: a tiny GPT-2 whose tokenizer knows the program's words."""
+    words = ["France", "Paris", "Poland", "Warsaw", "Italy", "Rome", "Spain", "Madrid"]
+    tokenizer = train_tokenizer([f"The capital of {word} is {word}" for word in words] * 20, 500, 32)
+    model = random_gpt2(tokenizer, Shape(layers=2, heads=2, width=16, positions=32), seed=0)
+    save_checkpoint(model, tokenizer, str(tmp_path / "models" / "SmolLM2-135M"))
+    return tmp_path
+
+
+def test_the_program_for_ones_own_facts_runs_as_it_stands(folder: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", python_block()],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    circuit = read_graph(folder / "capitals_graph.json")
+    assert process.stdout.startswith(f"{circuit.n_edges:,} of {circuit.layout.n_edges:,} edges, faithfulness ")
+    assert 0 <= circuit.n_edges <= circuit.layout.n_edges // 20
+
+
+def test_it_takes_about_ten_lines_besides_the_imports() -> None:
+    lines = [line for line in python_block().splitlines() if line and not line.startswith("from ")]
+    assert len(lines) <= 12
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([\w./-]+)\)", README))
+def test_every_relative_link_leads_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("command", re.findall(r"bash (scripts/[\w./-]+\.sh)", README))
+def test_every_script_that_is_named_exists(command: str) -> None:
+    assert (ROOT / command).is_file()
