@@ -1,8 +1,8 @@
 # Sourced by every script: moves to the repository's root and makes its environment in .venv.
 #
-# What: finds Python 3.11 or newer, makes .venv, installs requirements.txt and this project into it (once; about 2
-# minutes). A stamp in .venv holds the checksum of requirements.txt and is written last, so an interrupted installation
-# is taken up again and a finished one costs nothing. Set PYTHON to choose the interpreter that .venv is made from.
+# What: finds Python 3.11 or newer, makes .venv, installs requirements.txt into it (once; about 2 minutes). A stamp in
+# .venv holds the checksum of requirements.txt and is written last, so an interrupted installation is taken up again and a
+# finished one costs nothing. Set PYTHON to choose the interpreter that .venv is made from.
 # Afterwards: `python` is .venv's, paths are relative to the repository's root.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -30,13 +30,13 @@ install_requirements() { # into .venv, which may be half made
       { "$base" -m venv --clear --without-pip .venv && "$base" -m pip --python .venv/bin/python install -q pip; }
   fi
   echo "== Installing requirements.txt into .venv (once, about 2 minutes)"
-  .venv/bin/python -m pip install --disable-pip-version-check --no-input -r requirements.txt -e . |
+  .venv/bin/python -m pip install --disable-pip-version-check --no-input -r requirements.txt |
     awk '/^(Collecting|Processing|Installing)/ { printf "\r\033[K   %s", substr($0, 1, 76); fflush() } END { print "" }'
 }
 
 make_environment() {
   local key
-  key="$(cksum <requirements.txt) $ROOT"
+  key="$(cksum <requirements.txt)"
   [[ "$(cat .venv/requirements.installed 2>/dev/null)" == "$key" ]] && return
   install_requirements
   echo "$key" >.venv/requirements.installed
