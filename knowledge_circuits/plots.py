@@ -109,7 +109,7 @@ def png(figure: Figure, dpi: int = 96, colors: int = 128) -> bytes:
     """A figure as a small PNG (a palette of `colors` instead of full colour), for notebooks and pages."""
     full, small = BytesIO(), BytesIO()
     figure.savefig(full, format="png", dpi=dpi, facecolor="white")
-    image = Image.open(full).convert("RGB").quantize(colors, dither=Image.Dither.NONE)
+    image = Image.open(full).convert("RGB").quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     image.save(small, format="png", optimize=True)
     return small.getvalue()
 
@@ -123,6 +123,12 @@ def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
             return draw(*args, **kwargs)
 
     return drawn
+
+
+def keep(figure: Figure, folder: Path, name: str) -> Figure:
+    """Save a figure as `<folder>/<name>.png` and return it, so that a notebook's cell shows it too."""
+    save(figure, folder / f"{name}.png")
+    return figure
 
 
 def save(figure: Figure, path: Path, dpi: int = 150) -> Path:
@@ -386,6 +392,25 @@ def circuit_entropy(circuits: tables.Circuits | None, run: str) -> Figure:
 
 
 @styled
+def three_entropies(circuits: tables.Circuits | None, run: str) -> Figure:
+    """Circuit entropy beside the original's layer-weighted and random-walk entropies, by type, mean over the groups."""
+    title = "Three entropies: of the circuit's edges, weighted by layer, of a random walk"
+    if circuits is None:
+        return missing(title, _DISCOVER, run)
+    measures = {
+        "entropy": "circuit entropy",
+        "weighted_entropy": "layer-weighted (all edges)",
+        "random_walk_entropy": "random walk (all edges, summed over nodes)",
+    }
+    figure, axes = grid(title, run, 1, len(measures), share_y=False, note="mean of the groups")
+    for ax, (column, name) in zip(axes[0], measures.items(), strict=True):
+        draw_lines(ax, circuits.table, column, "type", TYPES)
+        ax.set_title(name)
+    label_axes(axes, "entropy (nats)")
+    return legend(figure, TYPES)
+
+
+@styled
 def similarity_to_last(circuits: tables.Circuits | None, run: str) -> Figure:
     """Edge and node Jaccard similarity with the last checkpoint's circuit: rows edges and nodes, a column per band."""
     title = "Similarity with the last checkpoint's circuit"
@@ -518,30 +543,35 @@ def layer_order(circuits: tables.Circuits | None, run: str, seed: int = 0) -> Fi
         title, run, 1, 2, width=9.0, share_y=False, note="mean of the groups; 95% intervals by bootstrap over groups"
     )
     curve, when = axes[0]
+    colors = mpl.colormaps["cividis"](np.linspace(0, 0.92, len(order.layers)))
+    looks = {int(n): Look(f"layer {n}", mpl.colors.to_hex(c), "o") for n, c in zip(order.layers, colors, strict=True)}
     table = circuits.activation_table() if circuits is not None else pd.DataFrame()
     means = table.groupby(["layer", "epoch"])["ratio"].mean()
-    colors = mpl.colormaps["cividis"](np.linspace(0, 0.92, len(order.layers)))
-    for layer, color in zip(order.layers, colors, strict=True):
-        draw_curve(
-            curve, means[layer].index, means[layer], Look(f"layer {layer}", mpl.colors.to_hex(color), "o"), band=False
-        )
+    for layer, look in looks.items():
+        draw_curve(curve, means[layer].index, means[layer], look, band=False)
     curve.set_ylabel("edge activation ratio")
     curve.set_xlabel("epoch")
-    curve.legend(ncols=2 if len(order.layers) > 6 else 1, fontsize=7.5)
+    _draw_order(when, order, colors)
+    named = order.layers[:: -(-len(order.layers) // 8)]  # eight names at most; the colours tell the rest
+    return legend(figure, {int(layer): looks[int(layer)] for layer in named})
+
+
+def _draw_order(ax: Axes, order: findings.LayerOrder, colors: np.ndarray) -> None:
+    """Half-change epochs with their intervals, layers upward."""
     moved = np.isfinite(order.epochs)
+    if not moved.any():
+        blank(ax, "no layer changes more than its noise")
+        return
     layers, epochs = order.layers[moved], order.epochs[moved]
-    if len(layers) == 0:
-        blank(when, "no layer changes more than its noise")
-        return figure
     sides = np.abs(np.stack([epochs - order.low[moved], order.high[moved] - epochs]))
-    when.errorbar(epochs, layers, xerr=sides, fmt="none", ecolor=GREY, elinewidth=1.2, capsize=3)
-    when.scatter(epochs, layers, c=colors[moved], s=45, zorder=3)
-    when.set_yticks(order.layers)
-    when.set_xlabel("epoch of half of the change")
-    when.set_ylabel("layer")
-    correlation = "not defined" if not np.isfinite(order.correlation) else f"{order.correlation:+.2f}"
-    when.set_title(f"rank correlation with depth: {correlation}")
-    return figure
+    ax.errorbar(epochs, layers, xerr=sides, fmt="none", ecolor=GREY, elinewidth=1.2, capsize=3)
+    ax.scatter(epochs, layers, c=colors[moved], s=45, zorder=3)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylim(-0.5, len(order.layers) - 0.5)
+    ax.set_xlabel("epoch of half of the change (none: change within the noise)")
+    ax.set_ylabel("layer")
+    correlation = f"{order.correlation:+.2f}" if np.isfinite(order.correlation) else "not defined"
+    ax.set_title(f"rank correlation with depth: {correlation}")
 
 
 @styled
@@ -579,6 +609,8 @@ def circuit_graph(circuits: Mapping[str, Graph], run: str, title: str = "The cir
         circuits: heading -> circuit; drawn from left to right.
         edges: how many of each circuit's strongest edges are drawn.
     """
+    if not circuits:
+        return missing(title, _DISCOVER, run)
     layout = next(iter(circuits.values())).layout
     width = max(4.9, 0.42 * layout.n_heads + 1.6) * len(circuits)
     height = min(max(5.0, 0.85 * layout.n_layers + 1.6), 16)
@@ -769,6 +801,7 @@ def draw_curve(ax: Axes, epochs: Any, values: Any, look: Look, band: bool = True
         ax.fill_between(x, smoothed.low, smoothed.high, color=look.color, alpha=0.13, linewidth=0)
     ax.plot(x, y, look.marker, color=look.color, markersize=3.2, alpha=0.55, markeredgewidth=0.8)
     ax.plot(x, smoothed.center, color=look.color, linewidth=1.7, label=look.label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def share_axis(ax: Axes) -> None:
@@ -800,7 +833,7 @@ def legend_row(figure: Figure, handles: list[Line2D]) -> Figure:
     figure.legend(
         handles=handles,
         loc="upper left",
-        bbox_to_anchor=(0.0, 1 - _TITLE / height),
+        bbox_to_anchor=(0.005, 1 - _TITLE / height),
         ncols=len(handles),
         borderaxespad=0,
         borderpad=0.2,

@@ -14,7 +14,7 @@ figure can say so and the rest is drawn. Types, bands, tasks and attributes are 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +27,9 @@ from tqdm.auto import tqdm
 
 from knowledge_circuits import topology
 from knowledge_circuits.files import InputError, read_json, read_jsonl
-from knowledge_circuits.graph import Layout
+from knowledge_circuits.graph import Graph, Layout
 from knowledge_circuits.graph_files import read_graph
-from knowledge_circuits.runs import GRAPH_SUFFIXES, Checkpoint, Run, existing_graph
+from knowledge_circuits.runs import GRAPH_SUFFIXES, Checkpoint, Run
 from knowledge_circuits.study import Band, Group, KnowledgeType, groups
 
 #: The attribution method that the paper uses; preferred where a run has several.
@@ -395,17 +395,39 @@ def circuits(run: Run, setting: Setting | None = None) -> Circuits | None:
     return Circuits(layout, table[CIRCUIT_COLUMNS], edge_rows, node_rows, np.stack(activation))
 
 
-def circuit_path(run: Run, step: int, group: Group, setting: Setting | None = None) -> Path:
-    """The file of one group's circuit at one checkpoint, in whichever format it was written.
+def group_circuits(run: Run, group: Group, setting: Setting | None = None) -> dict[int, Path]:
+    """The files of one group's own circuits, by step, in whichever format they were written.
 
-    Raises:
-        InputError: the run has no such checkpoint or circuit.
+    Args:
+        setting: which circuits; None means `main_setting`.
     """
     setting = setting or main_setting(run)
-    checkpoint = next((c for c in run.checkpoints() if c.step == step), None)
-    if checkpoint is None or setting is None:
-        raise InputError(f"{run.path}: no checkpoint-{step} with circuits")
-    return existing_graph(checkpoint.circuit_folder(setting.circuit_n, group, setting.method).circuit(setting.topn))
+    found = {}
+    for checkpoint in run.checkpoints() if setting else []:
+        if setting is not None and checkpoint.step is not None:
+            folder = checkpoint.circuit_folder(setting.circuit_n, group, setting.method)
+            path = _graph_path(folder.circuit(setting.topn))
+            if path is not None:
+                found[checkpoint.step] = path
+    return found
+
+
+def circuits_at(run: Run, group: Group, epoch: Sequence[float], setting: Setting | None = None) -> dict[str, Graph]:
+    """One group's circuits at the checkpoints nearest to the given epochs, with headings for `plots.circuit_graph`.
+
+    Args:
+        epoch: wanted epochs; `inf` means the last one.
+
+    Returns:
+        "epoch <e>" -> circuit; empty where the run has none of the group.
+    """
+    paths, when = group_circuits(run, group, setting), epochs(run)
+    found = {}
+    for wanted in epoch if paths else ():
+        last = max(paths, key=lambda step: when[step])
+        step = last if wanted == float("inf") else min(paths, key=lambda step: abs(when[step] - wanted))
+        found[f"epoch {when[step]:g}"] = read_graph(paths[step])
+    return found
 
 
 def attributes_known(table: pd.DataFrame) -> pd.DataFrame:
