@@ -1,4 +1,4 @@
-"""A tiny finished run for tests of the programs: two checkpoints of random weights, people, circuit data, all 18 groups."""
+"""A tiny run for tests of the programs: two checkpoints of random weights, people, circuit data of all 18 groups."""
 
 from __future__ import annotations
 
@@ -51,11 +51,16 @@ class TinyRun:
         return [*paths, "--test_data_file", self.test_data, "--circuit_n", "6", *SMALL, *more]
 
 
-def make_run(folder: Path, steps: tuple[int, ...] = (0, 4), people: int = 72) -> TinyRun:
+def make_run(
+    folder: Path,
+    steps: tuple[int, ...] = (0, 4),
+    people: int = 72,
+    save: Callable[[Path, int], Path] = tiny.save_tiny_gpt2,
+) -> TinyRun:
     """Write the checkpoints and data files of a tiny run."""
     run = TinyRun(folder)
     for seed, step in enumerate(steps):
-        tiny.save_tiny_gpt2(run.checkpoints / f"checkpoint-{step}", seed=seed)
+        save(run.checkpoints / f"checkpoint-{step}", seed)
     sample = [Person.from_row(row, "tiny") for row in tiny.entities(people)]
     write_jsonl(run.test_data, (person.to_row() for person in sample))
     tokenizer = load_tokenizer(str(run.checkpoints / f"checkpoint-{steps[0]}"))

@@ -1,0 +1,376 @@
+"""circuit_discovery.py and circuit_eval.py: what they write, what they skip, how they refuse bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from tiny import byte_level_tokenizer, save_tiny_llama
+from tiny_run import ONE_GROUP, TinyRun, call, files, make_run
+
+import circuit_discovery
+import circuit_eval
+from knowledge_circuits.attribution import attribute
+from knowledge_circuits.circuit_programs import ModelLoader, read_groups
+from knowledge_circuits.circuits import prune, top_n
+from knowledge_circuits.decoder import load_decoder
+from knowledge_circuits.evaluation import evaluate
+from knowledge_circuits.files import read_json, read_jsonl, write_json, write_jsonl
+from knowledge_circuits.graph_files import read_graph
+from knowledge_circuits.runs import CircuitFolder, checkpoints
+from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, groups
+from knowledge_circuits.tokenization import load_tokenizer
+
+ROOT = Path(__file__).parents[1]
+CITY_NEW_HIGH = Group(Attribute.CITY, KnowledgeType.NEW, Band.HIGH)
+ONE_SOURCE = ["--task", "city", "--source_type", "new", "--source_frequency", "high"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A run after both programs with all groups. Read only: copy it before changing it."""
+    run = make_run(tmp_path_factory.mktemp("runs") / "run")
+    assert call(circuit_discovery.main, run.discovery()) == 0
+    assert call(circuit_eval.main, run.evaluation("--topn", "40")) == 0
+    return run
+
+
+@pytest.fixture
+def copy(finished: TinyRun, tmp_path: Path) -> TinyRun:
+    """A finished run to change."""
+    return TinyRun(Path(shutil.copytree(finished.folder, tmp_path / "run")))
+
+
+@pytest.fixture
+def fresh(copy: TinyRun) -> TinyRun:
+    """A run without any circuits."""
+    for circuits in copy.checkpoints.glob("*/circuit_*"):
+        shutil.rmtree(circuits)
+    return copy
+
+
+def circuits_of(run: TinyRun, step: int = 4, group: Group = CITY_NEW_HIGH) -> CircuitFolder:
+    (checkpoint,) = checkpoints(str(run.checkpoints / f"checkpoint-{step}"))
+    return checkpoint.circuit_folder(6, group, "EAP-IG")
+
+
+def test_every_checkpoint_and_group_has_a_graph_results_and_predictions(finished):
+    for step in (0, 4):
+        for group in groups():
+            folder = circuits_of(finished, step, group)
+            assert folder.graph().is_file() and folder.circuit(40).is_file() and folder.results(40).is_file()
+            for target in groups([group.task]):
+                assert len(read_jsonl(folder.predictions(40, target.type, target.band))) == 12
+
+
+def test_the_graph_is_the_librarys_with_its_origin(finished):
+    graph = read_graph(circuits_of(finished).graph())
+    path = str(finished.checkpoints / "checkpoint-4")
+    (data,) = read_groups(finished.circuit_data, [CITY_NEW_HIGH], limit=6)
+    expected = attribute(load_decoder(path), data.pairs(load_tokenizer(path)), batch_size=8)
+    torch.testing.assert_close(graph.scores, expected.scores)
+    assert bool(graph.in_graph[graph.layout.real_edges].all())
+    said = {"task": "city", "type": "new", "frequency": "high", "checkpoint": "checkpoint-4", "method": "EAP-IG"}
+    assert said.items() <= graph.meta.items()
+    assert graph.meta["examples"] == 6 and graph.meta["ig_steps"] == 5
+    assert str(finished.folder) not in circuits_of(finished).graph().read_text()
+
+
+def test_results_are_those_of_the_pruned_circuit(finished):
+    folder = circuits_of(finished)
+    results = read_json(folder.results(40))
+    circuit = prune(top_n(read_graph(folder.graph()), 40))
+    assert torch.equal(read_graph(folder.circuit(40)).in_graph, circuit.in_graph)
+    assert (results["edges_num"], results["nodes_num"]) == (circuit.n_edges, circuit.n_nodes)
+    path = str(finished.checkpoints / "checkpoint-4")
+    (data,) = read_groups(finished.circuit_data, [CITY_NEW_HIGH], limit=6)
+    (expected,) = evaluate(load_decoder(path), [circuit], data.pairs(load_tokenizer(path)))
+    assert results["circuit_performance"] == pytest.approx(float(expected.circuit.mean()), rel=1e-4)
+    assert results["faithfulness"] == pytest.approx(expected.faithfulness, rel=1e-2)
+    keys = """task method topn model model_path type frequency clean_baseline_performance corrupted_baseline_performance
+        circuit_performance edges_num nodes_num edge_entropy faithfulness"""
+    assert list(results) == keys.split()
+
+
+def test_predictions_repeat_the_persons_keys(finished):
+    rows = read_jsonl(circuits_of(finished).predictions(40, KnowledgeType.REVISED, Band.LOW))
+    people = {person["full_name"]: person for person in read_jsonl(finished.test_data)}
+    for row in rows:
+        person = people[row["full_name"]]
+        assert person.items() <= row.items()
+        assert row["ground_truth"] == person["city"] and row["clean_label"] == " " + person["city"]
+        assert (person["type"], person["frequency"]) == ("revised", 1)
+        assert 0 < row["token_prob"] < 1 and type(row["token_rank"]) is int and row["token_rank"] >= 0
+
+
+def test_a_circuit_of_all_edges_predicts_what_the_model_predicts(copy):
+    edges = read_graph(circuits_of(copy).graph()).layout.n_edges
+    assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", str(edges))) == 0
+    results = read_json(circuits_of(copy).results(edges))
+    assert results["faithfulness"] == pytest.approx(1, abs=1e-2) and results["edges_num"] == edges
+
+
+def test_work_on_disk_is_skipped_and_overwrite_does_it_again(copy, capsys):
+    path = circuits_of(copy).graph()
+    path.write_text("left as it is")
+    results = circuits_of(copy).results(40)
+    results.write_text("{}")
+    assert call(circuit_discovery.main, copy.discovery()) == 0
+    assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 0
+    assert "0 done, 36 were there already" in capsys.readouterr().out
+    assert path.read_text() == "left as it is" and results.read_text() == "{}"
+    assert call(circuit_discovery.main, copy.discovery("--overwrite", *ONE_GROUP)) == 0
+    assert call(circuit_eval.main, copy.evaluation("--topn", "40", "--overwrite", *ONE_SOURCE)) == 0
+    assert read_graph(path).meta["task"] == "city" and read_json(results)["topn"] == 40
+
+
+def test_a_missing_file_is_made_again_byte_for_byte(finished, copy):
+    circuits_of(copy).graph().unlink()
+    circuits_of(copy, 0).results(40).unlink()
+    circuits_of(copy).predictions(40, KnowledgeType.NEW, Band.LOW).unlink()
+    assert call(circuit_discovery.main, copy.discovery()) == 0
+    assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 0
+    before, after = files(finished.checkpoints), files(copy.checkpoints)
+    assert before.keys() == after.keys()
+    changed = [name for name in before if before[name] != after[name]]
+    assert changed == [name for name in changed if name.endswith("_results.json")]  # they state the model's path
+
+
+@pytest.mark.parametrize("suffix", ["json.gz", "pt"])
+def test_other_formats_hold_the_same_graph_and_replace_it_when_overwriting(finished, copy, suffix):
+    arguments = [*ONE_GROUP, "--format", suffix, "--overwrite"]
+    assert call(circuit_discovery.main, copy.discovery(*arguments)) == 0
+    folder = circuits_of(copy)
+    assert not folder.graph().exists()
+    original = read_graph(circuits_of(finished).graph())
+    assert torch.equal(read_graph(folder.graph(f".{suffix}")).scores, original.scores)
+    assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "30", "--format", suffix)) == 0
+    assert read_graph(folder.circuit(30, f".{suffix}")).n_edges == read_json(folder.results(30))["edges_num"]
+
+
+def test_topn_is_by_default_a_quarter_of_the_edges_and_said(copy, capsys):
+    assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE)) == 0
+    quarter = read_graph(circuits_of(copy).graph()).layout.n_edges // 4
+    assert f"--topn is {quarter}" in capsys.readouterr().out
+    assert circuits_of(copy).results(quarter).exists()
+
+
+def test_several_values_mean_their_product(fresh):
+    arguments = ["--task", "city", "major", "--type", "new", "revised", "--frequency", "low", "high"]
+    assert call(circuit_discovery.main, fresh.discovery(*arguments)) == 0
+    found = {path.relative_to(fresh.checkpoints) for path in fresh.checkpoints.rglob("*_graph.json")}
+    assert len(found) == 2 * 8
+    assert {path.name for path in found} == {"city_graph.json", "major_graph.json"}
+
+
+def test_results_go_to_the_output_folder_when_asked(fresh, tmp_path):
+    arguments = [*ONE_GROUP, "--output_dir", str(tmp_path / "elsewhere")]
+    assert call(circuit_discovery.main, fresh.discovery(*arguments)) == 0
+    assert not list(fresh.checkpoints.rglob("*_graph.json"))
+    assert len(list((tmp_path / "elsewhere" / "checkpoint-4").rglob("city_graph.json"))) == 1
+
+
+def test_the_test_items_may_be_circuit_data(copy):
+    arguments = copy.evaluation(*ONE_SOURCE, "--topn", "33", "--target_type", "new", "--target_frequency", "low")
+    arguments[arguments.index("--test_data_file") + 1] = copy.circuit_data
+    assert call(circuit_eval.main, arguments) == 0
+    rows = read_jsonl(circuits_of(copy).predictions(33, KnowledgeType.NEW, Band.LOW))
+    asked = [row for row in read_jsonl(copy.circuit_data.format(task="city")) if row["type"] == "new"]
+    assert [row["clean_subject"] for row in rows] == [row["clean_subject"] for row in asked if row["frequency"] == 1]
+
+
+def test_without_test_items_there_are_results_and_no_predictions(copy):
+    arguments = copy.evaluation(*ONE_SOURCE, "--topn", "33")
+    place = arguments.index("--test_data_file")
+    assert call(circuit_eval.main, arguments[:place] + arguments[place + 2 :]) == 0
+    assert circuits_of(copy).results(33).exists() and not list(circuits_of(copy).topn_folder(33).glob("target*"))
+
+
+def test_a_moved_circuit_keeps_its_topology_in_other_weights(copy):
+    assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "40", "--circuit_from", "0", "4")) == 0
+    there, here = circuits_of(copy, 0), circuits_of(copy, 4)
+    moved = read_graph(here.circuit(40, source_step=0))
+    assert torch.equal(moved.in_graph, read_graph(there.circuit(40)).in_graph)
+    results, own = read_json(here.results(40, 0)), read_json(here.results(40))
+    assert results["circuit_from"] == 0 and results["edges_num"] == read_json(there.results(40))["edges_num"]
+    assert results["clean_baseline_performance"] == own["clean_baseline_performance"]
+    assert results["circuit_performance"] != own["circuit_performance"]
+    assert len(read_jsonl(here.predictions(40, KnowledgeType.NEW, Band.LOW, 0))) == 12
+    here_again = {"model_path": str(copy.checkpoints / "checkpoint-4"), "circuit_from": 4}
+    assert read_json(here.results(40, 4)) == own | here_again
+
+
+def test_a_moved_circuit_may_come_from_a_folder(copy):
+    origin = str(copy.checkpoints / "checkpoint-0")
+    arguments = copy.evaluation(*ONE_SOURCE, "--topn", "40", "--circuit_from", origin)
+    arguments[arguments.index("--model_path") + 1] = str(copy.checkpoints / "checkpoint-4")
+    assert call(circuit_eval.main, arguments) == 0
+    assert circuits_of(copy).results(40, 0).exists()
+
+
+def test_a_loader_loads_a_checkpoint_once(finished):
+    first, second = checkpoints(str(finished.checkpoints))
+    loader = ModelLoader(torch.device("cpu"), "float32")
+    model = loader.load(first)
+    assert loader.load(first) is model
+    assert loader.load(second) is not model and loader.load(second).checkpoint == second
+
+
+def test_two_processes_write_the_same_bytes_as_one(finished, fresh):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = fresh.discovery("--task", "city")
+    program = [*launcher, str(ROOT / "circuit_discovery.py"), *arguments]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "12 done" in done.stdout and "process 1" in done.stdout
+    written = files(fresh.checkpoints)
+    expected = files(finished.checkpoints)
+    graphs = [name for name in written if name.endswith("city_graph.json")]
+    assert len(graphs) == 12 and all(written[name] == expected[name] for name in graphs)
+
+
+# --- bad input: one clear sentence, a non-zero exit, nothing half-written --------------------------------------------
+
+
+def refused(capsys, main, arguments: list[str]) -> str:
+    """The sentence on standard error with which a program refuses its arguments."""
+    capsys.readouterr()
+    assert call(main, arguments) != 0
+    sentence = capsys.readouterr().err
+    assert "Traceback" not in sentence
+    return sentence
+
+
+def test_misspelt_names_are_answered_with_the_valid_ones(fresh, capsys):
+    for flag, wrong, valid in [
+        ("--task", "citty", "city, company, major"),
+        ("--type", "old", "new, revised"),
+        ("--frequency", "hihg", "low, medium, high"),
+        ("--method", "IG", "EAP, EAP-IG, clean-corrupted"),
+    ]:
+        assert valid in refused(capsys, circuit_discovery.main, fresh.discovery(flag, wrong))
+
+
+def test_a_missing_data_file_is_named(fresh, capsys):
+    Path(fresh.circuit_data.format(task="major")).unlink()
+    assert "major.jsonl: no such file" in refused(capsys, circuit_discovery.main, fresh.discovery())
+    assert not list(fresh.checkpoints.rglob("*_graph.json"))
+
+
+def test_a_malformed_line_is_named(fresh, capsys):
+    path = Path(fresh.circuit_data.format(task="city"))
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([*lines[:2], "\n", lines[2][:-5], *lines[3:]]))
+    assert "city.jsonl, line 5" in refused(capsys, circuit_discovery.main, fresh.discovery())
+
+
+def test_a_missing_key_is_named_with_its_line(fresh, capsys):
+    path = Path(fresh.circuit_data.format(task="city"))
+    rows = read_jsonl(path)
+    del rows[3]["clean_label_idx"]
+    write_jsonl(path, rows)
+    assert "line 4: no key 'clean_label_idx'" in refused(capsys, circuit_discovery.main, fresh.discovery())
+
+
+def test_a_checkpoint_without_weights_is_named_and_the_other_goes_on(fresh, capsys):
+    (fresh.checkpoints / "checkpoint-4" / "model.safetensors").unlink()
+    sentence = refused(capsys, circuit_discovery.main, fresh.discovery(*ONE_GROUP))
+    assert "checkpoint-4: a checkpoint folder without weights" in sentence
+    assert circuits_of(fresh, 0).graph().exists() and not circuits_of(fresh, 4).folder.exists()
+
+
+def test_weights_that_are_not_finite_are_named(fresh, capsys):
+    path = fresh.checkpoints / "checkpoint-4" / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    weights["transformer.h.1.mlp.c_fc.weight"][0, 0] = float("nan")
+    safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
+    sentence = refused(capsys, circuit_discovery.main, fresh.discovery(*ONE_GROUP))
+    assert "layer 1's mlp" in sentence and "NaN" in sentence
+    assert not circuits_of(fresh, 4).folder.exists()
+
+
+def test_an_empty_group_is_named_and_skipped(fresh, capsys):
+    path = Path(fresh.circuit_data.format(task="city"))
+    write_jsonl(path, [row for row in read_jsonl(path) if row["type"] != "new"])
+    assert call(circuit_discovery.main, fresh.discovery("--task", "city", "--frequency", "high")) == 0
+    assert "city / new / high: no prompts in" in capsys.readouterr().err
+    assert circuits_of(fresh, 4, Group(Attribute.CITY, KnowledgeType.REVISED, Band.HIGH)).graph().exists()
+    assert not circuits_of(fresh, 4).graph().exists()
+    assert "no prompts of any chosen group" in refused(capsys, circuit_discovery.main, fresh.discovery(*ONE_GROUP))
+
+
+def test_an_empty_target_group_is_named_and_skipped(copy, capsys):
+    rows = [row for row in read_jsonl(copy.test_data) if row["frequency"] > 5]
+    write_jsonl(copy.test_data, rows)
+    assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "35")) == 0
+    assert "city / new / low: no test items" in capsys.readouterr().err
+    assert not circuits_of(copy).predictions(35, KnowledgeType.NEW, Band.LOW).exists()
+    assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "35")) == 0
+    assert "0 done, 2 were there already" in capsys.readouterr().out
+
+
+def test_data_of_another_tokenizer_are_refused(fresh, capsys):
+    path = Path(fresh.circuit_data.format(task="city"))
+    rows = read_jsonl(path)
+    write_jsonl(path, [{**row, "clean_label_idx": 50_000} for row in rows])
+    sentence = refused(capsys, circuit_discovery.main, fresh.discovery("--task", "city"))
+    assert "label id 50000 is outside the tokenizer" in sentence
+    write_jsonl(path, [{**row, "corrupted_subject": row["corrupted_subject"] + " van der Zee"} for row in rows])
+    sentence = refused(capsys, circuit_discovery.main, fresh.discovery("--task", "city"))
+    assert "city.jsonl" in sentence and "tokens" in sentence
+
+
+def test_a_graph_of_another_model_is_refused(copy, tmp_path, capsys):
+    content = json.loads(circuits_of(copy).graph().read_text())
+    content["cfg"]["d_model"] = 768
+    write_json(circuits_of(copy).graph(), content)
+    sentence = refused(capsys, circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "35"))
+    assert "the graph of another model" in sentence and "width 768" in sentence
+    assert not circuits_of(copy).topn_folder(35).exists()
+    assert circuits_of(copy, 0).results(35).exists()
+
+
+def test_without_graphs_evaluation_says_what_to_run_first(fresh, capsys):
+    assert "run circuit_discovery.py first" in refused(capsys, circuit_eval.main, fresh.evaluation())
+    assert "run circuit_discovery.py first" in refused(capsys, circuit_eval.main, fresh.evaluation("--topn", "9"))
+
+
+def test_more_edges_than_there_are_is_refused(copy, capsys):
+    sentence = refused(capsys, circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "100000"))
+    assert "--topn 100000: the graph has only" in sentence
+
+
+def test_an_unknown_source_of_circuits_is_refused(copy, capsys):
+    sentence = refused(capsys, circuit_eval.main, copy.evaluation("--topn", "40", "--circuit_from", "3"))
+    assert "--circuit_from 3: neither a checkpoint's folder nor one of the steps 0, 4" in sentence
+
+
+def test_a_missing_model_folder_is_named(fresh, capsys, tmp_path):
+    arguments = fresh.discovery()
+    arguments[arguments.index("--model_path") + 1] = str(tmp_path / "nowhere")
+    assert "nowhere: no such checkpoint folder" in refused(capsys, circuit_discovery.main, arguments)
+
+
+def test_a_tokenizer_without_start_token_is_refused(fresh, capsys):
+    tokenizer = byte_level_tokenizer()
+    for folder in fresh.checkpoints.iterdir():
+        tokenizer.bos_token = tokenizer.eos_token = None
+        tokenizer.save_pretrained(folder)
+    sentence = refused(capsys, circuit_discovery.main, fresh.discovery(*ONE_GROUP))
+    assert "neither a BOS nor an EOS token" in sentence
+
+
+def test_llama_with_grouped_queries_goes_through_both_programs(tmp_path):
+    run = make_run(tmp_path / "run", steps=(4,), save=save_tiny_llama)
+    assert call(circuit_discovery.main, run.discovery(*ONE_GROUP)) == 0
+    assert call(circuit_eval.main, run.evaluation(*ONE_SOURCE)) == 0
+    (results,) = run.checkpoints.rglob("city_results.json")
+    assert read_json(results)["nodes_num"] > 2
