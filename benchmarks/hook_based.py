@@ -8,8 +8,8 @@ input with them. A circuit is run by hooks that, at every input, put the corrupt
 along the edges outside the circuit.
 
 Shapes: b items, p positions, h heads, d width of the residual stream, u sources, v targets. The prompts of a batch are
-of equal length. Grouped-query models must be given with their key and value heads repeated (`ungrouped`): the hooks are one per
-key/value head, the graph's targets one per query head.
+of equal length. Grouped-query models must be given with their key and value heads repeated (`ungrouped`): the hooks
+are one per key/value head, the graph's targets one per query head.
 """
 
 from __future__ import annotations
@@ -163,21 +163,28 @@ def _scoring(differences: Tensor, scores: Tensor, first: int, count: int, source
     return add
 
 
-def circuit_logits(bridge: TransformerBridge, clean_ids: Tensor, corrupted_ids: Tensor, circuit: Tensor) -> Tensor:
-    """Last-position logits [b, vocabulary] of the clean prompts run through a circuit, under patching.
+def evaluate(
+    bridge: TransformerBridge, clean_ids: Tensor, corrupted_ids: Tensor, label_ids: Tensor, circuit: Tensor
+) -> Tensor:
+    """Logit differences of the clean run, the corrupted run and the circuit under patching, [3, b].
 
     Args:
         clean_ids: token ids [b, p].
         corrupted_ids: token ids [b, p].
+        label_ids: the clean and the corrupted label, [b, 2].
         circuit: which edges are in, [u, v] bool.
     """
     differences = _empty_differences(bridge, clean_ids)
     outside = (~circuit).to(differences.dtype)
     with torch.no_grad():
-        bridge.run_with_hooks(corrupted_ids, fwd_hooks=_collecting(bridge, differences, +1))
+        corrupted = bridge.run_with_hooks(corrupted_ids, fwd_hooks=_collecting(bridge, differences, +1))
+        clean = bridge(clean_ids)
         patches = [(name, _patching(differences, outside, *place)) for name, *place in _target_hooks(bridge)]
-        collect = _collecting(bridge, differences, -1)  # before the patches: each source is written, then read
-        return bridge.run_with_hooks(clean_ids, fwd_hooks=[*collect, *patches])[:, -1]
+        # Each source's output is subtracted when this run has it, which is before any target reads it.
+        hooks = [*_collecting(bridge, differences, -1), *patches]
+        patched = bridge.run_with_hooks(clean_ids, fwd_hooks=hooks)
+    chosen = torch.stack([run[:, -1].gather(1, label_ids) for run in (clean, corrupted, patched)])
+    return chosen[..., 0] - chosen[..., 1]
 
 
 def _patching(differences: Tensor, outside: Tensor, first: int, count: int, sources: int) -> Callable[..., Tensor]:

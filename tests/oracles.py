@@ -426,11 +426,11 @@ def js_divergence(logits: Tensor, clean: Tensor, labels: tuple[int, int]) -> Ten
 
 
 def _gradients(model: Model, embedding: Tensor, ell: Callable[[Tensor], Tensor], write: Write) -> Tensor:
-    """The gradient of ell at every target's input, [v, p, d], in one run of one item that starts at an embedding."""
+    """The gradient of ell at every target's input, [b, v, p, d], in b runs of one item, from embeddings [b, p, d]."""
     nothing = [torch.zeros_like(embedding, requires_grad=True) for _ in range(model.n_targets)]
     outcome = run(model, embedding, read=lambda v, x, _: x + nothing[v], write=write)
     found = torch.autograd.grad(ell(outcome.logits[:, -1]).sum(), nothing, allow_unused=True, materialize_grads=True)
-    return torch.stack(found)[:, 0]
+    return torch.stack(found, dim=1)
 
 
 def attribute(
@@ -461,29 +461,25 @@ def _attribute_one(model: Model, pair: Pair, method: str, steps: int, first_step
     def ell(logits: Tensor) -> Tensor:
         return metric(logits, clean_logits, pair.label_ids)
 
-    shares = [k / steps for k in range(first_step, first_step + steps)]
+    shares = torch.arange(first_step, first_step + steps, dtype=torch.float64)[:, None, None] / steps
     if method == "EAP":
         runs: list[tuple[Tensor, Write]] = [(clean_embedding, _unchanged_output)]
     elif method == "clean-corrupted":
-        runs = [(clean_embedding, _unchanged_output), (corrupted_embedding, _unchanged_output)]
+        runs = [(torch.cat([clean_embedding, corrupted_embedding]), _unchanged_output)]
     elif method == "EAP-IG":
-        path = (corrupted_embedding + share * (clean_embedding - corrupted_embedding) for share in shares)
-        runs = [(embedding, _unchanged_output) for embedding in path]
+        runs = [(corrupted_embedding + shares * (clean_embedding - corrupted_embedding), _unchanged_output)]
     elif method == "EAP-IG-activations":
-        difference = clean.outputs - corrupted.outputs
-        runs = [
-            (clean_embedding, _replacing(group, corrupted.outputs + share * difference))
-            for group in _source_groups(model)
-            for share in shares
-        ]
+        between = corrupted.outputs + shares * (clean.outputs - corrupted.outputs)  # [u, steps, p, d]
+        starts = clean_embedding.expand(steps, -1, -1)
+        runs = [(starts, _replacing(group, between)) for group in _source_groups(model)]
     else:
         raise ValueError(method)
     gradients = torch.stack([_gradients(model, embedding, ell, write) for embedding, write in runs])
     if method == "EAP-IG-activations" and model.positions is None:
         # As in EAP-IG 2.0, a target whose whole input is a replaced constant is one that no gradient reaches. A learned
         # positional embedding in that input keeps it alive: it is a parameter, not a constant.
-        gradients[:steps, model.readable().sum(0) == 1] = 0
-    gradient = gradients.mean(0)
+        gradients[0, :, model.readable().sum(0) == 1] = 0
+    gradient = gradients.flatten(0, 1).mean(0)
     differences = (corrupted.outputs - clean.outputs)[:, 0]
     return torch.einsum("upd,vpd->uv", differences, gradient) * model.readable()
 
@@ -553,7 +549,7 @@ def circuit_logit_differences(
 
     Args:
         intervention: "patching" (the corrupted prompt's outputs), "zero", "mean" (over all positions of the clean
-            prompts) or "mean-positional" (over the clean prompts that are as long, per position).
+            prompts) or "mean-positional" (per position, over the clean prompts that reach it).
     """
     clean = [source_outputs(model, pair.clean_ids) for pair in pairs]
     results = []
@@ -565,8 +561,8 @@ def circuit_logit_differences(
         elif intervention == "mean":
             replacement = torch.cat(clean, dim=1).mean(1, keepdim=True)
         else:
-            length = len(pair.clean_ids)
-            replacement = torch.stack([outputs for outputs in clean if outputs.shape[1] == length]).mean(0)
+            at = [[outputs[:, p] for outputs in clean if outputs.shape[1] > p] for p in range(len(pair.clean_ids))]
+            replacement = torch.stack([torch.stack(outputs).mean(0) for outputs in at], dim=1)
         logits = circuit_logits(model, pair.clean_ids, circuit, replacement)
         results.append(logits[pair.label_ids[0]] - logits[pair.label_ids[1]])
     return torch.stack(results)
