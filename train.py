@@ -6,8 +6,8 @@
       --save_strategy epoch --eval_strategy epoch
 
 `python train.py flags.json` reads the same flags from a file; `accelerate launch train.py ...` runs on several GPUs or
-machines. Interrupted, the same command goes on from the newest checkpoint. The flags: knowledge_circuits/
-training_arguments.py and `--help`.
+machines. Interrupted, the same command goes on from the newest checkpoint. `--probe_file` asks the model for facts
+while it learns. The flags: knowledge_circuits/training_arguments.py, probes.py and `--help`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from knowledge_circuits.command_line import run_program
 
 
 def main() -> None:
+    from knowledge_circuits.probes import ProbeArguments
     from knowledge_circuits.training import Flags, evaluate, train
     from knowledge_circuits.training_arguments import parse_arguments
 
-    flags = Flags(*parse_arguments(sys.argv[1:]))
+    flags = Flags(*parse_arguments(sys.argv[1:], [ProbeArguments]))
     evaluates_only = flags.training.do_eval and not flags.training.do_train and flags.training.eval_strategy == "no"
     if evaluates_only:
         print(", ".join(f"{name} {value:.4f}" for name, value in evaluate(flags).items()))

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -37,7 +37,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
@@ -65,6 +64,7 @@ from knowledge_circuits.skills import (
     read_skill_file,
 )
 from knowledge_circuits.study import Attribute
+from knowledge_circuits.training_callbacks import LoggingCallback
 
 Value = TypeVar("Value")
 
@@ -253,7 +253,7 @@ def even_sample(people: Sequence[Person], count: int) -> list[Person]:
     return [people[index] for index in sorted(chosen)]
 
 
-class KnowledgeProbeCallback(TrainerCallback):
+class KnowledgeProbeCallback(LoggingCallback):
     """Probes the model while a Trainer trains it and keeps the run's knowledge_dynamics.jsonl.
 
     A resumed run first drops the records of later steps than the one it resumes from, so that in the end its file is
@@ -263,7 +263,7 @@ class KnowledgeProbeCallback(TrainerCallback):
     def __init__(
         self, probe: KnowledgeProbe, schedule: Schedule, path: str | Path, stopping: StoppingRule | None = None
     ) -> None:
-        """Set up the probes; call `attach` to add them to a Trainer.
+        """Set up the probes; train.py's runs take them as they are, `attach` adds them to any other Trainer.
 
         Args:
             probe: what is asked.
@@ -275,14 +275,13 @@ class KnowledgeProbeCallback(TrainerCallback):
         self._schedule = schedule
         self._path = Path(path)
         self._stopping = stopping
-        self._log: Callable[[dict[str, float]], None] = lambda logs: None
         self._seconds, self._started = 0.0, time.monotonic()
         self.stop_reason: str | None = None
 
     def attach(self, trainer: Trainer) -> None:
         """Add the probes to a Trainer; summaries go to whatever its `--report_to` names."""
         trainer.add_callback(self)
-        self._log = trainer.log
+        self.log = trainer.log
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -330,7 +329,7 @@ class KnowledgeProbeCallback(TrainerCallback):
                 self.stop_reason = self._stopping.reason(*history(self._path))
         self._seconds += time.monotonic() - started
         should_log = control.should_log
-        self._log(summary(rows))
+        self.log(summary(rows))
         control.should_log = should_log  # logging clears the flag by which the Trainer logs its own loss
         if _from_main_process(self.stop_reason is not None):
             control.should_training_stop = True
@@ -341,9 +340,20 @@ class KnowledgeProbeCallback(TrainerCallback):
             return False
         rows = [row for _, row in numbered_jsonl(self._path, keys=("kind", "step")) if row["step"] <= step]
         kept = rows if step > 0 else []
+        self._refuse_other_facts(kept)
         with atomic_write(self._path) as file:
             file.writelines(json_line(row) for row in kept)
         return any(row["step"] == step for row in kept)
+
+    def _refuse_other_facts(self, kept: Sequence[Mapping[str, Any]]) -> None:
+        """Records of one run are about the same facts."""
+        facts = [row for row in kept if row["kind"] == "fact"]
+        before = [(row.get("full_name"), row.get("attribute")) for row in facts if row["step"] == facts[0]["step"]]
+        if facts and before != [(query.person.full_name, query.attribute) for query in self._probe.queries]:
+            raise InputError(
+                f"{self._path}: the run has been probed for other facts so far; resume it with the same --probe_file "
+                "and --probe_max_facts, or start again with --overwrite_output_dir"
+            )
 
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write the file anew with more lines at its end: readers never meet half a line."""
@@ -406,10 +416,10 @@ def history(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return np.array([known[step] for step in steps], dtype=bool).T, np.array(means)
 
 
-def make_probe_callback(
+def probe_callbacks(
     arguments: ProbeArguments, tokenizer: PreTrainedTokenizerBase, run: Run
-) -> KnowledgeProbeCallback | None:
-    """The callback that train.py's flags ask for; None without --probe_file.
+) -> list[KnowledgeProbeCallback]:
+    """The callbacks that train.py's flags ask for: one, or none without --probe_file.
 
     Raises:
         InputError: a flag or a file that cannot be used.
@@ -418,7 +428,7 @@ def make_probe_callback(
     if arguments.probe_file is None:
         if arguments.stop_on is not None:
             raise InputError("--stop_on knowledge needs --probe_file: without probes nobody knows what is known")
-        return None
+        return []
     examples = [*arithmetic_examples(), *(read_skill_file(arguments.ood_file) if arguments.ood_file else [])]
     probe = KnowledgeProbe(
         read_entities(arguments.probe_file),
@@ -430,4 +440,4 @@ def make_probe_callback(
     stopping = None
     if arguments.stop_on is not None:
         stopping = StoppingRule(arguments.patience, arguments.skill_drop, arguments.stop_min_share)
-    return KnowledgeProbeCallback(probe, schedule, run.knowledge_dynamics, stopping)
+    return [KnowledgeProbeCallback(probe, schedule, run.knowledge_dynamics, stopping)]

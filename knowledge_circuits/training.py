@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from knowledge_circuits import __version__
 from knowledge_circuits.files import InputError, read_json, write_json
+from knowledge_circuits.probes import ProbeArguments, probe_callbacks
 from knowledge_circuits.runs import Run
 from knowledge_circuits.trainer import CheckpointTrainer, drop_older_resume_state, has_resume_state
 from knowledge_circuits.training_arguments import (
@@ -33,7 +34,13 @@ from knowledge_circuits.training_arguments import (
     run_folder,
     set_accumulation,
 )
-from knowledge_circuits.training_callbacks import EvaluationLog, SavingCallback, evaluation_record, exponential_steps
+from knowledge_circuits.training_callbacks import (
+    EvaluationLog,
+    LoggingCallback,
+    SavingCallback,
+    evaluation_record,
+    exponential_steps,
+)
 from knowledge_circuits.training_data import (
     CACHE,
     EvaluationBlocks,
@@ -89,6 +96,7 @@ class Flags:
     model: ModelArguments
     data: DataArguments
     training: RunArguments
+    probes: ProbeArguments = field(default_factory=ProbeArguments)
 
 
 @dataclass(frozen=True)
@@ -111,8 +119,8 @@ def train(flags: Flags, make_callbacks: CallbackMaker = lambda run, tokenizer: (
 
     Args:
         flags: the run's flags.
-        make_callbacks: makes further callbacks, such as probes. They are called before evaluations are recorded and
-            checkpoints are saved, and may end the training (`control.should_training_stop`).
+        make_callbacks: makes further callbacks than the flagged probes. All are called before evaluations are recorded
+            and checkpoints are saved, and may end the training (`control.should_training_stop`).
 
     Raises:
         InputError: flags, data, model or an earlier run of that name do not fit, or training diverged.
@@ -131,7 +139,7 @@ def train(flags: Flags, make_callbacks: CallbackMaker = lambda run, tokenizer: (
     if done is not None:
         return Outcome(run, done, trained=False)
     model = training_model(flags.model, tokenizer, arguments.seed)
-    callbacks = make_callbacks(run, tokenizer)
+    callbacks = [*probe_callbacks(flags.probes, tokenizer, run), *make_callbacks(run, tokenizer)]
     trainer = make_trainer(arguments, run, model, tokenizer, data, callbacks)
     _write_configuration(trainer, run, configuration)
     if resumed is None:
@@ -207,7 +215,7 @@ def run_configuration(flags: Flags, data: TrainingData, block_size: int) -> dict
     training = {key: value for key, value in arguments.to_dict().items() if key not in ("local_rank", "eval_on_start")}
     return {
         "model": flags.model.model,
-        "arguments": {**asdict(flags.model), **asdict(flags.data), **training},
+        "arguments": {**asdict(flags.model), **asdict(flags.data), **asdict(flags.probes), **training},
         "data": {
             "seed": generated.get("seed"),
             "train_file": flags.data.train_file,
@@ -341,7 +349,7 @@ def make_trainer(
         arguments.save_strategy = SaveStrategy.NO
     together = arguments.train_batch_size * arguments.world_size if arguments.world_size > 1 else 1
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    return CheckpointTrainer(
+    trainer = CheckpointTrainer(
         run=run,
         model=model,
         args=arguments,
@@ -355,6 +363,10 @@ def make_trainer(
             SavingCallback(schedule, steps_per_epoch(arguments, len(data.train))),
         ],
     )
+    for callback in callbacks:
+        if isinstance(callback, LoggingCallback):
+            callback.log = trainer.log
+    return trainer
 
 
 def set_up_reporting(arguments: RunArguments, run: Run) -> None:

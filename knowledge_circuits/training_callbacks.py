@@ -8,7 +8,7 @@ epoch's end.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,16 @@ def exponential_steps(cap: int) -> Iterator[int]:
     for gap in gaps:
         step += min(gap, cap)
         yield step
+
+
+class LoggingCallback(TrainerCallback):
+    """A callback with numbers of its own to log, which go wherever the Trainer's go.
+
+    Attributes:
+        log: the Trainer's `log`; until a run sets it, nothing is logged.
+    """
+
+    log: Callable[[dict[str, float]], None] = staticmethod(lambda logs: None)
 
 
 class SavingCallback(TrainerCallback):

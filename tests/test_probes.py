@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 from memorizing import memorizing_model, persons
-from transformers import GPT2LMHeadModel, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    GPT2LMHeadModel,
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from knowledge_circuits.dynamics import StoppingRule, fact_history, read_dynamics
 from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
@@ -21,7 +29,7 @@ from knowledge_circuits.probes import (
     ProbeArguments,
     Schedule,
     even_sample,
-    make_probe_callback,
+    probe_callbacks,
     would_answer,
 )
 from knowledge_circuits.runs import Run
@@ -217,6 +225,17 @@ def test_a_run_killed_between_saving_and_probing_makes_up_for_the_missing_probe(
     assert path.read_bytes() == (tmp_path / "whole" / "knowledge_dynamics.jsonl").read_bytes()
 
 
+def test_a_run_is_not_resumed_with_other_facts(tmp_path: Path):
+    model, tokenizer, people = memorizing_model()
+    path = tmp_path / "knowledge_dynamics.jsonl"
+    write_jsonl(path, KnowledgeProbe(people[:2], tokenizer).records(model, 4, 1.0))
+    state = TrainerState(global_step=4, epoch=1.0)
+    callback = KnowledgeProbeCallback(KnowledgeProbe(people[:3], tokenizer), Schedule(), path)
+    with pytest.raises(InputError, match="probed for other facts"):
+        callback.on_train_begin(TrainingArguments(report_to=[]), state, TrainerControl(), model=model)
+    assert len(read_jsonl(path)) == 10
+
+
 def test_training_ends_when_a_skill_has_fallen_too_far(tmp_path: Path):
     _, tokenizer, people = memorizing_model()
     right = [
@@ -238,13 +257,13 @@ def test_the_flags_make_the_callback_that_they_describe(tmp_path: Path):
     def parsed(*words: str) -> ProbeArguments:
         return HfArgumentParser(ProbeArguments).parse_args_into_dataclasses(list(words))[0]
 
-    def make(*words: str) -> KnowledgeProbeCallback | None:
-        return make_probe_callback(parsed(*words), tokenizer, Run(tmp_path))
+    def make(*words: str) -> list[KnowledgeProbeCallback]:
+        return probe_callbacks(parsed(*words), tokenizer, Run(tmp_path))
 
     file = ("--probe_file", str(tmp_path / "test.jsonl"))
-    assert make() is None
+    assert make() == []
     assert parsed("--probe_every", "50", "steps").probe_every == ["50", "steps"]
-    assert make(*file, "--stop_on", "knowledge", "--patience", "2", "--skill_drop", "0.5") is not None
+    assert make(*file, "--stop_on", "knowledge", "--patience", "2", "--skill_drop", "0.5") != []
     with pytest.raises(InputError, match="--stop_on knowledge needs --probe_file"):
         make("--stop_on", "knowledge")
     with pytest.raises(InputError, match="--patience must be at least 1"):
