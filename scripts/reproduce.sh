@@ -9,26 +9,9 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/nano/settings.sh"
 
-stages=(data train predict eap circuit_eval figures report)
-key="$N $SEED $CIRCUIT_N $DATA_DIR $(cat scripts/common.sh scripts/nano/settings.sh | cksum)"
-started=$SECONDS
-for stage in "${stages[@]}"; do
-  # A stage is done if it ended with these numbers before, and all stages before it did.
-  key="$(cksum <<<"$key $(cksum <"scripts/nano/$stage.sh")")"
-  stamp="$RUN_FOLDER/stages/$stage"
-  if [[ "$(cat "$stamp" 2>/dev/null)" == "$key" ]]; then
-    echo "== $stage: done before"
-    continue
-  fi
-  echo "== $stage: $(sed -n 2s/..//p "scripts/nano/$stage.sh")"
-  stage_started=$SECONDS
-  bash "scripts/nano/$stage.sh"
-  mkdir -p "$RUN_FOLDER/stages"
-  echo "$key" >"$stamp"
-  echo "== $stage: done in $((SECONDS - stage_started)) s"
-done
+run_stages scripts/nano data train predict eap circuit_eval figures report
 
-echo "== All stages done ($((SECONDS - started)) s this time)"
+echo "== All stages done ($SECONDS s this time)"
 echo
 cat "$RUN_FOLDER/summary.txt"
 echo

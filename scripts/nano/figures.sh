@@ -4,6 +4,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-for name in acquisition topology circuit components dynamics; do
-  notebook "$name" "$RUN_FOLDER"
-done
+figures

@@ -4,5 +4,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-python report.py "$RUN_FOLDER"
-python -m knowledge_circuits.summary "$RUN_FOLDER"
+report
