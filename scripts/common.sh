@@ -23,14 +23,20 @@ DATA="$DATA_DIR/entities_$N"
 RUN_FOLDER="outputs/train/$MODEL/$RUN"
 : "${CHECKPOINTS:=$RUN_FOLDER/checkpoints}"
 
-launch() { # program arguments...: in one process, or in one per GPU
-  local devices
+launch() { # program arguments...: in one process, or in one per GPU of every machine (scripts/slurm sets MACHINES)
+  local devices processes kind=(--multi_gpu) place=()
   devices="$(python -c 'import torch; print(torch.cuda.device_count())')"
-  if ((devices > 1)); then
-    python -m accelerate.commands.launch --multi_gpu --num_processes "$devices" "$@"
-  else
+  processes=$((devices * ${MACHINES:-1}))
+  if ((processes <= 1)); then
     python "$@"
+    return
   fi
+  if [[ -n "${ACCELERATE_CONFIG:-}" ]]; then kind=(--config_file "$ACCELERATE_CONFIG"); fi # FSDP, for example
+  if ((${MACHINES:-1} > 1)); then
+    place=(--num_machines "$MACHINES" --machine_rank "$MACHINE_RANK" --main_process_ip "$MAIN_ADDRESS"
+      --main_process_port "${MAIN_PORT:-29500}")
+  fi
+  python -m accelerate.commands.launch "${kind[@]}" ${place[@]+"${place[@]}"} --num_processes "$processes" "$@"
 }
 
 data() { # program of data/ without .py, further arguments...
