@@ -138,30 +138,3 @@ report() { # one HTML page, and a table of what was learned
   python report.py --run "$RUN_FOLDER"
   python -m knowledge_circuits.summary "$RUN_FOLDER"
 }
-
-run_stages() { # folder of stage scripts, then stages in order: each runs once, and again only if it or one before it changes
-  local folder="$1" stage stamp started
-  local key="$N $SEED $CIRCUIT_N $DATA_DIR $(cat scripts/common.sh "$folder/settings.sh" | cksum)"
-  mkdir -p "$RUN_FOLDER/stages"
-  for stage in "${@:2}"; do
-    key="$(cksum <<<"$key $(cksum <"$folder/$stage.sh")")"
-    stamp="$RUN_FOLDER/stages/$stage"
-    if [[ "$(cat "$stamp" 2>/dev/null)" == "$key" ]]; then
-      echo "== $stage: done before"
-      continue
-    fi
-    echo "== $stage: $(sed -n '2s/^# //p' "$folder/$stage.sh")"
-    started=$SECONDS
-    within_time bash "$folder/$stage.sh" || return
-    echo "$key" >"$stamp"
-    echo "== $stage: done in $((SECONDS - started)) s"
-  done
-}
-
-within_time() { # command...: stopped with exit status 124 when the shell's SECONDS reach DEADLINE, if that is set
-  if [[ -z "${DEADLINE:-}" ]]; then
-    "$@"
-  else
-    timeout --signal=INT --kill-after=20 "$((DEADLINE > SECONDS ? DEADLINE - SECONDS : 1))" "$@"
-  fi
-}

@@ -8,8 +8,9 @@
 # SEED=1 bash scripts/reproduce.sh does the same with other people and other weights, in a run of its own (seed_1).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/nano/settings.sh"
+source "$ROOT/scripts/stages.sh"
 
-run_stages scripts/nano data train predict eap circuit_eval figures report
+run_stages "$RUN_FOLDER/stages" scripts/nano data train predict eap circuit_eval figures report
 
 echo "== All stages done ($SECONDS s this time)"
 echo

@@ -9,11 +9,12 @@
 # How long: see README.md in this folder. Expect: the table of what was learned, and outputs/train/gpt2-scratch/default.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+source "$ROOT/scripts/stages.sh"
 
 python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: no CUDA GPU is visible here")'
 DEADLINE=$((SECONDS + 60 * ${MINUTES:-9}))
 status=0
-run_stages scripts/gpu data train predict eap circuit_eval figures report || status=$?
+run_stages "$RUN_FOLDER/stages" scripts/gpu data train predict eap circuit_eval figures report || status=$?
 if ((status == 124)); then echo "== Out of time; the same command goes on from here"; fi
 ((status == 0)) || exit "$status"
 cat "$RUN_FOLDER/summary.txt"
