@@ -592,6 +592,7 @@ def intervals(finding: findings.Finding, run: str) -> Figure:
     ax.set_yticks(range(len(judged)), [f"{s.name}, {s.where}" for s in reversed(judged)])
     ax.set_ylim(-0.6, len(judged) - 0.4)
     ax.set_xlabel("difference of the mean level over training, 95% interval")
+    ax.set_ylabel("measure, frequency band")
     return figure
 
 

@@ -13,6 +13,9 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 import pytest
 import tiny
 import torch
+from synthetic_run import write_run
+
+from knowledge_circuits.runs import Run
 
 torch.set_num_threads(1)
 
@@ -27,3 +30,9 @@ def tiny_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama checkpoint folder (grouped queries, BOS token). Read only: copy it before changing it."""
     return tiny.save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def synthetic_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A made-up run of nine checkpoints with predictions, circuits and results. Read only."""
+    return write_run(tmp_path_factory.mktemp("runs") / "nano" / "default")

@@ -1,0 +1,224 @@
+"""Verdicts on made-up data whose truth is known: each can be reached, and none is reached by noise alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from knowledge_circuits import findings, tables
+from knowledge_circuits.findings import Verdict
+from knowledge_circuits.graph import Layout
+from knowledge_circuits.runs import Run
+from knowledge_circuits.study import Band, KnowledgeType, groups
+
+EPOCHS = np.arange(15.0)
+
+
+def answers(lead: dict[Band, float], people: int = 30, spread: float = 1.0, seed: int = 0) -> pd.DataFrame:
+    """One fact per person, known from an epoch on; K_rel people learn theirs `lead` epochs sooner on average."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for band in Band:
+        for knowledge in KnowledgeType:
+            for person in range(people):
+                since = 7 - (lead[band] if knowledge == KnowledgeType.REVISED else 0) + spread * generator.normal()
+                for epoch in EPOCHS:
+                    rows.append(
+                        (f"{knowledge} {band} {person}", str(knowledge), str(band), epoch, float(epoch >= since))
+                    )
+    return pd.DataFrame(rows, columns=["full_name", "type", "band", "epoch", "correct"])
+
+
+def no_circuits() -> pd.DataFrame:
+    return pd.DataFrame(columns=tables.CIRCUIT_PREDICTION_COLUMNS)
+
+
+def hits(table: pd.DataFrame) -> pd.DataFrame:
+    """The same learning as Hit@10 of each checkpoint's own circuits."""
+    own = {"step": table["epoch"], "circuit_step": table["epoch"], "target_type": table["type"], "task": "city"}
+    return table.rename(columns={"correct": "hit"}).assign(target_band=table["band"], **own)
+
+
+def made_circuits(entropy: np.ndarray, activation: np.ndarray | None = None, noise: float = 0.02) -> tables.Circuits:
+    """18 groups whose entropy [n] and activation [l, n] follow the given curves with noise of their own."""
+    generator = np.random.default_rng(0)
+    layers = 6 if activation is None else len(activation)
+    layout, n = Layout(layers, 1), len(entropy)
+    rows, ratios = [], []
+    for group in groups():
+        names = {"task": str(group.task), "type": str(group.type), "band": str(group.band)}
+        values = entropy + noise * generator.normal(size=n)
+        for step in range(n):
+            rows.append(
+                {"step": step, "epoch": float(step), **names, "entropy": values[step], "edge_jaccard": step / n}
+            )
+            curve = np.full(layers, 0.1) if activation is None else activation[:, step]
+            ratios.append(curve + 0.1 * noise * generator.normal(size=layers))
+    table = pd.DataFrame(rows)
+    nothing = np.zeros((len(table), 1), dtype=bool)
+    return tables.Circuits(layout, table, nothing, nothing, np.array(ratios))
+
+
+def bent(at: float = 7.0, before: float = -0.3, after: float = -0.02) -> np.ndarray:
+    return 8 + before * np.minimum(EPOCHS, at) + after * np.maximum(EPOCHS - at, 0)
+
+
+def turning(order: list[int]) -> np.ndarray:
+    """Activation ratios [l, n] that rise at epoch 2, 4, 6 ... in the given order of layers."""
+    when = {layer: 2 + 2 * place for place, layer in enumerate(order)}
+    return np.stack([0.1 + 0.2 / (1 + np.exp(-2 * (EPOCHS - when[layer]))) for layer in sorted(order)])
+
+
+# --- relevance
+
+
+def test_a_lead_of_the_known_people_in_every_band_holds() -> None:
+    table = answers(dict.fromkeys(Band, 3.0))
+    finding = findings.relevance(table, hits(table))
+    assert finding.verdict == Verdict.HOLDS
+    assert len(finding.statistics) == 8  # two measures, three bands and all bands together
+
+
+def test_the_estimate_is_the_lead_over_the_length_of_training() -> None:
+    finding = findings.relevance(answers(dict.fromkeys(Band, 3.0), people=200), no_circuits())
+    pooled = finding.statistics[-1]
+    assert pooled.where == "all bands"
+    assert pooled.estimate == pytest.approx(3 / 14, abs=0.02)
+    assert pooled.low < 3 / 14 < pooled.high
+
+
+def test_a_lag_of_the_known_people_does_not_hold() -> None:
+    assert findings.relevance(answers(dict.fromkeys(Band, -3.0)), no_circuits()).verdict == Verdict.FAILS
+
+
+def test_a_precise_nothing_does_not_hold_and_a_vague_one_is_undecided() -> None:
+    nothing = dict.fromkeys(Band, 0.0)
+    precise = answers(nothing, people=100, spread=0.1)
+    assert findings.relevance(precise, no_circuits()).verdict == Verdict.FAILS
+    vague = [answers(nothing, people=10, spread=4.0, seed=seed) for seed in range(10)]
+    verdicts = [findings.relevance(table, no_circuits()).verdict for table in vague]
+    assert verdicts.count(Verdict.UNDECIDED) >= 7
+
+
+def test_a_band_that_contradicts_the_rest_leaves_it_undecided() -> None:
+    mixed = answers({Band.LOW: 4.0, Band.MEDIUM: 4.0, Band.HIGH: -3.0})
+    assert findings.relevance(mixed, no_circuits()).verdict == Verdict.UNDECIDED
+
+
+def test_two_measures_that_disagree_leave_it_undecided() -> None:
+    ahead, behind = answers(dict.fromkeys(Band, 3.0)), answers(dict.fromkeys(Band, -3.0))
+    assert findings.relevance(ahead, hits(behind)).verdict == Verdict.UNDECIDED
+
+
+def test_people_are_resampled_and_not_their_facts() -> None:
+    table = answers(dict.fromkeys(Band, 1.0))
+    five_facts = pd.concat([table] * 5)
+    one, five = (findings.relevance(t, no_circuits()).statistics[-1] for t in (table, five_facts))
+    assert (one.low, one.high) == (five.low, five.high)
+
+
+def test_the_same_seed_gives_the_same_intervals() -> None:
+    table = answers(dict.fromkeys(Band, 1.0))
+    assert findings.relevance(table, no_circuits(), seed=3) == findings.relevance(table, no_circuits(), seed=3)
+    assert findings.relevance(table, no_circuits(), seed=3) != findings.relevance(table, no_circuits(), seed=4)
+
+
+def test_a_run_without_predictions_is_undecided_and_says_so() -> None:
+    finding = findings.relevance(pd.DataFrame(columns=tables.PREDICTION_COLUMNS), no_circuits())
+    assert finding.verdict == Verdict.UNDECIDED
+    assert "neither predictions" in finding.reason
+
+
+# --- phase shift
+
+
+def test_a_steep_fall_that_turns_flat_is_a_phase_shift() -> None:
+    circuits = made_circuits(bent())
+    finding = findings.phase_shift(circuits)
+    assert finding.verdict == Verdict.HOLDS
+    shift = findings.fit_phase_shift(circuits)
+    assert shift is not None
+    assert shift.break_low <= 7 <= shift.break_high
+    assert shift.break_high - shift.break_low < 1
+
+
+def test_a_steady_fall_is_no_phase_shift() -> None:
+    assert findings.phase_shift(made_circuits(8 - 0.1 * EPOCHS)).verdict != Verdict.HOLDS
+
+
+def test_a_fall_that_becomes_steeper_does_not_hold() -> None:
+    assert findings.phase_shift(made_circuits(bent(before=-0.02, after=-0.3))).verdict == Verdict.FAILS
+
+
+def test_entropy_that_rises_before_the_bend_does_not_hold() -> None:
+    assert findings.phase_shift(made_circuits(bent(before=0.3, after=0.02))).verdict == Verdict.FAILS
+
+
+def test_groups_that_disagree_widen_the_interval_of_the_break() -> None:
+    agreeing, disagreeing = made_circuits(bent(), noise=0.01), made_circuits(bent(), noise=0.4)
+    widths = []
+    for circuits in (agreeing, disagreeing):
+        shift = findings.fit_phase_shift(circuits)
+        assert shift is not None
+        widths.append(shift.break_high - shift.break_low)
+    assert widths[0] < widths[1]
+
+
+def test_the_last_point_of_similarity_with_itself_is_left_out() -> None:
+    shift = findings.fit_phase_shift(made_circuits(bent()), "edge_jaccard")
+    assert shift is not None
+    assert shift.epochs.tolist() == EPOCHS[:-1].tolist()
+
+
+def test_too_few_checkpoints_are_undecided_and_say_so() -> None:
+    finding = findings.phase_shift(made_circuits(bent()[:5]))
+    assert finding.verdict == Verdict.UNDECIDED
+    assert "6 checkpoints" in finding.reason
+    assert findings.phase_shift(None).verdict == Verdict.UNDECIDED
+
+
+# --- deep to shallow
+
+
+def test_layers_that_turn_from_the_deepest_up_hold() -> None:
+    circuits = made_circuits(bent(), turning([5, 4, 3, 2, 1, 0]))
+    finding = findings.deep_to_shallow(circuits)
+    assert finding.verdict == Verdict.HOLDS
+    assert finding.statistics[0].estimate == pytest.approx(-1)
+
+
+def test_layers_that_turn_from_the_shallowest_up_do_not_hold() -> None:
+    finding = findings.deep_to_shallow(made_circuits(bent(), turning([0, 1, 2, 3, 4, 5])))
+    assert finding.verdict == Verdict.FAILS
+
+
+def test_layers_that_do_not_change_have_no_order() -> None:
+    circuits = made_circuits(bent(), np.full((6, len(EPOCHS)), 0.2))
+    finding = findings.deep_to_shallow(circuits)
+    assert finding.verdict == Verdict.UNDECIDED
+
+
+def test_a_layers_half_change_is_where_its_ratio_turns() -> None:
+    order = findings.layer_order(made_circuits(bent(), turning([5, 4, 3, 2, 1, 0]), noise=0.01))
+    assert order is not None
+    assert order.layers.tolist() == [0, 1, 2, 3, 4]  # the last layer is left out
+    assert order.epochs == pytest.approx([12, 10, 8, 6, 4], abs=0.3)
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    epochs = np.random.default_rng(0).random((5, 7))
+    epochs[0, 2] = np.nan
+    found = findings._rank_correlations(epochs)
+    for row, value in zip(epochs, found, strict=True):
+        kept = np.isfinite(row)
+        assert value == pytest.approx(stats.spearmanr(row[kept], np.arange(7)[kept]).statistic)
+
+
+def test_a_run_on_disk_is_judged_as_it_was_made(synthetic_run: Run) -> None:
+    hits_of_run, circuits = tables.circuit_predictions(synthetic_run), tables.circuits(synthetic_run)
+    judged = findings.judge(tables.predictions(synthetic_run), hits_of_run, circuits)
+    assert judged[0].verdict == Verdict.HOLDS
+    assert [finding.title for finding in judged] == ["Relevance", "Phase shift", "Deep to shallow"]
+    assert all(len(finding.table()) == len(finding.statistics) > 0 for finding in judged)

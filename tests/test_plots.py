@@ -1,0 +1,177 @@
+"""Figures show the numbers they are given, name their run, and say so where there is nothing to show."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from PIL import Image
+
+from knowledge_circuits import findings, plots, tables
+from knowledge_circuits.runs import Run
+from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
+
+GROUP = Group(Attribute.CITY, KnowledgeType.REVISED, Band.HIGH)
+
+
+@pytest.fixture(scope="module")
+def circuits(synthetic_run: Run) -> tables.Circuits:
+    found = tables.circuits(synthetic_run)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def figures(synthetic_run: Run, circuits: tables.Circuits) -> dict[str, Figure]:
+    """Every figure of the run."""
+    run, name = synthetic_run, "nano/default"
+    answers, hits, results = tables.predictions(run), tables.circuit_predictions(run), tables.results(run)
+    return {
+        "accuracy": plots.first_token_and_query_accuracy(tables.first_token_accuracy(run), answers, name),
+        "loss": plots.loss(tables.evaluations(run), name),
+        "query_accuracy": plots.query_accuracy(answers, name),
+        "accuracy_by_attribute": plots.accuracy_by_attribute(answers, name),
+        "knowledge_heatmap": plots.knowledge_heatmap(answers, name),
+        "hits_by_type": plots.hits_by_type(hits, name),
+        "hits_by_band": plots.hits_by_band(hits, name),
+        "hits_across_bands": plots.hits_across_bands(hits, name),
+        "hits_across_types": plots.hits_across_types(hits, name),
+        "faithfulness": plots.faithfulness(results, name),
+        "circuit_entropy": plots.circuit_entropy(circuits, name),
+        "three_entropies": plots.three_entropies(circuits, name),
+        "similarity_to_last": plots.similarity_to_last(circuits, name),
+        "similarity_map": plots.similarity_map(circuits, name),
+        "activation_ratio": plots.activation_ratio(circuits, name),
+        "phase_shift": plots.phase_shift(circuits, name),
+        "layer_order": plots.layer_order(circuits, name),
+        "intervals": plots.intervals(findings.relevance(answers, hits), name),
+        "circuit": plots.circuit_graph(tables.circuits_at(run, GROUP, [0, 8]), name),
+    }
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.texts]
+
+
+def drawn_points(figure: Figure, panel: int, color: str) -> np.ndarray:
+    """The checkpoints' points of one colour in a panel, [n, 2]."""
+    lines = [line for line in figure.axes[panel].lines if line.get_color() == color and line.get_linestyle() == "None"]
+    return np.asarray(lines[0].get_xydata())
+
+
+def test_every_figure_has_a_title_and_names_its_run(figures: dict[str, Figure]) -> None:
+    for name, figure in figures.items():
+        assert len(texts(figure)[0]) > 3, name
+        assert any("run nano/default" in text for text in texts(figure)), name
+
+
+def test_every_drawn_axis_is_labelled(figures: dict[str, Figure]) -> None:
+    for name, figure in figures.items():
+        assert any(ax.get_ylabel() for ax in figure.axes), name
+        if name not in ("circuit",):
+            assert any(ax.get_xlabel() for ax in figure.axes), name
+
+
+def test_query_accuracy_shows_the_mean_over_people_and_attributes(
+    synthetic_run: Run, figures: dict[str, Figure]
+) -> None:
+    table = tables.predictions(synthetic_run)
+    part = table[(table["band"] == "high") & (table["type"] == "revised")]
+    points = drawn_points(figures["query_accuracy"], panel=2, color=plots.VERMILION)
+    assert points[:, 1] == pytest.approx(part.groupby("epoch")["correct"].mean().to_numpy())
+
+
+def test_circuit_entropy_shows_the_mean_over_tasks(circuits: tables.Circuits, figures: dict[str, Figure]) -> None:
+    table = circuits.table
+    part = table[(table["band"] == "low") & (table["type"] == "new")]
+    points = drawn_points(figures["circuit_entropy"], panel=0, color=plots.BLUE)
+    assert points[:, 1] == pytest.approx(part.groupby("epoch")["entropy"].mean().to_numpy())
+
+
+def test_the_heat_map_has_a_row_for_each_person_with_frequent_ones_on_top(
+    synthetic_run: Run, figures: dict[str, Figure]
+) -> None:
+    image = figures["knowledge_heatmap"].axes[0].images[0].get_array()
+    people = tables.attributes_known(tables.predictions(synthetic_run))
+    revised = people[people["type"] == "revised"]
+    epochs = [column for column in revised if not isinstance(column, str)]
+    assert image.shape == (len(revised), len(epochs))
+    assert image.sum() == revised[epochs].to_numpy().sum()
+    high = revised[revised["band"] == "high"]
+    assert image[: len(high)].sum() == high[epochs].to_numpy().sum()
+
+
+def test_faithfulness_beyond_the_axis_is_marked_on_its_edge() -> None:
+    rows = [
+        {"step": epoch, "circuit_step": epoch, "epoch": float(epoch), "task": "city", "type": "new", "band": "low"}
+        for epoch in range(4)
+    ]
+    table = pd.DataFrame(rows).assign(faithfulness=[30.0, -8.0, 0.5, 0.9])
+    ax = plots.faithfulness(table, "run").axes[0]
+    marked = {line.get_marker(): line.get_ydata().tolist() for line in ax.lines if line.get_marker() in "^v"}
+    assert marked == {"^": [ax.get_ylim()[1]], "v": [ax.get_ylim()[0]]}
+
+
+def test_the_circuit_is_drawn_with_as_many_edges_as_asked_for(synthetic_run: Run) -> None:
+    graphs = tables.circuits_at(synthetic_run, GROUP, [0, 8])
+    figure = plots.circuit_graph(graphs, "run", edges=12)
+    drawn = [
+        collection for ax in figure.axes for collection in ax.collections if isinstance(collection, LineCollection)
+    ]
+    assert [len(lines.get_segments()) for lines in drawn] == [12, 12]
+    assert drawn[0].get_linewidths()[-1] == pytest.approx(3.6)  # the strongest edge, drawn last and widest
+
+
+def test_published_curves_stand_beside_ours(synthetic_run: Run) -> None:
+    published = tables.published_first_token_accuracy("gpt2")
+    first_token = tables.first_token_accuracy(synthetic_run)
+    answers = tables.predictions(synthetic_run)
+    figure = plots.first_token_and_query_accuracy(first_token, answers, "gpt2/default", published)
+    assert ["published" in ax.get_title(loc="left") for ax in figure.axes] == [False, True, False]
+
+
+def test_what_is_missing_is_said_instead_of_drawn() -> None:
+    nothing = pd.DataFrame(columns=tables.PREDICTION_COLUMNS)
+    no_hits = pd.DataFrame(columns=tables.CIRCUIT_PREDICTION_COLUMNS)
+    said = {
+        "predict.py": [plots.query_accuracy(nothing, "r"), plots.knowledge_heatmap(nothing, "r")],
+        "circuit_discovery.py": [
+            plots.hits_by_type(no_hits, "r"),
+            plots.faithfulness(pd.DataFrame(columns=tables.RESULT_COLUMNS), "r"),
+            plots.circuit_entropy(None, "r"),
+            plots.activation_ratio(None, "r"),
+            plots.circuit_graph({}, "r"),
+        ],
+        "--circuit_from": [plots.hits_of_moved_circuits(no_hits, "r")],
+        "train.py": [plots.loss(pd.DataFrame(columns=tables.EVALUATION_COLUMNS), "r")],
+    }
+    for remedy, drawn in said.items():
+        for figure in drawn:
+            assert any(remedy in text.get_text() for ax in figure.axes for text in ax.texts)
+
+
+def test_figures_leave_matplotlibs_settings_alone(synthetic_run: Run) -> None:
+    before = dict(mpl.rcParams)
+    plots.query_accuracy(tables.predictions(synthetic_run), "run")
+    assert dict(mpl.rcParams) == before
+
+
+def test_a_saved_figure_is_a_whole_picture(figures: dict[str, Figure], tmp_path: Path) -> None:
+    assert plots.keep(figures["loss"], tmp_path, "loss") is figures["loss"]
+    with Image.open(tmp_path / "loss.png") as image:
+        image.verify()
+
+
+def test_notebook_pictures_are_small_and_keep_the_types_colours(figures: dict[str, Figure]) -> None:
+    data = plots.png(figures["query_accuracy"])
+    assert len(data) < 60_000
+    pixels = np.asarray(Image.open(BytesIO(data)).convert("RGB")).reshape(-1, 3).astype(int)
+    for color in (plots.VERMILION, plots.BLUE):
+        wanted = np.array(mpl.colors.to_rgb(color)) * 255
+        assert np.abs(pixels - wanted).max(axis=1).min() < 24
