@@ -1,0 +1,133 @@
+"""Direct logit attribution by source position, on every family: parts sum to the logit; kinds follow from the parts."""
+
+from __future__ import annotations
+
+import families
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from knowledge_circuits.decoder import Decoder, decoder_from_model
+from knowledge_circuits.forward import Trace, all_logits, embed, forward
+from knowledge_circuits.head_kinds import (
+    HeadKind,
+    VocabularySums,
+    head_kinds,
+    logit_parts,
+    original_ratio,
+    split_by_source,
+)
+
+IDS = torch.tensor([[0, 5, 9, 33, 7, 60, 2], [0, 71, 14, 8, 7, 60, 2], [0, 3, 3, 45, 11, 60, 2]])
+TARGETS = torch.tensor([17, 80, 4])
+SUBJECT = torch.tensor([[0, 1, 1, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0]]).bool()
+
+
+def double(family: str) -> Decoder:
+    return decoder_from_model(families.random_model(families.FAMILIES[family](), dtype=torch.float64))
+
+
+def run(decoder: Decoder, last_position_only: bool = False) -> Trace:
+    with torch.no_grad():
+        return forward(decoder, embed(decoder, IDS), last_position_only=last_position_only)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_the_parts_of_a_logit_sum_to_it(family: str) -> None:
+    decoder = double(family)
+    parts = logit_parts(decoder, run(decoder), TARGETS)
+    expected = all_logits(decoder, IDS)[:, -1].gather(1, TARGETS[:, None])[:, 0]
+    torch.testing.assert_close(parts.total, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi"])
+def test_one_source_position_is_what_is_lost_when_the_head_does_not_read_it(family: str) -> None:
+    """Against Hugging Face's weights by hand: remove A[last, s] v[s] from one head's z in the last layer's input."""
+    decoder = double(family)
+    trace = run(decoder)
+    heads = logit_parts(decoder, trace, TARGETS).heads
+    layer, head, source = decoder.n_layers - 1, 2, 3
+    block, kept = decoder.blocks[layer], trace.layers[layer]
+    value = kept.heads.v[:, head // (decoder.n_heads // decoder.n_kv_heads), source]
+    rows = slice(head * decoder.d_head, (head + 1) * decoder.d_head)
+    written = kept.pattern[:, head, -1, source, None] * value @ block.attention.w_o[rows]
+    scale = trace.final_normalized.inverse_scale[:, -1]
+    centred = written - written.mean(-1, keepdim=True) if decoder.centred else written
+    expected = ((centred * scale) @ decoder.unembedding).gather(1, TARGETS[:, None])[:, 0]
+    torch.testing.assert_close(heads[:, layer, head, source], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("last_position_only", [True, False])
+def test_parts_do_not_need_the_last_layers_other_positions(last_position_only: bool) -> None:
+    decoder = double("phi")
+    parts = logit_parts(decoder, run(decoder, last_position_only), TARGETS)
+    torch.testing.assert_close(parts.total, all_logits(decoder, IDS)[range(3), -1, TARGETS], rtol=0, atol=1e-10)
+
+
+def test_the_start_token_is_in_neither_part() -> None:
+    decoder = double("llama")
+    heads = logit_parts(decoder, run(decoder), TARGETS).heads
+    split = split_by_source(heads, SUBJECT)
+    torch.testing.assert_close(split.subject + split.relation, heads[..., 1:].sum(-1))
+    torch.testing.assert_close(split.subject[1], heads[1, :, :, 1:4].sum(-1))
+    torch.testing.assert_close(split.relation[2], heads[2, :, :, 2:].sum(-1))
+
+
+def test_kinds_follow_from_the_ratio() -> None:
+    subject = [11.0, -11.0, 1.0, 1.0, -0.05, 0.0, 10.0, 2.0, 0.0]
+    relation = [1.0, 1.0, -1.0, 11.0, 1.0, 3.0, 1.0, 0.0, 0.0]
+    mover, relational, mixture = HeadKind.MOVER, HeadKind.RELATION, HeadKind.MIXTURE
+    expected = [mover, mover, mixture, relational, relational, relational, mixture, mover, HeadKind.NONE]
+    assert head_kinds(subject, relation).tolist() == expected
+
+
+def original_by_hand(model: torch.nn.Module, trace: Trace, decoder: Decoder) -> tuple[Tensor, Tensor]:
+    """The original's ratios as its paper code states them: loops, and whole vocabularies of logits."""
+    head = model.get_output_embeddings()
+    weight, bias = head.weight.T, torch.zeros(1) if head.bias is None else head.bias
+    ratios = torch.zeros(2, len(IDS), decoder.n_layers, decoder.n_heads, dtype=torch.float64)
+    for item in range(len(IDS)):
+        places = {True: SUBJECT[item].nonzero()[:, 0].tolist()}
+        places[False] = [s for s in range(1, IDS.shape[1]) if s not in places[True]]
+        for layer, block in enumerate(decoder.blocks):
+            for h in range(decoder.n_heads):
+                rows = slice(h * decoder.d_head, (h + 1) * decoder.d_head)
+                outputs = trace.layers[layer].z[item, :, rows] @ block.attention.w_o[rows]  # [p, d]
+                whole = (outputs.sum(0) @ weight + bias).sum()
+                for row, part in enumerate((True, False)):
+                    read = trace.layers[layer].pattern[item, h, -1, places[part]] @ outputs[places[part]]
+                    ratios[row, item, layer, h] = (read @ weight + bias).sum() / whole
+    return ratios[0], ratios[1]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi"])
+def test_the_originals_ratio_is_its_formula(family: str) -> None:
+    config = families.FAMILIES[family]()
+    model = families.random_model(config, dtype=torch.float64)
+    decoder = decoder_from_model(families.random_model(config, dtype=torch.float64))
+    trace = run(decoder)
+    with torch.no_grad():
+        found = original_ratio(decoder, trace, SUBJECT, VocabularySums.of(model))
+        subject, relation = original_by_hand(model, trace, decoder)
+    torch.testing.assert_close(found.subject, subject, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(found.relation, relation, rtol=1e-7, atol=1e-9)
+
+
+def test_the_originals_ratio_needs_all_positions() -> None:
+    decoder = double("gpt2")
+    sums = VocabularySums(torch.ones(decoder.d_model, dtype=torch.float64), 0.0)
+    with pytest.raises(ValueError, match="last_position_only=False"):
+        original_ratio(decoder, run(decoder, last_position_only=True), SUBJECT, sums)
+
+
+def test_the_two_measures_can_disagree() -> None:
+    """They are different questions, not two roundings of one."""
+    model = families.random_model(families.FAMILIES["gpt2"](), dtype=torch.float64)
+    sums = VocabularySums.of(model)
+    decoder = decoder_from_model(model)
+    trace = run(decoder)
+    exact = split_by_source(logit_parts(decoder, trace, TARGETS).heads, SUBJECT)
+    original = original_ratio(decoder, trace, SUBJECT, sums)
+    ratios = [np.asarray(parts.subject.mean(0) / parts.relation.mean(0)).ravel() for parts in (exact, original)]
+    assert abs(np.corrcoef(ratios)[0, 1]) < 0.9
