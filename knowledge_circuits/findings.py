@@ -268,7 +268,7 @@ def phase_shift(circuits: Circuits | None, seed: int = 0, resamples: int = RESAM
 
     Rule: the finding holds if for circuit entropy both statistics hold and entropy falls before the break; it does not
     hold if either does not hold or entropy rises before it; otherwise it is undecided. Edge Jaccard with the last
-    circuit is reported beside it: it confirms or qualifies, and does not decide.
+    circuit, and the break in each band alone (rare facts may be learned later), are reported beside it and do not decide.
     """
     title, claim = (
         "Phase shift",
@@ -291,7 +291,7 @@ def phase_shift(circuits: Circuits | None, seed: int = 0, resamples: int = RESAM
         f"Two segments against one line: BIC better by {gain.interval}; break at epoch {break_point.interval}; "
         f"slope after over slope before {ratio.interval}."
     )
-    return Finding(title, claim, verdict, reason, (*entropy, *jaccard))
+    return Finding(title, claim, verdict, reason, (*entropy, *jaccard, *_shift_by_band(circuits, seed, resamples)))
 
 
 def _shift_statistics(
@@ -330,15 +330,34 @@ def _shift_statistics(
     ]
 
 
-def _reported(name: str, estimate: Floats, samples: Floats, enough: bool) -> Statistic:
+def _shift_by_band(circuits: Circuits, seed: int, resamples: int) -> list[Statistic]:
+    """The entropy's BIC advantage and break point of each band's groups alone, reported and not judged."""
+    found = []
+    for band in Band:
+        x, y = _group_curves(circuits, "entropy", band)
+        if len(x) >= curves.FEWEST_POINTS and len(y):
+            fit, samples = curves.two_segment_fit(x, y.mean(axis=0)), _resampled_fit(x, y, seed, resamples)
+            parts = (
+                ("BIC, line - two segments", fit.gain, samples.gain),
+                ("break point (epoch)", fit.break_point, samples.break_point),
+            )
+            for label, estimate, sampled in parts:
+                found.append(_reported(f"circuit entropy: {label}", estimate, sampled, len(y) > 1, str(band)))
+    return found
+
+
+def _reported(
+    name: str, estimate: Floats, samples: Floats, enough: bool, where: str = "mean of the groups"
+) -> Statistic:
     """A statistic that no rule judges."""
     low, high = _interval(samples) if enough else (np.nan, np.nan)
-    return Statistic(name, "mean of the groups", float(estimate), low, high, "", None)
+    return Statistic(name, where, float(estimate), low, high, "", None)
 
 
-def _group_curves(circuits: Circuits, column: str) -> tuple[Floats, Floats]:
-    """Epochs [n] and the groups' curves [groups, n], of the groups that have a number at every checkpoint."""
-    wide = circuits.table.pivot_table(index=GROUP_COLUMNS, columns="epoch", values=column).dropna()
+def _group_curves(circuits: Circuits, column: str, band: Band | None = None) -> tuple[Floats, Floats]:
+    """Epochs [n] and the groups' curves [groups, n] (of one band if named) that have a number at every checkpoint."""
+    rows = circuits.table if band is None else circuits.table[circuits.table["band"] == band]
+    wide = rows.pivot_table(index=GROUP_COLUMNS, columns="epoch", values=column).dropna()
     if column.endswith("jaccard"):
         wide = wide.iloc[:, :-1]
     return wide.columns.to_numpy(dtype=float), wide.to_numpy(dtype=float)

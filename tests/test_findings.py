@@ -166,6 +166,13 @@ def test_groups_that_disagree_widen_the_interval_of_the_break() -> None:
     assert widths[0] < widths[1]
 
 
+def test_each_bands_break_is_reported_beside_the_verdict() -> None:
+    statistics = findings.phase_shift(made_circuits(bent())).statistics
+    breaks = {s.where: s.estimate for s in statistics if s.name == "circuit entropy: break point (epoch)"}
+    assert list(breaks) == ["mean of the groups", "low", "medium", "high"]
+    assert list(breaks.values()) == pytest.approx([7, 7, 7, 7], abs=0.5)
+
+
 def test_the_last_point_of_similarity_with_itself_is_left_out() -> None:
     shift = findings.fit_phase_shift(made_circuits(bent()), "edge_jaccard")
     assert shift is not None
