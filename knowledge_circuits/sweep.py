@@ -35,6 +35,7 @@ from knowledge_circuits.command_line import is_mendable
 from knowledge_circuits.files import InputError
 
 _POLL_SECONDS = 0.1
+_ALONE = "the launcher or the main process cannot be reached; run the same command again to go on"
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,12 @@ def this_process() -> Process:
         raise InputError(
             f"WORLD_SIZE is {count} but {', '.join(missing)} is not set; start the program with accelerate or torchrun"
         )
-    store, rank, count = next(distributed.rendezvous("env://", timeout=timedelta(minutes=10)))
+    # torchrun's agent keeps the store and is there already; elsewhere the main process may start later than others.
+    patience = timedelta(minutes=1 if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 10)
+    try:
+        store, rank, count = next(distributed.rendezvous("env://", timeout=patience))
+    except distributed.DistError:
+        raise InputError(_ALONE) from None
     return Process(rank, count, int(os.environ.get("LOCAL_RANK", rank)), store)
 
 
@@ -151,10 +157,18 @@ def sweep(items: Sequence[WorkItem], process: Process, title: str) -> SweepResul
         What became of the items, the same in every process.
 
     Raises:
+        InputError: the launcher or the main process was killed.
         OSError: a full disk, a read-only folder: every other item would meet it too.
     """
     if len({item.name for item in items}) != len(items):
         raise ValueError("work items must have different names")
+    try:
+        return _sweep(items, process, title)
+    except distributed.DistError:  # the store is gone, so the launch is over
+        raise InputError(_ALONE) from None
+
+
+def _sweep(items: Sequence[WorkItem], process: Process, title: str) -> SweepResult:
     store = distributed.PrefixStore(f"sweep {title}", process.store)
     pending = [item for item in items if not item.done()]
     failures: dict[str, str] = {}

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import distributed
@@ -242,13 +243,26 @@ def test_a_killed_sweep_leaves_nothing_that_blocks_the_next(tmp_path):
     deadline = time.monotonic() + 60
     while not list(folder.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.killpg(program.pid, 9)
+    workers = psutil.Process(program.pid).children(recursive=True)
+    for killed in (*workers, program):
+        killed.kill()
     program.communicate(timeout=60)
     out, err = (again := launch(folder, processes=1)).communicate(timeout=120)
     assert again.returncode == 0, err
     done, present = map(int, re.findall(r"(\d+) done, (\d+) were there", out)[0])
     assert done + present == 12 and 0 < present < 12
     assert len([path for path in folder.iterdir() if not path.name.startswith(".")]) == 12
+
+
+def test_processes_end_when_the_launcher_is_killed(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    program = launch(folder, seconds=0.5)
+    while {path.name[0] for path in folder.iterdir()} != {"a", "b"}:  # both processes are at work
+        time.sleep(0.02)
+    program.kill()
+    _, err = program.communicate(timeout=30)  # returns when the last process that holds the pipe has ended
+    assert "cannot be reached; run the same command again" in err
 
 
 def test_ctrl_c_ends_with_one_sentence(tmp_path):
