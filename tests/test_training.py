@@ -1,0 +1,432 @@
+"""Training runs: whole checkpoints, resumable at any moment, and numbers that mean what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from knowledge_circuits.files import InputError
+from knowledge_circuits.packing import TYPE_CODES, read_blocks
+from knowledge_circuits.runs import Run, checkpoints
+from knowledge_circuits.study import KnowledgeType
+from knowledge_circuits.trainer import CheckpointTrainer, block_counts, has_resume_state
+from knowledge_circuits.training import Flags, evaluate, train
+from knowledge_circuits.training_arguments import parse_arguments
+from knowledge_circuits.training_callbacks import exponential_steps
+from knowledge_circuits.training_data import IGNORED, TrainingBlocks, choose_block_size
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with 24 biographies, 8 of them for validation, and other people's for replay."""
+    folder = tmp_path_factory.mktemp("entities_24")
+    rows = tiny.biographies(24)
+    for name, part in (("train", rows), ("validation", rows[:8]), ("replay", tiny.biographies(6, seed=9))):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    (folder / "data_config.json").write_text(json.dumps({"N": 24, "seed": 77}))
+    return folder
+
+
+@pytest.fixture
+def flags(data, tiny_gpt2_folder, tmp_path):
+    """Makes the flags of a run: 6 steps an epoch, 2 epochs, a checkpoint and an evaluation each epoch."""
+
+    def make(**changes) -> Flags:
+        values = {
+            "model": "tiny",
+            "model_name_or_path": tiny_gpt2_folder,
+            "output_dir": tmp_path / "run",
+            "cache_dir": tmp_path / "cache",
+            "train_file": data / "train.jsonl",
+            "validation_file": data / "validation.jsonl",
+            "block_size": 128,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "lr_scheduler_type": "constant",
+            "num_train_epochs": 2,
+            "save_strategy": "epoch",
+            "eval_strategy": "epoch",
+            "logging_steps": 4,
+            "seed": 5,
+            "disable_tqdm": True,
+            **changes,
+        }
+        words = [f"--{name}={value}" for name, value in values.items() if value is not None]
+        return Flags(*parse_arguments(words))
+
+    return make
+
+
+def records(run: Run) -> list[dict]:
+    return [json.loads(line) for line in run.evaluations.read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a run by its path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class KillAt(TrainerCallback):
+    """Ends the process as SIGKILL does, at an event of a step."""
+
+    def __init__(self, event: str, step: int) -> None:
+        setattr(self, event, self._kill)
+        self.step = step
+
+    def _kill(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_and_be_killed(action) -> None:
+    """Call `action` in a process of its own, which must die of SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        finally:
+            os._exit(3)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def test_a_run_keeps_the_untrained_model_a_checkpoint_each_epoch_and_every_evaluation(flags, tiny_gpt2_folder):
+    outcome = train(flags())
+    assert outcome.trained and outcome.step == 12
+    saved = outcome.run.checkpoints()
+    assert [checkpoint.step for checkpoint in saved] == [0, 6, 12]
+    for checkpoint in saved:
+        assert AutoModelForCausalLM.from_pretrained(checkpoint.path).config.use_cache
+        assert (Path(checkpoint.path) / "tokenizer.json").exists()
+    untrained, start = (
+        load_file(saved[0].path + "/model.safetensors"),
+        load_file(tiny_gpt2_folder / "model.safetensors"),
+    )
+    assert all(torch.equal(untrained[name], start[name]) for name in start)
+    assert not (Path(saved[0].path) / "trainer_state.json").exists()
+    found = records(outcome.run)
+    assert [(record["step"], record["epoch"]) for record in found] == [(0, 0), (6, 1), (12, 2)]
+    assert set(found[0]) == {
+        "step",
+        "epoch",
+        "loss",
+        "accuracy",
+        "new_first_token_attribute_accuracy",
+        "revised_first_token_attribute_accuracy",
+    }
+    assert found[2]["loss"] < found[0]["loss"] - 1
+
+
+def test_optimizer_state_is_kept_for_the_newest_checkpoint_only_and_no_arguments_are_pickled(flags):
+    outcome = train(flags())
+    resumable = [checkpoint.step for checkpoint in outcome.run.checkpoints() if has_resume_state(Path(checkpoint.path))]
+    assert resumable == [12]
+    assert not list(outcome.run.path.rglob("training_args.bin"))
+    assert not list(outcome.run.path.rglob("*.partial"))
+    assert not list(Path(outcome.run.checkpoints()[1].path).glob("*.pt*"))
+
+
+def test_a_run_says_its_whole_configuration_and_the_seed_of_its_data(flags):
+    run = train(flags(replay_file=None)).run
+    said = json.loads(run.config.read_text())
+    assert said["model"] == "tiny" and said["data"]["seed"] == 77 and said["sequences_per_step"] == 4
+    assert said["arguments"]["learning_rate"] == 1e-2 and said["arguments"]["block_size"] == 128
+    assert set(said["versions"]) >= {"torch", "transformers", "knowledge_circuits"}
+
+
+def test_a_finished_run_is_left_as_it_is(flags):
+    run = train(flags()).run
+    before = contents(run.path)
+    outcome = train(flags())
+    assert (outcome.trained, outcome.step) == (False, 12)
+    assert contents(run.path) == before
+
+
+def test_more_epochs_go_on_where_a_finished_run_ended(flags, tmp_path):
+    train(flags())
+    assert train(flags(num_train_epochs=3)).step == 18
+    train(flags(num_train_epochs=3, output_dir=tmp_path / "whole"))
+    ends = [load_file(tmp_path / name / "checkpoints/checkpoint-18/model.safetensors") for name in ("run", "whole")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize(
+    ("event", "step"),
+    [("on_train_begin", 0), ("on_step_end", 4), ("on_step_end", 9), ("on_evaluate", 6), ("on_save", 6)],
+)
+def test_a_killed_run_ends_as_an_undisturbed_one_byte_for_byte(flags, tmp_path, event, step):
+    changes = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 1.7, "gradient_accumulation_steps": 1}
+    whole = train(flags(output_dir=tmp_path / "whole", **changes)).run
+    run_and_be_killed(lambda: train(flags(**changes), lambda run, tokenizer: [KillAt(event, step)]))
+    resumed = train(flags(**changes)).run
+    undisturbed, found = contents(whole.path), contents(resumed.path)
+    assert found.keys() == undisturbed.keys()
+    undisturbed.pop("run_config.json"), found.pop("run_config.json")  # they name different folders
+    assert [name for name in found if found[name] != undisturbed[name]] == []
+
+
+def test_a_run_killed_while_it_saves_has_no_such_checkpoint_and_ends_the_same(flags, tmp_path):
+    class DiesWhileSaving(CheckpointTrainer):
+        def _save_rng_state(self, output_dir: str) -> None:
+            if self.state.global_step == 12:
+                os.kill(os.getpid(), signal.SIGKILL)
+            super()._save_rng_state(output_dir)
+
+    def die() -> None:
+        import knowledge_circuits.training as module
+
+        module.CheckpointTrainer = DiesWhileSaving  # in the process that dies
+        train(flags())
+
+    whole = train(flags(output_dir=tmp_path / "whole")).run
+    run_and_be_killed(die)
+    run = Run(tmp_path / "run")
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [0, 6]
+    assert (run.checkpoints_folder / ".checkpoint-12.partial").exists()
+    train(flags())
+    undisturbed, found = contents(whole.checkpoints_folder), contents(run.checkpoints_folder)
+    assert found == undisturbed
+    assert run.evaluations.read_bytes() == whole.evaluations.read_bytes()
+
+
+def test_dropout_goes_on_as_it_would_have(flags, tmp_path, tiny_gpt2_folder):
+    folder = tmp_path / "with-dropout"
+    shutil.copytree(tiny_gpt2_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "resid_pdrop": 0.3}))
+    changes = {"model_name_or_path": folder, "save_strategy": "steps", "save_steps": 2, "max_steps": 8}
+    train(flags(output_dir=tmp_path / "whole", **changes))
+    run_and_be_killed(lambda: train(flags(**changes), lambda run, tokenizer: [KillAt("on_step_end", 5)]))
+    train(flags(**changes))
+    ends = [load_file(tmp_path / name / "checkpoints/checkpoint-8/model.safetensors") for name in ("run", "whole")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_the_exponential_schedule_saves_ever_more_rarely_up_to_its_cap(flags):
+    steps = exponential_steps(cap=32)
+    assert [next(steps) for _ in range(11)] == [1, 3, 5, 9, 13, 21, 29, 45, 61, 93, 125]
+    small = exponential_steps(cap=3)
+    assert [next(small) for _ in range(6)] == [1, 3, 5, 8, 11, 14]
+    run = train(flags(save_schedule="exponential", save_schedule_cap=4, eval_strategy="steps", eval_steps=5)).run
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [0, 1, 3, 5, 9, 12]
+    assert [record["step"] for record in records(run)] == [0, 5, 10, 12]
+
+
+def test_training_that_a_callback_ends_is_saved_and_finished(flags):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step >= 4
+
+    outcome = train(flags(), lambda run, tokenizer: [Stop()])
+    assert outcome.step == 4
+    assert [checkpoint.step for checkpoint in outcome.run.checkpoints()] == [0, 4]
+    assert not train(flags()).trained
+
+
+def test_replay_changes_what_is_learned_but_not_how_many_steps(flags, data):
+    plain = train(flags())
+    mixed = train(
+        flags(output_dir=plain.run.path.parent / "mixed", replay_ratio=0.5, replay_file=data / "replay.jsonl")
+    )
+    assert mixed.step == plain.step
+    keys = [json.loads(outcome.run.config.read_text())["data"]["content_key"] for outcome in (plain, mixed)]
+    assert keys[0] != keys[1]
+
+
+def test_evaluation_agrees_with_the_mean_over_each_token_of_the_text(flags, data, tiny_gpt2_folder):
+    metrics = evaluate(flags())
+    block = read_blocks_of_cache(flags())
+    model = AutoModelForCausalLM.from_pretrained(tiny_gpt2_folder)
+    losses, right, opened = [], [], {kind: [] for kind in KnowledgeType}
+    for ids, counted, types in zip(block.input_ids, block.counted, block.attribute_types, strict=True):
+        logits = model(torch.tensor(ids[None].astype("int64"))).logits[0]
+        for position in range(1, len(ids)):
+            if counted[position]:
+                log_probs = logits[position - 1].log_softmax(-1)
+                losses.append(-log_probs[int(ids[position])].item())
+                right.append(int(log_probs.argmax()) == ids[position])
+                for kind, code in TYPE_CODES.items():
+                    if types[position] == code:
+                        opened[kind].append(right[-1])
+    assert metrics["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx(sum(right) / len(right))
+    for kind in KnowledgeType:
+        assert len(opened[kind]) == 20, "four people of each type, five attributes each"
+        found = metrics[f"{kind}_first_token_attribute_accuracy"]
+        assert found == pytest.approx(sum(opened[kind]) / len(opened[kind]))
+
+
+def read_blocks_of_cache(flags: Flags):
+    (path,) = Path(flags.model.cache_dir).glob("packed/evaluation-*.safetensors")
+    blocks = read_blocks(path, path.stem.removeprefix("evaluation-"))
+    assert blocks is not None
+    return blocks
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(flags):
+    whole, single = evaluate(flags(per_device_eval_batch_size=64)), evaluate(flags(per_device_eval_batch_size=1))
+    assert whole == pytest.approx(single, rel=1e-5)
+
+
+def test_first_tokens_count_where_the_model_would_say_them():
+    new, revised = TYPE_CODES[KnowledgeType.NEW], TYPE_CODES[KnowledgeType.REVISED]
+    labels = torch.tensor([[3, 1, 2, 0, 2], [4, 4, IGNORED, IGNORED, IGNORED]])
+    types = torch.tensor([[0, new, revised, 0, revised], [0, new, 0, 0, 0]])
+    said = torch.tensor([[1, 0, 0, 2, 0], [4, 0, 0, 0, 0]])  # what each position predicts to follow
+    logits = torch.nn.functional.one_hot(said, 5).float() * 20
+    counts = block_counts(logits, labels, types)
+    #                                         tokens, right, new: told, said, revised: told, said
+    assert counts[:, 1:].tolist() == [[4, 3, 1, 1, 2, 1], [1, 1, 1, 1, 0, 0]]
+
+
+def test_a_model_from_scratch_takes_its_shape_from_the_overrides(flags, tiny_gpt2_folder):
+    run = train(
+        flags(
+            model_name_or_path=None,
+            model_type="gpt2",
+            tokenizer_name=tiny_gpt2_folder,
+            config_overrides="n_embd=24,n_layer=1,n_head=2,n_positions=160",
+            max_steps=2,
+            block_size=None,
+        )
+    ).run
+    config = AutoModelForCausalLM.from_pretrained(run.checkpoints()[-1].path).config
+    assert (config.n_embd, config.n_layer, config.vocab_size) == (24, 1, 400)
+    assert json.loads(run.config.read_text())["data"]["block_size"] == 160
+
+
+def test_flags_may_come_from_a_json_file(flags, tmp_path):
+    given = flags(save_schedule="exponential", seed=8)
+    values = {"model": "tiny", "seed": 8, "save_schedule": "exponential", "learning_rate": 1e-2, "do_train": True}
+    (tmp_path / "flags.json").write_text(json.dumps({**values, "replay_file": None, "report_to": ["none"]}))
+    read = Flags(*parse_arguments([str(tmp_path / "flags.json")]))
+    for name in ("seed", "save_schedule", "learning_rate"):
+        assert getattr(read.training, name) == getattr(given.training, name)
+    assert read.model.model == "tiny" and read.training.do_train
+
+
+def test_accumulation_keeps_the_sequences_per_step(flags):
+    run = train(flags(sequences_per_step=8, per_device_train_batch_size=2)).run
+    said = json.loads(run.config.read_text())
+    assert said["sequences_per_step"] == 8 and said["arguments"]["gradient_accumulation_steps"] == 4
+
+
+def test_accumulated_steps_learn_as_whole_ones_do(flags, tmp_path):
+    train(flags(sequences_per_step=8, per_device_train_batch_size=8, max_steps=6))
+    train(flags(sequences_per_step=8, per_device_train_batch_size=2, max_steps=6, output_dir=tmp_path / "split"))
+    ends = [load_file(tmp_path / name / "checkpoints/checkpoint-6/model.safetensors") for name in ("run", "split")]
+    for name in ends[0]:
+        torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_come_in_an_order_of_seed_and_epoch_and_filling_comes_last(flags):
+    train(flags(max_steps=1))
+    blocks = read_blocks_of_cache(flags())
+    dataset = TrainingBlocks(blocks, seed=3, together=len(blocks) + 2)
+    first = [dataset[index]["input_ids"].tolist() for index in range(len(blocks))]
+    assert sorted(first) == sorted(blocks.input_ids.tolist())
+    assert len(dataset) == len(blocks) + 2 and not dataset[len(blocks)]["counted"].any()
+    dataset.set_epoch(1)
+    assert first != [dataset[index]["input_ids"].tolist() for index in range(len(blocks))]
+    dataset.set_epoch(0)
+    assert first == [dataset[index]["input_ids"].tolist() for index in range(len(blocks))]
+
+
+def test_a_damaged_cache_is_packed_again(flags, capsys):
+    train(flags(max_steps=1))
+    (path,) = Path(flags().model.cache_dir).glob("packed/train-*.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    train(flags(max_steps=1))
+    assert path.read_bytes() == whole
+    assert "packed again" in capsys.readouterr().out
+
+
+def test_default_folders_say_model_and_run_or_replay(flags, tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    assert train(flags(output_dir=None, run="first", max_steps=1)).run.path == Path("outputs/train/tiny/first")
+    forget = flags(output_dir=None, replay_ratio=0.2, replay_file=data / "replay.jsonl", max_steps=1)
+    assert train(forget).run.path == Path("outputs/forget/tiny/replay_0.2")
+    assert len(checkpoints("outputs/forget/tiny/replay_0.2/checkpoints")) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_file": None}, "nothing to train on"),
+        ({"train_file": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
+        ({"model_name_or_path": None}, "no tokenizer"),
+        ({"model_name_or_path": "./nowhere"}, "nowhere"),
+        ({"model_type": "gpt3", "model_name_or_path": None, "tokenizer_name": "HERE"}, "'gpt3' is no architecture"),
+        ({"config_overrides": "n_embd=8"}, "--config_overrides"),
+        ({"block_size": 9999}, "context holds only 256"),
+        ({"block_size": 1}, "at least 2"),
+        ({"max_train_samples": 0}, "at least one"),
+        ({"replay_file": "x.jsonl"}, "--replay_ratio"),
+        ({"replay_ratio": 0.5}, "--replay_file"),
+        ({"sequences_per_step": 6}, "multiple of the 4 sequences"),
+        ({"dtype": "int8"}, "float32, bfloat16"),
+        ({"load_best_model_at_end": True}, "every checkpoint is kept"),
+        ({"learning_rate": 1e30, "max_grad_norm": 0}, r"step \d+: the (training|evaluation) loss is|not finite"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_sentence(flags, tiny_gpt2_folder, changes, message):
+    changes = {name: tiny_gpt2_folder if value == "HERE" else value for name, value in changes.items()}
+    with pytest.raises(InputError, match=message) as refused:
+        train(flags(**changes))
+    assert "\n" not in str(refused.value)
+
+
+def test_unknown_flags_and_wrong_combinations_are_refused():
+    with pytest.raises(InputError, match="learning_rat"):
+        parse_arguments(["--learning_rat", "1"])
+    with pytest.raises(InputError, match="fp16 and bf16"):
+        parse_arguments(["--fp16", "--bf16", "--use_cpu"])
+
+
+def test_a_checkpoint_without_weights_or_with_bad_ones_is_refused(flags, tmp_path, tiny_gpt2_folder):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_gpt2_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(weights)[0]
+    save_file({**weights, name: weights[name] * float("nan")}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=f"{name}.*not finite"):
+        train(flags(model_name_or_path=folder))
+    save_file({key: weights[key] for key in weights if key != name}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="lack"):
+        train(flags(model_name_or_path=folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="without weights"):
+        train(flags(model_name_or_path=folder))
+
+
+def test_a_tokenizer_of_another_model_is_refused(flags, tmp_path):
+    larger = tmp_path / "larger"
+    tiny.byte_level_tokenizer(450).save_pretrained(larger)
+    with pytest.raises(InputError, match=r"450 tokens, the model .* only 400"):
+        train(flags(tokenizer_name=larger))
+
+
+def test_another_run_of_that_name_is_refused_and_overwritten_only_on_demand(flags):
+    run = train(flags()).run
+    before = contents(run.path)
+    with pytest.raises(InputError, match=r"learning_rate 0.01, now 0.02.*--overwrite_output_dir"):
+        train(flags(learning_rate=2e-2))
+    assert contents(run.path) == before
+    assert train(flags(learning_rate=2e-2, overwrite_output_dir=True)).trained
+    assert [record["step"] for record in records(run)] == [0, 6, 12]
+
+
+def test_the_default_block_is_the_smallest_of_the_limits():
+    assert choose_block_size(None, 2048, 10**30) == 1024
+    assert choose_block_size(None, 256, 10**30) == 256
+    assert choose_block_size(512, None) == 512
