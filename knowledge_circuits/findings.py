@@ -268,7 +268,7 @@ def phase_shift(circuits: Circuits | None, seed: int = 0, resamples: int = RESAM
 
     Rule: the finding holds if for circuit entropy both statistics hold and entropy falls before the break; it does not
     hold if either does not hold or entropy rises before it; otherwise it is undecided. Edge Jaccard with the last
-    circuit, and the break in each band alone (rare facts may be learned later), are reported beside it and do not decide.
+    circuit and the break in each band alone (rare facts may come later) are reported beside it and do not decide.
     """
     title, claim = (
         "Phase shift",
