@@ -1,0 +1,129 @@
+"""Circuits in a model's weights: the full one is the model, the empty one the corruption, and what lies between."""
+
+from __future__ import annotations
+
+import families
+import pytest
+import torch
+from families import FAMILIES
+from test_attribution_oracles import prompt_pairs
+
+from knowledge_circuits.attribution import attribute
+from knowledge_circuits.circuits import prune, top_n
+from knowledge_circuits.decoder import Decoder, decoder_from_model
+from knowledge_circuits.evaluation import (
+    Evaluation,
+    Intervention,
+    Standalone,
+    baselines,
+    evaluate,
+    faithfulness_curve,
+    standalone,
+)
+from knowledge_circuits.files import InputError
+from knowledge_circuits.forward import all_logits
+from knowledge_circuits.graph import Graph, Layout
+from knowledge_circuits.prompts import PromptPairs
+
+PAIRS = prompt_pairs(families.random_pairs((7, 10, 7, 9), seed=4))
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama", "qwen3", "phi", "gpt-neox-sequential"])
+def decoder(request: pytest.FixtureRequest) -> Decoder:
+    return decoder_from_model(families.random_model(FAMILIES[request.param](), 0, torch.float64))
+
+
+def graph_of(decoder: Decoder, members: str) -> Graph:
+    layout = Layout(decoder.n_layers, decoder.n_heads, decoder.parallel)
+    real = layout.real_edges
+    membership = real.clone() if members == "all" else torch.zeros_like(real)
+    return Graph(layout, torch.zeros(real.shape), membership, decoder.d_model)
+
+
+def test_the_full_circuit_is_the_clean_run_and_the_empty_one_the_corrupted_run(decoder: Decoder) -> None:
+    full, empty = evaluate(decoder, [graph_of(decoder, "all"), graph_of(decoder, "none")], PAIRS)
+    assert torch.allclose(full.circuit, full.clean, atol=1e-10)
+    assert torch.allclose(empty.circuit, empty.corrupted, atol=1e-10)
+    assert full.faithfulness == pytest.approx(1, abs=1e-9)
+    assert empty.faithfulness == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("intervention", [Intervention.ZERO, Intervention.MEAN, Intervention.MEAN_POSITIONAL])
+def test_the_full_circuit_is_the_clean_run_under_every_intervention(
+    decoder: Decoder, intervention: Intervention
+) -> None:
+    (full,) = evaluate(decoder, [graph_of(decoder, "all")], PAIRS, intervention)
+    assert torch.allclose(full.circuit, full.clean, atol=1e-10)
+
+
+def test_baselines_are_the_models_own_logit_differences(decoder: Decoder) -> None:
+    found = baselines(decoder, PAIRS)
+    for number, (clean, corrupted, labels) in enumerate(zip(PAIRS.clean, PAIRS.corrupted, PAIRS.labels, strict=True)):
+        for ids, value in ((clean, found.clean[number]), (corrupted, found.corrupted[number])):
+            last = all_logits(decoder, torch.tensor([list(ids)]))[0, -1]
+            assert value == pytest.approx(float(last[labels[0]] - last[labels[1]]), abs=1e-10)
+
+
+def test_several_circuits_at_once_are_each_alone_and_batches_change_nothing(decoder: Decoder) -> None:
+    scored = attribute(decoder, PAIRS)
+    circuits = [prune(top_n(scored, n)) for n in (20, 60)]
+    together = evaluate(decoder, circuits, PAIRS)
+    for circuit, result in zip(circuits, together, strict=True):
+        (alone,) = evaluate(decoder, [circuit], PAIRS, batch_size=1, memory_gb=1e-6)
+        assert torch.allclose(alone.circuit, result.circuit, atol=1e-10)
+
+
+def test_adding_an_edge_that_is_already_inside_changes_nothing(decoder: Decoder) -> None:
+    circuit = prune(top_n(attribute(decoder, PAIRS), 40))
+    source, target = circuit.in_graph.nonzero()[3].tolist()
+    again = circuit.in_graph.clone()
+    again[source, target] = True
+    first, second = evaluate(decoder, [circuit, circuit.with_edges(again)], PAIRS)
+    assert torch.equal(first.circuit, second.circuit)
+
+
+def test_pruning_a_circuit_changes_nothing_that_it_computes(decoder: Decoder) -> None:
+    chosen = top_n(attribute(decoder, PAIRS), 25)
+    unpruned, pruned = evaluate(decoder, [chosen, prune(chosen)], PAIRS)
+    assert torch.allclose(unpruned.circuit, pruned.circuit, atol=1e-10)
+
+
+def test_a_circuit_alone_needs_no_corrupted_prompt(decoder: Decoder) -> None:
+    circuit = prune(top_n(attribute(decoder, PAIRS), 60))
+    alone = standalone(decoder, circuit, PAIRS)
+    other = PromptPairs(PAIRS.clean, PAIRS.clean, PAIRS.labels)
+    assert torch.equal(alone.token_prob, standalone(decoder, circuit, other).token_prob)
+    with pytest.raises(InputError, match="no corrupted prompt"):
+        standalone(decoder, circuit, PAIRS, Intervention.PATCHING)
+
+
+def test_the_whole_model_alone_gives_its_own_probabilities_and_ranks(decoder: Decoder) -> None:
+    alone = standalone(decoder, graph_of(decoder, "all"), PAIRS)
+    for number, (ids, (label, _)) in enumerate(zip(PAIRS.clean, PAIRS.labels, strict=True)):
+        logits = all_logits(decoder, torch.tensor([list(ids)]))[0, -1]
+        assert alone.token_prob[number] == pytest.approx(float(logits.softmax(-1)[label]), rel=1e-9)
+        assert alone.token_rank[number] == sorted(logits.tolist(), reverse=True).index(float(logits[label]))
+
+
+def test_rank_nine_is_a_hit_at_ten_and_rank_ten_is_not() -> None:
+    assert Standalone(torch.zeros(4), torch.tensor([0, 9, 10, 500])).hit_at_10 == 0.5
+
+
+def test_faithfulness_is_undefined_where_clean_equals_corrupted() -> None:
+    same = torch.tensor([1.0, 2.0])
+    assert Evaluation(same, same, same).faithfulness is None
+
+
+def test_a_curve_ends_near_the_model_and_its_areas_are_trapezoids(decoder: Decoder) -> None:
+    curve = faithfulness_curve(decoder, attribute(decoder, PAIRS), PAIRS, shares=(0.1, 0.5, 1.0))
+    assert curve.faithfulness[-1] == pytest.approx(1, abs=1e-9)
+    a, b, c = curve.faithfulness
+    assert curve.cpr == pytest.approx(0.4 * (a + b) / 2 + 0.5 * (b + c) / 2)
+    assert curve.cmd == pytest.approx(0.4 * (abs(1 - a) + abs(1 - b)) / 2 + 0.5 * (abs(1 - b) + abs(1 - c)) / 2)
+
+
+def test_a_circuit_of_another_model_is_refused(decoder: Decoder) -> None:
+    layout = Layout(1, 2)
+    other = Graph(layout, torch.zeros(layout.real_edges.shape), layout.real_edges, 8)
+    with pytest.raises(InputError, match="of another model"):
+        evaluate(decoder, [other], PAIRS)

@@ -1,0 +1,162 @@
+"""Graph files: EAP-IG 2.0's schema, three formats with one content, and refusals that say what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from knowledge_circuits.files import InputError
+from knowledge_circuits.graph import Graph, Layout
+from knowledge_circuits.graph_files import read_graph, write_graph
+
+HAND_WRITTEN = Path(__file__).parent / "fixtures" / "hand_written_graph.json"
+SUFFIXES = (".json", ".json.gz", ".pt")
+
+
+def random_graph(dtype: torch.dtype = torch.float32, layout: Layout | None = None) -> Graph:
+    layout = layout or Layout(2, 3)
+    generator = torch.Generator().manual_seed(1)
+    shape = layout.real_edges.shape
+    scores = torch.randn(shape, generator=generator, dtype=dtype) * layout.real_edges
+    membership = (torch.rand(shape, generator=generator) < 0.5) & layout.real_edges
+    return Graph(layout, scores, membership, 16, {"method": "EAP-IG", "dtype": str(dtype).removeprefix("torch.")})
+
+
+def test_a_graph_written_by_hand_in_eap_igs_schema_loads() -> None:
+    graph = read_graph(HAND_WRITTEN)
+    layout = graph.layout
+    assert (layout.n_layers, layout.n_heads, layout.parallel, graph.d_model) == (1, 1, False, 8)
+
+    def at(source: str, target: str) -> tuple[int, int]:
+        return layout.sources.index(source), layout.targets.index(target)
+
+    assert graph.scores[at("input", "a0.h0<k>")] == -0.25
+    assert graph.in_graph[at("input", "a0.h0<k>")]
+    assert graph.scores[at("m0", "logits")] == 2
+    assert not graph.in_graph[at("a0.h0", "m0")]
+    assert graph.n_edges == 5
+
+
+def test_eap_ig_1s_nodes_load_too(tmp_path: Path) -> None:
+    content = json.loads(HAND_WRITTEN.read_text())
+    content["nodes"] = {name: value["in_graph"] for name, value in content["nodes"].items()}
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    assert torch.equal(read_graph(tmp_path / "old.json").in_graph, read_graph(HAND_WRITTEN).in_graph)
+
+
+def test_what_we_write_has_the_schemas_keys_and_meta(tmp_path: Path) -> None:
+    write_graph(tmp_path / "g.json", random_graph())
+    ours, theirs = json.loads((tmp_path / "g.json").read_text()), json.loads(HAND_WRITTEN.read_text())
+    assert set(ours) == {*theirs, "meta"}
+    assert set(ours["cfg"]) == set(theirs["cfg"])
+    assert set(next(iter(ours["edges"].values()))) == set(next(iter(theirs["edges"].values()))) == {"score", "in_graph"}
+    assert ours["nodes"]["input"] == {"in_graph": True}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_graph_comes_back_exactly(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
+    graph = random_graph(dtype)
+    write_graph(tmp_path / f"g{suffix}", graph)
+    again = read_graph(tmp_path / f"g{suffix}")
+    assert torch.equal(again.scores, graph.scores)
+    assert again.scores.dtype == dtype
+    assert torch.equal(again.in_graph, graph.in_graph)
+    assert (again.layout, again.d_model, again.meta) == (graph.layout, graph.d_model, graph.meta)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_same_graph_gives_the_same_bytes(tmp_path: Path, suffix: str) -> None:
+    for name in ("a", "b"):
+        write_graph(tmp_path / f"{name}{suffix}", random_graph())
+    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+def test_edges_in_another_order_mean_the_same(tmp_path: Path) -> None:
+    write_graph(tmp_path / "g.json", random_graph())
+    content = json.loads((tmp_path / "g.json").read_text())
+    content["edges"] = dict(reversed(content["edges"].items()))
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    assert torch.equal(read_graph(tmp_path / "r.json").scores, random_graph().scores)
+
+
+def test_a_score_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
+    graph = random_graph()
+    graph.scores[0, 0] = torch.nan
+    with pytest.raises(InputError, match="NaN"):
+        write_graph(tmp_path / "g.json", graph)
+    assert not list(tmp_path.iterdir())
+
+
+def _set(path: list[str], value: object):  # type: ignore[no-untyped-def]
+    def change(content: dict) -> None:
+        for key in path[:-1]:
+            content = content[key]
+        if value is None:
+            del content[path[-1]]
+        else:
+            content[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_set(["cfg"], None), "no 'cfg'"),
+        (_set(["cfg", "n_heads"], 3), "edges where a model of this shape has|does not match"),
+        (_set(["cfg", "n_heads"], 10**9), "more than any model has"),
+        (_set(["cfg", "n_layers"], True), "not a positive whole number"),
+        (_set(["edges", "input->m0"], None), "edges where"),
+        (_set(["edges", "input->m0", "score"], "high"), "edge 'input->m0'"),
+        (_set(["edges", "input->m0", "score"], 10**400), "edge 'input->m0'"),
+        (_set(["edges", "input->m0", "score"], 1e39), "too large"),
+        (_set(["edges", "input->m0", "in_graph"], 1), "edge 'input->m0'"),
+        (_set(["edges", "input->m0"], []), "edge 'input->m0'"),
+        (_set(["nodes", "m0"], None), "node 'm0'"),
+        (_set(["nodes", "m0"], "yes"), "node 'm0'"),
+        (_set(["meta"], []), "meta"),
+    ],
+)
+def test_a_damaged_graph_is_refused_with_the_reason(tmp_path: Path, change, reason: str) -> None:  # type: ignore[no-untyped-def]
+    content = json.loads(HAND_WRITTEN.read_text())
+    change(content)
+    (tmp_path / "g.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=reason):
+        read_graph(tmp_path / "g.json")
+
+
+def test_a_strange_edge_is_named(tmp_path: Path) -> None:
+    content = json.loads(HAND_WRITTEN.read_text())
+    content["edges"]["m0->m0"] = content["edges"].pop("input->m0")
+    (tmp_path / "g.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="no edge 'm0->m0'"):
+        read_graph(tmp_path / "g.json")
+
+
+@pytest.mark.parametrize("name", ["g.json", "g.json.gz", "g.pt"])
+def test_half_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    write_graph(tmp_path / name, random_graph())
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=name):
+        read_graph(tmp_path / name)
+
+
+def test_a_name_without_a_known_ending_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="ends in"):
+        write_graph(tmp_path / "g.txt", random_graph())
+
+
+def test_a_tensor_file_that_would_run_code_does_not(tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self):  # type: ignore[no-untyped-def]
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    torch.save({"cfg": Harm()}, tmp_path / "g.pt")
+    with pytest.raises(InputError, match="not a graph"):
+        read_graph(tmp_path / "g.pt")
+    assert not (tmp_path / "harm").exists()
