@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import families
 import pytest
@@ -132,7 +133,7 @@ def test_eap_tends_to_the_exact_effect_as_the_corruption_shrinks(family: str) ->
         eap, exact = attribute(decoder, pairs, Method.EAP).scores, attribute(decoder, pairs, Method.EXACT).scores
         errors.append(float((eap - exact).norm() / eap.norm()))
     assert errors[0] < 0.2
-    for larger, smaller in zip(errors, errors[1:], strict=False):
+    for larger, smaller in itertools.pairwise(errors):
         assert 7 < larger / smaller < 13
 
 
