@@ -14,7 +14,7 @@ figure can say so and the rest is drawn. Types, bands, tasks and attributes are 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -353,11 +353,16 @@ class Circuits:
             return total / count
 
 
-def circuits(run: Run, setting: Setting | None = None) -> Circuits | None:
+#: Sees each circuit once, with its step, epoch and group, while it is in memory.
+Visitor = Callable[[int, float, Group, Graph], None]
+
+
+def circuits(run: Run, setting: Setting | None = None, visit: Visitor | None = None) -> Circuits | None:
     """Read every checkpoint's own circuits and measure their topology; None where the run has none.
 
     Args:
         setting: which circuits; None means `main_setting`.
+        visit: is shown each circuit in turn, so that what else is wanted of the scores needs no second reading.
     """
     rows, edges, nodes, activation, layout = [], [], [], [], None
     places = [
@@ -371,6 +376,8 @@ def circuits(run: Run, setting: Setting | None = None) -> Circuits | None:
             layout = graph.layout
         elif graph.layout != layout:
             raise InputError(f"{path}: the graph of another model than the run's other circuits")
+        if visit is not None:
+            visit(step, epoch, group, graph)
         edges.append(topology.membership(graph))
         nodes.append(topology.nodes(graph))
         activation.append(topology.edge_activation_ratio(graph))
@@ -447,20 +454,27 @@ def attributes_known(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def last_checkpoint(run: Run, setting: Setting | None = None) -> pd.DataFrame:
-    """The 18 groups' numbers at the run's last checkpoint with results.
+    """The 18 groups' numbers at the run's last checkpoint with results; see `last_numbers`."""
+    return last_numbers(results(run, setting), circuit_predictions(run, setting), predictions(run))
+
+
+def last_numbers(results: pd.DataFrame, circuit_predictions: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """The 18 groups' numbers at the last checkpoint that each table has.
 
     Returns:
         columns task, type, band, edges, nodes, entropy, faithfulness, hit (Hit@10 of the circuit on its own group's
-        test items) and accuracy (of the task's queries); NaN where a part is missing.
+        test items), accuracy and first_token (of the task's queries); NaN where a part is missing.
     """
     table = pd.DataFrame([_names(group) for group in groups()])
-    found = results(run, setting)
-    found = found[found["circuit_step"] == found["step"]]
-    hits = own_circuit_hits(circuit_predictions(run, setting))
-    answers = predictions(run).rename(columns={"attribute": "task", "correct": "accuracy"})
+    found = results[results["circuit_step"] == results["step"]]
+    hits = own_circuit_hits(circuit_predictions)
+    answers = predictions.rename(
+        columns={"attribute": "task", "correct": "accuracy", "first_token_correct": "first_token"}
+    )
     names = {"edges_num": "edges", "nodes_num": "nodes", "edge_entropy": "entropy"}
     wanted = [*names.values(), "faithfulness"]
-    for part, columns in ((found.rename(columns=names), wanted), (hits, ["hit"]), (answers, ["accuracy"])):
+    answered = ["accuracy", "first_token"]
+    for part, columns in ((found.rename(columns=names), wanted), (hits, ["hit"]), (answers, answered)):
         last = part[part["step"] == part["step"].max()] if len(part) else part
         means = last.groupby(GROUP_COLUMNS, as_index=False)[columns].mean() if len(last) else None
         table = (
