@@ -52,7 +52,9 @@ def test_weighted_entropy_weighs_edges_by_the_layers_they_join() -> None:
     graph = circuit({"input->m0": 1.0, "m1->logits": 1.0})
     early, late = 1.0, (1 / 2 + 1 / 3) / 2  # layers 0 and 0; layers 1 and 2 (logits follow the last layer)
     share = early / (early + late)
-    assert topology.weighted_entropy(graph) == pytest.approx(-share * math.log(share) - (1 - share) * math.log(1 - share))
+    assert topology.weighted_entropy(graph) == pytest.approx(
+        -share * math.log(share) - (1 - share) * math.log(1 - share)
+    )
 
 
 def test_weighted_entropy_sees_all_scored_edges() -> None:
