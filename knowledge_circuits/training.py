@@ -363,6 +363,11 @@ def make_trainer(
             SavingCallback(schedule, steps_per_epoch(arguments, len(data.train))),
         ],
     )
+    plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
+    if plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
+        raise InputError(
+            "FSDP must save whole models: set fsdp_state_dict_type to FULL_STATE_DICT in its configuration"
+        )
     for callback in callbacks:
         if isinstance(callback, LoggingCallback):
             callback.log = trainer.log

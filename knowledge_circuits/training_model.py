@@ -125,7 +125,8 @@ def context_length(config: PreTrainedConfig) -> int | None:
 
 def check_weights(model: torch.nn.Module, when: str) -> None:
     """Refuse weights that are not finite numbers, naming the first such parameter."""
-    for name, weight in model.named_parameters():
+    for name, parameter in model.named_parameters():
+        weight = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # a sharded model's own part
         if not weight.is_meta and not bool(torch.isfinite(weight).all()):
             raise InputError(f"{when}: the weight {name!r} has values that are not finite numbers")
 
