@@ -1,0 +1,366 @@
+"""Figures of head kinds, the logit lens and one prompt, in the look of `plots`.
+
+Each takes the tables of `components` (or a `PromptView`) and the run's name and returns a Matplotlib `Figure`; where
+something is missing the figure says what. In heat maps brighter is better known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from knowledge_circuits import components as analysis
+from knowledge_circuits import plots, tables
+from knowledge_circuits.components import Components
+from knowledge_circuits.head_kinds import DOMINANCE, HeadKind
+from knowledge_circuits.plots import BANDS, TYPES, Look
+from knowledge_circuits.prompt_view import PromptView
+
+KINDS: Mapping[str, Look] = {
+    HeadKind.MOVER: Look("mover (from the subject)", plots.ORANGE, "o"),
+    HeadKind.MIXTURE: Look("mixture", plots.GREY, "^"),
+    HeadKind.RELATION: Look("relation (from the relation)", plots.PURPLE, "s"),
+}
+_NO_CIRCUITS = "No circuits in this run yet: circuit_discovery.py and circuit_eval.py write them."
+_NO_PROMPT = "One prompt's view needs circuits, the circuit data and the checkpoint's weights."
+
+
+@dataclass(frozen=True)
+class _LensFigure:
+    """How one measure of the logit lens is drawn."""
+
+    title: str
+    label: str
+    ranks: bool
+
+
+_LENS = {
+    "rank": _LensFigure("Logit lens: rank of the answer at the last position", "mean of rank + 1 (1 is best)", True),
+    "prob": _LensFigure("Logit lens: probability of the answer at the last position", "mean probability", False),
+    "subject_rank": _LensFigure(
+        "Logit lens: best rank of the answer at the subject's positions", "mean of best rank + 1", True
+    ),
+}
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+@plots.styled
+def head_proportions(components: Components, circuits: tables.Circuits | None, run: str, kind: str = "kind") -> Figure:
+    """The circuit's heads of each kind over its nodes, over epochs: a row per type, a column per band.
+
+    Args:
+        kind: the column that tells kinds: `kind`, or `original_kind` for the original's ratios.
+    """
+    by_original = kind == "original_kind"
+    title = "Mover, relation and mixture heads in the circuit" + (", by the original's ratios" if by_original else "")
+    table = analysis.kind_proportions(components.heads, circuits, kind)
+    if table.empty:
+        return plots.missing(title, components.missing or _NO_CIRCUITS, run)
+    figure, axes = plots.grid(
+        title, run, len(TYPES), len(BANDS), height=4.8, note="mean of the tasks; heads of the kind over circuit nodes"
+    )
+    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
+        for ax, (band, tested) in zip(row, BANDS.items(), strict=True):
+            part = table[(table["type"] == knowledge) & (table["band"] == band)]
+            plots.draw_lines(ax, part, "proportion", "kind", KINDS)
+            ax.yaxis.set_major_formatter(PercentFormatter(1))
+            ax.set_title(f"{_symbol(look)}, {tested.label}", color=look.color)
+    axes[0, 0].set_ylim(bottom=0)
+    plots.label_axes(axes, "share of the circuit's nodes")
+    return plots.legend(figure, KINDS)
+
+
+@plots.styled
+def head_layers(components: Components, circuits: tables.Circuits | None, run: str, kind: str = "kind") -> Figure:
+    """In which layers the circuits' heads of each kind lie, over epochs: a row per type, a column per kind."""
+    title = "Where the heads of each kind lie: share of a layer's heads, by layer and epoch"
+    table = analysis.kind_layers(components.heads, circuits, kind)
+    if table.empty:
+        return plots.missing(title, components.missing or _NO_CIRCUITS, run)
+    shares = table.set_index(["type", "kind", "layer", "epoch"])["share"]
+    norm = Normalize(0, max(float(shares.max()), 1e-9))
+    figure, axes = plots.grid(
+        title, run, len(TYPES), len(KINDS), height=5.0, note="heads in the circuit and of the kind; mean of the groups"
+    )
+    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
+        for ax, (name, of_kind) in zip(row, KINDS.items(), strict=True):
+            if knowledge not in shares.index.get_level_values("type"):
+                plots.blank(ax, "no circuits")
+                continue
+            image = _layer_map(ax, shares[knowledge, name].unstack("epoch"), "cividis", norm)
+            ax.set_title(f"{_symbol(look)}, {of_kind.label}", color=look.color)
+    _label_maps(axes, "layer")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015, format=PercentFormatter(1))
+    bar.set_label("of the layer's heads")
+    return figure
+
+
+@plots.styled
+def head_scatter(components: Components, circuits: tables.Circuits | None, run: str) -> Figure:
+    """Every circuit head's subject part against its relation part: at the first and last epoch, and the original's.
+
+    Sizes on logarithmic axes, so that the two diagonals are where one kind ends and the next begins; a point is one
+    head in one group's circuit, filled where its two parts together raise the answer.
+    """
+    title = "From where heads take the answer's logit: subject against relation"
+    inside = analysis.circuit_heads(components.heads, circuits)
+    if inside.empty:
+        return plots.missing(title, components.missing or _NO_CIRCUITS, run)
+    epochs = sorted(inside["epoch"].unique())
+    panels = [(epochs[0], "", "logits"), (epochs[-1], "", "logits"), (epochs[-1], "original_", "the original's ratio")]
+    figure, axes = plots.grid(
+        title, run, 1, len(panels), height=4.3, share_y=False, note="a point is one head in one group's circuit"
+    )
+    for ax, (epoch, prefix, unit) in zip(axes[0], panels, strict=True):
+        _scatter(ax, inside[inside["epoch"] == epoch], prefix, unit)
+        ax.set_title(f"epoch {epoch:g}, {'original_ratio' if prefix else 'exact split'}")
+    handles = [
+        Line2D([], [], linestyle="none", color=look.color, marker=look.marker, markersize=5, label=look.label)
+        for look in KINDS.values()
+    ]
+    handles += [
+        Line2D([], [], linestyle="none", color=plots.BLACK, marker="o", markersize=5, label="raises the answer"),
+        Line2D([], [], linestyle="none", color=plots.BLACK, marker="o", mfc="none", markersize=5, label="lowers it"),
+    ]
+    return plots.legend_row(figure, handles)
+
+
+def _scatter(ax: Axes, heads: pd.DataFrame, prefix: str, unit: str) -> None:
+    """Sizes of the two parts of each head, log-log, with the limits between kinds."""
+    x, y = heads[f"{prefix}relation"].to_numpy(), heads[f"{prefix}subject"].to_numpy()
+    sizes = np.abs(np.concatenate([x, y]))
+    low, high = np.quantile(sizes[sizes > 0], [0.01, 1]) if (sizes > 0).any() else (1e-3, 1.0)
+    low, high = low / 2, high * 2
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    ends = np.array([low, high])
+    for factor in (DOMINANCE, 1 / DOMINANCE):
+        ax.plot(ends, ends * factor, color=plots.BLACK, linewidth=0.8, linestyle=":", zorder=1)
+    for kind, look in KINDS.items():
+        for raises in (True, False):
+            chosen = (heads[f"{prefix}kind"] == kind).to_numpy() & ((x + y > 0) == raises)
+            ax.plot(
+                np.abs(x[chosen]).clip(low),
+                np.abs(y[chosen]).clip(low),
+                look.marker,
+                color=look.color,
+                mfc=look.color if raises else "none",
+                markersize=3.6,
+                markeredgewidth=0.7,
+                alpha=0.6,
+                zorder=2,
+            )
+    ax.set_xlabel(f"|relation part| ({unit})")
+    ax.set_ylabel(f"|subject part| ({unit})")
+
+
+# --- the logit lens ---------------------------------------------------------------------------------------------------
+
+
+@plots.styled
+def lens(components: Components, measure: str, run: str) -> Figure:
+    """One measure of the logit lens by layer and epoch, a heat map per type and band.
+
+    Args:
+        measure: `rank`, `prob` or `subject_rank`; ranks have a logarithmic scale.
+    """
+    look = _LENS[measure]
+    if components.lens.empty:
+        return plots.missing(look.title, components.missing, run)
+    means = components.lens.groupby(["type", "band", "layer", "epoch"])[measure].mean()
+    if look.ranks:
+        norm, colors = LogNorm(max(float(means.min()), 1), max(float(means.max()), 2)), "cividis_r"
+    else:
+        norm, colors = Normalize(0, float(means.max())), "cividis"
+    figure, axes = plots.grid(
+        look.title, run, len(TYPES), len(BANDS), height=5.0, note="mean of the tasks; layer 0 = embeddings"
+    )
+    for row, (knowledge, type_look) in zip(axes, TYPES.items(), strict=True):
+        for ax, (band, tested) in zip(row, BANDS.items(), strict=True):
+            if (knowledge, band) not in means.index.droplevel(["layer", "epoch"]):
+                plots.blank(ax, "no prompts")
+                continue
+            image = _layer_map(ax, means[knowledge, band].unstack("epoch"), colors, norm)
+            ax.set_title(f"{_symbol(type_look)}, {tested.label}", color=type_look.color)
+    _label_maps(axes, "after layer")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015)
+    bar.set_label(look.label)
+    if look.ranks:
+        bar.ax.invert_yaxis()  # best on top
+    return figure
+
+
+def _layer_map(ax: Axes, wide: pd.DataFrame, colors: str, norm: Normalize) -> mpl.image.AxesImage:
+    """A heat map of layers (upward) by epochs."""
+    image = ax.imshow(wide.to_numpy(), origin="lower", aspect="auto", cmap=colors, norm=norm, interpolation="nearest")
+    ax.grid(False)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    plots.epoch_ticks(ax, wide.columns)
+    return image
+
+
+def _label_maps(axes: np.ndarray, label: str) -> None:
+    for ax in axes[:, 0]:
+        ax.set_ylabel(label)
+    for ax in axes[0]:
+        ax.set_xlabel("")
+
+
+def _symbol(look: Look) -> str:
+    """A type's short name, without what stands in brackets after it."""
+    return look.label.split(" (")[0]
+
+
+# --- one prompt -------------------------------------------------------------------------------------------------------
+
+
+@plots.styled
+def attention_pattern(views: Mapping[str, PromptView | None], head: tuple[int, int], run: str) -> Figure:
+    """Where one head looks, in one or more checkpoints side by side: queries are rows, keys columns.
+
+    Args:
+        views: heading -> one prompt's view.
+        head: layer and head.
+    """
+    title = f"Attention of head a{head[0]}.h{head[1]}"
+    shown = {heading: view for heading, view in views.items() if view is not None}
+    if not shown:
+        return plots.missing(title, _NO_PROMPT, run)
+    longest = max(len(view.tokens) for view in shown.values())
+    side = min(2.6 + 0.2 * longest, 7)
+    figure, axes = plots.grid(
+        title,
+        run,
+        1,
+        len(shown),
+        width=side * len(shown) + 0.9,
+        height=side + 0.4,
+        share_y=False,
+        note="the subject's tokens in orange",
+    )
+    for ax, (heading, view) in zip(axes[0], shown.items(), strict=True):
+        pattern = view.patterns[head]
+        future = np.triu(np.ones_like(pattern, dtype=bool), 1)
+        image = ax.imshow(np.ma.masked_where(future, pattern), cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+        ax.grid(False)
+        _token_ticks(ax, view)
+        ax.set_title(heading)
+        ax.set_xlabel("looked at (key)")
+    axes[0, 0].set_ylabel("from (query)")
+    figure.colorbar(image, ax=axes, shrink=0.7, pad=0.015).set_label("attention")
+    return figure
+
+
+def _token_ticks(ax: Axes, view: PromptView) -> None:
+    texts = [_shown(token) for token in view.tokens]
+    ax.set_xticks(range(len(texts)), texts, rotation=90)
+    ax.set_yticks(range(len(texts)), texts)
+    for place in view.subject:
+        for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+            labels[place].set_color(plots.VERMILION)
+
+
+def _shown(token: str) -> str:
+    """A token as a label: its spaces visible, what no font draws spelled out, dollar signs no formula."""
+    visible = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token)
+    return visible.replace(" ", "·").replace("$", r"\$")
+
+
+@plots.styled
+def prompt_layers(view: PromptView | None, run: str) -> Figure:
+    """One prompt through the logit lens: the leading tokens after each layer; rank and probability of the answer."""
+    title = "One prompt by layer"
+    if view is None:
+        return plots.missing(title, _NO_PROMPT, run)
+    heading = f'"{_plain(view.text)}" → "{_plain(view.answer)}", {view.where}'
+    note = "layer 0 = embeddings; left: colour = probability, framed = the answer"
+    figure, axes = plots.grid(f"{title}: {heading}", run, 1, 3, height=min(2.2 + 0.3 * len(view.layers), 12), note=note)
+    table, ranks, probabilities = axes[0]
+    _leading_tokens(table, view)
+    layers = np.arange(len(view.layers))
+    ranks.plot(view.rank + 1, layers, "o-", color=plots.BLACK, markersize=3.5, label="last position")
+    ranks.plot(view.subject_rank + 1, layers, "s-", color=plots.VERMILION, markersize=3.5, label="best of the subject")
+    ranks.set(xscale="log", title="rank of the answer", xlabel="rank + 1 (1 is best)")
+    ranks.legend(loc="best")
+    leading = [tokens.scores[0] for tokens in view.layers]
+    probabilities.plot(view.prob, layers, "o-", color=plots.BLACK, markersize=3.5, label="the answer")
+    probabilities.plot(leading, layers, "^:", color=plots.GREY, markersize=3.5, label="the leading token")
+    probabilities.set(title="probability", xlabel="probability", xlim=(-0.03, 1.03))
+    probabilities.legend(loc="best")
+    table.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _leading_tokens(ax: Axes, view: PromptView) -> None:
+    """A table of the tokens that lead after each layer, coloured by probability, the answer framed."""
+    scores = np.array([tokens.scores for tokens in view.layers])
+    ax.imshow(scores, origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    for layer, tokens in enumerate(view.layers):
+        for place, (text, score) in enumerate(zip(tokens.texts, tokens.scores, strict=True)):
+            color = "white" if score > 0.6 else plots.BLACK
+            ax.text(place, layer, _shown(text), ha="center", va="center", fontsize=7.5, color=color)
+            if text == view.answer:
+                corner = (place - 0.48, layer - 0.48)
+                ax.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, color=plots.VERMILION, linewidth=1.4))
+    ax.grid(False)
+    ax.set_xticks(range(scores.shape[1]), [str(place + 1) for place in range(scores.shape[1])])
+    ax.set(title="tokens that lead (· is a space)", xlabel="place", ylabel="after layer")
+
+
+@plots.styled
+def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Figure:
+    """One prompt by component: the largest shares of the answer's logit and the tokens that each raises most."""
+    title = "One prompt by component"
+    if view is None:
+        return plots.missing(title, _NO_PROMPT, run)
+    shown = view.components[:count]
+    heading = f'"{_plain(view.text)}" → "{_plain(view.answer)}", {view.where}'
+    figure, axes = plots.grid(
+        f"{title}: {heading}",
+        run,
+        1,
+        2,
+        height=1.4 + 0.26 * len(shown),
+        note="direct logit attribution with the final norm's scale frozen",
+    )
+    bars, words = axes[0]
+    values = [component.answer for component in shown]
+    rows = np.arange(len(shown))
+    bars.barh(rows, values, color=[plots.BLUE if value > 0 else plots.ORANGE for value in values])
+    bars.axvline(0, color=plots.BLACK, linewidth=0.8)
+    bars.set_yticks(rows, [component.name for component in shown])
+    bars.invert_yaxis()
+    bars.grid(axis="y", visible=False)
+    bars.set(title="share of the answer's logit", xlabel="logits")
+    words.set_title("tokens that the component raises most (· is a space)")
+    words.set_axis_off()
+    for row, component in zip(rows, shown, strict=True):
+        for place, text in enumerate(component.raised.texts):
+            answer = text == view.answer
+            words.text(
+                place / len(component.raised.texts),
+                row,
+                _shown(text),
+                transform=words.get_yaxis_transform(),
+                va="center",
+                fontsize=8,
+                color=plots.VERMILION if answer else plots.BLACK,
+                fontweight="bold" if answer else "normal",
+            )
+    return figure
+
+
+def _plain(text: str) -> str:
+    """Text in a title: one line, dollar signs no formula."""
+    return " ".join(text.split()).replace("$", r"\$")
