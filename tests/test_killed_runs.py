@@ -1,0 +1,145 @@
+"""A stage that is killed at any moment and started again ends with the files of an undisturbed run.
+
+SIGKILL leaves no time to clean up. Whatever the moment: every file under its final name is whole, and running the
+same command again completes the rest, byte for byte as if nothing had happened. The fast set kills every stage twice
+in a row; the slow one twenty times. Full disks and read-only folders end with one sentence and nothing lost.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+from stages import STAGES, Stage, available, contents, duplicate, final_files, finish, read_whole, start
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path, float]]:
+    """Per stage: the workspace before it, the workspace after it, and how long it took in seconds."""
+    base = tmp_path_factory.mktemp("undisturbed")
+    before = base / "0"
+    tiny.save_tiny_gpt2(before / "models" / "tiny")
+    found = {}
+    for number, stage in enumerate(stage for stage in STAGES.values() if available(stage.name)):
+        after = duplicate(before, base / str(number + 1))
+        finish(stage, duplicate(before, base / "warm-up"), base / "log")  # the first start of all is slow
+        shutil.rmtree(base / "warm-up")
+        started = time.monotonic()
+        status, output = finish(stage, after, base / "log")
+        assert status == 0, output
+        found[stage.name] = (before, after, time.monotonic() - started)
+        before = after
+    return found
+
+
+def kill_somewhere(stage: Stage, folder: Path, duration: float, generator: random.Random, log: Path) -> bool:
+    """Start a stage and kill it at a random moment of its work; whether it was still at work then."""
+    deadline = time.monotonic() + generator.random() * duration
+    for command in stage.programs:
+        process = start(command, folder, log)
+        process.join(timeout=max(0.0, deadline - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            return True
+        assert process.exitcode == 0, log.read_text()
+    return False
+
+
+def disturb(name: str, rounds: int, undisturbed, tmp_path: Path, seed: int) -> None:
+    """Kill a stage twice in a row, then let it finish; so many times."""
+    stage = STAGES[name]
+    before, after, duration = undisturbed[name]
+    generator = random.Random(f"{name} {seed}")
+    kills = 0
+    for round_ in range(rounds):
+        folder = duplicate(before, tmp_path / f"round-{round_}")
+        for _ in range(2):
+            kills += kill_somewhere(stage, folder, duration, generator, tmp_path / "log")
+            for path in final_files(folder):
+                read_whole(path)
+        status, output = finish(stage, folder, tmp_path / "log")
+        assert status == 0, output
+        expected, found = contents(after, stage.unequal), contents(folder, stage.unequal)
+        assert found.keys() == expected.keys()
+        assert [path for path in expected if found[path] != expected[path]] == []
+        shutil.rmtree(folder)
+    assert kills > 0, "no kill met the stage at work"
+
+
+names = [name for name in STAGES if available(name)]
+
+
+@pytest.mark.parametrize("name", names)
+def test_a_stage_killed_twice_ends_with_the_files_of_an_undisturbed_run(name, undisturbed, tmp_path):
+    disturb(name, 1, undisturbed, tmp_path, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names)
+def test_a_stage_killed_at_twenty_moments_ends_the_same(name, undisturbed, tmp_path):
+    disturb(name, 10, undisturbed, tmp_path, seed=1)
+
+
+# --- full disks and read-only folders --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(disk: Path, room: int) -> Path:
+    """Fill a file system up to `room` bytes; the file that does it."""
+    ballast = disk / "ballast"
+    space = os.statvfs(disk)
+    with open(ballast, "wb") as file:
+        file.write(bytes(max(0, space.f_bavail * space.f_frsize - room)))
+    return ballast
+
+
+@pytest.mark.parametrize("name", names)
+def test_a_full_disk_ends_with_a_sentence_and_nothing_is_lost(name, undisturbed, small_disk, tmp_path):
+    stage = STAGES[name]
+    before, after, _ = undisturbed[name]
+    folder = duplicate(before, small_disk / "workspace")
+    ballast = fill(small_disk, room=40_000)
+    complete = contents(folder)
+    status, output = finish(stage, folder, tmp_path / "log")
+    assert status != 0
+    assert "no space left" in output.lower() and "Traceback" not in output, output
+    left = contents(folder)
+    assert complete.items() <= left.items()
+    for path in final_files(folder):
+        read_whole(path)
+    assert not list(folder.rglob("*.partial"))
+    ballast.unlink()
+    status, output = finish(stage, folder, tmp_path / "log")
+    assert status == 0, output
+    assert contents(folder, stage.unequal) == contents(after, stage.unequal)
+
+
+@pytest.mark.parametrize("name", names)
+def test_a_read_only_folder_ends_with_a_sentence_and_nothing_is_lost(name, undisturbed, small_disk, tmp_path):
+    stage = STAGES[name]
+    folder = duplicate(undisturbed[name][0], small_disk / "workspace")
+    complete = contents(folder)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    status, output = finish(stage, folder, tmp_path / "log")
+    assert status != 0
+    assert "read-only" in output.lower() and "Traceback" not in output, output
+    assert contents(folder) == complete
