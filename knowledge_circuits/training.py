@@ -277,7 +277,8 @@ def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArgume
     if saved and not run.config.exists():
         raise InputError(f"{run.path} has checkpoints but no run_config.json to say what they are; {remedy}")
     if differing and main:
-        shutil.rmtree(run.checkpoints_folder)  # an untrained checkpoint-0 of other settings is all there is
+        # An untrained checkpoint-0 of other settings is all there is.
+        shutil.rmtree(run.checkpoints_folder, ignore_errors=True)
     return _newest_resumable([Path(checkpoint.path) for checkpoint in saved], run, main)
 
 
@@ -365,9 +366,7 @@ def make_trainer(
     )
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
     if plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
-        raise InputError(
-            "FSDP must save whole models: set fsdp_state_dict_type to FULL_STATE_DICT in its configuration"
-        )
+        raise InputError("FSDP must save whole models: its configuration needs fsdp_state_dict_type: FULL_STATE_DICT")
     for callback in callbacks:
         if isinstance(callback, LoggingCallback):
             callback.log = trainer.log
