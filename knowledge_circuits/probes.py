@@ -312,9 +312,9 @@ class KnowledgeProbeCallback(LoggingCallback):
         """Say what the probes cost, and why training ended if they ended it."""
         if state.is_world_process_zero:
             total = max(time.monotonic() - self._started, 1e-9)
-            print(f"probes took {self._seconds:.1f} s, {self._seconds / total:.0%} of the training time")
+            tqdm.write(f"probes took {self._seconds:.1f} s, {self._seconds / total:.0%} of the training time")
             if self.stop_reason:
-                print(f"training ended at step {state.global_step}: {self.stop_reason}")
+                tqdm.write(f"training ended at step {state.global_step}: {self.stop_reason}")
 
     def _run(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: PreTrainedModel

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from knowledge_circuits.files import InputError, numbered_jsonl, read_text
 from knowledge_circuits.scoring import encode_continuations, score_continuations, text_perplexity
-from knowledge_circuits.tokenization import plain_ids, start_token_id
+from knowledge_circuits.tokenization import start_token_id
 
 #: The largest operand of the arithmetic set, and of the arithmetic in nano's prior corpus.
 LARGEST_OPERAND = 12
@@ -160,9 +160,8 @@ class TextTest:
     """A text made ready for one tokenizer, whose perplexity is asked for many times."""
 
     def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None) -> None:
-        # Paragraph by paragraph: tokenizers warn of texts that are longer than a context, which the blocks are not.
-        paragraphs = [f"{line}\n" for line in text.split("\n") if line.strip()]
-        self._ids = [token for line in paragraphs for token in plain_ids(tokenizer, line)][:max_tokens]
+        # Not verbose: tokenizers warn of texts that are longer than a context, which the blocks will not be.
+        self._ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])[:max_tokens]
         self._start = start_token_id(tokenizer)
         if not self._ids:
             raise InputError("a text to measure perplexity on has at least one token")
