@@ -165,7 +165,8 @@ def evaluate(flags: Flags) -> dict[str, float]:
     data, _ = prepare_data(flags, tokenizer)
     model = training_model(flags.model, tokenizer, arguments.seed)
     metrics = make_trainer(arguments, run, model, tokenizer, data, ()).evaluate()
-    return evaluation_record(metrics, 0, 0.0)
+    record = evaluation_record(metrics, 0, 0.0)
+    return {name: value for name, value in record.items() if name not in ("step", "epoch")}
 
 
 def refuse_unsupported(arguments: RunArguments) -> None:

@@ -164,7 +164,8 @@ def test_more_epochs_go_on_where_a_finished_run_ended(flags, tmp_path):
     [("on_train_begin", 0), ("on_step_end", 4), ("on_step_end", 9), ("on_evaluate", 6), ("on_save", 6)],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one_byte_for_byte(flags, tmp_path, event, step):
-    changes = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 1.7, "gradient_accumulation_steps": 1}
+    changes = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 1.7, "gradient_accumulation_steps": 2}
+    changes["per_device_train_batch_size"] = 2
     whole = train(flags(output_dir=tmp_path / "whole", **changes)).run
     run_and_be_killed(lambda: train(flags(**changes), lambda run, tokenizer: [KillAt(event, step)]))
     resumed = train(flags(**changes)).run
@@ -424,6 +425,19 @@ def test_another_run_of_that_name_is_refused_and_overwritten_only_on_demand(flag
     assert contents(run.path) == before
     assert train(flags(learning_rate=2e-2, overwrite_output_dir=True)).trained
     assert [record["step"] for record in records(run)] == [0, 6, 12]
+
+
+def test_logs_go_to_the_folder_that_was_asked_for(flags, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # which training changes, and the test puts back
+    train(flags(report_to="tensorboard", logging_dir=tmp_path / "logs", max_steps=2))
+    assert list((tmp_path / "logs").glob("events.out.tfevents.*"))
+
+
+def test_the_ready_fsdp_configuration_is_one_that_the_launcher_takes_and_saves_whole_models():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(Path(__file__).parent.parent / "scripts/slurm/fsdp.yaml"))
+    assert config.distributed_type == "FSDP" and config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
 
 
 def test_the_default_block_is_the_smallest_of_the_limits():
