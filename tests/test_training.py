@@ -135,6 +135,12 @@ def test_optimizer_state_is_kept_for_the_newest_checkpoint_only_and_no_arguments
     assert not list(Path(outcome.run.checkpoints()[1].path).glob("*.pt*"))
 
 
+def test_only_so_many_checkpoints_are_kept_as_asked_for(flags):
+    run = train(flags(save_total_limit=1)).run
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [12]
+    assert not train(flags(save_total_limit=1)).trained
+
+
 def test_a_run_says_its_whole_configuration_and_the_seed_of_its_data(flags):
     run = train(flags(replay_file=None)).run
     said = json.loads(run.config.read_text())
