@@ -17,6 +17,7 @@ and tidy tables; nothing here loads a model.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -154,8 +155,8 @@ def _number(row: Mapping[str, Any], key: str, where: str, least: float = -math.i
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise InputError(f"{where}: {key!r} must be a number{_bounds(least, most)}, not {value!r}")
-    if not math.isfinite(value):
-        raise InputError(f"{where}: {key!r} must be a finite number, not {value!r}")
+    if not abs(value) <= sys.float_info.max:  # also an integer too large for a float
+        raise InputError(f"{where}: {key!r} must be a finite number")
     return float(value)
 
 
