@@ -17,7 +17,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 
 from knowledge_circuits import components as analysis
 from knowledge_circuits import plots, tables
@@ -124,7 +124,10 @@ def head_scatter(components: Components, circuits: tables.Circuits | None, run: 
         title, run, 1, len(panels), height=4.3, share_y=False, note="a point is one head in one group's circuit"
     )
     for ax, (epoch, prefix, unit) in zip(axes[0], panels, strict=True):
-        _scatter(ax, inside[inside["epoch"] == epoch], prefix, unit)
+        shown = inside[inside["epoch"].isin([at for at, of, _ in panels if of == prefix])]
+        _scatter(ax, inside[inside["epoch"] == epoch], prefix, _limits(shown, prefix))
+        ax.set_xlabel(f"|relation part| ({unit})")
+        ax.set_ylabel(f"|subject part| ({unit})")
         ax.set_title(f"epoch {epoch:g}, {'original_ratio' if prefix else 'exact split'}")
     handles = [
         Line2D([], [], linestyle="none", color=look.color, marker=look.marker, markersize=5, label=look.label)
@@ -137,13 +140,19 @@ def head_scatter(components: Components, circuits: tables.Circuits | None, run: 
     return plots.legend_row(figure, handles)
 
 
-def _scatter(ax: Axes, heads: pd.DataFrame, prefix: str, unit: str) -> None:
-    """Sizes of the two parts of each head, log-log, with the limits between kinds."""
+def _limits(heads: pd.DataFrame, prefix: str) -> tuple[float, float]:
+    """The sizes that both axes of a scatter span; the smallest hundredth is drawn at the edge."""
+    sizes = np.abs(heads[[f"{prefix}subject", f"{prefix}relation"]].to_numpy())
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    low, high = np.quantile(sizes, [0.01, 1]) if sizes.size else (0.1, 1.0)
+    return float(low) / 1.5, float(high) * 1.5
+
+
+def _scatter(ax: Axes, heads: pd.DataFrame, prefix: str, limits: tuple[float, float]) -> None:
+    """Sizes of the two parts of each head, log-log, with the borders between kinds."""
     x, y = heads[f"{prefix}relation"].to_numpy(), heads[f"{prefix}subject"].to_numpy()
-    sizes = np.abs(np.concatenate([x, y]))
-    low, high = np.quantile(sizes[sizes > 0], [0.01, 1]) if (sizes > 0).any() else (1e-3, 1.0)
-    low, high = low / 2, high * 2
-    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    low, high = limits
+    ax.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
     ends = np.array([low, high])
     for factor in (DOMINANCE, 1 / DOMINANCE):
         ax.plot(ends, ends * factor, color=plots.BLACK, linewidth=0.8, linestyle=":", zorder=1)
@@ -161,8 +170,6 @@ def _scatter(ax: Axes, heads: pd.DataFrame, prefix: str, unit: str) -> None:
                 alpha=0.6,
                 zorder=2,
             )
-    ax.set_xlabel(f"|relation part| ({unit})")
-    ax.set_ylabel(f"|subject part| ({unit})")
 
 
 # --- the logit lens ---------------------------------------------------------------------------------------------------
@@ -198,6 +205,8 @@ def lens(components: Components, measure: str, run: str) -> Figure:
     bar.set_label(look.label)
     if look.ranks:
         bar.ax.invert_yaxis()  # best on top
+        bar.ax.yaxis.set_major_formatter(LogFormatter())
+        bar.ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
     return figure
 
 
