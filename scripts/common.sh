@@ -121,6 +121,14 @@ follow_old_facts() { # attribution batch, topn: what the drifting checkpoints of
   done
 }
 
+checkpoints_along() { # run's folder: four of its checkpoints, one step into training, a quarter and half way through, the last
+  local -a all
+  mapfile -t all < <(cd "$1/checkpoints" && ls -d checkpoint-* | sort -t- -k2 -n)
+  local last=$((${#all[@]} - 1))
+  printf '%s\n' "$1/checkpoints/${all[1]}" "$1/checkpoints/${all[last / 4]}" "$1/checkpoints/${all[last / 2]}" \
+    "$1/checkpoints/${all[last]}" | uniq
+}
+
 notebook() { # name of a notebook in analysis/, run's folder: executes it on the run; its figures go beside the run
   echo "== Figures of analysis/$1.ipynb"
   RUN="$2" python -m jupyter nbconvert --to notebook --execute --log-level WARN --output-dir "$2/notebooks" \
