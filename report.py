@@ -1,0 +1,41 @@
+"""Write a run as one HTML page: verdicts on the paper's findings, numbers, figures, and circuits to step through.
+
+    python report.py --run outputs/train/nano/default
+    python report.py --runs outputs/train/nano/default outputs/train/nano/seed_1 outputs/train/nano/seed_2
+
+The page of one run goes to report.html in its folder; with --runs the findings' spread over several runs (seeds) goes
+to comparison.html beside them. Everything is in the one file; it opens without a network. What a run does not have yet
+(circuits, probes, the analysis of heads) is said on the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from knowledge_circuits.command_line import run_program
+from knowledge_circuits.report_comparison import write_comparison
+from knowledge_circuits.report_page import write_report
+from knowledge_circuits.tables import find_run
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", help="a run's folder, such as outputs/train/nano/default")
+    which.add_argument("--runs", nargs="+", metavar="RUN", help="runs of one experiment, such as several seeds")
+    parser.add_argument("--output", type=Path, help="where the page goes instead")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.run is not None:
+        page = write_report(find_run(args.run), args.output)
+    else:
+        page = write_comparison([find_run(path) for path in args.runs], args.output)
+    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    run_program(main)
