@@ -5,11 +5,12 @@
     python benchmarks/attribution.py --shape nano --sweep --json sweep.json
 
 In one process, on the same random weights and prompts, it measures the engine, the hook-based way (an input per head
-and a result per head on `TransformerBridge`, as EAP-IG has it), and the machine's matrix-product peak; it prints
-seconds per prompt, their ratio, the share of the peak that the least arithmetic (`benchmarks/arithmetic.py`) makes in
-that time, and whether both sides agree. Peak memory is measured in a fresh process per side, as what the work adds to
-what the loaded model takes. Then the same for a circuit under patching, and the time of graph files and selections.
-`--sweep` varies layers, heads, positions, batch and steps one at a time.
+and a result per head on `TransformerBridge`, and the parameters' gradients left on, as EAP-IG has it), and the
+machine's matrix-product peak; it prints seconds per prompt, their ratio, the share of the peak that the least
+arithmetic (`benchmarks/arithmetic.py`) makes in that time, and whether both sides agree. Peak memory is measured in a
+fresh process per side, in all and as what the work adds to what the loaded model takes. Then the same for a circuit
+under patching, and the time of graph files and selections. `--sweep` varies layers, heads, positions, batch and steps
+one at a time.
 """
 
 from __future__ import annotations
@@ -476,8 +477,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--parameter_gradients",
         action=argparse.BooleanOptionalAction,
-        default=False,
-        help="let the hook-based way also compute the parameters' gradients, as EAP-IG's code does (no)",
+        default=True,
+        help="let the hook-based way compute the parameters' gradients too, which EAP-IG's code does not switch off and"
+        " does not use (yes); --no-parameter_gradients measures it at its best",
     )
     parser.add_argument(
         "--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory too (yes)"
@@ -519,6 +521,9 @@ def main() -> None:
             report_sweep(axis, content["sweep"][axis], sides)
     else:
         content["result"] = measured(setting)
+        # The machine may have been busier the first time; the higher peak is the harder one to come near.
+        peak = max(peak, matrix_peak(setting.device, DTYPES[setting.dtype]))
+        content["matrix_peak_flop_per_second"] = peak
         report(content["result"], peak)
         content["graph_files"] = measure_graph_files(setting)
         print("\ngraph of {edges:,} edges: ".format(**content["graph_files"]), end="")

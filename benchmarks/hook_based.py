@@ -33,7 +33,8 @@ def boot(
         model: with eager attention, in the dtype and on the device to compute with.
         tokenizer: loaded from a folder (the bridge wants its name).
         name: the folder the bridge reads the configuration from.
-        parameter_gradients: leave the parameters' gradients on, as EAP-IG does; they cost time and are not used.
+        parameter_gradients: leave the parameters' gradients on, as EAP-IG's code does; they cost time and memory and
+            are not used.
     """
     bridge = TransformerBridge.boot_transformers(
         name, hf_model=model, tokenizer=tokenizer, device=model.device, dtype=model.dtype
@@ -149,7 +150,7 @@ def attribute(
             logits = bridge(clean_ids)[:, -1]
             loss = -(logits[items, label_ids[:, 0]] - logits[items, label_ids[:, 1]]).sum()
             loss.backward()
-        bridge.zero_grad()
+    bridge.zero_grad()
     return scores / (steps * len(clean_ids))
 
 
