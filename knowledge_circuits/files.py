@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import socket
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder, not a file") from None
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InputError(f"{path}: not a whole gzip file ({error})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -98,10 +99,26 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number that JSON knows")
 
 
+def _each_key_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(members)
+    if len(content) != len(members):
+        keys = [key for key, _ in members]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return content
+
+
 def parse_json(text: str, where: str) -> Any:
-    """Parse strict JSON (no NaN or Infinity); `where` names the place in the error."""
+    """Parse strict JSON; `where` names the place in the error.
+
+    Raises:
+        InputError: not JSON, NaN or Infinity, a key twice in one object (one value would be lost), or half of a
+            surrogate pair in a text (no file could hold it).
+    """
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_each_key_once)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON ({error})") from None
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from knowledge_circuits.files import InputError, read_jsonl
+from knowledge_circuits.files import InputError, numbered_jsonl
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
 from knowledge_circuits.tokenization import encode_prompt
 
@@ -168,15 +168,15 @@ def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
         path: the file; `{task}` in it stands for the task.
 
     Returns:
-        The rows, `frequency` an int, with `line` (the line number) and `file` added for later errors.
+        The rows, `frequency` an int.
 
     Raises:
         InputError: with file, line and reason.
     """
     path = path.replace("{task}", task)
-    rows = read_jsonl(path, CIRCUIT_KEYS)
-    for number, row in enumerate(rows, start=1):
-        where = f"{path}, item {number}"
+    rows = []
+    for number, row in numbered_jsonl(path, CIRCUIT_KEYS):
+        where = f"{path}, line {number}"
         for key in ("clean_subject", "clean_label", "corrupted_subject", "corrupted_label"):
             if not isinstance(row[key], str) or not row[key].strip():
                 raise InputError(f"{where}: {key} is {row[key]!r}, not a text")
@@ -186,6 +186,7 @@ def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
         if row["type"] not in tuple(KnowledgeType):
             raise InputError(f"{where}: type {row['type']!r} is not one of: {', '.join(KnowledgeType)}")
         row["frequency"] = _frequency(row["frequency"], where)
+        rows.append(row)
     return rows
 
 

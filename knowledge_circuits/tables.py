@@ -26,11 +26,33 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from knowledge_circuits import topology
-from knowledge_circuits.files import InputError, read_json, read_jsonl
+from knowledge_circuits.biographies import parse_frequency
+from knowledge_circuits.files import InputError, read_json
 from knowledge_circuits.graph import Graph, Layout
 from knowledge_circuits.graph_files import read_graph
+from knowledge_circuits.records import Field, Kind, check_record, checked_json, checked_jsonl
 from knowledge_circuits.runs import GRAPH_SUFFIXES, Checkpoint, Run
 from knowledge_circuits.study import Band, Group, KnowledgeType, groups
+
+_NUMBER, _COUNT, _FLAG, _TEXT = Kind.NUMBER, Kind.COUNT, Kind.FLAG, Kind.TEXT
+_STEP = (Field("step", _COUNT), Field("epoch", _NUMBER))
+#: What the run's files must say; see `records`.
+EVALUATION_FIELDS = (
+    *_STEP,
+    *(Field(key, _NUMBER, required=False, nullable=True) for key in ("loss", "accuracy")),
+    *(Field(f"{t}_first_token_attribute_accuracy", _NUMBER, False, True) for t in KnowledgeType),
+)
+STATE_FIELDS = (Field("epoch", _NUMBER, required=False, nullable=True),)
+PREDICTION_FIELDS = (
+    *(Field("full_name", _TEXT), Field("attribute", _TEXT), Field("type", _TEXT)),
+    *(Field("correct", _FLAG), Field("first_token_correct", _FLAG, required=False)),
+)
+RESULT_FIELDS = (
+    *(Field(f"{run}_performance", _NUMBER) for run in ("clean_baseline", "corrupted_baseline", "circuit")),
+    *(Field("edges_num", _COUNT), Field("nodes_num", _COUNT)),
+    *(Field("edge_entropy", _NUMBER, nullable=True), Field("faithfulness", _NUMBER, nullable=True)),
+)
+CIRCUIT_PREDICTION_FIELDS = (Field("token_prob", _NUMBER), Field("token_rank", _COUNT))
 
 #: The attribution method that the paper uses; preferred where a run has several.
 PREFERRED_METHOD = "EAP-IG"
@@ -136,12 +158,12 @@ def epochs(run: Run) -> dict[int, float]:
     """
     checkpoints = run.checkpoints()
     known: dict[int, float] = {0: 0.0}
-    for row in _optional_jsonl(run.evaluations, ("step", "epoch")):
+    for row in _optional_jsonl(run.evaluations, EVALUATION_FIELDS):
         known[int(row["step"])] = float(row["epoch"])
     for checkpoint in checkpoints:
         state = Path(checkpoint.path) / "trainer_state.json"
         if checkpoint.step is not None and state.exists():
-            content = read_json(state)
+            content = checked_json(state, STATE_FIELDS)
             if content.get("epoch") is not None:
                 known[checkpoint.step] = float(content["epoch"])
     pairs = [(step, epoch) for step, epoch in known.items() if step > 0 and epoch > 0]
@@ -156,7 +178,7 @@ def epochs(run: Run) -> dict[int, float]:
 
 def evaluations(run: Run) -> pd.DataFrame:
     """All evaluations in step order; first-token accuracy by type in columns named by `first_token_column`."""
-    rows = _optional_jsonl(run.evaluations, ("step", "epoch"))
+    rows = _optional_jsonl(run.evaluations, EVALUATION_FIELDS)
     table = pd.DataFrame(rows, columns=None if rows else EVALUATION_COLUMNS)
     return table.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
 
@@ -166,7 +188,12 @@ def training_loss(run: Run) -> pd.DataFrame:
     for checkpoint in reversed(run.checkpoints()):
         state = Path(checkpoint.path) / "trainer_state.json"
         if state.exists():
-            rows = [row for row in read_json(state).get("log_history", []) if "loss" in row and "epoch" in row]
+            history = checked_json(state, STATE_FIELDS).get("log_history", [])
+            if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+                raise InputError(f"{state}: 'log_history' is not a list of objects")
+            rows = [row for row in history if "loss" in row and "epoch" in row]
+            for row in rows:
+                check_record(row, (*_STEP, Field("loss", _NUMBER)), f"{state}, log_history")
             return pd.DataFrame(rows, columns=["step", "epoch", "loss"])
     return pd.DataFrame(columns=["step", "epoch", "loss"])
 
@@ -211,7 +238,9 @@ def predictions(run: Run) -> pd.DataFrame:
     parts = []
     keys = ("full_name", "attribute", "type", "frequency", "correct")
     for checkpoint, epoch in _with_epochs(run):
-        rows = _optional_jsonl(checkpoint.predictions, keys)
+        rows = _optional_jsonl(checkpoint.predictions, PREDICTION_FIELDS)
+        for number, row in enumerate(rows, start=1):
+            row["frequency"] = parse_frequency(row.get("frequency"), f"{checkpoint.predictions}, item {number}")
         if rows:
             table = pd.DataFrame(rows).reindex(columns=[*keys, "first_token_correct"])
             parts.append(table.assign(step=checkpoint.step, epoch=epoch))
@@ -267,7 +296,15 @@ def results(run: Run, setting: Setting | None = None) -> pd.DataFrame:
         for path in sorted(folder.glob(f"{group.task}*_results.json")):
             source = _circuit_step(path, group, "_results", step)
             if source is not None:
-                parts.append({**read_json(path), "step": step, "epoch": epoch, "circuit_step": source, **_names(group)})
+                parts.append(
+                    {
+                        **checked_json(path, RESULT_FIELDS),
+                        "step": step,
+                        "epoch": epoch,
+                        "circuit_step": source,
+                        **_names(group),
+                    }
+                )
     table = pd.DataFrame(parts, columns=RESULT_COLUMNS)
     numbers = RESULT_COLUMNS[6:]
     return table.astype(dict.fromkeys(numbers, float)) if len(table) else table
@@ -289,7 +326,7 @@ def circuit_predictions(run: Run, setting: Setting | None = None) -> pd.DataFram
             source = _circuit_step(path, group, "_prediction", step)
             if source is None:
                 continue
-            items = read_jsonl(path, ("token_prob", "token_rank"))
+            items = list(checked_jsonl(path, CIRCUIT_PREDICTION_FIELDS))
             rows += items
             lengths.append(len(items))
             target = {
@@ -491,8 +528,8 @@ def own_circuit_hits(table: pd.DataFrame) -> pd.DataFrame:
     return table[own & (table["type"] == table["target_type"]) & (table["band"] == table["target_band"])]
 
 
-def _optional_jsonl(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    return read_jsonl(path, keys) if path.exists() else []
+def _optional_jsonl(path: Path, fields: Sequence[Field]) -> list[dict[str, Any]]:
+    return list(checked_jsonl(path, fields)) if path.exists() else []
 
 
 def _with_epochs(run: Run) -> Iterator[tuple[Checkpoint, float]]:
