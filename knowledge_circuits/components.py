@@ -13,7 +13,8 @@ from (or the weights are gone). The tables have one row per observation, as thos
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from knowledge_circuits import tables
 from knowledge_circuits.data_folder import DataFolder
@@ -255,7 +257,8 @@ class _Analysis:
         components = _read(path, key)
         if components is None and key is not None:
             place = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            model = load_model(checkpoint.path, place)
+            with no_loading_bars():
+                model = load_model(checkpoint.path, place)
             sums = VocabularySums.of(model)
             decoder = decoder_from_model(model, checkpoint.path)
             components = analyse_model(decoder, sums, self.prompts, self.batch_size)
@@ -282,6 +285,18 @@ class _Analysis:
 def has_circuit_data(data_file: str) -> bool:
     """Whether the circuit data of every task are there; `{task}` in the name stands for each task."""
     return all(Path(data_file.replace("{task}", task)).is_file() for task in TASKS)
+
+
+@contextmanager
+def no_loading_bars() -> Iterator[None]:
+    """Silence the library's progress bar of each model that is loaded, which would fill a notebook."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def weight_files(checkpoint: Checkpoint) -> list[Path]:

@@ -22,6 +22,7 @@ from knowledge_circuits.components import (
     GroupPrompts,
     circuit_data_file,
     has_circuit_data,
+    no_loading_bars,
     read_group_prompts,
     weight_files,
 )
@@ -135,7 +136,8 @@ def view_prompt(
         return None
     tokenizer = load_tokenizer(checkpoint.path)
     prompts = read_group_prompts(data_file, tokenizer, setting.circuit_n, [group])
-    decoder = load_decoder(checkpoint.path)
+    with no_loading_bars():
+        decoder = load_decoder(checkpoint.path)
     if not 0 <= number < len(prompts.pairs):
         raise InputError(f"{group} has {len(prompts.pairs)} prompts, numbered from 0; there is no {number}")
     return view(decoder, tokenizer, prompts, number, f"epoch {when[step]:g}", top)

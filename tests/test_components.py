@@ -19,7 +19,7 @@ import circuit_eval
 from knowledge_circuits import component_plots, components, tables
 from knowledge_circuits.components import analyse_model, analyse_run, circuit_heads, kind_layers, kind_proportions
 from knowledge_circuits.decoder import Decoder, load_decoder
-from knowledge_circuits.files import InputError, write_json, write_jsonl
+from knowledge_circuits.files import InputError, read_json, write_json, write_jsonl
 from knowledge_circuits.forward import all_logits, embed, forward
 from knowledge_circuits.head_kinds import HeadKind, VocabularySums, logit_parts, split_by_source
 from knowledge_circuits.prediction import load_model
@@ -28,6 +28,7 @@ from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, groups
 from knowledge_circuits.tokenization import load_tokenizer
 
+SHORT = synthetic_run.Truth(epochs=1, people=2)
 CITY = Group(Attribute.CITY, KnowledgeType.NEW, Band.HIGH)
 
 
@@ -171,9 +172,9 @@ def test_a_damaged_saved_analysis_is_named(made: TinyRun, tmp_path: Path) -> Non
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    without = synthetic_run.write_run(tmp_path / "models" / "bare", circuits=False)
+    without = synthetic_run.write_run(tmp_path / "models" / "bare", SHORT, circuits=False)
     assert "No circuits" in analyse_run(without).missing
-    graphs_only = synthetic_run.write_run(tmp_path / "models" / "graphs")
+    graphs_only = synthetic_run.write_run(tmp_path / "models" / "graphs", SHORT)
     found = analyse_run(graphs_only)
     assert found.heads.empty and list(found.heads) == components.HEAD_COLUMNS
     assert "circuit data" in found.missing
@@ -317,6 +318,34 @@ def test_a_title_with_a_dollar_sign_is_no_formula(view: PromptView, tmp_path: Pa
     odd = replace(view, tokens=("<s>", "$a_{", "$ b", *view.tokens[3:]), answer=" $x^")
     for figure in (component_plots.prompt_layers(odd, "run"), component_plots.attention_pattern({"": odd}, (0, 0), "")):
         component_plots.plots.save(figure, tmp_path / "odd.png", dpi=50)
+
+
+def notebook_cells() -> list[str]:
+    path = Path(__file__).parents[1] / "analysis" / "components.ipynb"
+    return ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("known", ["everything", "nothing"])
+def test_the_notebook_runs_top_to_bottom(
+    made: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str
+) -> None:
+    """On a run of which everything is there, and on one without data or weights."""
+    folder = tmp_path / "tiny" / "run"
+    if known == "everything":
+        shutil.copytree(made.folder, folder)
+        shutil.copytree(made.folder / "circuit", tmp_path / "circuit_6" / "tiny")
+        write_json(Run(folder).config, {"model": "tiny", "arguments": {"train_file": str(tmp_path / "train.jsonl")}})
+    else:
+        synthetic_run.write_run(folder, SHORT, circuits=False)
+    monkeypatch.setenv("RUN", str(folder))
+    names: dict = {}
+    for cell in notebook_cells():
+        exec(cell, names)
+    drawn = {path.stem for path in Run(folder).figures.iterdir()}
+    expected = {"head_proportions", "head_layers", "head_scatter", "lens_rank", "lens_probability", "prompt_layers"}
+    assert expected | {"lens_subject_rank", "prompt_components", "attention_pattern"} <= drawn
+    assert (names["last"] is None) == (known == "nothing")
+    assert names["analysis"].heads.empty == (known == "nothing")
 
 
 def test_all_groups_are_analysed(analysed: components.Components) -> None:
