@@ -22,10 +22,19 @@ def main() -> None:
     parser.add_argument("--n_head", type=positive, default=default.heads, help="attention heads of a layer")
     parser.add_argument("--n_embd", type=positive, default=default.width, help="width of the residual stream")
     parser.add_argument("--n_positions", type=positive, default=default.positions, help="context length in tokens")
+    parser.add_argument(
+        "--initializer_range", type=float, default=default.initializer_range, help="standard deviation of the weights"
+    )
     arguments = parser.parse_args()
 
     folder = DataFolder.of(arguments.data_dir, arguments.N)
-    shape = Shape(arguments.n_layer, arguments.n_head, arguments.n_embd, arguments.n_positions)
+    shape = Shape(
+        arguments.n_layer,
+        arguments.n_head,
+        arguments.n_embd,
+        arguments.n_positions,
+        arguments.initializer_range,
+    )
     texts = read_texts(folder.require(folder.prior, "prior_data_generation.py"))
     texts += read_texts(folder.require(folder.train, "text_data_generation.py"))
     tokenizer = train_tokenizer(texts, arguments.vocab_size, shape.positions)

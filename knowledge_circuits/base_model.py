@@ -23,12 +23,17 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a GPT-2: layers, attention heads, width (d_model) and context length in tokens."""
+    """A GPT-2's size (layers, attention heads, width d_model, context length in tokens) and its weights' scale.
+
+    At width 160 weights of the usual standard deviation 0.02 start small: with 0.05 the loss after 120 steps of nano's
+    prior is 3.8 instead of 4.4.
+    """
 
     layers: int = 6
     heads: int = 5
     width: int = 160
     positions: int = 256
+    initializer_range: float = 0.05
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -84,6 +89,9 @@ def random_gpt2(tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int) -> 
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        # The same function as gelu_new, in one kernel.
+        activation_function="gelu_pytorch_tanh",
+        initializer_range=shape.initializer_range,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

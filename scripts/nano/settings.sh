@@ -1,10 +1,10 @@
 # Sourced by every nano script: the size of the experiment and where it starts.
 #
-# N = 540 people, half of them K_rel, with frequencies round(Exp(0.35)): enough for 30 circuit prompts in the smallest of
-# the 18 groups, few enough for 18 epochs in minutes.
+# N = 400 people, half of them K_rel, with frequencies round(Exp(0.3)): enough for 30 circuit prompts in the smallest of
+# the 18 groups, few enough for 16 epochs in minutes.
 
 MODEL=nano
-: "${N:=540}" "${CIRCUIT_N:=30}"
+: "${N:=400}" "${CIRCUIT_N:=30}"
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 UNTRAINED="models/nano-untrained/$RUN"       # a tokenizer and random weights
 BASE_RUN="outputs/train/nano-base/$RUN"      # the run that gives nano its past
