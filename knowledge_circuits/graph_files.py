@@ -223,7 +223,8 @@ def _read_tensors(path: Path) -> Graph:
     checked = _Checked(content, str(path))
     layout, d_model = checked.configuration()
     for key, names in (("src_nodes", layout.sources), ("dst_nodes", layout.targets)):
-        if list(content.get(key) or ()) != list(names):
+        found = content.get(key)
+        if not isinstance(found, list | tuple) or list(found) != list(names):
             raise InputError(f"{path}: {key} are not those of a model of this shape")
     shape = (layout.n_sources, layout.n_targets)
     tensors = {}
