@@ -180,6 +180,24 @@ def _batch_scorer(
     return lambda batch, plan, total: _add_path_scores(decoder, layout, path, metric, batch, plan, total)
 
 
+@dataclass(frozen=True)
+class _Runs:
+    """Runs whose gradients count, rows ordered run by run.
+
+    Attributes:
+        trace: their forward pass, [runs x items] rows.
+        gradient: [runs x items, 1, d] of the weighted loss at the final residual.
+        count: how many runs.
+        prefix, substitution: of the forward pass.
+    """
+
+    trace: Trace
+    gradient: Tensor
+    count: int
+    prefix: Prefix | None
+    substitution: Substitution | None = None
+
+
 def _add_path_scores(
     decoder: Decoder,
     layout: Layout,
@@ -190,23 +208,21 @@ def _add_path_scores(
     total: Tensor,
 ) -> None:
     """Methods that interpolate token embeddings."""
-    items = len(batch.index)
-    n_runs = len(path.points)
-    prefix = _shared_prefix(decoder, batch, n_runs)
-    offset = prefix.length if prefix else 0
+    items, offset = len(batch.index), batch.shared_prefix
+    shared = prefix_of(decoder, batch.clean[:, :offset])
+    prefix = shared.repeat(len(path.points)) if shared else None
     clean, corrupted = embed(decoder, batch.clean[:, offset:]), embed(decoder, batch.corrupted[:, offset:])
-    runs = [corrupted, *(torch.lerp(corrupted, clean, point) for point in path.points[1:-1]), clean]
-    trace = forward(decoder, torch.cat(runs), prefix)
-    rows = slice(path.active.start * items, path.active.stop * items)
-    active = trace.rows(rows)
-    weights = torch.tensor(path.weights[path.active], dtype=decoder.dtype, device=decoder.device)
-    clean_logits = logits_of(decoder, trace.final_normalized.value[-items:, 0]) if _needs_logits(metric) else None
-    gradient = _final_gradient(decoder, active, metric, clean_logits, batch.labels, weights)
-    active_prefix = prefix.rows(rows) if prefix else None
+    inner = [torch.lerp(corrupted, clean, point) for point in path.points[1:-1]]
+    trace = forward(decoder, torch.cat([corrupted, *inner, clean]), prefix)
     first, last = trace.rows(slice(0, items)), trace.rows(slice(-items, None))
+    rows = slice(path.active.start * items, path.active.stop * items)
+    active, weights = trace.rows(rows), path.weights[path.active]
+    clean_logits = logits_of(decoder, last.final_normalized.value[:, 0]) if _needs_logits(metric) else None
+    gradient = _final_gradient(decoder, active, metric, clean_logits, batch.labels, weights)
+    runs = _Runs(active, gradient, len(weights), prefix.rows(rows) if prefix else None)
     for sources in plan.source_slices(layout.n_sources):
         differences = output_differences(decoder, layout, first, last, sources)
-        _add_scores(decoder, layout, differences, sources, active, gradient, active_prefix, None, len(weights), total)
+        _add_scores(decoder, layout, differences, sources, runs, total)
 
 
 def _add_activation_scores(
@@ -219,22 +235,19 @@ def _add_activation_scores(
     total: Tensor,
 ) -> None:
     """EAP-IG-activations: one clean pass per source group and step, the group's outputs held at constants."""
-    items = len(batch.index)
-    prefix = _shared_prefix(decoder, batch, 2)
-    offset = prefix.length if prefix else 0
-    clean_ids, corrupted_ids = batch.clean[:, offset:], batch.corrupted[:, offset:]
-    trace = forward(decoder, embed(decoder, torch.cat((corrupted_ids, clean_ids))), prefix)
+    items, offset = len(batch.index), batch.shared_prefix
+    shared = prefix_of(decoder, batch.clean[:, :offset])
+    ids = torch.cat((batch.corrupted[:, offset:], batch.clean[:, offset:]))
+    trace = forward(decoder, embed(decoder, ids), shared.repeat(2) if shared else None)
     first, last = trace.rows(slice(0, items)), trace.rows(slice(-items, None))
     clean_logits = logits_of(decoder, last.final_normalized.value[:, 0]) if _needs_logits(metric) else None
-    points = torch.tensor(path.points[path.active], dtype=decoder.dtype, device=decoder.device)
-    share = 1 / (len(points) * (2 * decoder.n_layers + 1))
-    weights = torch.full_like(points, share)
-    run_prefix = prefix.rows(slice(0, items)).repeat(len(points)) if prefix else None
+    points = path.points[path.active]
+    weights = [1 / (len(points) * (2 * decoder.n_layers + 1))] * len(points)
+    prefix = shared.repeat(len(points)) if shared else None
 
     def between(low: Tensor, high: Tensor) -> Tensor:
         """Each run's constants, run by run: [runs x items, ...]."""
-        steps = points.view(-1, *[1] * low.dim())
-        return (low + steps * (high - low)).flatten(0, 1)
+        return torch.cat([torch.lerp(low, high, point) for point in points])
 
     clean_runs = last.embedded.repeat(len(points), 1, 1)
     starts: list[tuple[Tensor, Substitution | None]] = [(between(first.embedded, last.embedded), None)]
@@ -242,25 +255,18 @@ def _add_activation_scores(
         starts.append((clean_runs, Substitution(layer, heads=between(low.z, high.z))))
         starts.append((clean_runs, Substitution(layer, mlp_output=between(low.mlp_output, high.mlp_output))))
     for embedded, substitution in starts:
-        active = forward(decoder, embedded, run_prefix, substitution=substitution)
+        active = forward(decoder, embedded, prefix, substitution=substitution)
         gradient = _final_gradient(decoder, active, metric, clean_logits, batch.labels, weights)
+        runs = _Runs(active, gradient, len(points), prefix, substitution)
         part = torch.zeros_like(total)
         for sources in plan.source_slices(layout.n_sources):
             differences = output_differences(decoder, layout, first, last, sources)
-            _add_scores(
-                decoder, layout, differences, sources, active, gradient, run_prefix, substitution, len(points), part
-            )
+            _add_scores(decoder, layout, differences, sources, runs, part)
         if substitution is None and decoder.positions is None:
             # As in EAP-IG 2.0, no gradient reaches a target whose whole input is a replaced constant; a learned
             # positional embedding in that input keeps it alive, for it is a parameter.
-            part[:, layout.real_edges.sum(0).to(part.device) == 1] = 0
+            part.masked_fill_((layout.real_edges.sum(0) == 1).to(part.device, non_blocking=True), 0)
         total += part
-
-
-def _shared_prefix(decoder: Decoder, batch: Batch, runs: int) -> Prefix | None:
-    """Keys and values of the positions where clean and corrupted prompts agree, for every run."""
-    prefix = prefix_of(decoder, batch.clean[:, : batch.shared_prefix])
-    return prefix.repeat(runs) if prefix else None
 
 
 def _needs_logits(metric: Metric | MetricFunction) -> bool:
@@ -273,7 +279,7 @@ def _final_gradient(
     metric: Metric | MetricFunction,
     clean_logits: Tensor | None,
     labels: Tensor,
-    weights: Tensor,
+    weights: Sequence[float],
 ) -> Tensor:
     """Gradient [runs x items, 1, d] of the weighted loss at the final residual of the last position.
 
@@ -283,7 +289,7 @@ def _final_gradient(
     runs, items = len(weights), len(labels)
     if clean_logits is None:
         columns = decoder.unembedding.T[labels]  # [b, 2, d]
-        at_norm = (columns[:, 1] - columns[:, 0]).repeat(runs, 1)
+        parts = [columns[:, 1] - columns[:, 0]] * runs
     else:
         function = metric.function if isinstance(metric, Metric) else metric
         with torch.enable_grad():
@@ -292,8 +298,8 @@ def _final_gradient(
             if losses.shape != (runs * items,):
                 raise InputError(f"a metric gives one number per item; this one gave the shape {tuple(losses.shape)}")
             (at_logits,) = torch.autograd.grad(losses.sum(), logits)
-        at_norm = at_logits @ decoder.unembedding.T
-    at_norm = at_norm * weights.repeat_interleave(items)[:, None]
+        parts = list((at_logits @ decoder.unembedding.T).chunk(runs))
+    at_norm = torch.cat([part * weight for part, weight in zip(parts, weights, strict=True)])
     return norm_backward(normalized, at_norm[:, None])
 
 
@@ -326,46 +332,34 @@ def output_differences(decoder: Decoder, layout: Layout, corrupted: Trace, clean
 
 
 def _add_scores(
-    decoder: Decoder,
-    layout: Layout,
-    differences: Tensor,
-    sources: slice,
-    trace: Trace,
-    gradient: Tensor,
-    prefix: Prefix | None,
-    substitution: Substitution | None,
-    runs: int,
-    total: Tensor,
+    decoder: Decoder, layout: Layout, differences: Tensor, sources: slice, runs: _Runs, total: Tensor
 ) -> None:
-    """Run the backward pass and add D G, layer by layer, to total [u, v]."""
-    at_logits = gradient.unflatten(0, (runs, -1)).sum(0)  # [b, 1, d]
-    last_position = differences[:, :, -1].flatten(1)
-    total[sources, layout.logits_target] += last_position @ at_logits.flatten()
-    for layer in backward(decoder, trace, gradient, prefix, substitution):
+    """Run the backward pass and add D G, layer by layer, to total [u, v], for the given rows of D."""
+    at_logits = runs.gradient.unflatten(0, (runs.count, -1)).sum(0)  # [b, 1, d]
+    total[sources, layout.logits_target] += differences[:, :, -1].flatten(1) @ at_logits.flatten()
+    for layer in backward(decoder, runs.trace, runs.gradient, runs.prefix, runs.substitution):
         index = layer.layer
-        reads = layout.attention_reads(index) + layout.n_heads
-        count = min(reads, sources.stop) - sources.start
+        count = min(layout.mlp_source(index), sources.stop) - sources.start
         if count <= 0:
             continue
         rows = slice(sources.start, sources.start + count)
-        kept = trace.layers[index].attention_input
+        kept = runs.trace.layers[index].attention_input
         attention = decoder.blocks[index].attention
         block = differences[:count]
-        mlp = layer.mlp_input.unflatten(0, (runs, -1)).sum(0)  # [b, q, d]
+        mlp = layer.mlp_input.unflatten(0, (runs.count, -1)).sum(0)  # [b, q, d]
         columns = slice(layout.head_targets(index).start, layout.mlp_target(index) + 1)
         if layer.q.output.shape[2] == layer.k.output.shape[2]:
             parts = (layer.q, layer.k, layer.v)
-            total[rows, columns] += _layer_scores(decoder, attention, block, parts, kept, runs, mlp)
+            total[rows, columns] += _layer_scores(decoder, attention, block, parts, kept, runs.count, mlp)
             continue
         # In the last layer queries and MLP exist at the last position only.
         h, start = layout.n_heads, columns.start
         last = Normalized(kept.value[:, -1:], kept.inverse_scale[:, -1:])
-        query_and_mlp = _layer_scores(decoder, attention, block[:, :, -1:], (layer.q,), last, runs, mlp)
+        query_and_mlp = _layer_scores(decoder, attention, block[:, :, -1:], (layer.q,), last, runs.count, mlp)
         total[rows, start : start + h] += query_and_mlp[:, :h]
         total[rows, columns.stop - 1] += query_and_mlp[:, h]
-        total[rows, start + h : start + 3 * h] += _layer_scores(
-            decoder, attention, block, (layer.k, layer.v), kept, runs, None
-        )
+        keys_and_values = _layer_scores(decoder, attention, block, (layer.k, layer.v), kept, runs.count, None)
+        total[rows, start + h : start + 3 * h] += keys_and_values
 
 
 def _layer_scores(

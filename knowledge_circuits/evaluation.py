@@ -280,8 +280,8 @@ def _differences(
 ) -> list[Tensor]:
     """Logit differences [b] of the clean run, the corrupted run and each circuit."""
     items = len(batch.index)
-    shared = prefix_of(decoder, batch.clean[:, : batch.shared_prefix])
-    offset = shared.length if shared else 0
+    offset = batch.shared_prefix
+    shared = prefix_of(decoder, batch.clean[:, :offset])
     ids = torch.cat((batch.clean[:, offset:], batch.corrupted[:, offset:]))
     trace = forward(decoder, embed(decoder, ids), shared.repeat(2) if shared else None)
     both = logits_of(decoder, trace.final_normalized.value[:, 0])

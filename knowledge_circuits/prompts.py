@@ -38,29 +38,34 @@ class Batch:
         index: [b] their places in the `PromptPairs`.
         clean, corrupted: [b, p] token ids.
         labels: [b, 2] the clean and the corrupted answer's first token.
+        shared_prefix: how many first tokens clean and corrupted prompts share in every pair (the last position never
+            counts); known before the batch goes to a device, so that no pass has to wait for it.
     """
 
     index: Tensor
     clean: Tensor
     corrupted: Tensor
     labels: Tensor
+    shared_prefix: int
+
+    @classmethod
+    def of(cls, index: Tensor, clean: Tensor, corrupted: Tensor, labels: Tensor) -> Batch:
+        """A batch of tensors on the CPU."""
+        differs = (clean != corrupted).any(0)
+        first = int(differs.int().argmax()) if bool(differs.any()) else clean.shape[1]
+        return cls(index, clean, corrupted, labels, min(first, clean.shape[1] - 1))
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        parts = (self.clean, self.corrupted, self.labels)
-        return Batch(self.index, *(part.to(device, non_blocking=True) for part in parts))
+        clean, corrupted, labels = (
+            part.to(device, non_blocking=True) for part in (self.clean, self.corrupted, self.labels)
+        )
+        return Batch(self.index, clean, corrupted, labels, self.shared_prefix)
 
     def split(self, size: int) -> Iterator[Batch]:
         """Parts of at most `size` pairs."""
         parts = (part.split(size) for part in (self.index, self.clean, self.corrupted, self.labels))
-        return (Batch(*tensors) for tensors in zip(*parts, strict=True))
-
-    @property
-    def shared_prefix(self) -> int:
-        """How many first tokens clean and corrupted prompts share in every pair (the last position never counts)."""
-        differs = (self.clean != self.corrupted).any(0)
-        first = int(differs.int().argmax()) if bool(differs.any()) else self.clean.shape[1]
-        return min(first, self.clean.shape[1] - 1)
+        return (Batch.of(*tensors) for tensors in zip(*parts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class PromptPairs:
             members = by_length[length]
             for start in range(0, len(members), batch_size):
                 chosen = members[start : start + batch_size]
-                yield Batch(
+                yield Batch.of(
                     index=torch.tensor(chosen),
                     clean=torch.tensor([list(self.clean[i]) for i in chosen]),
                     corrupted=torch.tensor([list(self.corrupted[i]) for i in chosen]),
