@@ -108,37 +108,39 @@ forget() { # arguments for train.py...: at every replay ratio, continue the fini
   done
 }
 
-follow_old_facts() { # attribution batch, topn: what the drifting checkpoints of every ratio still know, and their circuits
+follow_old_facts() { # attribution batch, topn, tasks: what the drifting checkpoints of every ratio know, and their circuits
   local start ratio
   start="$(last_checkpoint "$RUN_FOLDER")"
   for ratio in $RATIOS; do
     echo "== Old facts and their circuits with replay ratio $ratio"
     CHECKPOINTS="outputs/forget/$MODEL/replay_$ratio/checkpoints"
     predict
-    discover --batch_size "$1" --format json.gz
-    evaluate --batch_size "$1" --topn "$2" --format json.gz
-    evaluate --batch_size "$1" --topn "$2" --format json.gz --circuit_from "$start"
+    discover --batch_size "$1" --format json.gz --task "${@:3}"
+    evaluate --batch_size "$1" --format json.gz --task "${@:3}" --topn "$2"
+    evaluate --batch_size "$1" --format json.gz --task "${@:3}" --topn "$2" --circuit_from "$start"
   done
 }
 
 checkpoints_along() { # run's folder: four of its checkpoints, one step into training, a quarter and half way through, the last
   local -a all
-  mapfile -t all < <(cd "$1/checkpoints" && ls -d checkpoint-* | sort -t- -k2 -n)
+  read -ra all -d '' < <(cd "$1/checkpoints" && ls -d checkpoint-* | sort -t- -k2 -n) || true
   local last=$((${#all[@]} - 1))
   printf '%s\n' "$1/checkpoints/${all[1]}" "$1/checkpoints/${all[last / 4]}" "$1/checkpoints/${all[last / 2]}" \
     "$1/checkpoints/${all[last]}" | uniq
 }
 
 notebook() { # name of a notebook in analysis/, run's folder: executes it on the run; its figures go beside the run
-  echo "== Figures of analysis/$1.ipynb"
-  RUN="$2" python -m jupyter nbconvert --to notebook --execute --log-level WARN --output-dir "$2/notebooks" \
-    --ExecutePreprocessor.timeout=-1 "analysis/$1.ipynb"
+  RUN="$2" python -m jupyter nbconvert --to notebook --execute --log-level ERROR --output-dir "$2/notebooks" \
+    --ExecutePreprocessor.timeout=-1 "analysis/$1.ipynb" 2> >(grep -v 'Kernel is running over TCP' >&2)
 }
 
-figures() { # executes the notebooks on the run
-  local name
-  for name in acquisition topology circuit components dynamics; do
-    notebook "$name" "$RUN_FOLDER"
+figures() { # executes all notebooks that draw a run
+  local -a names
+  local place
+  read -ra names -d '' < <(cd analysis && ls ./*.ipynb | sed 's/^..//; s/.ipynb$//' | grep -v forgetting) || true
+  for place in "${!names[@]}"; do
+    echo "-- analysis/${names[place]}.ipynb ($((place + 1)) of ${#names[@]})"
+    notebook "${names[place]}" "$RUN_FOLDER"
   done
 }
 

@@ -7,6 +7,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 evaluate --method EAP-IG --batch_size 32 --topn 400 "$@"
-mapfile -t sources < <(checkpoints_along "$RUN_FOLDER")
+read -ra sources -d '' < <(checkpoints_along "$RUN_FOLDER") || true
 evaluate --method EAP-IG --batch_size 32 --topn 400 --circuit_from "${sources[@]}" \
   --task city --source_frequency high --target_frequency high
