@@ -13,6 +13,7 @@ Shapes: d d_model, h query heads, k key/value heads, e d_head, f MLP width, n vo
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -192,7 +193,10 @@ def load_decoder(
     absent = [*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys", ()))]
     if absent:
         raise InputError(f"{model_path}: the weights lack {absent[0]} ({len(absent)} tensors in all)")
-    return decoder_from_model(model.to(device), model_path)
+    decoder = decoder_from_model(model.to(device), model_path)
+    del model
+    gc.collect()  # the model and its bridge refer to each other; a sweep must not hold two of them
+    return decoder
 
 
 def decoder_from_model(model: Any, name: str = "the model") -> Decoder:
