@@ -3,7 +3,7 @@
     python benchmarks/scaling.py                                  the table of docs/scaling.md
     python benchmarks/scaling.py --tflops 0.14 --share 0.8 --devices 1
 
-Arithmetic is counted (benchmarks/arithmetic.py), not guessed. Time is arithmetic / (peak x share): give the peak of your
+Arithmetic is counted (benchmarks/arithmetic.py). Time is arithmetic / (peak x share): give the peak of your
 device's matrix products in the dtype that you use, and the share of it that benchmarks/attribution.py measures there.
 Bytes of a graph file are measured by writing one; bytes of a checkpoint are its parameters in float32, the newest one
 three times (two moments).
