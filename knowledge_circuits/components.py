@@ -261,8 +261,8 @@ class _Analysis:
                 model = load_model(checkpoint.path, place)
             sums = VocabularySums.of(model)
             decoder = decoder_from_model(model, checkpoint.path)
-            components = analyse_model(decoder, sums, self.prompts, self.batch_size)
-            _write(path, key, components)
+            _write(path, key, analyse_model(decoder, sums, self.prompts, self.batch_size))
+            components = _read(path, key)  # as every later call will see it, rounding included
         return components
 
     @cached_property

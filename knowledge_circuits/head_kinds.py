@@ -42,7 +42,7 @@ class HeadKind(StrEnum):
     MIXTURE = "mixture"
     """Both."""
     NONE = "none"
-    """Neither: both parts are exactly 0, so there is no ratio."""
+    """There is no ratio: both parts are exactly 0, or one is not a number (`original_ratio` can divide by 0)."""
 
 
 def head_kinds(subject: ArrayLike, relation: ArrayLike) -> NDArray[np.str_]:
@@ -51,7 +51,7 @@ def head_kinds(subject: ArrayLike, relation: ArrayLike) -> NDArray[np.str_]:
     A relation part of 0 beside a subject part that is not makes a mover head.
     """
     from_subject, from_relation = np.abs(np.asarray(subject)), np.abs(np.asarray(relation))
-    none = (from_subject == 0) & (from_relation == 0)
+    none = ((from_subject == 0) & (from_relation == 0)) | ~np.isfinite(from_subject + from_relation)
     mover = from_subject > DOMINANCE * from_relation
     relational = DOMINANCE * from_subject < from_relation
     choices = [str(kind) for kind in (HeadKind.NONE, HeadKind.MOVER, HeadKind.RELATION)]

@@ -124,8 +124,8 @@ def test_a_second_call_reads_what_the_first_saved(made: TinyRun, run: Run, analy
     again = analyse_run(run, data_file=made.circuit_data, device="cpu")
     assert [path.stat().st_mtime_ns for path in saved] == before
     assert len(again.heads) == len(analysed.heads) == 2 * 18 * 2 * 4
-    assert np.allclose(again.heads["subject"], analysed.heads["subject"], rtol=1e-5)
-    assert (again.heads["kind"] == analysed.heads["kind"]).all()
+    pd.testing.assert_frame_equal(again.heads, analysed.heads)
+    pd.testing.assert_frame_equal(again.lens, analysed.lens)
 
 
 def test_other_weights_or_prompts_are_analysed_again(made: TinyRun, run: Run, tmp_path: Path) -> None:

@@ -75,10 +75,11 @@ def test_the_start_token_is_in_neither_part() -> None:
 
 
 def test_kinds_follow_from_the_ratio() -> None:
-    subject = [11.0, -11.0, 1.0, 1.0, -0.05, 0.0, 10.0, 2.0, 0.0]
-    relation = [1.0, 1.0, -1.0, 11.0, 1.0, 3.0, 1.0, 0.0, 0.0]
+    subject = [11.0, -11.0, 1.0, 1.0, -0.05, 0.0, 10.0, 2.0, 0.0, np.nan]
+    relation = [1.0, 1.0, -1.0, 11.0, 1.0, 3.0, 1.0, 0.0, 0.0, 1.0]
     mover, relational, mixture = HeadKind.MOVER, HeadKind.RELATION, HeadKind.MIXTURE
-    expected = [mover, mover, mixture, relational, relational, relational, mixture, mover, HeadKind.NONE]
+    expected = [mover, mover, mixture, relational, relational, relational, mixture, mover]
+    expected += [HeadKind.NONE, HeadKind.NONE]
     assert head_kinds(subject, relation).tolist() == expected
 
 
