@@ -1,0 +1,64 @@
+"""Programs end with a status and one sentence, never with a traceback for what a user can mend."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+
+import pytest
+
+from knowledge_circuits.command_line import choice, run_program
+from knowledge_circuits.files import InputError
+from knowledge_circuits.study import Band
+
+
+def ending(error: BaseException | None, status: int | None = None) -> int:
+    """The exit status of a program that raises or returns."""
+
+    def main() -> int | None:
+        if error is not None:
+            raise error
+        return status
+
+    with pytest.raises(SystemExit) as exit_:
+        run_program(main)
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+def test_a_program_exits_with_its_status():
+    assert ending(None) == 0
+    assert ending(None, 3) == 3
+
+
+def test_bad_input_is_one_line_on_standard_error(capsys):
+    assert ending(InputError("a.jsonl, line 3: no key 'type'")) == 1
+    assert capsys.readouterr().err == "error: a.jsonl, line 3: no key 'type'\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.ENOSPC, "no space left"), (errno.EROFS, "read-only"), (errno.EACCES, "no permission")],
+)
+def test_what_the_disk_refuses_is_one_line_with_the_place(number, reason, capsys):
+    assert ending(OSError(number, "refused", "out/graph.json")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: out/graph.json: ") and reason in said and said.count("\n") == 1
+
+
+def test_other_errors_are_bugs_and_keep_their_traceback():
+    with pytest.raises(OSError):
+        run_program(lambda: (_ for _ in ()).throw(OSError(errno.EBADF, "bug")))
+    with pytest.raises(ZeroDivisionError):
+        run_program(lambda: 1 // 0)
+
+
+def test_an_interruption_says_how_to_go_on(capsys):
+    assert ending(KeyboardInterrupt()) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_a_choice_is_parsed_or_answered_with_the_valid_ones():
+    assert choice(Band)("low") is Band.LOW
+    with pytest.raises(argparse.ArgumentTypeError, match="'lo' is not one of: low, medium, high"):
+        choice(Band)("lo")

@@ -1,0 +1,76 @@
+"""Where a run keeps its files, and what a model path means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from knowledge_circuits.files import InputError
+from knowledge_circuits.runs import Checkpoint, Run, checkpoints, existing_graph, has_graph
+from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
+
+GROUP = Group(Attribute.CITY, KnowledgeType.NEW, Band.HIGH)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run with checkpoints 0, 9 and 10, and a folder that is none."""
+    for name in ("checkpoint-10", "checkpoint-0", "checkpoint-9", "tmp-checkpoint-11"):
+        (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / name / "config.json").write_text("{}")
+    return Run(tmp_path / "run")
+
+
+def test_a_run_means_its_checkpoints_in_step_order(run):
+    for path in (run.path, run.checkpoints_folder):
+        assert [checkpoint.step for checkpoint in checkpoints(str(path))] == [0, 9, 10]
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [0, 9, 10]
+
+
+def test_a_checkpoint_folder_means_itself(run):
+    (found,) = checkpoints(str(run.checkpoints_folder / "checkpoint-9"))
+    assert (found.step, found.name, found.output) == (9, "checkpoint-9", run.checkpoints_folder / "checkpoint-9")
+
+
+def test_another_output_folder_keeps_the_checkpoints_apart(run, tmp_path):
+    found = checkpoints(str(run.path), str(tmp_path / "out"))
+    assert [checkpoint.output.name for checkpoint in found] == ["checkpoint-0", "checkpoint-9", "checkpoint-10"]
+    assert all(checkpoint.output.parent == tmp_path / "out" for checkpoint in found)
+
+
+def test_a_hub_name_has_its_results_under_outputs(tmp_path):
+    (found,) = checkpoints("openai-community/gpt2")
+    assert (found.path, found.step) == ("openai-community/gpt2", None)
+    assert found.output == Path("outputs/hub/openai-community--gpt2")
+
+
+def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no such checkpoint folder"):
+        checkpoints(str(tmp_path / "absent"))
+    with pytest.raises(InputError, match=r"neither a checkpoint \(no config.json\) nor a folder of checkpoint-<step>"):
+        checkpoints(str(tmp_path))
+    with pytest.raises(InputError, match="not a run"):
+        Run(tmp_path).checkpoints()
+
+
+def test_the_paths_of_circuits_are_the_documented_ones(tmp_path):
+    folder = Checkpoint("x/checkpoint-9", tmp_path).circuit_folder(300, GROUP, "EAP-IG")
+    base = tmp_path / "circuit_300" / "type_new" / "frequency_high" / "method_EAP-IG"
+    assert folder.graph() == base / "city_graph.json"
+    assert folder.circuit(40, ".pt") == base / "topn_40" / "city_graph.pt"
+    assert folder.circuit(40, source_step=7) == base / "topn_40" / "city_from_7_graph.json"
+    assert folder.results(40) == base / "topn_40" / "city_results.json"
+    target = base / "topn_40" / "target_type_revised" / "target_frequency_low"
+    assert folder.predictions(40, KnowledgeType.REVISED, Band.LOW) == target / "city_prediction.jsonl"
+    assert folder.predictions(40, KnowledgeType.REVISED, Band.LOW, 7) == target / "city_from_7_prediction.jsonl"
+
+
+@pytest.mark.parametrize("suffix", [".json", ".json.gz", ".pt"])
+def test_a_graph_is_found_in_any_format(tmp_path, suffix):
+    wanted = tmp_path / "city_graph.json"
+    assert not has_graph(wanted)
+    with pytest.raises(InputError, match="run circuit_discovery.py first"):
+        existing_graph(wanted)
+    (tmp_path / f"city_graph{suffix}").write_text("")
+    assert has_graph(wanted) and existing_graph(wanted) == tmp_path / f"city_graph{suffix}"
