@@ -70,7 +70,7 @@ def test_the_paths_of_circuits_are_the_documented_ones(tmp_path):
 def test_a_graph_is_found_in_any_format(tmp_path, suffix):
     wanted = tmp_path / "city_graph.json"
     assert not has_graph(wanted)
-    with pytest.raises(InputError, match="run circuit_discovery.py first"):
+    with pytest.raises(InputError, match=r"run circuit_discovery\.py first"):
         existing_graph(wanted)
     (tmp_path / f"city_graph{suffix}").write_text("")
     assert has_graph(wanted) and existing_graph(wanted) == tmp_path / f"city_graph{suffix}"
