@@ -278,7 +278,7 @@ def texts(figure: Figure) -> str:
 
 
 def test_figures_are_drawn_and_name_the_run(
-    analysed: components.Components, circuits: tables.Circuits, view: PromptView, tmp_path: Path
+    analysed: components.Components, circuits: tables.Circuits, view: PromptView
 ) -> None:
     figures = {
         "proportions": component_plots.head_proportions(analysed, circuits, "tiny/run"),
@@ -291,9 +291,7 @@ def test_figures_are_drawn_and_name_the_run(
         "by_component": component_plots.prompt_components(view, "tiny/run"),
     }
     for name, figure in figures.items():
-        assert "run tiny/run" in texts(figure)
-        component_plots.plots.save(figure, tmp_path / f"{name}.png", dpi=50)
-        assert (tmp_path / f"{name}.png").stat().st_size > 3_000
+        assert "run tiny/run" in texts(figure), name
     assert "probability" in texts(figures["prob"])
     assert view.components[0].name in texts(figures["by_component"])
 
