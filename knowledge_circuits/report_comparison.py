@@ -79,18 +79,19 @@ def summarize(run: Run) -> RunSummary:
     """Read a run and judge the findings on it."""
     config = read_config(run)
     predictions, circuit_predictions = tables.predictions(run), tables.circuit_predictions(run)
-    seeds = [_of(config, "data", "seed"), _of(config, "arguments", "seed")]
     return RunSummary(
-        tables.run_name(run),
-        *("" if seed is None else str(seed) for seed in seeds),
+        name=tables.run_name(run),
+        data_seed=_seed(config, "data"),
+        training_seed=_seed(config, "arguments"),
         findings=judge(predictions, circuit_predictions, tables.circuits(run)),
         last=tables.last_numbers(tables.results(run), circuit_predictions, predictions),
     )
 
 
-def _of(config: dict[str, Any], part: str, key: str) -> Any:
+def _seed(config: dict[str, Any], part: str) -> str:
+    """The seed that a part of the configuration tells; "" where it tells none."""
     value = config.get(part)
-    return value.get(key) if isinstance(value, dict) else None
+    return str(value["seed"]) if isinstance(value, dict) and value.get("seed") is not None else ""
 
 
 def spread(runs: Sequence[RunSummary]) -> list[FindingSpread]:
@@ -154,7 +155,7 @@ def spread_figure(found: Sequence[FindingSpread]) -> Figure:
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = plots.grid(
-        "The deciding statistics of every run", f"s {', '.join(labels)}"[:150], rows, columns,
+        "The deciding statistics of every run", ", ".join(labels), rows, columns,
         height=0.7 + rows * (1.05 + 0.27 * len(labels)), note="95% intervals; dashed: mean",
     )  # fmt: skip
     colors = {Verdict.HOLDS: plots.GREEN, Verdict.FAILS: plots.VERMILION, Verdict.UNDECIDED: plots.GREY}
@@ -180,7 +181,7 @@ def comparison_html(runs: Sequence[RunSummary]) -> str:
     found = spread(runs)
     caption = (
         "Green: the run's interval lies on the finding's side; vermilion: it speaks against it; grey: undecided; blue: "
-        "only reported. Runs whose points agree within their intervals differ by chance alone."
+        "only reported. Where intervals overlap, chance may be all that tells runs apart."
     )
     return render(
         "comparison.html.j2", runs=runs, findings=found, learned=learned_table(runs),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from knowledge_circuits import dynamics, plots
@@ -62,7 +63,7 @@ def dynamics_section(material: Material) -> DynamicsSection:
     rates = _reconfiguration(material)
     return DynamicsSection(
         lacking="",
-        sentences=(_acquired(history), _relations(history, probes, rates)),
+        sentences=(_acquired(history), *_relations(history, probes, rates)),
         tables=(_group_table(history), _rule_table(probes)),
         figures=(
             embed(
@@ -104,7 +105,7 @@ def _acquired(history: FactHistory) -> str:
     )
 
 
-def _relations(history: FactHistory, probes: pd.DataFrame, rates: pd.Series) -> str:
+def _relations(history: FactHistory, probes: pd.DataFrame, rates: pd.Series) -> list[str]:
     """Loss and knowledge, prior exposure, reconfiguration."""
     loss = dynamics.loss_knowledge_correlation(probes["loss"], probes["known"])
     prior = dynamics.prior_exposure(history)
@@ -120,7 +121,7 @@ def _relations(history: FactHistory, probes: pd.DataFrame, rates: pd.Series) -> 
             f"From one checkpoint to the next {rates.iloc[0]:.0%} of the circuits' edges changed at first and "
             f"{rates.iloc[-1]:.0%} at last (1 - edge Jaccard, mean of the groups)."
         )
-    return " ".join(parts)
+    return parts
 
 
 def _correlation(found: Correlation) -> str:
@@ -208,13 +209,16 @@ def _knowledge_figure(probes: pd.DataFrame, run: str) -> Figure:
         beside.set_ylabel("validation loss (nats, dashed)")
         beside.grid(False)
         beside.spines["right"].set_visible(True)
-    known.legend(loc="center right")
+    known.legend(loc="upper left")
+    known.set_ylim(top=1.2 * max(float(probes["known"].max()), 1))
     width = 0.8 * float(np.diff(probes["epoch"]).min()) if len(probes) > 1 else 0.8
     moved.bar(probes["epoch"], probes["gained"], width, color=BLUE, label="gained")
     moved.bar(probes["epoch"], -probes["lost"], width, color=VERMILION, label="lost")
     moved.axhline(0, color=BLACK, linewidth=0.8)
     moved.set(xlabel="epoch", ylabel="facts since the probe before", title="Gained and lost")
     moved.legend()
+    for ax in (known, moved):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from knowledge_circuits import tables
 from knowledge_circuits.files import atomic_write
@@ -51,6 +51,8 @@ _MEANINGS: Mapping[str, Mapping[Verdict, str]] = {
         "correlation contains 0, or too few layers change.",
     },
 }
+#: What the names of statistics share within a card.
+_ENTROPY, _DIFFERENCE = "circuit entropy: ", ", K_rel - K_compl"
 #: How many of a finding's statistics stand on its card, and which.
 _ON_CARD = 4
 
@@ -64,6 +66,20 @@ class Card:
     headlines: tuple[Statistic, ...]
 
     @property
+    def labels(self) -> list[tuple[str, Statistic]]:
+        """The statistics with names as short as a card wants them."""
+        return [(s.name.removeprefix(_ENTROPY).removesuffix(_DIFFERENCE), s) for s in self.headlines]
+
+    @property
+    def measured(self) -> str:
+        """What the short names leave out, and of what part of the run the statistics are."""
+        if not self.headlines:
+            return ""
+        first = self.headlines[0]
+        left_out = [part.strip(":, ") for part in (_ENTROPY, _DIFFERENCE) if part in first.name]
+        return ", ".join([*left_out, first.where])
+
+    @property
     def css(self) -> str:
         """The class of the verdict's colour."""
         return self.finding.verdict.name.lower()
@@ -71,7 +87,7 @@ class Card:
 
 def card(finding: Finding) -> Card:
     """Choose what stands on a finding's card."""
-    wanted = [s for s in finding.statistics if s.where == "all bands" or s.name.startswith("circuit entropy")]
+    wanted = [s for s in finding.statistics if s.where == "all bands" or s.name.startswith(_ENTROPY)]
     chosen = wanted or [s for s in finding.statistics if s.verdict is not None]
     meaning = _MEANINGS.get(finding.title, {}).get(finding.verdict, "")
     return Card(finding, meaning, tuple(chosen[:_ON_CARD]))
@@ -112,18 +128,37 @@ def report_html(material: Material) -> str:
 def render(template: str, **content: Any) -> str:
     """Fill a template; all values are escaped, and names that it does not get are errors."""
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+        keep_trailing_newline=True,
+    )
     environment.filters["share"] = lambda value: "–" if pd.isna(value) else f"{value:.2f}"
     environment.filters["count"] = lambda value: "–" if pd.isna(value) else f"{value:,.0f}"
-    environment.filters["estimate"] = lambda value: "–" if pd.isna(value) else f"{value:.3g}"
+    environment.filters["symbols"] = _with_subscripts
+    environment.filters["estimate"] = _estimate
     parts = {
         name: Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "circuit_browser.js")
     }
     return environment.get_template(template).render(
         style=parts["style.css"], script=parts["circuit_browser.js"], **content
     )
+
+
+def _estimate(value: float) -> str:
+    """Three significant digits, with a minus sign rather than a hyphen."""
+    return "–" if pd.isna(value) else f"{value:.3g}".replace("-", "−")
+
+
+def _with_subscripts(text: str) -> Markup:
+    """Escaped text with the knowledge types' symbols set as the paper sets them."""
+    escaped = str(escape(text))
+    for knowledge in KnowledgeType:
+        letter, index = knowledge.symbol.split("_")
+        escaped = escaped.replace(knowledge.symbol, f"<i>{letter}</i><sub>{index}</sub>")
+    return Markup(escaped)
 
 
 def write_page(path: Path, html: str) -> Path:
@@ -162,7 +197,8 @@ def _last_epoch(material: Material) -> str:
         if len(table):
             row = table.loc[table["step"].idxmax()]
             found.append(f"{what} at epoch {row['epoch']:g} (step {row['step']:,})")
-    return "; ".join(found)
+    text = "; ".join(found)
+    return text[:1].upper() + text[1:]
 
 
 def configuration(config: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -255,6 +255,9 @@
   fill(controls.task, names("task", (group) => group.task));
   fill(controls.type, names("type", (group) => `${group.symbol} (${group.type})`));
   fill(controls.band, names("band", (group) => group.band));
+  for (const [key, start] of [["type", "revised"], ["band", "high"]]) {
+    if ([...controls[key].options].some((option) => option.value === start)) controls[key].value = start;
+  }
   for (const select of Object.values(controls)) select.addEventListener("change", choose);
   shownEdges.addEventListener("change", show);
   slider.addEventListener("input", () => { stop(); state.index = Number(slider.value); show(); });

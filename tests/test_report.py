@@ -1,0 +1,320 @@
+"""The report is one page that needs nothing else, says what a run shows and what it lacks, and shows its circuits."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_run import FREQUENCY, Truth, write_run
+
+import report
+from knowledge_circuits.command_line import run_program
+from knowledge_circuits.dynamics import fact_history, read_dynamics
+from knowledge_circuits.files import InputError, write_json, write_jsonl
+from knowledge_circuits.report_comparison import spread, summarize, write_comparison
+from knowledge_circuits.report_material import Material, read_material
+from knowledge_circuits.report_page import configuration, report_html
+from knowledge_circuits.runs import Run
+from knowledge_circuits.study import Attribute, Band, KnowledgeType
+
+MOST_BYTES = 5_000_000
+
+
+def write_probes(run: Run, truth: Truth) -> None:
+    """Probe records in which facts come late, and some are lost again; a skill that falls; a text."""
+    generator = np.random.default_rng(0)
+    rows: list[dict] = []
+    people = [(k, b, i, a) for k in KnowledgeType for b in Band for i in range(truth.people) for a in Attribute]
+    luck = generator.random(len(people))
+    for epoch in range(truth.epochs + 1):
+        when = {"step": epoch * truth.steps_per_epoch, "epoch": float(epoch)}
+        for (knowledge, band, index, attribute), needed in zip(people, luck, strict=True):
+            correct = bool(needed + 0.1 * generator.normal() < truth.known(knowledge, band, epoch))
+            who = {"full_name": f"{knowledge} {band} {index}", "type": str(knowledge), "frequency": FREQUENCY[band]}
+            seen = {"correct": correct, "token_prob": 0.5 if correct else 0.01, "token_rank": 0 if correct else 40}
+            rows.append(
+                {"kind": "fact", **when, **who, "attribute": str(attribute), **seen, "answer_log_prob": -float(epoch)}
+            )
+        rows.append({"kind": "skill", **when, "skill": "arithmetic", "accuracy": 0.9 - 0.05 * epoch, "examples": 100})
+        rows.append({"kind": "text", **when, "text": "held_out", "perplexity": 20.0 + epoch})
+    write_jsonl(run.knowledge_dynamics, rows)
+
+
+@pytest.fixture(scope="module")
+def run(synthetic_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with everything: predictions, circuits, probes."""
+    found = Run(shutil.copytree(synthetic_run.path, tmp_path_factory.mktemp("runs") / "nano" / "full"))
+    write_probes(found, Truth())
+    return found
+
+
+@pytest.fixture(scope="module")
+def material(run: Run) -> Material:
+    return read_material(run)
+
+
+@pytest.fixture(scope="module")
+def page(material: Material) -> str:
+    return report_html(material)
+
+
+@pytest.fixture(scope="module")
+def bare_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of two checkpoints and nothing else, whose folder and configuration try to break the page."""
+    folder = tmp_path_factory.mktemp("runs") / "nano <b>&amp;" / "{{ 7 * 7 }} 'é'"
+    found = write_run(folder, Truth(epochs=1), circuits=False)
+    for checkpoint in found.checkpoints():
+        checkpoint.predictions.unlink()
+    found.evaluations.unlink()
+    config = {
+        "model": '</script><script>alert("1")</script>{% raw %}',
+        "arguments": {"model_name_or_path": "<img src=x onerror=alert(1)>", "learning_rate": 1e-4, "seed": 3},
+        "data": {"seed": 0, "generated": {"N": 50_000}},
+    }
+    write_json(found.config, config)
+    return found
+
+
+# --- one page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_small_and_loads_nothing(page: str) -> None:
+    assert len(page.encode()) < MOST_BYTES
+    for reference in re.findall(r"""(?:src|href|action|data|srcset)\s*=\s*["']([^"']*)""", page):
+        assert reference.startswith(("data:", "#")), reference[:60]
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|import\(", page)
+    assert "default-src 'none'" in page
+
+
+def test_every_link_within_the_page_leads_somewhere(page: str) -> None:
+    for anchor in re.findall(r'href="#([^"]+)"', page):
+        assert f'id="{anchor}"' in page
+
+
+def test_each_finding_has_its_verdict_statistic_and_interval(material: Material, page: str) -> None:
+    cards = re.findall(r'<article class="card \w+">(.*?)</article>', page, re.DOTALL)
+    assert len(cards) == len(material.findings) == 3
+    for text, finding in zip(cards, material.findings, strict=True):
+        assert f'<p class="verdict">{finding.verdict}</p>' in text
+        deciding = next(s for s in finding.statistics if s.verdict is not None)
+        wanted = finding.statistics[3] if finding.title == "Relevance" else deciding  # all bands
+        for number in (wanted.estimate, wanted.low, wanted.high):
+            assert not np.isfinite(number) or f"{number:.3g}".replace("-", "−") in text
+
+
+def test_the_figures_and_the_18_groups_are_on_the_page(page: str) -> None:
+    assert len(re.findall(r'<img src="data:image/png;base64,', page)) == 1 + 18 + 3
+    assert len(re.findall(r"<figcaption>\w|<figcaption><i>", page)) == 1 + 18 + 3
+    numbers = page[page.index('id="numbers"') : page.index('id="circuits"')]
+    assert numbers.count("<tr") == 1 + 18
+
+
+def test_the_knowledge_dynamics_are_told(run: Run, page: str) -> None:
+    section = page[page.index('<section id="dynamics">') : page.index('<section id="configuration">')]
+    history = fact_history(read_dynamics(run.knowledge_dynamics).facts)
+    events = int((history.known[:, :-1] & ~history.known[:, 1:]).sum())
+    assert f"{events:,} forgetting events" in section
+    for rule in ("lowest validation loss", "most consolidated facts", "knowledge minus skill lost"):
+        assert rule in section
+
+
+def test_the_same_files_give_the_same_page(bare_run: Run) -> None:
+    assert report_html(read_material(bare_run)) == report_html(read_material(bare_run))
+
+
+# --- what a run lacks, and what its files hold ------------------------------------------------------------------------
+
+
+def test_what_a_run_does_not_have_is_said(bare_run: Run) -> None:
+    page = report_html(read_material(bare_run))
+    for words in ("no query predictions", "no circuits yet", "without probes", "predictions or circuits yet"):
+        assert words in page
+    assert page.count('<p class="verdict">undecided</p>') == 3
+    assert "<img" not in page and "circuit-data" not in page
+
+
+def test_text_from_files_is_shown_and_never_run(bare_run: Run) -> None:
+    page = report_html(read_material(bare_run))
+    assert "<script" not in page and "<img" not in page and "<b>&amp;" not in page
+    assert html.escape('</script><script>alert("1")</script>{% raw %}').replace("&quot;", "&#34;") in page
+    assert "{{ 7 * 7 }}" in page
+
+
+def test_a_broken_configuration_is_an_error_that_names_the_file(bare_run: Run, tmp_path: Path) -> None:
+    broken = Run(shutil.copytree(bare_run.path, tmp_path / "run"))
+    write_json(broken.config, [1])
+    with pytest.raises(InputError, match=r"run_config\.json: a JSON object is wanted, not list"):
+        read_material(broken)
+
+
+def test_the_configuration_s_main_choices_come_first() -> None:
+    shown = dict(
+        configuration(
+            {
+                "model": "nano",
+                "arguments": {"learning_rate": 0.0015, "lr_scheduler_type": "constant", "num_train_epochs": 18.0},
+                "data": {"seed": 0, "tokens": 143_000, "generated": {"N": 540}},
+                "versions": {"torch": "2.13.0", "python": "3.11"},
+            }
+        )
+    )
+    assert shown["Learning rate"] == "0.0015, constant"
+    assert (shown["Epochs"], shown["Seed of the data"], shown["People (N)"]) == ("18", "0", "540")
+    assert (shown["Tokens an epoch"], shown["Versions"]) == ("143,000", "torch 2.13.0, python 3.11")
+    assert "Replayed share" not in shown
+
+
+# --- several runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """Two seeds, one in which K_rel leads and one in which K_compl does; without circuits."""
+    folder = tmp_path_factory.mktemp("runs") / "nano"
+    leads = {"first": Truth(seed=1, lead=2.0, people=12), "second": Truth(seed=2, lead=-2.0, people=12)}
+    return [write_run(folder / name, truth, circuits=False) for name, truth in leads.items()]
+
+
+def test_the_spread_is_the_mean_and_standard_deviation_of_the_runs_statistics(two_runs: list[Run]) -> None:
+    summaries = [summarize(run) for run in two_runs]
+    relevance = spread(summaries)[0]
+    estimates = [run.findings[0].statistics[3].estimate for run in summaries]
+    assert estimates[0] > 0 > estimates[1]
+    mean, deviation, count = relevance.spread[0]
+    assert mean == pytest.approx(sum(estimates) / 2)
+    assert deviation == pytest.approx(abs(estimates[0] - estimates[1]) / 2**0.5)
+    assert count == 2
+    assert relevance.counts == "holds in 1 of 2, does not hold in 1 of 2"
+    assert [run.data_seed for run, _, _ in relevance.rows] == ["1", "2"]
+
+
+def test_the_runs_page_stands_beside_the_runs(two_runs: list[Run]) -> None:
+    path = write_comparison(two_runs)
+    page = path.read_text(encoding="utf-8")
+    assert path == two_runs[0].path.parent / "comparison.html"
+    assert "nano/first" in page and "nano/second" in page
+    assert "holds in 1 of 2, does not hold in 1 of 2" in page
+    assert "undecided in 2 of 2" in page  # no circuits in either
+    assert len(page.encode()) < MOST_BYTES
+
+
+@pytest.mark.parametrize(("chosen", "reason"), [([0], "two runs or more"), ([0, 0], "named twice")])
+def test_a_spread_needs_different_runs(two_runs: list[Run], chosen: list[int], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        write_comparison([two_runs[index] for index in chosen])
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+def test_the_program_writes_the_page_and_prints_its_place(
+    bare_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "page.html"
+    monkeypatch.setattr(sys, "argv", ["report.py", "--run", str(bare_run.path), "--output", str(output)])
+    report.main()
+    assert output.read_text(encoding="utf-8").endswith("</html>\n")
+    assert capsys.readouterr().out.startswith(f"{output} (0.0 MB)")
+
+
+def test_a_folder_that_is_no_run_is_answered_with_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["report.py", "--run", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        run_program(report.main)
+    assert ended.value.code == 1
+    assert "not a run" in capsys.readouterr().err
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+#: Placed before everything else: remembers what goes wrong.
+_WATCH = """<script>
+window.wrong = [];
+window.addEventListener("error", (event) => window.wrong.push(String(event.message)));
+document.addEventListener("securitypolicyviolation", (event) => window.wrong.push(event.violatedDirective));
+</script>"""
+#: Placed after everything else: does what a reader does and leaves what it sees in the page.
+_READ = """<script>
+const at = (id) => document.getElementById(id), seen = [];
+const look = (what) => seen.push({ what, numbers: at("circuit-numbers").textContent, picture: at("picture").innerHTML,
+  edges: document.querySelectorAll("#picture .edge").length, faded: document.querySelectorAll(".edge.faded").length,
+  absent: document.querySelectorAll("#picture .node.absent").length, detail: at("node-detail").textContent });
+look("last");
+at("epoch").value = 0; at("epoch").dispatchEvent(new Event("input")); look("first");
+at("task").value = "major"; at("task").dispatchEvent(new Event("change")); look("major");
+at("edge-count").value = "15"; at("edge-count").dispatchEvent(new Event("change")); look("fewer");
+const node = document.querySelector("#picture .node[data-node='0']");
+node.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowUp", bubbles: true }));
+seen.push({ what: "moved", node: document.activeElement.dataset.node });
+node.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true })); look("chosen");
+document.body.dataset.seen = JSON.stringify({ wrong: window.wrong, seen, slider: Number(at("epoch").max) });
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def visit(page: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What a headless browser sees when the page is opened and used; `console` holds what it logged."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    folder = tmp_path_factory.mktemp("browser")
+    copy = folder / "page.html"
+    watched = page.replace("<head>", "<head>" + _WATCH, 1)
+    copy.write_text(watched.replace("</body>", _READ + "</body>", 1), encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --virtual-time-budget=5000 --enable-logging=stderr --dump-dom"
+    command = [browser, *flags.split(), f"--user-data-dir={folder / 'profile'}", copy.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    left = re.search(r'data-seen="([^"]*)"', done.stdout)
+    assert left, done.stderr[-2000:]
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return {**json.loads(html.unescape(left[1])), "console": console}
+
+
+def test_the_browser_has_nothing_to_complain_of(visit: dict) -> None:
+    assert visit["wrong"] == []
+    assert visit["console"] == []
+
+
+def test_the_slider_changes_the_picture(visit: dict) -> None:
+    by_name = {each["what"]: each for each in visit["seen"]}
+    assert visit["slider"] == Truth().epochs
+    assert by_name["last"]["numbers"].startswith("At epoch 8 (step 80): entropy ")
+    assert by_name["first"]["numbers"].startswith("At epoch 0 (step 0): entropy ")
+    assert "faithfulness not known" in by_name["first"]["numbers"]
+    assert by_name["last"]["picture"] != by_name["first"]["picture"]
+    assert 0 < by_name["last"]["edges"] <= 60
+
+
+def test_another_group_keeps_the_epoch_and_changes_the_picture(visit: dict) -> None:
+    by_name = {each["what"]: each for each in visit["seen"]}
+    assert by_name["major"]["numbers"].startswith("At epoch 0 ")
+    assert by_name["major"]["picture"] != by_name["first"]["picture"]
+    assert by_name["fewer"]["edges"] == 15
+
+
+def test_nodes_can_be_reached_and_chosen_by_keyboard(visit: dict) -> None:
+    by_name = {each["what"]: each for each in visit["seen"]}
+    assert by_name["moved"]["node"] == "1"  # from input up to the first head of layer 0
+    assert by_name["chosen"]["detail"].startswith("input: ")
+    assert by_name["chosen"]["faded"] > 0
+
+
+def test_the_page_s_circuit_is_the_run_s(visit: dict, material: Material) -> None:
+    assert material.circuits is not None
+    table = material.circuits.table
+    row = table[(table["step"] == 80) & (table["task"] == "city") & (table["type"] == "revised")]
+    row = row[row["band"] == "high"].iloc[0]
+    last = visit["seen"][0]
+    layout_nodes = 2 + 5 * 3
+    assert last["absent"] == layout_nodes - row["nodes"]
+    assert f"entropy {row['entropy']:.2f} nats, {row['edges']} edges, {row['nodes']} nodes" in last["numbers"]
