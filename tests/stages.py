@@ -79,7 +79,7 @@ STAGES = {
                 " --target_type new --target_frequency high",
             ),
         ),
-        Stage("report", (f"report.py {RUN}",)),
+        Stage("report", (f"report.py --run {RUN}",)),
     )
 }
 
@@ -103,6 +103,7 @@ _server.set_forkserver_preload(
         "knowledge_circuits.prediction",
         "knowledge_circuits.training",
         "knowledge_circuits.tables",
+        "knowledge_circuits.report_page",
     ]
 )
 
