@@ -22,16 +22,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from knowledge_circuits import topology
 from knowledge_circuits.biographies import parse_frequency, parse_type
 from knowledge_circuits.files import InputError, numbered_jsonl
+from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
+
+if TYPE_CHECKING:
+    from knowledge_circuits.tables import Circuits
 
 #: How many probes in a row a fact must be known to count as consolidated so far, while training goes on.
 HOLD = 2
@@ -40,6 +45,7 @@ FACT_COLUMNS = [
     *("step", "epoch", "full_name", "attribute", "type", "band", "frequency"),
     *("correct", "token_prob", "token_rank", "answer_log_prob"),
 ]
+RECONFIGURATION_COLUMNS = ["step", "epoch", "task", "type", "band", "rate"]
 SKILL_COLUMNS = ["step", "epoch", "skill", "accuracy", "examples"]
 TEXT_COLUMNS = ["step", "epoch", "text", "perplexity"]
 
@@ -114,6 +120,14 @@ def read_dynamics(path: str | Path) -> Dynamics:
     )
 
 
+def run_dynamics(run: Run) -> Dynamics:
+    """A run's probe records; tables without rows where it was trained without probes."""
+    if run.knowledge_dynamics.exists():
+        return read_dynamics(run.knowledge_dynamics)
+    columns = (FACT_COLUMNS, SKILL_COLUMNS, TEXT_COLUMNS)
+    return Dynamics(*(pd.DataFrame(columns=names) for names in columns))
+
+
 def _checked(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A record with the columns of its table."""
     when = {"step": _whole(row, "step", where), "epoch": _number(row, "epoch", where, least=0)}
@@ -184,7 +198,7 @@ def fact_history(facts: pd.DataFrame) -> FactHistory:
     """Arrange a table of fact probes as a matrix.
 
     Args:
-        facts: see FACT_COLUMNS; every probe asks for the same facts.
+        facts: see FACT_COLUMNS; every probe asks for the same facts. No rows make a history without facts and probes.
     """
     wide = facts.pivot(index=["full_name", "attribute"], columns="step", values="correct")
     first = facts[facts["step"] == facts["step"].min()].set_index(["full_name", "attribute"]).loc[wide.index]
@@ -374,10 +388,10 @@ def probe_table(dynamics: Dynamics, evaluations: pd.DataFrame | None = None) -> 
             "step": history.steps,
             "epoch": history.epochs,
             "known": known.sum(axis=0),
-            "known_share": known.mean(axis=0),
+            "known_share": known.sum(axis=0) / max(len(known), 1),
             "consolidated": consolidated_counts(known),
-            "gained": np.concatenate([[0], (~before & after).sum(axis=0)]),
-            "lost": np.concatenate([[0], (before & ~after).sum(axis=0)]),
+            "gained": np.concatenate([[0], (~before & after).sum(axis=0)])[: len(history.steps)],
+            "lost": np.concatenate([[0], (before & ~after).sum(axis=0)])[: len(history.steps)],
         }
     )
     for name, frame, column in (
@@ -433,6 +447,25 @@ def prior_exposure(history: FactHistory) -> dict[str, Correlation]:
     }
 
 
+def relation_table(history: FactHistory, probes: pd.DataFrame) -> pd.DataFrame:
+    """All correlations of this module on one run, for a page or a notebook.
+
+    Args:
+        history: of the run's facts.
+        probes: see `probe_table`.
+
+    Returns:
+        Columns relation, coefficient (whose), value, p_value, pairs; no rows without probes.
+    """
+    columns = ["relation", "coefficient", "value", "p_value", "pairs"]
+    if not len(history.steps):
+        return pd.DataFrame(columns=columns)
+    loss = loss_knowledge_correlation(probes["loss"], probes["known"])
+    rows = [("change of loss ~ change of known facts", "Pearson", loss)]
+    rows += [(name, "Spearman", found) for name, found in prior_exposure(history).items()]
+    return pd.DataFrame([(*row[:2], row[2].value, row[2].p_value, row[2].pairs) for row in rows], columns=columns)
+
+
 def loss_knowledge_correlation(loss: ArrayLike, known: ArrayLike) -> Correlation:
     """Pearson correlation of the change of loss with the change of the number of known facts, probe to probe.
 
@@ -452,6 +485,25 @@ def reconfiguration_rate(consecutive_jaccard: ArrayLike) -> NDArray[np.float64]:
         consecutive_jaccard: [checkpoints - 1], similarity of each checkpoint's circuit with the next one's.
     """
     return 1 - np.asarray(consecutive_jaccard, dtype=np.float64)
+
+
+def reconfiguration_table(circuits: Circuits | None) -> pd.DataFrame:
+    """How much of each group's circuit changed from one checkpoint to the next; see RECONFIGURATION_COLUMNS.
+
+    Args:
+        circuits: the run's, see `tables.circuits`; None where it has none.
+
+    Returns:
+        One row per group and pair of consecutive checkpoints, with the step and epoch of the later one.
+    """
+    if circuits is None:
+        return pd.DataFrame(columns=RECONFIGURATION_COLUMNS)
+    table, edges, parts = circuits.table.reset_index(drop=True), circuits.edges, []
+    for _, rows in table.groupby(["task", "type", "band"], sort=False):
+        order = rows.sort_values("step").index.to_numpy()
+        alike = topology.jaccard(edges[order[:-1]], edges[order[1:]])
+        parts.append(table.loc[order[1:]].assign(rate=reconfiguration_rate(alike)))
+    return pd.concat(parts, ignore_index=True)[RECONFIGURATION_COLUMNS]
 
 
 # --- when to stop, and which checkpoint to take ---------------------------------------------------------------------
