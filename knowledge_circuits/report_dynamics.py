@@ -1,23 +1,19 @@
 """The report's section on the probes inside training: what was acquired, what stayed, what stopping would have cost.
 
-Numbers come from `dynamics`; here they become sentences, tables of text and three figures.
+Numbers come from `dynamics`; here they become sentences and tables of text, beside the figures of `dynamics_plots`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-from knowledge_circuits import dynamics, plots
-from knowledge_circuits.dynamics import Correlation, FactHistory
-from knowledge_circuits.plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, Look
+from knowledge_circuits import dynamics, dynamics_plots
+from knowledge_circuits.dynamics import Dynamics, FactHistory
+from knowledge_circuits.dynamics_plots import correlation_text
 from knowledge_circuits.report_figures import DrawnFigure, embed
 from knowledge_circuits.report_material import Material
 from knowledge_circuits.study import KnowledgeType
@@ -60,28 +56,62 @@ def dynamics_section(material: Material) -> DynamicsSection:
     history = dynamics.fact_history(records.facts)
     losses = material.evaluations if "loss" in material.evaluations else None
     probes = dynamics.probe_table(records, losses)
-    rates = _reconfiguration(material)
+    saved = [checkpoint.step for checkpoint in material.run.checkpoints() if checkpoint.step is not None]
+    changes = dynamics.reconfiguration_table(material.circuits)
     return DynamicsSection(
         lacking="",
-        sentences=(_acquired(history), *_relations(history, probes, rates)),
-        tables=(_group_table(history), _rule_table(probes)),
-        figures=(
-            embed(
-                _knowledge_figure(probes, material.name),
-                "Left, facts known at each probe and those that stayed known at two probes in a row, beside the loss. "
-                "Right, facts gained and lost from probe to probe: what a smooth loss hides.",
-            ),
-            embed(
-                _timing_figure(history, material.name),
-                "The share of facts acquired by each epoch (solid) and known from that epoch to the end (dashed). "
-                "The gap between the two is what was learned and lost before it settled.",
-            ),
-            embed(
-                _cost_figure(probes, rates, material.name),
-                "What training costs and moves: general skill, perplexity of held-out text, and the share of the "
-                "circuits' edges that changes between consecutive checkpoints.",
-            ),
-        ),
+        sentences=(_acquired(history), *_relations(history, probes, changes)),
+        tables=(_group_table(history), _rule_table(probes, saved)),
+        figures=tuple(_figures(material, records, history, probes, saved, changes)),
+    )
+
+
+def _figures(
+    material: Material,
+    records: Dynamics,
+    history: FactHistory,
+    probes: pd.DataFrame,
+    saved: list[int],
+    changes: pd.DataFrame,
+) -> Iterator[DrawnFigure]:
+    """The figures of `dynamics_plots`, with what to look for in each."""
+    name = material.name
+    yield embed(
+        dynamics_plots.knowledge_and_loss(probes, name),
+        "Left, facts known at each probe and those that stayed known at two probes in a row, beside the loss. Right, "
+        "facts gained and lost from probe to probe: what a smooth loss hides.",
+    )
+    yield embed(
+        dynamics_plots.known_facts(history, name),
+        "What the probes find known, by knowledge type within each frequency band.",
+    )
+    yield embed(
+        dynamics_plots.acquisition_epochs(history, name),
+        "When facts are first known. A short window says that a group is learned in a few epochs, all at once.",
+    )
+    yield embed(
+        dynamics_plots.acquisition_and_consolidation(history, name),
+        "The gap between a solid and a dashed line is what was learned and lost again before it settled.",
+    )
+    yield embed(
+        dynamics_plots.forgetting(history, name),
+        "How often facts were lost again, and which share of those ever known stayed.",
+    )
+    yield embed(
+        dynamics_plots.prior_exposure(history, name),
+        "Rising lines say that what the base model found likelier, or the corpus tells more often, is learned more.",
+    )
+    yield embed(
+        dynamics_plots.loss_and_knowledge(probes, name),
+        "If the loss told when facts are learned, points would fall from the upper left to the lower right.",
+    )
+    yield embed(
+        dynamics_plots.skills_text_and_circuits(records.skills, records.texts, changes, name),
+        "What training costs (general skill, text outside the domain) and how much it moves the circuits.",
+    )
+    yield embed(
+        dynamics_plots.selected_checkpoints(probes, name, saved),
+        "The checkpoint that each rule would take. Where they lie apart, loss is no proxy for knowledge.",
     )
 
 
@@ -105,37 +135,24 @@ def _acquired(history: FactHistory) -> str:
     )
 
 
-def _relations(history: FactHistory, probes: pd.DataFrame, rates: pd.Series) -> list[str]:
+def _relations(history: FactHistory, probes: pd.DataFrame, changes: pd.DataFrame) -> list[str]:
     """Loss and knowledge, prior exposure, reconfiguration."""
     loss = dynamics.loss_knowledge_correlation(probes["loss"], probes["known"])
     prior = dynamics.prior_exposure(history)
     parts = [
-        f"The change of validation loss and the change of known facts: Pearson's correlation {_correlation(loss)} "
+        f"The change of validation loss and the change of known facts: Pearson's correlation {correlation_text(loss)} "
         "(near -1 the loss tells when facts are learned, near 0 it does not).",
         "Epoch of acquisition against the base model's probability of the answer: Spearman's correlation "
-        f"{_correlation(prior['acquisition ~ base_prob'])}; against the frequency of the biography: "
-        f"{_correlation(prior['acquisition ~ frequency'])} (below 0: learned earlier).",
+        f"{correlation_text(prior['acquisition ~ base_prob'])}; against the frequency of the biography: "
+        f"{correlation_text(prior['acquisition ~ frequency'])} (below 0: learned earlier).",
     ]
+    rates = changes.groupby("epoch")["rate"].mean()
     if len(rates):
         parts.append(
             f"From one checkpoint to the next {rates.iloc[0]:.0%} of the circuits' edges changed at first and "
             f"{rates.iloc[-1]:.0%} at last (1 - edge Jaccard, mean of the groups)."
         )
     return parts
-
-
-def _correlation(found: Correlation) -> str:
-    if not math.isfinite(found.value):
-        return "not defined"
-    return f"{found.value:+.2f} (p = {found.p_value:.2g}, n = {found.pairs:,})"
-
-
-def _reconfiguration(material: Material) -> pd.Series:
-    """1 - edge Jaccard of consecutive checkpoints, mean over the groups, by the epoch of the later one."""
-    if material.circuits is None or len(material.circuits.steps) < 2:
-        return pd.Series(dtype=float)
-    alike: NDArray[Any] = np.diag(material.circuits.similarity(), 1)
-    return pd.Series(dynamics.reconfiguration_rate(alike), index=material.circuits.epochs[1:]).dropna()
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -162,8 +179,8 @@ def _group_table(history: FactHistory) -> TextTable:
     return TextTable(caption, header, rows, words=2)
 
 
-def _rule_table(probes: pd.DataFrame) -> TextTable:
-    table = dynamics.select_checkpoints(probes)
+def _rule_table(probes: pd.DataFrame, saved: list[int]) -> TextTable:
+    table = dynamics.select_checkpoints(probes, saved)
     rows = [
         [
             str(row.rule),
@@ -181,7 +198,7 @@ def _rule_table(probes: pd.DataFrame) -> TextTable:
     ]
     header = ["rule", "epoch", "step", "loss", "over the lowest", "known", "consolidated", "facts forgone"]
     header += ["skill lost", "more than need be"]
-    return TextTable("Which probe's checkpoint each stopping rule would pick, and what that costs", header, rows)
+    return TextTable("Which checkpoint each stopping rule would pick, and what that costs", header, rows)
 
 
 def _number(value: float, form: str) -> str:
@@ -190,71 +207,3 @@ def _number(value: float, form: str) -> str:
 
 def _share(value: float) -> str:
     return _number(value, ".0%")
-
-
-# --- figures ----------------------------------------------------------------------------------------------------------
-
-
-@plots.styled
-def _knowledge_figure(probes: pd.DataFrame, run: str) -> Figure:
-    figure, axes = plots.grid("Facts known, gained and lost", run, 1, 2, share_y=False)
-    known, moved = axes[0]
-    known.plot(probes["epoch"], probes["known"], "o-", color=BLACK, markersize=3.5, label="known")
-    known.plot(probes["epoch"], probes["consolidated"], "s-", color=GREEN, markersize=3.5, label="known twice in a row")
-    known.set(xlabel="epoch", ylabel="facts", title="Knowledge and loss")
-    if probes["loss"].notna().any():
-        beside = known.twinx()
-        measured = probes.dropna(subset=["loss"])
-        beside.plot(measured["epoch"], measured["loss"], "--", color=GREY, linewidth=1.2)
-        beside.set_ylabel("validation loss (nats, dashed)")
-        beside.grid(False)
-        beside.spines["right"].set_visible(True)
-    known.legend(loc="upper left")
-    known.set_ylim(top=1.2 * max(float(probes["known"].max()), 1))
-    width = 0.8 * float(np.diff(probes["epoch"]).min()) if len(probes) > 1 else 0.8
-    moved.bar(probes["epoch"], probes["gained"], width, color=BLUE, label="gained")
-    moved.bar(probes["epoch"], -probes["lost"], width, color=VERMILION, label="lost")
-    moved.axhline(0, color=BLACK, linewidth=0.8)
-    moved.set(xlabel="epoch", ylabel="facts since the probe before", title="Gained and lost")
-    moved.legend()
-    for ax in (known, moved):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure
-
-
-@plots.styled
-def _timing_figure(history: FactHistory, run: str) -> Figure:
-    note = "mean of a group's facts; solid: acquired by then, dashed: known from then to the end"
-    figure, axes = plots.grid("Acquisition and consolidation", run, 1, len(plots.BANDS), note=note)
-    facts = dynamics.describe_facts(history)
-    for ax, (band, look) in zip(axes[0], plots.BANDS.items(), strict=True):
-        for knowledge, line in plots.TYPES.items():
-            part = facts[(facts["type"] == knowledge) & (facts["band"] == band)]
-            if len(part):
-                for column, style in (("acquisition", "-"), ("consolidation", "--")):
-                    reached = [(part[column] <= epoch).mean() for epoch in history.epochs]
-                    ax.plot(history.epochs, reached, style, color=line.color, linewidth=1.7)
-        plots.share_axis(ax)
-        ax.set_title(look.label)
-    plots.label_axes(axes, "share of facts")
-    return plots.legend(figure, {key: Look(line.label, line.color, "") for key, line in plots.TYPES.items()})
-
-
-@plots.styled
-def _cost_figure(probes: pd.DataFrame, rates: pd.Series, run: str) -> Figure:
-    figure, axes = plots.grid(
-        "General skill, held-out text and the circuits' reconfiguration", run, 1, 3, share_y=False
-    )
-    lines = (
-        ("General skill", "accuracy", probes["epoch"], probes["skill"], ORANGE, "no skills probed"),
-        ("Held-out text", "perplexity", probes["epoch"], probes["perplexity"], BLUE, "no text probed"),
-        ("Reconfiguration", "1 - edge Jaccard", rates.index, rates, GREEN, "no circuits at two checkpoints"),
-    )
-    for ax, (title, label, x, y, color, lacking) in zip(axes[0], lines, strict=True):
-        values = np.asarray(y, dtype=float)
-        if not np.isfinite(values).any():
-            plots.blank(ax, lacking)
-            continue
-        plots.draw_curve(ax, x, values, Look(label, color, "o"), band=False)
-        ax.set(title=title, xlabel="epoch", ylabel=label)
-    return figure
