@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -300,14 +301,19 @@ class GroupEvaluation:
         return prune(top_n(graph, self.settings.topn)).with_meta(topn=self.settings.topn)
 
     def write_predictions(self, model: LoadedModel, circuit: Graph, step: int | None) -> None:
-        """Run the circuit alone on every target group's test items."""
-        for items in self.targets:
-            pairs, said = items.questions(model.tokenizer)
-            outcome = standalone(model.decoder, circuit, pairs, **self.bounds)
-            measured = zip(said, outcome.token_prob.tolist(), outcome.token_rank.tolist(), items.items, strict=True)
-            rows = [{**row, "token_prob": prob, "token_rank": rank, **item.keys} for row, prob, rank, item in measured]
+        """Run the circuit alone on the test items of all target groups together: more prompts of a length per pass."""
+        asked = [items.questions(model.tokenizer) for items in self.targets]
+        if not asked:
+            return
+        outcome = standalone(model.decoder, circuit, PromptPairs.joined([pairs for pairs, _ in asked]), **self.bounds)
+        measured = zip(outcome.token_prob.tolist(), outcome.token_rank.tolist(), strict=True)
+        folder = self.folder(self.checkpoint)
+        for items, (_, said) in zip(self.targets, asked, strict=True):
+            rows = [
+                {**row, "token_prob": prob, "token_rank": rank, **item.keys}
+                for row, item, (prob, rank) in zip(said, items.items, islice(measured, len(said)), strict=True)
+            ]
             target = items.target
-            folder = self.folder(self.checkpoint)
             write_jsonl(folder.predictions(self.settings.topn, target.type, target.band, step), rows)
 
     def write_results(self, circuit: Graph, outcome: Evaluation, step: int | None) -> None:

@@ -71,8 +71,8 @@ class _LayerCircuit:
 
     Attributes:
         heads: [a] the heads in the circuit.
-        attention: [n, 3a] membership of edges into their query, key and value inputs.
-        mlp: [n'] membership of edges into the MLP, or None where it is outside the circuit.
+        attention: [1 + n, 3a] membership of edges into their query, key and value inputs, under a row of ones.
+        mlp: [1 + n'] the same of edges into the MLP, or None where it is outside the circuit.
         weights: three [a, d, e] and biases: three [a, 1, e] of the heads' projections.
         w_o: [a, e, d].
     """
@@ -105,7 +105,13 @@ class CircuitRunner:
         self.layout = layout
         membership = (circuit.in_graph & layout.real_edges).to(decoder.device)
         self._layers = tuple(self._prepare(membership, layer) for layer in range(layout.n_layers))
-        self._logits = membership[:, layout.logits_target].to(decoder.dtype)
+        self._logits = self._with_base(membership[:, layout.logits_target])
+        # Sources that are not run: nothing reads them, but 0 times what memory holds might not be 0.
+        self._silent = (~membership.any(1)).nonzero().flatten()
+
+    def _with_base(self, membership: Tensor) -> Tensor:
+        """Membership [n, ...] as numbers, with a first row of ones for the reference's residual: [1 + n, ...]."""
+        return torch.cat((torch.ones_like(membership[:1]), membership)).to(self.decoder.dtype)
 
     def _prepare(self, membership: Tensor, layer: int) -> _LayerCircuit:
         decoder, layout = self.decoder, self.layout
@@ -125,14 +131,18 @@ class CircuitRunner:
         into_mlp = membership[: layout.mlp_reads(layer), layout.mlp_target(layer)]
         return _LayerCircuit(
             heads=heads,
-            attention=into_heads[:, :, heads].flatten(1).to(decoder.dtype),
-            mlp=into_mlp.to(decoder.dtype) if mlp_runs else None,
+            attention=self._with_base(into_heads[:, :, heads].flatten(1)),
+            mlp=self._with_base(into_mlp) if mlp_runs else None,
             weights=(weights[0], weights[1], weights[2]),
             biases=(biases[0], biases[1], biases[2]),
             w_o=attention.w_o.view(h, e, d)[heads],
         )
 
     def logits(self, embedded: Tensor, reference: Reference, prefix: Prefix | None = None) -> Tensor:
+        """Run the circuit and give the [b, n] logits at the last position; arguments as for `final`."""
+        return logits_of(self.decoder, self.final(embedded, reference, prefix))
+
+    def final(self, embedded: Tensor, reference: Reference, prefix: Prefix | None = None) -> Tensor:
         """Run the circuit.
 
         Args:
@@ -141,53 +151,56 @@ class CircuitRunner:
             prefix: positions before, at which run and reference agree (patching only).
 
         Returns:
-            [b, n] logits at the last position.
+            [b, d] the final norm's output at the last position, scale and shift left to the unembedding.
         """
         decoder = self.decoder
         b, p, d = embedded.shape
         offset = prefix.length if prefix else 0
         rotary = Rotary.at(decoder, offset, p)
-        run = _Differences(embedded.new_zeros(self.layout.n_sources, b, p, d))
-        run.rows[0] = embedded - reference.embedded
         base = reference.embedded.expand(b, p, d)
         if decoder.positions is not None:
             base = base + decoder.positions[offset : offset + p]
+        run = _Contributions(embedded.new_empty(1 + self.layout.n_sources, b, p, d))
+        run.rows[1 + self._silent] = 0
+        run.rows[1] = embedded - reference.embedded
         for index, (layer, block) in enumerate(zip(self._layers, decoder.blocks, strict=True)):
             queries = 1 if index == decoder.n_layers - 1 else p
             reference_z = reference.z[index]
+            run.rows[0] = base
             if len(layer.heads):
-                z = self._attend(layer, index, run, base, queries, rotary, prefix)
+                z = self._attend(layer, index, run, queries, rotary, prefix)
                 run.set_heads(self, index, layer, z, reference_z)
             before = base[:, -queries:]
             after = before + block.attention.b_o + linear_no_bias(reference_z, block.attention.w_o)
             if layer.mlp is not None:
-                x = (before if decoder.parallel else after) + run.sum(layer.mlp, queries)
+                run.rows[0, :, -queries:] = before if decoder.parallel else after
+                x = run.sum(layer.mlp, queries)
                 hidden = linear(normalize(x, decoder).value, block.mlp.w_in, block.mlp.b_in)
                 output = linear(activate(block.mlp, decoder.activation, hidden), block.mlp.w_out, block.mlp.b_out)
-                run.rows[self.layout.mlp_source(index), :, -queries:] = output - reference.mlp_outputs[index]
+                mlp = 1 + self.layout.mlp_source(index)
+                run.rows[mlp, :, -queries:] = output - reference.mlp_outputs[index]
             base = after + reference.mlp_outputs[index]
-        final = base[:, -1] + run.sum(self._logits, 1)[:, 0]
-        return logits_of(decoder, normalize(final, decoder).value)
+        run.rows[0, :, -1:] = base[:, -1:]
+        return normalize(run.sum(self._logits, 1)[:, 0], decoder).value
 
     def _attend(
         self,
         layer: _LayerCircuit,
         index: int,
-        run: _Differences,
-        base: Tensor,
+        run: _Contributions,
         queries: int,
         rotary: Rotary | None,
         prefix: Prefix | None,
     ) -> Tensor:
         """The outputs [a, b, q, e] of the circuit's heads of one layer."""
-        decoder = self.decoder
-        b, p, d = base.shape
-        a = len(layer.heads)
-        split = run.sums(layer.attention)  # [3a, b, p, d]
-        x = normalize(split + base, decoder).value.view(3, a, b, p, d)
+        decoder, a = self.decoder, len(layer.heads)
+        x = normalize(run.sums(layer.attention), decoder).value  # [3a, b, p, d]
+        b, d = x.shape[1], x.shape[3]
         parts = []
         for kind, (weight, bias) in enumerate(zip(layer.weights, layer.biases, strict=True)):
-            rows = x[kind] if kind else x[kind, :, :, -queries:]
+            rows = x[kind * a : (kind + 1) * a]
+            if kind == 0:
+                rows = rows[:, :, -queries:]
             flat = torch.baddbmm(bias, rows.reshape(a, -1, d), weight)
             parts.append(flat.view(a, b, -1, decoder.d_head).transpose(0, 1))
         q, k, v = parts
@@ -198,8 +211,12 @@ class CircuitRunner:
 
 
 @dataclass(frozen=True)
-class _Differences:
-    """z_u - z_u(reference) of the sources run so far: rows [u, b, p, d]."""
+class _Contributions:
+    """What targets add up: rows [1 + u, b, p, d].
+
+    Row 0 is the reference's residual where the next targets read, the others are z_u - z_u(reference) of the sources
+    run so far. The last layer's sources are known, and read, at the last position only.
+    """
 
     rows: Tensor
 
@@ -208,11 +225,11 @@ class _Differences:
         return self.rows.view(len(self.rows), -1)
 
     def sums(self, membership: Tensor) -> Tensor:
-        """Sum over the sources that each target reads: membership [n, t] -> [t, b, p, d]."""
+        """The inputs of several targets: membership [1 + n, t] -> [t, b, p, d]."""
         return (membership.T @ self._flat[: len(membership)]).view(-1, *self.rows.shape[1:])
 
     def sum(self, membership: Tensor, queries: int) -> Tensor:
-        """The same for one target: membership [n] -> [b, queries, d]."""
+        """The input of one target at the last `queries` positions: membership [1 + n] -> [b, queries, d]."""
         rows = self.rows[: len(membership), :, -queries:]
         return (membership @ rows.reshape(len(membership), -1)).view(rows.shape[1:])
 
@@ -223,7 +240,7 @@ class _Differences:
         a, b, queries, e = z.shape
         apart = reference_z.view(*reference_z.shape[:2], -1, e)[:, :, layer.heads].permute(2, 0, 1, 3)
         written = torch.bmm((z - apart).reshape(a, -1, e), layer.w_o).view(a, b, queries, -1)
-        start = runner.layout.head_sources(index).start
+        start = 1 + runner.layout.head_sources(index).start
         self.rows[start + layer.heads, :, -queries:] = written
 
 

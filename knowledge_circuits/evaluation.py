@@ -22,10 +22,9 @@ from knowledge_circuits.circuit_run import CircuitRunner, Reference
 from knowledge_circuits.circuits import prune, top_n
 from knowledge_circuits.decoder import Decoder
 from knowledge_circuits.files import InputError
-from knowledge_circuits.forward import Prefix, Trace, embed, forward, logits_of, prefix_of
+from knowledge_circuits.forward import Prefix, Trace, embed, forward, prefix_of
 from knowledge_circuits.graph import Graph
 from knowledge_circuits.memory import budget_bytes, circuit_items
-from knowledge_circuits.metrics import label_difference
 from knowledge_circuits.prompts import Batch, PromptPairs
 
 
@@ -284,11 +283,18 @@ def _differences(
     shared = prefix_of(decoder, batch.clean[:, :offset])
     ids = torch.cat((batch.clean[:, offset:], batch.corrupted[:, offset:]))
     trace = forward(decoder, embed(decoder, ids), shared.repeat(2) if shared else None)
-    both = logits_of(decoder, trace.final_normalized.value[:, 0])
-    found = [label_difference(both[:items], batch.labels), label_difference(both[items:], batch.labels)]
+    normalized = trace.final_normalized.value[:, 0]
     embedded, reference, prefix = _circuit_inputs(decoder, batch, trace, shared, intervention, means)
-    found += [label_difference(runner.logits(embedded, reference, prefix), batch.labels) for runner in runners]
-    return found
+    circuits = [runner.final(embedded, reference, prefix) for runner in runners]
+    found = (normalized[:items], normalized[items:], *circuits)
+    return [_logit_difference(decoder, final, batch.labels) for final in found]
+
+
+def _logit_difference(decoder: Decoder, normalized: Tensor, labels: Tensor) -> Tensor:
+    """logit[clean label] - logit[corrupted label], [b], of the final norm's output [b, d]: two columns of n matter."""
+    columns = decoder.unembedding.T[labels]  # [b, 2, d]
+    biases = decoder.unembedding_bias[labels]
+    return torch.linalg.vecdot(normalized, columns[:, 0] - columns[:, 1]) + biases[:, 0] - biases[:, 1]
 
 
 def _circuit_inputs(

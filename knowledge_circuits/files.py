@@ -38,8 +38,6 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     try:
         with open(partial, mode, **text) as file:  # type: ignore[call-overload]
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

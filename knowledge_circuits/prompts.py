@@ -104,6 +104,16 @@ class PromptPairs:
     def __len__(self) -> int:
         return len(self.clean)
 
+    @classmethod
+    def joined(cls, parts: Sequence[PromptPairs]) -> PromptPairs:
+        """The pairs of several, one after the other."""
+        return cls(
+            [ids for part in parts for ids in part.clean],
+            [ids for part in parts for ids in part.corrupted],
+            [pair for part in parts for pair in part.labels],
+            [row for part in parts for row in part.rows],
+        )
+
     def select(self, chosen: Sequence[int]) -> PromptPairs:
         """Only the pairs of the given numbers, in the given order."""
         rows = [self.rows[i] for i in chosen] if self.rows else []
