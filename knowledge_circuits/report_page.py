@@ -89,7 +89,7 @@ def card(finding: Finding) -> Card:
     """Choose what stands on a finding's card."""
     wanted = [s for s in finding.statistics if s.where == "all bands" or s.name.startswith(_ENTROPY)]
     chosen = wanted or [s for s in finding.statistics if s.verdict is not None]
-    meaning = _MEANINGS.get(finding.title, {}).get(finding.verdict, "")
+    meaning = _MEANINGS.get(finding.title, {}).get(finding.verdict, "") if chosen else "This run cannot tell yet."
     return Card(finding, meaning, tuple(chosen[:_ON_CARD]))
 
 
