@@ -79,18 +79,30 @@ train() { # arguments for train.py...: a run with a checkpoint and an evaluation
     --run_name "$MODEL/$RUN" --report_to "$REPORT_TO" "$@"
 }
 
+share_out() { # program arguments...: one GPU per process as above; without a GPU, PROCESSES processes of one thread each
+  # A model as small as nano keeps one core busy, not two; the same files come from any number of processes.
+  if [[ -z "${PROCESSES:-}" || "$(python -c 'import torch; print(torch.cuda.device_count())')" != 0 ]]; then
+    launch "$@"
+  elif ((PROCESSES == 1)); then
+    python "$@" --threads 1
+  else
+    # (accelerate launch --cpu would start one process only.)
+    OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" "$@" --threads 1
+  fi
+}
+
 predict() { # arguments for predict.py...
-  launch predict.py --model_name_or_path "$CHECKPOINTS" --input_file "$DATA/test.jsonl" "$@"
+  share_out predict.py --model_name_or_path "$CHECKPOINTS" --input_file "$DATA/test.jsonl" "$@"
 }
 
 discover() { # arguments for circuit_discovery.py...
   generate_circuit_data
-  launch circuit_discovery.py --model "$MODEL" --model_path "$CHECKPOINTS" --circuit_n "$CIRCUIT_N" \
+  share_out circuit_discovery.py --model "$MODEL" --model_path "$CHECKPOINTS" --circuit_n "$CIRCUIT_N" \
     --data_file "$DATA/circuit_$CIRCUIT_N/$MODEL/{task}.jsonl" "$@"
 }
 
 evaluate() { # arguments for circuit_eval.py...
-  launch circuit_eval.py --model "$MODEL" --model_path "$CHECKPOINTS" --circuit_n "$CIRCUIT_N" \
+  share_out circuit_eval.py --model "$MODEL" --model_path "$CHECKPOINTS" --circuit_n "$CIRCUIT_N" \
     --eval_data_file "$DATA/circuit_$CIRCUIT_N/$MODEL/{task}.jsonl" --test_data_file "$DATA/test.jsonl" "$@"
 }
 
@@ -134,10 +146,10 @@ notebook() { # name of a notebook in analysis/, run's folder: executes it on the
     --ExecutePreprocessor.timeout=-1 "analysis/$1.ipynb" 2> >(grep -v 'Kernel is running over TCP' >&2)
 }
 
-figures() { # executes all notebooks that draw a run
-  local -a names
+figures() { # names of notebooks...: executes them, or all that draw a run
+  local -a names=("$@")
   local place
-  read -ra names -d '' < <(cd analysis && ls ./*.ipynb | sed 's/^..//; s/.ipynb$//' | grep -v forgetting) || true
+  (($#)) || read -ra names -d '' < <(cd analysis && ls ./*.ipynb | sed 's/^..//; s/.ipynb$//' | grep -v forgetting) || true
   for place in "${!names[@]}"; do
     echo "-- analysis/${names[place]}.ipynb ($((place + 1)) of ${#names[@]})"
     notebook "${names[place]}" "$RUN_FOLDER"

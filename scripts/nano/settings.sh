@@ -5,6 +5,7 @@
 
 MODEL=nano
 : "${N:=400}" "${CIRCUIT_N:=30}"
+: "${PROCESSES:=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)}" # of prediction and circuits
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 UNTRAINED="models/nano-untrained/$RUN"       # a tokenizer and random weights
 BASE_RUN="outputs/train/nano-base/$RUN"      # the run that gives nano its past
