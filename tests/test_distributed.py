@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from knowledge_circuits.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+#: `accelerate launch --cpu` starts one process whatever the number asked for; --multi_gpu starts two, here without GPUs.
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 
 #: Two processes add up gradients in another order than one; float32 keeps seven digits.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -54,6 +55,7 @@ def words(folder: Path, model: Path, output: str, batch: int) -> list[str]:
         "eval_strategy": "epoch",
         "logging_steps": 1,
         "seed": 2,
+        "use_cpu": True,
     }
     return [f"--{name}={value}" for name, value in values.items()]
 
@@ -86,6 +88,9 @@ def test_two_processes_learn_what_one_learns(data, tiny_gpt2_folder):
     two = start(words(data, tiny_gpt2_folder, "two", batch=2), data, *LAUNCH)
     assert two.returncode == 0, two.stderr
     runs = [Run(data / name) for name in ("one", "two")]
+    # Eight sequences a step: one process makes them in two batches of four, two processes in two rounds of two each.
+    for run in runs:
+        assert json.loads(run.config.read_text())["arguments"]["gradient_accumulation_steps"] == 2
     blocks = json.loads(runs[0].config.read_text())["data"]["blocks"]
     assert blocks % 8, "the last step of an epoch is to have fewer sequences"
     steps = [[checkpoint.step for checkpoint in run.checkpoints()] for run in runs]
