@@ -21,6 +21,8 @@ else
 fi
 DATA="$DATA_DIR/entities_$N"
 RUN_FOLDER="outputs/train/$MODEL/$RUN"
+FORGET_FOLDER="outputs/forget/$MODEL"
+if [[ "$RUN" != default ]]; then FORGET_FOLDER="$FORGET_FOLDER/$RUN"; fi
 : "${CHECKPOINTS:=$RUN_FOLDER/checkpoints}"
 
 launch() { # program arguments...: in one process, or in one per GPU of every machine (scripts/slurm sets MACHINES)
@@ -116,29 +118,29 @@ forget() { # arguments for train.py...: at every replay ratio, continue the fini
       --train_file "$DATA/forget_new.jsonl" --validation_file "$DATA/validation.jsonl" \
       --replay_file "$DATA/replay.jsonl" --replay_ratio "$ratio" "${OPTIMIZER[@]}" --learning_rate 1e-4 \
       --save_schedule exponential --eval_on_start --eval_strategy steps --eval_steps 5 --logging_steps 5 \
-      --run_name "$MODEL/replay_$ratio" --report_to "$REPORT_TO" "$@"
+      --output_dir "$FORGET_FOLDER/replay_$ratio" --run_name "$MODEL/replay_$ratio" --report_to "$REPORT_TO" "$@"
   done
 }
 
-follow_old_facts() { # attribution batch, topn, tasks: what the drifting checkpoints of every ratio know, and their circuits
-  local start ratio
+follow_old_facts() { # attribution batch, topn, bands: what the drifting checkpoints of every ratio know, and their circuits
+  local start ratio bands=("${@:3}")
+  local circuits=(--batch_size "$1" --topn "$2" --format json.gz)
+  circuits+=(--source_frequency "${bands[@]}" --target_frequency "${bands[@]}")
   start="$(last_checkpoint "$RUN_FOLDER")"
   for ratio in $RATIOS; do
     echo "== Old facts and their circuits with replay ratio $ratio"
-    CHECKPOINTS="outputs/forget/$MODEL/replay_$ratio/checkpoints"
+    CHECKPOINTS="$FORGET_FOLDER/replay_$ratio/checkpoints"
     predict
-    discover --batch_size "$1" --format json.gz --task "${@:3}"
-    evaluate --batch_size "$1" --format json.gz --task "${@:3}" --topn "$2"
-    evaluate --batch_size "$1" --format json.gz --task "${@:3}" --topn "$2" --circuit_from "$start"
+    discover --batch_size "$1" --format json.gz --frequency "${bands[@]}"
+    evaluate "${circuits[@]}"
+    evaluate "${circuits[@]}" --circuit_from "$start"
   done
 }
 
-checkpoints_along() { # run's folder: four of its checkpoints, one step into training, a quarter and half way through, the last
-  local -a all
-  read -ra all -d '' < <(cd "$1/checkpoints" && ls -d checkpoint-* | sort -t- -k2 -n) || true
-  local last=$((${#all[@]} - 1))
-  printf '%s\n' "$1/checkpoints/${all[1]}" "$1/checkpoints/${all[last / 4]}" "$1/checkpoints/${all[last / 2]}" \
-    "$1/checkpoints/${all[last]}" | uniq
+move_circuits() { # arguments for circuit_eval.py...: circuits of the ends of the run and of both sides of its break, everywhere
+  local -a sources
+  read -ra sources -d '' < <(python -m knowledge_circuits.moved_circuits "$RUN_FOLDER") || true
+  evaluate --circuit_from "${sources[@]}" "$@"
 }
 
 notebook() { # name of a notebook in analysis/, run's folder: executes it on the run; its figures go beside the run

@@ -12,4 +12,4 @@ MODEL=TinyLlama_v1.1
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 forget --num_train_epochs 5 --block_size 2048 --per_device_train_batch_size 2 --sequences_per_step 16 "$@"
-follow_old_facts 16 50000 city company major
+follow_old_facts 16 50000 low medium high

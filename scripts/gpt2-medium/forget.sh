@@ -12,4 +12,4 @@ MODEL=gpt2-medium
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 forget --num_train_epochs 5 --block_size 1024 --per_device_train_batch_size 8 --sequences_per_step 64 "$@"
-follow_old_facts 64 20000 city company major
+follow_old_facts 64 20000 low medium high

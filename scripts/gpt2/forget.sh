@@ -12,4 +12,4 @@ MODEL=gpt2
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 forget --num_train_epochs 10 --block_size 1024 --per_device_train_batch_size 16 --sequences_per_step 128 "$@"
-follow_old_facts 64 8000 city company major
+follow_old_facts 64 8000 low medium high
