@@ -120,9 +120,8 @@ def head_scatter(components: Components, circuits: tables.Circuits | None, run: 
         return plots.missing(title, components.missing or _NO_CIRCUITS, run)
     epochs = sorted(inside["epoch"].unique())
     panels = [(epochs[0], "", "logits"), (epochs[-1], "", "logits"), (epochs[-1], "original_", "the original's ratio")]
-    figure, axes = plots.grid(
-        title, run, 1, len(panels), height=4.3, share_y=False, note="a point is one head in one group's circuit"
-    )
+    note = "a point is one head in one group's circuit; the smallest hundredth at the edge"
+    figure, axes = plots.grid(title, run, 1, len(panels), height=4.4, share_y=False, note=note)
     for ax, (epoch, prefix, unit) in zip(axes[0], panels, strict=True):
         shown = inside[inside["epoch"].isin([at for at, of, _ in panels if of == prefix])]
         _scatter(ax, inside[inside["epoch"] == epoch], prefix, _limits(shown, prefix))
@@ -280,10 +279,11 @@ def _token_ticks(ax: Axes, view: PromptView) -> None:
             labels[place].set_color(plots.VERMILION)
 
 
-def _shown(token: str) -> str:
-    """A token as a label: its spaces visible, what no font draws spelled out, dollar signs no formula."""
+def _shown(token: str, longest: int = 20) -> str:
+    """A token as a label: cut, its spaces visible, what no font draws spelled out, dollar signs no formula."""
     visible = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token)
-    return visible.replace(" ", "·").replace("$", r"\$")
+    cut = visible if len(visible) <= longest else f"{visible[: longest - 1]}…"
+    return cut.replace(" ", "·").replace("$", r"\$")
 
 
 @plots.styled
@@ -298,17 +298,21 @@ def prompt_layers(view: PromptView | None, run: str) -> Figure:
     table, ranks, probabilities = axes[0]
     _leading_tokens(table, view)
     layers = np.arange(len(view.layers))
-    ranks.plot(view.rank + 1, layers, "o-", color=plots.BLACK, markersize=3.5, label="last position")
-    ranks.plot(view.subject_rank + 1, layers, "s-", color=plots.VERMILION, markersize=3.5, label="best of the subject")
-    ranks.set(xscale="log", title="rank of the answer", xlabel="rank + 1 (1 is best)")
-    ranks.legend(loc="best")
+    answer = Look("the answer, last position", plots.BLACK, "o")
+    at_subject = Look("the answer, best of the subject's positions", plots.VERMILION, "s")
+    leader = Look("the leading token", plots.GREY, "^")
     leading = [tokens.scores[0] for tokens in view.layers]
-    probabilities.plot(view.prob, layers, "o-", color=plots.BLACK, markersize=3.5, label="the answer")
-    probabilities.plot(leading, layers, "^:", color=plots.GREY, markersize=3.5, label="the leading token")
+    for ax, values, look in (
+        (ranks, view.rank + 1, answer),
+        (ranks, view.subject_rank + 1, at_subject),
+        (probabilities, leading, leader),
+        (probabilities, view.prob, answer),
+    ):
+        ax.plot(values, layers, f"{look.marker}-", color=look.color, markersize=3.5)
+    ranks.set(xscale="log", title="rank of the answer", xlabel="rank + 1 (1 is best)")
     probabilities.set(title="probability", xlabel="probability", xlim=(-0.03, 1.03))
-    probabilities.legend(loc="best")
     table.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure
+    return plots.legend(figure, {look.label: look for look in (answer, at_subject, leader)})
 
 
 def _leading_tokens(ax: Axes, view: PromptView) -> None:
@@ -318,7 +322,7 @@ def _leading_tokens(ax: Axes, view: PromptView) -> None:
     for layer, tokens in enumerate(view.layers):
         for place, (text, score) in enumerate(zip(tokens.texts, tokens.scores, strict=True)):
             color = "white" if score > 0.6 else plots.BLACK
-            ax.text(place, layer, _shown(text), ha="center", va="center", fontsize=7.5, color=color)
+            ax.text(place, layer, _shown(text, 9), ha="center", va="center", fontsize=7.5, color=color)
             if text == view.answer:
                 corner = (place - 0.48, layer - 0.48)
                 ax.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, color=plots.VERMILION, linewidth=1.4))
@@ -360,7 +364,7 @@ def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Fig
             words.text(
                 place / len(component.raised.texts),
                 row,
-                _shown(text),
+                _shown(text, 14),
                 transform=words.get_yaxis_transform(),
                 va="center",
                 fontsize=8,
