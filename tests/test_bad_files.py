@@ -44,7 +44,7 @@ from knowledge_circuits.tokenization import load_tokenizer, plain_ids
 
 CASES = settings(
     max_examples=80,
-    deadline=20_000,
+    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
