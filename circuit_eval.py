@@ -26,7 +26,7 @@ from knowledge_circuits.circuit_results import (
     EvaluationSettings,
     circuit_size,
     evaluation_items,
-    find_source,
+    find_sources,
     read_test_items,
 )
 from knowledge_circuits.command_line import run_program
@@ -53,7 +53,7 @@ def main() -> int:
     prepare(args.threads, process)
     wanted = chosen_groups(args.task, args.source_type, args.source_frequency)
     evaluated = checkpoints(args.model_path, args.output_dir)
-    sources = [find_source(name, evaluated) for name in dict.fromkeys(args.circuit_from)]
+    sources = find_sources(args.circuit_from, evaluated)
     groups = read_groups(args.eval_data_file, wanted, args.circuit_n, quiet=not process.is_main)
     targets = {}
     if args.test_data_file:

@@ -156,8 +156,26 @@ def circuit_size(
     raise InputError(f"{paths[0]}: no such graph, nor one of another chosen group; run circuit_discovery.py first")
 
 
+def find_sources(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints that `--circuit_from` names, each once; see `find_source`.
+
+    Raises:
+        InputError: two different ones are of the same step, so that their files would have the same names.
+    """
+    sources = list(dict.fromkeys(find_source(name, checkpoints) for name in names))
+    by_step: dict[int | None, Checkpoint] = {}
+    for source in sources:
+        other = by_step.setdefault(source.step, source)
+        if other != source:
+            raise InputError(
+                f"--circuit_from: {other.path} and {source.path} are both of step {source.step}, which names the files;"
+                " move the circuits of one at a time, the second with another --output_dir"
+            )
+    return sources
+
+
 def find_source(name: str, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """The checkpoint that `--circuit_from` names.
+    """The checkpoint that one value of `--circuit_from` names.
 
     Args:
         name: a step or `checkpoint-<step>` of the evaluated checkpoints, or a checkpoint's folder.

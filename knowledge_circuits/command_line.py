@@ -40,11 +40,15 @@ _MENDABLE = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "no permission to write there",
     errno.EPERM: "no permission to write there",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EEXIST: "a file stands where a folder is needed",
+    errno.EISDIR: "a folder stands where a file is needed",
+    errno.ENAMETOOLONG: "the name is too long for the file system",
 }
 
 
 def is_mendable(error: OSError) -> bool:
-    """Whether the user can mend it, and every further write would meet it too: no space, no permission."""
+    """Whether the user can mend it, and further writes would meet it too: no space, no permission, no such place."""
     return error.errno in _MENDABLE
 
 

@@ -105,9 +105,15 @@ def _read_json(path: Path) -> list[Document]:
 
 def _read_csv(path: Path) -> list[Document]:
     try:
-        return [dict(row) for row in csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)]
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+        rows = []
+        for row in reader:
+            if None in row:
+                raise InputError(f"{path}, line {reader.line_num}: more fields than the first line has names")
+            rows.append(dict(row))
     except csv.Error as error:
         raise InputError(f"{path}: not valid CSV ({error})") from None
+    return rows
 
 
 def _read_lines(path: Path) -> list[Document]:

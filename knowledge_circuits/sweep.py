@@ -215,6 +215,9 @@ def _attempt(item: WorkItem) -> str | None:
         if is_mendable(error):
             raise
         return f"{type(error).__name__}: {error}"
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return "the GPU's memory does not suffice; give a smaller --batch_size (or --memory_gb)"
     except Exception as error:
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"

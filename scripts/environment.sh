@@ -45,6 +45,6 @@ make_environment() {
 # One installation at a time, where the system has flock.
 {
   if command -v flock >/dev/null; then flock 9; fi
-  make_environment
+  (set -euo pipefail; make_environment) # whatever the caller has set, a failed installation gets no stamp
 } 9<requirements.txt
 export PATH="$ROOT/.venv/bin:$PATH"

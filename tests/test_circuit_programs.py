@@ -353,6 +353,17 @@ def test_an_unknown_source_of_circuits_is_refused(copy, capsys):
     assert "--circuit_from 3: neither a checkpoint's folder nor one of the steps 0, 4" in sentence
 
 
+def test_two_sources_of_one_step_are_refused_and_one_source_named_twice_is_one(copy, tmp_path, capsys):
+    own = str(copy.checkpoints / "checkpoint-0")
+    (other := tmp_path / "other" / "checkpoint-0").mkdir(parents=True)
+    shutil.copy(Path(own) / "config.json", other)
+    flags = (*ONE_SOURCE, "--topn", "40", "--circuit_from", "0", own, "checkpoint-0")
+    sentence = refused(capsys, circuit_eval.main, copy.evaluation(*flags, str(other)))
+    assert "are both of step 0" in sentence
+    assert call(circuit_eval.main, copy.evaluation(*flags)) == 0
+    assert circuits_of(copy, 4).results(40, 0).exists()
+
+
 def test_a_missing_model_folder_is_named(fresh, capsys, tmp_path):
     arguments = fresh.discovery()
     arguments[arguments.index("--model_path") + 1] = str(tmp_path / "nowhere")

@@ -38,7 +38,12 @@ def test_bad_input_is_one_line_on_standard_error(capsys):
 
 @pytest.mark.parametrize(
     ("number", "reason"),
-    [(errno.ENOSPC, "no space left"), (errno.EROFS, "read-only"), (errno.EACCES, "no permission")],
+    [
+        (errno.ENOSPC, "no space left"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "no permission"),
+        (errno.ENOTDIR, "a file stands where a folder is needed"),
+    ],
 )
 def test_what_the_disk_refuses_is_one_line_with_the_place(number, reason, capsys):
     assert ending(OSError(number, "refused", "out/graph.json")) == 1

@@ -208,6 +208,7 @@ def test_documents_are_read_from_each_kind_of_file(tmp_path):
         ("a.json", '{"data": "x"}', "list of objects"),
         ("a.json", "[1, 2]", "list of objects"),
         ("a.csv", "text\n  \n", "no text"),
+        ("a.csv", "text,city\nfine,Oslo\nfine,Oslo,Bergen\n", "line 3: more fields"),
         ("a.parquet", "x", "end in .jsonl, .json, .csv, .txt"),
     ],
 )

@@ -66,6 +66,19 @@ def test_a_stage_that_outlasts_the_deadline_ends_the_slice_with_its_own_status(p
     assert run(pipeline, "DEADLINE=$((SECONDS + 1));") == (124, ["one"])
 
 
+def test_a_failed_installation_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "environment.sh").write_text((SCRIPTS / "environment.sh").read_text())
+    (tmp_path / "requirements.txt").write_text("torch\n")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\n" + 'case "$*" in *install*) exit 1;; esac\n')
+    python.chmod(0o755)
+    for options in ("", "set -euo pipefail; "):
+        subprocess.run(["bash", "-c", f"{options}source scripts/environment.sh"], cwd=tmp_path, timeout=60)
+        assert not (tmp_path / ".venv" / "requirements.installed").exists()
+
+
 @pytest.mark.parametrize("script", ALL, ids=lambda path: str(path.relative_to(SCRIPTS)))
 def test_a_script_is_sound_bash_and_opens_with_what_it_does(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)

@@ -103,6 +103,13 @@ def test_a_failed_item_is_named_and_the_others_go_on(tmp_path, capsys):
     assert "error: b.jsonl, line 3: no key 'type' (failed: b)" in capsys.readouterr().err
 
 
+def test_too_little_gpu_memory_is_a_sentence_with_the_remedy(tmp_path, capsys):
+    items = [failing("a", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")), writer(tmp_path, "b")]
+    ((name, reason),) = sweep(items, alone(), "items").failures
+    assert name == "a" and "--batch_size" in reason
+    assert (tmp_path / "b").exists() and "Traceback" not in capsys.readouterr().err
+
+
 def test_a_full_disk_ends_the_sweep(tmp_path):
     log: list[str] = []
     items = [failing("a", OSError(errno.ENOSPC, "No space left on device")), writer(tmp_path, "b", cost=0.5, log=log)]
