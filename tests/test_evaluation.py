@@ -122,6 +122,18 @@ def test_a_curve_ends_near_the_model_and_its_areas_are_trapezoids(decoder: Decod
     assert curve.cmd == pytest.approx(0.4 * (abs(1 - a) + abs(1 - b)) / 2 + 0.5 * (abs(1 - b) + abs(1 - c)) / 2)
 
 
+def test_numbers_that_are_not_finite_are_refused_with_their_item() -> None:
+    decoder = decoder_from_model(families.random_model(FAMILIES["gpt2"](), 0, torch.float32))
+    token = next(ids for ids in PAIRS.clean[2] if all(ids not in other for other in PAIRS.clean[:2]))
+    decoder.embedding[token] = torch.inf
+    for run in (
+        lambda: evaluate(decoder, [graph_of(decoder, "all")], PAIRS),
+        lambda: standalone(decoder, graph_of(decoder, "all"), PAIRS),
+    ):
+        with pytest.raises(InputError, match="is not a finite number"):
+            run()
+
+
 def test_a_circuit_of_another_model_is_refused(decoder: Decoder) -> None:
     layout = Layout(1, 2)
     other = Graph(layout, torch.zeros(layout.real_edges.shape), layout.real_edges, 8)
