@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from knowledge_circuits.backward import HeadGradients, LayerGradients, backward, norm_backward
+from knowledge_circuits.backward import HeadGradients, backward, norm_backward
 from knowledge_circuits.decoder import Attention, Decoder
 from knowledge_circuits.files import InputError
 from knowledge_circuits.forward import (
@@ -36,6 +36,7 @@ from knowledge_circuits.forward import (
     Prefix,
     Substitution,
     Trace,
+    at_least_float32,
     embed,
     forward,
     logits_of,
@@ -293,12 +294,12 @@ def _final_gradient(
     else:
         function = metric.function if isinstance(metric, Metric) else metric
         with torch.enable_grad():
-            logits = logits_of(decoder, normalized.value[:, -1]).detach().requires_grad_()
-            losses = function(logits, clean_logits.repeat(runs, 1), labels.repeat(runs, 1))
+            logits = at_least_float32(logits_of(decoder, normalized.value[:, -1])).detach().requires_grad_()
+            losses = function(logits, at_least_float32(clean_logits).repeat(runs, 1), labels.repeat(runs, 1))
             if losses.shape != (runs * items,):
                 raise InputError(f"a metric gives one number per item; this one gave the shape {tuple(losses.shape)}")
             (at_logits,) = torch.autograd.grad(losses.sum(), logits)
-        parts = list((at_logits @ decoder.unembedding.T).chunk(runs))
+        parts = list((at_logits.to(decoder.dtype) @ decoder.unembedding.T).chunk(runs))
     at_norm = torch.cat([part * weight for part, weight in zip(parts, weights, strict=True)])
     return norm_backward(normalized, at_norm[:, None])
 
@@ -407,6 +408,3 @@ def _weights(decoder: Decoder, attention: Attention, parts: Sequence[HeadGradien
     chosen = {3: kinds, 2: kinds[1:], 1: kinds[:1]}[len(parts)]
     heads = [kind.view(-1, e, d) for kind in chosen]
     return [weight if len(weight) == h else weight.repeat_interleave(h // k, 0) for weight in heads]
-
-
-__all__ = ["LayerGradients", "Method", "Path", "attribute", "output_differences"]

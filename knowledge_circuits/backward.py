@@ -29,6 +29,7 @@ from knowledge_circuits.forward import (
     Substitution,
     Trace,
     apply_activation,
+    normalize_rms,
 )
 
 
@@ -182,10 +183,7 @@ def _undo(
     output = gradient if rotary is None else rotary.rotate(gradient, inverse=True)
     if plain is not None and norm is not None:
         plain = plain.repeat_interleave(group, 1)
-        wide = plain.float() if plain.dtype in (torch.bfloat16, torch.float16) else plain
-        inverse = (wide.square().mean(-1, keepdim=True) + decoder.qk_norm_eps).rsqrt()
-        unit = Normalized((wide * inverse).to(plain.dtype), inverse.to(plain.dtype))
-        output = norm_backward(unit, output * norm)
+        output = norm_backward(normalize_rms(plain, decoder.qk_norm_eps), output * norm)
         product = torch.linalg.vecdot(output, plain)
     else:
         product = torch.linalg.vecdot(gradient, used if group == 1 else used.repeat_interleave(group, 1))

@@ -273,7 +273,7 @@ def _first_line(error: Exception) -> str:
 def _probe_ids(model: Any) -> Tensor:
     config = getattr(model.config, "text_config", model.config)
     generator = torch.Generator().manual_seed(0)
-    length = min(9, getattr(config, "max_position_embeddings", 9))
+    length = min(9, _max_positions(config))
     return torch.randint(config.vocab_size, (2, length), generator=generator).to(model.device)
 
 

@@ -22,7 +22,7 @@ from knowledge_circuits.circuit_run import CircuitRunner, Reference
 from knowledge_circuits.circuits import prune, top_n
 from knowledge_circuits.decoder import Decoder
 from knowledge_circuits.files import InputError
-from knowledge_circuits.forward import Prefix, Trace, embed, forward, prefix_of
+from knowledge_circuits.forward import Prefix, Trace, at_least_float32, embed, forward, prefix_of
 from knowledge_circuits.graph import Graph
 from knowledge_circuits.memory import budget_bytes, circuit_items
 from knowledge_circuits.prompts import Batch, PromptPairs
@@ -109,7 +109,8 @@ def evaluate(
     runners = [_runner(decoder, circuit) for circuit in circuits]
     means = None
     if intervention in (Intervention.MEAN, Intervention.MEAN_POSITIONAL):
-        means = mean_outputs(decoder, pairs, batch_size, intervention is Intervention.MEAN_POSITIONAL)
+        positional = intervention is Intervention.MEAN_POSITIONAL
+        means = mean_outputs(decoder, pairs, positional, batch_size, memory_gb)
     results = torch.zeros(2 + len(circuits), len(pairs), dtype=torch.float64)
     with torch.no_grad():
         for batch in _batches(decoder, pairs, batch_size, memory_gb, progress, "evaluation"):
@@ -150,15 +151,14 @@ def standalone(
     runner = _runner(decoder, circuit)
     means = None
     if intervention is not Intervention.ZERO:
-        means = mean_outputs(decoder, pairs, batch_size, intervention is Intervention.MEAN_POSITIONAL)
+        positional = intervention is Intervention.MEAN_POSITIONAL
+        means = mean_outputs(decoder, pairs, positional, batch_size, memory_gb)
     probabilities = torch.zeros(len(pairs), dtype=torch.float64)
     ranks = torch.zeros(len(pairs), dtype=torch.long)
     with torch.no_grad():
         for batch in _batches(decoder, pairs, batch_size, memory_gb, progress, "standalone"):
             reference = Reference.zero(decoder) if means is None else _cut(means, batch.clean.shape[1])
-            logits = runner.logits(embed(decoder, batch.clean), reference)
-            if logits.dtype in (torch.bfloat16, torch.float16):
-                logits = logits.float()
+            logits = at_least_float32(runner.logits(embed(decoder, batch.clean), reference))
             label = batch.labels[:, :1]
             probabilities[batch.index] = logits.softmax(-1).gather(1, label)[:, 0].double().cpu()
             ranks[batch.index] = (logits > logits.gather(1, label)).sum(1).cpu()
@@ -220,14 +220,18 @@ def faithfulness_curve(
     return FaithfulnessCurve(tuple(shares), tuple(values), tuple(circuit.n_edges for circuit in circuits))
 
 
-def mean_outputs(decoder: Decoder, pairs: PromptPairs, batch_size: int, positional: bool) -> Reference:
+def mean_outputs(
+    decoder: Decoder, pairs: PromptPairs, positional: bool, batch_size: int = 64, memory_gb: float | None = None
+) -> Reference:
     """Every source's mean output on the clean prompts: over all positions [1, 1, ...], or per position [1, p, ...]."""
     longest = pairs.longest
     sums: list[Tensor] | None = None
-    counts = torch.zeros(longest, dtype=decoder.dtype, device=decoder.device)
+    # Sums of many numbers: bfloat16 could not even count the prompts.
+    wide = torch.promote_types(decoder.dtype, torch.float32)
+    counts = torch.zeros(longest, dtype=wide, device=decoder.device)
     with torch.no_grad():
-        for batch in pairs.batches(batch_size):
-            trace = forward(decoder, embed(decoder, batch.clean.to(decoder.device)), last_position_only=False)
+        for batch in _batches(decoder, pairs, batch_size, memory_gb, False, "means"):
+            trace = forward(decoder, embed(decoder, batch.clean), last_position_only=False)
             length = batch.clean.shape[1]
             outputs = [
                 trace.embedded,
@@ -235,15 +239,16 @@ def mean_outputs(decoder: Decoder, pairs: PromptPairs, batch_size: int, position
                 *(layer.mlp_output for layer in trace.layers),
             ]
             if sums is None:
-                sums = [output.new_zeros(longest, output.shape[-1]) for output in outputs]
+                sums = [output.new_zeros(longest, output.shape[-1], dtype=wide) for output in outputs]
             for total, output in zip(sums, outputs, strict=True):
-                total[:length] += output.sum(0)
+                total[:length] += output.sum(0, dtype=wide)
             counts[:length] += len(batch.index)
     assert sums is not None
     if positional:
         means = [(total / counts[:, None])[None] for total in sums]
     else:
         means = [(total.sum(0) / counts.sum())[None, None] for total in sums]
+    means = [mean.to(decoder.dtype) for mean in means]
     n = decoder.n_layers
     return Reference(means[0], tuple(means[1 : 1 + n]), tuple(means[1 + n :]))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from knowledge_circuits.circuit_run import CircuitRunner, Reference
 from knowledge_circuits.decoder import Decoder
-from knowledge_circuits.forward import embed, forward
+from knowledge_circuits.forward import at_least_float32, embed, forward
 from knowledge_circuits.graph import Graph, Layout
 from knowledge_circuits.metrics import MetricFunction
 from knowledge_circuits.prompts import Batch
@@ -24,7 +24,7 @@ def add_exact_scores(decoder: Decoder, layout: Layout, batch: Batch, metric: Met
 
     def loss(membership: Tensor, clean_logits: Tensor | None) -> tuple[Tensor, Tensor]:
         circuit = Graph(layout, torch.zeros(membership.shape), membership, decoder.d_model)
-        logits = CircuitRunner(decoder, circuit).logits(clean, corrupted)
+        logits = at_least_float32(CircuitRunner(decoder, circuit).logits(clean, corrupted))
         return metric(logits, logits if clean_logits is None else clean_logits, batch.labels).sum(), logits
 
     baseline, clean_logits = loss(everything, None)

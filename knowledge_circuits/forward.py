@@ -228,17 +228,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def normalize(x: Tensor, decoder: Decoder) -> Normalized:
     """The norm of x [..., d] without its scale and shift, which are folded into the weights that follow."""
-    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    if decoder.centred:
-        value, _, inverse = torch.native_layer_norm(wide, wide.shape[-1:], None, None, decoder.norm_eps)
-        return Normalized(value.to(x.dtype), inverse.to(x.dtype))
-    return Normalized(*_rms(x, decoder.norm_eps))
+    if not decoder.centred:
+        return normalize_rms(x, decoder.norm_eps)
+    wide = at_least_float32(x)
+    value, _, inverse = torch.native_layer_norm(wide, wide.shape[-1:], None, None, decoder.norm_eps)
+    return Normalized(value.to(x.dtype), inverse.to(x.dtype))
 
 
-def _rms(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+def normalize_rms(x: Tensor, eps: float) -> Normalized:
+    """The RMS norm of x [..., d] without its scale."""
+    wide = at_least_float32(x)
     inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
-    return (wide * inverse).to(x.dtype), inverse.to(x.dtype)
+    return Normalized((wide * inverse).to(x.dtype), inverse.to(x.dtype))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32 where it has half precision, as it is otherwise."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -294,8 +300,8 @@ def prepare_heads(
     q_plain = k_plain = None
     if attention.q_norm is not None and attention.k_norm is not None:
         q_plain, k_plain = q, k
-        q = _rms(q, decoder.qk_norm_eps)[0] * attention.q_norm
-        k = _rms(k, decoder.qk_norm_eps)[0] * attention.k_norm
+        q = normalize_rms(q, decoder.qk_norm_eps).value * attention.q_norm
+        k = normalize_rms(k, decoder.qk_norm_eps).value * attention.k_norm
     if rotary is not None:
         q, k = rotary.rotate(q), rotary.rotate(k)
     return Heads(q, k, v, q_plain, k_plain)
@@ -314,8 +320,7 @@ def attend(heads: Heads, prefix: Prefix | None, layer: int) -> tuple[Tensor, Ten
     scores = scores.view(r, h, queries, keys).mul_(e**-0.5)
     if queries > 1:
         scores.masked_fill_(_future(queries, keys, scores.device), -torch.inf)
-    wide = torch.float32 if scores.dtype in (torch.bfloat16, torch.float16) else scores.dtype
-    pattern = torch.softmax(scores, -1, dtype=wide).to(scores.dtype)
+    pattern = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
     z = (pattern.view(r, n_kv, -1, keys) @ v).view(r, h, queries, e)
     return pattern, z.transpose(1, 2).reshape(r, queries, h * e)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from knowledge_circuits.decoder import Decoder
-from knowledge_circuits.forward import Trace, logits_of, normalize
+from knowledge_circuits.forward import Trace, at_least_float32, logits_of, normalize
 
 #: Most logits held at once.
 _MAX_LOGITS = 1 << 25
@@ -53,8 +53,7 @@ def residual_points(trace: Trace) -> tuple[Tensor, ...]:
 
 def lens_logits(decoder: Decoder, residual: Tensor) -> Tensor:
     """Logits [..., n] that the model would give if residual [..., d] were its last; float32 for half precision."""
-    logits = logits_of(decoder, normalize(residual, decoder).value)
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    return at_least_float32(logits_of(decoder, normalize(residual, decoder).value))
 
 
 def logit_lens(decoder: Decoder, trace: Trace, targets: Tensor, subject: Tensor) -> LensReading:

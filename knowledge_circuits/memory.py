@@ -6,6 +6,7 @@ short-lived ones. Cutting changes the number of passes and nothing else.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ _SHORT_LIVED = 1.3
 
 
 def budget_bytes(memory_gb: float | None, device: torch.device) -> float:
-    """The stated budget in bytes, or 60% of what is free on the device.
+    """The stated budget in bytes, or 60% of what is free on the device; processes of one machine share its memory.
 
     Raises:
         InputError: the budget is not positive.
@@ -31,8 +32,16 @@ def budget_bytes(memory_gb: float | None, device: torch.device) -> float:
             raise InputError(f"a memory budget is a positive number of gigabytes, not {memory_gb}")
         return memory_gb * 1e9
     if device.type == "cuda":
-        return _SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]
-    return _SHARE_OF_FREE * psutil.virtual_memory().available
+        # What the allocator keeps for reuse is free too; the driver does not know that.
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return _SHARE_OF_FREE * (torch.cuda.mem_get_info(device)[0] + reusable)
+    return _SHARE_OF_FREE * psutil.virtual_memory().available / _processes_here()
+
+
+def _processes_here() -> int:
+    """How many processes a launcher (torchrun, accelerate) has started on this machine."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(count)) if count.isdecimal() else 1
 
 
 @dataclass(frozen=True)

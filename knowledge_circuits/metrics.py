@@ -7,6 +7,7 @@ A metric of your own is any function of the same three arguments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 #: (logits [b, n] at the last position, the clean run's [b, n], labels [b, 2]) -> loss [b], differentiable in the first.
+#: Logits come in float32 (from a bfloat16 model too) or float64.
 MetricFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -53,7 +55,7 @@ def _kl_divergence(logits: Tensor, clean_logits: Tensor, labels: Tensor) -> Tens
 def _js_divergence(logits: Tensor, clean_logits: Tensor, labels: Tensor) -> Tensor:
     """Jensen-Shannon divergence from the clean distribution in nats."""
     clean, run = clean_logits.log_softmax(-1), logits.log_softmax(-1)
-    middle = torch.logaddexp(clean, run) - torch.log(torch.tensor(2.0, dtype=run.dtype, device=run.device))
+    middle = torch.logaddexp(clean, run) - math.log(2)
     return 0.5 * (clean.exp() * (clean - middle) + run.exp() * (run - middle)).sum(-1)
 
 

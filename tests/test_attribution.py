@@ -192,6 +192,19 @@ def test_a_users_own_metric_gives_what_its_name_gives(gpt2: Decoder) -> None:
     assert graph.meta["metric"] == "mine"
 
 
+def test_a_metric_of_a_bfloat16_models_logits_is_computed_in_float32() -> None:
+    seen = set()
+
+    def watched(logits: Tensor, clean_logits: Tensor, labels: Tensor) -> Tensor:
+        seen.update((logits.dtype, clean_logits.dtype))
+        return Metric.KL_DIVERGENCE.function(logits, clean_logits, labels)
+
+    decoder = decoder_from_model(families.random_model(FAMILIES["gpt2"](), 0, torch.bfloat16))
+    for method in (Method.EAP_IG, Method.EAP_IG_ACTIVATIONS):
+        attribute(decoder, PAIRS, method, ig_steps=2, metric=watched)
+    assert seen == {torch.float32}
+
+
 def test_a_metric_must_give_one_number_per_item(gpt2: Decoder) -> None:
     with pytest.raises(InputError, match="one number per item"):
         attribute(gpt2, PAIRS, metric=lambda logits, clean, labels: logits.sum())

@@ -18,6 +18,7 @@ from knowledge_circuits.evaluation import (
     baselines,
     evaluate,
     faithfulness_curve,
+    mean_outputs,
     standalone,
 )
 from knowledge_circuits.files import InputError
@@ -107,6 +108,17 @@ def test_the_whole_model_alone_gives_its_own_probabilities_and_ranks(decoder: De
 
 def test_rank_nine_is_a_hit_at_ten_and_rank_ten_is_not() -> None:
     assert Standalone(torch.zeros(4), torch.tensor([0, 9, 10, 500])).hit_at_10 == 0.5
+
+
+def test_means_over_many_prompts_do_not_lose_count_in_bfloat16() -> None:
+    # bfloat16 counts to 256: beyond it, one prompt more changes no sum.
+    decoder = decoder_from_model(families.random_model(FAMILIES["gpt2"](), 0, torch.bfloat16))
+    few, many = PAIRS.select([0, 1]), PAIRS.select([0] * 600 + [1] * 600)
+    for positional in (False, True):
+        once = mean_outputs(decoder, few, positional, batch_size=1)
+        often = mean_outputs(decoder, many, positional, batch_size=7)
+        for one, other in zip((once.embedded, *once.z), (often.embedded, *often.z), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
 
 
 def test_faithfulness_is_undefined_where_clean_equals_corrupted() -> None:

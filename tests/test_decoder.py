@@ -1,0 +1,134 @@
+"""What the engine loads: an architecture is computed exactly or refused with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import families
+import pytest
+import torch
+from transformers import (
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    PhiConfig,
+    PreTrainedConfig,
+    T5Config,
+)
+
+from knowledge_circuits.attribution import attribute
+from knowledge_circuits.decoder import decoder_from_model, load_decoder
+from knowledge_circuits.files import InputError
+from knowledge_circuits.forward import all_logits
+from knowledge_circuits.prompts import PromptPairs
+
+SIZES = {
+    "vocab_size": families.VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": families.POSITIONS,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (Gemma2Config(), "soft-caps logits"),
+        (Olmo2Config(), "post-norms"),
+        (MixtralConfig(), "mixture of experts"),
+        (PhiConfig(qk_layernorm=True), "queries and keys with a layer norm"),
+        (GPT2Config(scale_attn_by_inverse_layer_idx=True), "scales attention by layer index"),
+        (GPT2Config(scale_attn_weights=False), "does not scale attention"),
+        (GPT2Config(activation_function="quick_gelu"), "'quick_gelu' is unknown"),
+        (GraniteConfig(residual_multiplier=0.5), "scales its residual stream"),
+        (LlamaConfig(rope_parameters=YARN), "rotary positions are of type 'yarn'"),
+        (T5Config(), "encoder-decoder"),
+    ],
+    ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else value.model_type,
+)
+def test_an_unsupported_architecture_is_refused_with_the_reason_before_its_weights_are_read(
+    tmp_path: Path, config: PreTrainedConfig, reason: str
+) -> None:
+    config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InputError, match=reason):
+        load_decoder(str(tmp_path))
+
+
+def test_an_architecture_that_only_its_logits_give_away_is_refused_too() -> None:
+    # Cohere's rotary positions pair neighbours and its logits are scaled; its configuration names neither as such.
+    model = families.random_model(CohereConfig(**SIZES, use_qk_norm=False))
+    with pytest.raises(InputError, match="not supported"):
+        decoder_from_model(model)
+
+
+def test_a_prompt_longer_than_the_sliding_window_is_refused() -> None:
+    decoder = decoder_from_model(families.random_model(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=4)))
+    labels = [(5, 6)]
+    assert attribute(decoder, PromptPairs([[0, 1, 2, 3]], [[0, 4, 2, 3]], labels)).n_edges == decoder_edges(2, 4)
+    with pytest.raises(InputError, match="sliding window"):
+        attribute(decoder, PromptPairs([[0, 1, 2, 3, 7]], [[0, 4, 2, 3, 7]], labels))
+
+
+def decoder_edges(layers: int, heads: int) -> int:
+    """Edges of a sequential decoder, counted one layer after the other."""
+    total, sources = 0, 1
+    for _ in range(layers):
+        total += 3 * heads * sources + sources + heads
+        sources += heads + 1
+    return total + sources
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+        {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_scaled_rotary_positions_give_the_hugging_face_models_logits(rope: dict[str, float]) -> None:
+    config = LlamaConfig(**SIZES, rope_parameters=rope)
+    ids = torch.randint(families.VOCABULARY, (2, families.POSITIONS), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = families.random_model(config)(ids).logits
+        plain = families.random_model(LlamaConfig(**SIZES))(ids).logits
+    found = all_logits(decoder_from_model(families.random_model(config)), ids)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert (plain - expected).abs().max() > 1e-2  # the scaling is not nothing
+
+
+def test_weights_that_are_not_numbers_are_named() -> None:
+    model = families.random_model(families.FAMILIES["gpt2"]())
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = torch.nan
+    with pytest.raises(InputError, match=r"layer 1's mlp w_in holds NaN"):
+        decoder_from_model(model)
+
+
+def test_a_folder_without_weights_and_one_that_is_no_checkpoint_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        load_decoder(str(tmp_path))
+    families.FAMILIES["gpt2"]().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="without weights"):
+        load_decoder(str(tmp_path))
+    with pytest.raises(InputError, match="no such checkpoint folder"):
+        load_decoder(str(tmp_path / "elsewhere"))

@@ -1,0 +1,105 @@
+"""How the work is cut to a budget: counted from the shapes, on a model that has no weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from knowledge_circuits.decoder import MLP, Activation, Attention, Block, Decoder
+from knowledge_circuits.files import InputError
+from knowledge_circuits.graph import layout_of
+from knowledge_circuits.memory import budget_bytes, circuit_items, plan_attribution
+
+LAYOUT = layout_of(32, 32, False)
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def llama_8b() -> Decoder:
+    """The 8-billion-parameter Llama shape in bfloat16, on the device that holds shapes only."""
+    d, heads, kv_heads, width, vocabulary = 4096, 32, 8, 14336, 128256
+    e = d // heads
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, dtype=torch.bfloat16, device="meta")
+
+    projections = (heads + 2 * kv_heads) * e
+    attention = Attention(empty(d, projections), empty(projections), empty(heads * e, d), empty(d))
+    mlp = MLP(empty(d, 2 * width), empty(2 * width), empty(width, d), empty(d), gated=True)
+    return Decoder(
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        d_head=e,
+        activation=Activation.SILU,
+        centred=False,
+        parallel=False,
+        norm_eps=1e-5,
+        qk_norm_eps=0.0,
+        max_positions=8192,
+        embedding=empty(vocabulary, d),
+        positions=None,
+        inverse_frequencies=empty(e // 2),
+        rotary_scale=1.0,
+        blocks=(Block(attention, mlp),) * 32,
+        unembedding=empty(d, vocabulary),
+        unembedding_bias=empty(vocabulary),
+    )
+
+
+def weight_bytes(decoder: Decoder) -> int:
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in decoder.tensors())
+
+
+def test_the_shape_is_that_of_an_8_billion_parameter_llama(llama_8b: Decoder) -> None:
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    assert parameters == pytest.approx(8.03e9, rel=1e-3)
+    assert weight_bytes(llama_8b) / 2 == pytest.approx(parameters, rel=1e-3)
+
+
+def test_eight_prompts_of_32_tokens_fit_a_gpu_of_80_gb_beside_an_8b_llama(llama_8b: Decoder) -> None:
+    for budget in (10e9, 80e9 - 2 * weight_bytes(llama_8b)):  # what docs/engine.md counts; what is left at worst
+        plan = plan_attribution(llama_8b, LAYOUT, 32, 8, STEPS + 1, budget)
+        assert (plan.items, plan.sources) == (8, LAYOUT.n_sources)
+
+
+def test_items_are_cut_before_sources_and_sources_before_failing(llama_8b: Decoder) -> None:
+    cuts = [plan_attribution(llama_8b, LAYOUT, 32, 8, STEPS + 1, budget) for budget in (5e9, 1.1e9, 1.0)]
+    assert 1 < cuts[0].items < 8 and cuts[0].sources == LAYOUT.n_sources
+    assert cuts[1].items == 1 and 1 < cuts[1].sources < LAYOUT.n_sources
+    assert (cuts[2].items, cuts[2].sources) == (1, 1)
+    parts = list(cuts[1].source_slices(LAYOUT.n_sources))
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(LAYOUT.n_sources))
+
+
+def test_a_circuit_takes_one_prompt_at_least(llama_8b: Decoder) -> None:
+    assert circuit_items(llama_8b, 32, 1.0) == 1 < circuit_items(llama_8b, 32, 10e9)
+
+
+@pytest.mark.parametrize("stated", [0.0, -1.0, float("nan")])
+def test_a_budget_is_a_positive_number(stated: float) -> None:
+    with pytest.raises(InputError, match="positive number of gigabytes"):
+        budget_bytes(stated, torch.device("cpu"))
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = budget_bytes(None, torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
+    assert budget_bytes(None, torch.device("cpu")) < alone / 10
+
+
+def test_a_stated_budget_is_in_gigabytes_and_one_that_is_found_is_less_than_the_machine_has() -> None:
+    import psutil
+
+    assert budget_bytes(1.5, torch.device("cpu")) == 1.5e9
+    assert 0 < budget_bytes(None, torch.device("cpu")) < psutil.virtual_memory().total

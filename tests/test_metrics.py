@@ -1,0 +1,37 @@
+"""Metrics worked by hand on a vocabulary of two tokens."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from knowledge_circuits.metrics import Metric
+
+#: Logits whose probabilities are (3/4, 1/4) in the run and (1/2, 1/2) in the clean run; the clean label is token 0.
+RUN = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)
+CLEAN = torch.zeros(1, 2, dtype=torch.float64)
+LABELS = torch.tensor([[0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        (Metric.LOGIT_DIFFERENCE, -math.log(3)),
+        (Metric.PROBABILITY_DIFFERENCE, -0.5),
+        (Metric.KL_DIVERGENCE, 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)),
+        (
+            Metric.JS_DIVERGENCE,  # the middle is (5/8, 3/8)
+            0.5 * (0.5 * math.log(0.5 / 0.625) + 0.5 * math.log(0.5 / 0.375))
+            + 0.5 * (0.75 * math.log(0.75 / 0.625) + 0.25 * math.log(0.25 / 0.375)),
+        ),
+    ],
+)
+def test_a_metric_is_the_loss_that_its_name_says(metric: Metric, expected: float) -> None:
+    assert metric.function(RUN, CLEAN, LABELS).tolist() == pytest.approx([expected])
+
+
+@pytest.mark.parametrize("metric", [Metric.KL_DIVERGENCE, Metric.JS_DIVERGENCE])
+def test_a_run_that_is_the_clean_one_diverges_by_nothing(metric: Metric) -> None:
+    assert metric.function(RUN, RUN, LABELS).tolist() == pytest.approx([0.0])
