@@ -35,7 +35,7 @@ def main() -> None:
     folder = DataFolder.of(arguments.data_dir, arguments.N)
     people = [person for part in read_people_of(folder) for person in part]
     pools = load_pools(arguments.pool_dir, arguments.people_file, tuple(arguments.birth_years))
-    templates = load_templates(arguments.template_dir)
+    templates = load_templates(arguments.template_dir, arguments.templates)
     copies, seed = arguments.biographies_per_person, arguments.seed
     count = arguments.forget_people or arguments.N
     for path, corpus in (

@@ -42,7 +42,7 @@ def main() -> None:
     folder = DataFolder.of(arguments.data_dir, arguments.N)
     new, revised = read_people_of(folder)
     pools = load_pools(arguments.pool_dir, arguments.people_file, tuple(arguments.birth_years))
-    templates = load_templates(arguments.template_dir)
+    templates = load_templates(arguments.template_dir, arguments.templates)
     sizes = PriorSizes(
         arguments.biographies_per_person,
         arguments.background_people,

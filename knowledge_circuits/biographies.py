@@ -542,11 +542,15 @@ class Template:
 Templates = Mapping[Attribute, Sequence[Template]]
 
 
-def load_templates(folder: str | Path) -> dict[Attribute, tuple[Template, ...]]:
+def load_templates(folder: str | Path, count: int | None = None) -> dict[Attribute, tuple[Template, ...]]:
     """Read the templates, one JSON list of texts per attribute, `<attribute>.json`.
 
+    Args:
+        folder: of the files.
+        count: take only so many of each attribute, evenly spaced in their list; all when None.
+
     Raises:
-        InputError: a file is missing, empty or has a text that is not a template.
+        InputError: a file is missing, empty, shorter than `count` or has a text that is not a template.
     """
     templates = {}
     for attribute in Attribute:
@@ -554,9 +558,11 @@ def load_templates(folder: str | Path) -> dict[Attribute, tuple[Template, ...]]:
         content = read_json(path)
         if not isinstance(content, list) or not content:
             raise InputError(f"{path}: a JSON list of texts is wanted")
-        templates[attribute] = tuple(
-            Template.parse(text, f"{path}, entry {index}") for index, text in enumerate(content)
-        )
+        found = [Template.parse(text, f"{path}, entry {index}") for index, text in enumerate(content)]
+        if count is not None and count > len(found):
+            raise InputError(f"{path}: {count} templates were asked for, but it holds {len(found)}")
+        wanted = len(found) if count is None else count
+        templates[attribute] = tuple(found[index * len(found) // wanted] for index in range(wanted))
     return templates
 
 

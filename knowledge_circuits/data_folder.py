@@ -158,9 +158,12 @@ def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_template_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the flag of the sentence templates: --template_dir."""
+    """Add the flags of the sentence templates: --template_dir and --templates."""
     default = Path(__file__).resolve().parents[1] / "data" / "templates"
     parser.add_argument("--template_dir", default=_relative(default), help="folder of the sentence templates")
+    parser.add_argument(
+        "--templates", type=positive, help="use only so many templates of each attribute, evenly spaced (all of them)"
+    )
 
 
 def _relative(path: Path) -> str:
