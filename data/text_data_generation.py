@@ -21,7 +21,8 @@ def main() -> None:
 
     folder = DataFolder.of(arguments.data_dir, arguments.N)
     new, revised = read_people_of(folder)
-    biographies = training_corpus([*new, *revised], load_templates(arguments.template_dir, arguments.templates), arguments.seed)
+    templates = load_templates(arguments.template_dir, arguments.templates)
+    biographies = training_corpus([*new, *revised], templates, arguments.seed)
     validation = sample_validation(biographies, arguments.validation_lines, arguments.seed)
     write_jsonl(folder.train, (biography.to_row() for biography in biographies))
     write_jsonl(folder.validation, (biography.to_row() for biography in validation))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Forgetting and replay on the nano run: trains its last checkpoint on 400 other people and watches the old facts.
+# Forgetting and replay on the nano run: trains its last checkpoint on 360 other people and watches the old facts.
 #
 # What: for each replay ratio 0, 0.1, 0.2, 0.4 and 1, 2 epochs (about 50 steps) on new people once each, with checkpoints
 # after 0, 1, 3, 5, 9, 13, 21, 29, 45 steps and at the end, and an evaluation on 100 old biographies every 5 steps. Then
