@@ -114,8 +114,8 @@ def evaluate(
     results = torch.zeros(2 + len(circuits), len(pairs), dtype=torch.float64)
     with torch.no_grad():
         for batch in _batches(decoder, pairs, batch_size, memory_gb, progress, "evaluation"):
-            for row, differences in enumerate(_differences(decoder, runners, batch, intervention, means)):
-                results[row, batch.index] = differences.double().cpu()
+            found = torch.stack(_differences(decoder, runners, batch, intervention, means))
+            results[:, batch.index] = found.double().cpu()
     _refuse_infinite(results, "logit difference")
     return [Evaluation(results[0], results[1], results[2 + place]) for place in range(len(circuits))]
 
@@ -126,8 +126,8 @@ def baselines(decoder: Decoder, pairs: PromptPairs, batch_size: int = 64, memory
     results = torch.zeros(2, len(pairs), dtype=torch.float64)
     with torch.no_grad():
         for batch in _batches(decoder, pairs, batch_size, memory_gb, False, "baselines"):
-            for row, differences in enumerate(_differences(decoder, [], batch, Intervention.PATCHING, None)):
-                results[row, batch.index] = differences.double().cpu()
+            found = torch.stack(_differences(decoder, [], batch, Intervention.PATCHING, None))
+            results[:, batch.index] = found.double().cpu()
     return Baselines(results[0], results[1])
 
 

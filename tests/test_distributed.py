@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from knowledge_circuits.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-#: `accelerate launch --cpu` starts one process whatever the number asked for; --multi_gpu starts two, here without GPUs.
+#: `accelerate launch --cpu` starts one process whatever number is asked for; --multi_gpu starts two, here without GPUs.
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 
 #: Two processes add up gradients in another order than one; float32 keeps seven digits.
