@@ -71,9 +71,7 @@ def test_ranks_and_probabilities_are_those_of_the_hidden_states(family: str) -> 
         ranks = (logits[:, item] > logits[:, item, :, target, None]).sum(-1)  # [l + 1, p]
         assert reading.rank[item].tolist() == ranks[:, -1].tolist()
         assert reading.subject_rank[item].tolist() == ranks[:, SUBJECT[item]].min(1).values.tolist()
-        torch.testing.assert_close(
-            reading.prob[item], logits[:, item, -1].softmax(-1)[:, target], rtol=1e-4, atol=1e-9
-        )
+        torch.testing.assert_close(reading.prob[item], logits[:, item, -1].softmax(-1)[:, target], rtol=1e-4, atol=1e-9)
 
 
 def test_the_subjects_best_rank_looks_at_the_subject_alone() -> None:
