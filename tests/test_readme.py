@@ -51,9 +51,10 @@ def test_it_takes_about_ten_lines_besides_the_imports() -> None:
     assert len(lines) <= 12
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([\w./-]+)\)", README))
-def test_every_relative_link_leads_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_every_relative_link_leads_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([\w./-]+)\)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / link).exists(), link
 
 
 @pytest.mark.parametrize("command", re.findall(r"bash (scripts/[\w./-]+\.sh)", README))
