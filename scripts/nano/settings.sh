@@ -1,7 +1,7 @@
 # Sourced by every nano script: the size of the experiment and where it starts.
 #
 # N = 360 people, half of them K_rel, with frequencies round(Exp(0.25)): enough for 30 circuit prompts in the smallest of
-# the 18 groups, few enough for 18 epochs in minutes. 12 of each attribute's templates: so small a model on so few texts
+# the 18 groups, few enough for 16 epochs in minutes. 12 of each attribute's templates: so small a model on so few texts
 # learns facts that it can be asked for from a dozen wordings, and little more than the texts themselves from sixty.
 
 MODEL=nano
