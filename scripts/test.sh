@@ -24,6 +24,6 @@ python -m ruff format --check .
 echo "== mypy"
 python -m mypy
 echo "== pytest"
-python -m pytest -q --durations=10 --cov=knowledge_circuits --cov-report=term:skip-covered \
+python -m pytest -q -n auto --durations=10 --cov=knowledge_circuits --cov-report=term:skip-covered \
   --cov-fail-under="$least_coverage" ${selection[@]+"${selection[@]}"} "$@"
 echo "== all checks passed"
