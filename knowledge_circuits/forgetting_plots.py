@@ -33,8 +33,8 @@ _ORIGINS: Mapping[str, str] = {
 
 
 def ratio_looks(ratios: Sequence[float]) -> dict[float, Look]:
-    """How each replay ratio is drawn, dark to light; ratios in rising order."""
-    colors = mpl.colormaps["cividis"](np.linspace(0, 0.88, len(ratios)))
+    """How each replay ratio is drawn: from dark (0) to light (1), alike in all figures; ratios in rising order."""
+    colors = mpl.colormaps["cividis"](0.88 * np.sqrt(ratios))
     markers = "osD^vP*X" * (len(ratios) // 8 + 1)
     return {
         ratio: Look(f"{ratio:g}", mpl.colors.to_hex(color), marker)
@@ -98,7 +98,7 @@ def faithfulness(results: pd.DataFrame, name: str) -> Figure:
         return plots.missing(title, _DISCOVER, name)
     looks, (bottom, top) = _looks(results), (-0.25, 1.5)
     medians = results.groupby(["ratio", "type", "origin", "step"], as_index=False)["faithfulness"].median()
-    note = "median of the groups; open triangles lie beyond the axis"
+    note = "1 = the whole model; median of the groups; open triangles lie beyond the axis"
     figure, axes = plots.grid(title, name, len(TYPES), len(Origin), width=8.8, height=4.8, note=note)
     for ax, part in _by_type_and_origin(axes, medians):
         ax.axhline(1, color=plots.GREY, linewidth=0.8, linestyle=":")
@@ -116,7 +116,7 @@ def faithfulness(results: pd.DataFrame, name: str) -> Figure:
                     clip_on=False,
                 )
         ax.set_ylim(bottom, top)
-    return _finish(figure, axes, "faithfulness (1 = whole model)", looks)
+    return _finish(figure, axes, "faithfulness", looks)
 
 
 @plots.styled
