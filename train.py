@@ -23,8 +23,7 @@ def main() -> None:
     from knowledge_circuits.training_arguments import parse_arguments
 
     flags = Flags(*parse_arguments(sys.argv[1:], [ProbeArguments]))
-    evaluates_only = flags.training.do_eval and not flags.training.do_train and flags.training.eval_strategy == "no"
-    if evaluates_only:
+    if flags.training.do_eval and not flags.training.do_train:
         print(", ".join(f"{name} {value:.4f}" for name, value in evaluate(flags).items()))
         return
     outcome = train(flags)

@@ -16,7 +16,6 @@ one at a time.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import math
@@ -26,7 +25,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -53,6 +51,14 @@ from transformers import (
 
 from benchmarks import hook_based
 from benchmarks.arithmetic import Shape, attribution_flop, circuit_flop
+from benchmarks.measuring import (
+    best_seconds,
+    matrix_peak,
+    processor,
+    reset_resident_peak,
+    resident_peak,
+    synchronize,
+)
 from knowledge_circuits.attribution import Method, attribute
 from knowledge_circuits.circuits import prune, top_n
 from knowledge_circuits.decoder import decoder_from_model
@@ -234,56 +240,6 @@ SIDES = {"engine": engine_side, "hook-based": hook_based_side}
 # --- Measuring -------------------------------------------------------------------------------------------------------
 
 
-def synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def best_seconds(work: Callable[[], Any], repeats: int, device: str = "cpu", warm_up: bool = True) -> float:
-    """The least time of several runs, after one that is not counted."""
-    if warm_up:
-        work()
-    times = []
-    for _ in range(repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        work()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def matrix_peak(device: str, dtype: torch.dtype, seconds: float = 3.0) -> float:
-    """The most operations per second that square matrix products of several sizes reach."""
-    sizes = (512, 1024, 1536, 2048, 3072) if device == "cpu" else (2048, 4096, 8192, 12288)
-    best = 0.0
-    for size in sizes:
-        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        out = torch.empty(size, size, device=device, dtype=dtype)
-        deadline = time.perf_counter() + seconds / len(sizes)
-        torch.mm(left, right, out=out)
-        while time.perf_counter() < deadline:
-            best = max(best, 2 * size**3 / best_seconds(lambda: torch.mm(left, right, out=out), 3, device, False))  # noqa: B023
-    return best
-
-
-def _resident_peak() -> int:
-    """The most memory this process has held since the last reset, in bytes (Linux), else since it began."""
-    try:
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        scale = 1 if platform.system() == "Darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def _reset_resident_peak() -> None:
-    with contextlib.suppress(OSError):  # elsewhere than on Linux the peak is that of the whole process
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def peak_memory(setting: Setting, side: str, work: str) -> dict[str, float]:
     """Peak memory of one side in this process, in MB: in all, and beyond what was held once the model was loaded."""
     made = SIDES[side](setting)
@@ -295,11 +251,11 @@ def peak_memory(setting: Setting, side: str, work: str) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        _reset_resident_peak()
-        before = _resident_peak()
+        reset_resident_peak()
+        before = resident_peak()
     _ = made.scores() if work == "attribution" else made.circuit(edges)
     synchronize(setting.device)
-    peak = torch.cuda.max_memory_allocated() if cuda else _resident_peak()
+    peak = torch.cuda.max_memory_allocated() if cuda else resident_peak()
     return {"peak_mb": peak / 1e6, "added_mb": (peak - before) / 1e6}
 
 
@@ -437,16 +393,13 @@ def report_sweep(axis: str, results: list[dict[str, Any]], sides: list[str]) -> 
 
 def machine(setting: Setting) -> dict[str, Any]:
     """What the numbers were measured with."""
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            name = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    if setting.device.startswith("cuda"):
-        name = torch.cuda.get_device_name()
     versions = {package: version(package) for package in ("torch", "transformers", "transformer-lens")}
-    return {"processor": name, "threads": torch.get_num_threads(), "python": platform.python_version(), **versions}
+    return {
+        "processor": processor(setting.device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------

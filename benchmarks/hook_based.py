@@ -10,16 +10,21 @@ along the edges outside the circuit.
 Shapes: b items, p positions, h heads, d width of the residual stream, u sources, v targets. The prompts of a batch are
 of equal length. Grouped-query models must be given with their key and value heads repeated (`ungrouped`): the hooks
 are one per key/value head, the graph's targets one per query head.
+
+`attribute` and `evaluate` take TransformerLens 2's `HookedTransformer` as well (`hooked_transformer.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 Hook = tuple[str, Callable[..., Tensor | None]]
 
@@ -36,6 +41,8 @@ def boot(
         parameter_gradients: leave the parameters' gradients on, as EAP-IG's code does; they cost time and memory and
             are not used.
     """
+    from transformer_lens.model_bridge import TransformerBridge
+
     bridge = TransformerBridge.boot_transformers(
         name, hf_model=model, tokenizer=tokenizer, device=model.device, dtype=model.dtype
     )
@@ -87,7 +94,10 @@ def _target_hooks(bridge: TransformerBridge) -> list[tuple[str, int, int, int]]:
     for layer in range(layers):
         start, earlier = layer * (3 * heads + 1), 1 + layer * (heads + 1)
         for part, letter in enumerate("qkv"):
-            hooks.append((f"blocks.{layer}.attn.hook_{letter}_input", start + part * heads, heads, earlier))
+            name = f"blocks.{layer}.attn.hook_{letter}_input"
+            if name not in bridge.hook_dict:  # HookedTransformer has it in the block
+                name = f"blocks.{layer}.hook_{letter}_input"
+            hooks.append((name, start + part * heads, heads, earlier))
         own = 0 if _parallel(bridge) else heads
         hooks.append((f"blocks.{layer}.hook_mlp_in", start + 3 * heads, 1, earlier + own))
     last = f"blocks.{layers - 1}.hook_resid_post"

@@ -29,6 +29,7 @@ from knowledge_circuits.forward import (
     Substitution,
     Trace,
     apply_activation,
+    linear,
     normalize_rms,
 )
 
@@ -83,7 +84,7 @@ def backward(
         if put and put.mlp_output is not None:
             mlp_input = torch.zeros_like(mlp_input)
         at_attention = gradient if decoder.parallel else gradient + mlp_input
-        d_z = _times_transposed(at_attention, block.attention.w_o)
+        d_z = linear(at_attention, block.attention.w_o.T)
         if put and put.heads is not None:
             d_z = torch.zeros_like(d_z)
         q, k, v = _attention_backward(decoder, block.attention, kept, prefix, layer, d_z, rotary)
@@ -102,14 +103,9 @@ def norm_backward(normalized: Normalized, gradient: Tensor) -> Tensor:
     return torch.addcmul(gradient, value, along, value=-1).mul_(normalized.inverse_scale)
 
 
-def _times_transposed(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., n] times the transpose of weight [d, n]: [..., d]."""
-    return (x.reshape(-1, x.shape[-1]) @ weight.T).view(*x.shape[:-1], weight.shape[0])
-
-
 def _mlp_backward(decoder: Decoder, mlp: MLP, kept: LayerTrace, gradient: Tensor) -> Tensor:
     """The gradient [r, q, d] at the MLP's residual input."""
-    d_activated = _times_transposed(gradient, mlp.w_out)
+    d_activated = linear(gradient, mlp.w_out.T)
     if mlp.gated:
         gate, up = kept.hidden.chunk(2, -1)
         d_hidden = torch.cat(
@@ -121,7 +117,7 @@ def _mlp_backward(decoder: Decoder, mlp: MLP, kept: LayerTrace, gradient: Tensor
         )
     else:
         d_hidden = activation_backward(decoder.activation, d_activated, kept.hidden)
-    return norm_backward(kept.mlp_input, _times_transposed(d_hidden, mlp.w_in))
+    return norm_backward(kept.mlp_input, linear(d_hidden, mlp.w_in.T))
 
 
 def activation_backward(activation: Activation, gradient: Tensor, x: Tensor) -> Tensor:
@@ -206,10 +202,10 @@ def _into_residual(
     d_kv = torch.cat([_side_by_side(_sum_groups(part.output, n_kv)) for part in (k, v)], -1)
     queries, p = d_q.shape[1], d_kv.shape[1]
     if queries == p:
-        at_norm = _times_transposed(torch.cat((d_q, d_kv), -1), attention.w_qkv)
+        at_norm = linear(torch.cat((d_q, d_kv), -1), attention.w_qkv.T)
     else:
-        at_norm = _times_transposed(d_kv, attention.w_qkv[:, width:])
-        at_norm[:, -queries:] += _times_transposed(d_q, attention.w_qkv[:, :width])
+        at_norm = linear(d_kv, attention.w_qkv[:, width:].T)
+        at_norm[:, -queries:] += linear(d_q, attention.w_qkv[:, :width].T)
     return norm_backward(normalized, at_norm)
 
 

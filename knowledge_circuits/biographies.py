@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from knowledge_circuits.data_folder import DataFolder
 from knowledge_circuits.files import InputError, numbered_jsonl, read_json, read_text
+from knowledge_circuits.records import parse_frequency, parse_type
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
 
 MONTHS = (
@@ -34,8 +35,6 @@ MONTHS = (
     *("July", "August", "September", "October", "November", "December"),
 )
 LAST_DAY = 28
-#: More biographies of one person than any corpus has; beyond it a frequency is taken for a mistake.
-LARGEST_FREQUENCY = 1_000_000
 BIRTH_YEARS = (1900, 2025)
 
 
@@ -147,32 +146,6 @@ def _text_of(value: Any, key: str, where: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise InputError(f"{where}: {key!r} has half a surrogate pair, which is no character: {value!r}")
     return value
-
-
-def parse_frequency(value: Any, where: str) -> int:
-    """A frequency given as an integer or as its text.
-
-    Raises:
-        InputError: neither, or not between 1 and `LARGEST_FREQUENCY`.
-    """
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_FREQUENCY:
-        raise InputError(f"{where}: 'frequency' must be an integer from 1 to {LARGEST_FREQUENCY:,}, not {value!r}")
-    return value
-
-
-def parse_type(value: Any, where: str) -> KnowledgeType:
-    """A knowledge type given by its name.
-
-    Raises:
-        InputError: not one of them.
-    """
-    try:
-        return KnowledgeType(value)
-    except ValueError:
-        valid = ", ".join(KnowledgeType)
-        raise InputError(f"{where}: 'type' must be one of {valid}, not {value!r}") from None
 
 
 def read_entities(path: str | Path, least: int = 1) -> list[Person]:

@@ -308,7 +308,7 @@ class GroupEvaluation:
         decoder = model.decoder
         if (
             graph.layout != layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)
-            or graph.d_model != decoder.d_model
+            or graph.d_model not in (decoder.d_model, 0)  # EAP-IG 1 does not state it
         ):
             raise InputError(
                 f"{path}: the graph of another model ({_shape(graph.layout, graph.d_model)};"

@@ -171,7 +171,7 @@ class CircuitRunner:
                 z = self._attend(layer, index, run, queries, rotary, prefix)
                 run.set_heads(self, index, layer, z, reference_z)
             before = base[:, -queries:]
-            after = before + block.attention.b_o + linear_no_bias(reference_z, block.attention.w_o)
+            after = before + block.attention.b_o + linear(reference_z, block.attention.w_o)
             if layer.mlp is not None:
                 run.rows[0, :, -queries:] = before if decoder.parallel else after
                 x = run.sum(layer.mlp, queries)
@@ -242,11 +242,6 @@ class _Contributions:
         written = torch.bmm((z - apart).reshape(a, -1, e), layer.w_o).view(a, b, queries, -1)
         start = 1 + runner.layout.head_sources(index).start
         self.rows[start + layer.heads, :, -queries:] = written
-
-
-def linear_no_bias(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., n] times weight [n, d]."""
-    return (x.reshape(-1, x.shape[-1]) @ weight).view(*x.shape[:-1], weight.shape[1])
 
 
 def _prefix_of_heads(prefix: Prefix | None, layer: int, kv_heads: Tensor) -> Prefix | None:

@@ -40,20 +40,35 @@ def read_documents(path: str | Path) -> list[Document]:
     return _with_text(readers[path.suffix](path), str(path))
 
 
-def hub_documents(name: str, configuration: str | None, split: str, cache_dir: str | None = None) -> list[Document]:
-    """The documents of one split of a hub data set (or of a folder that `datasets` can load).
+def hub_documents(
+    name: str, configuration: str | None = None, cache_dir: str | None = None
+) -> tuple[list[Document], list[Document] | None]:
+    """The documents of a hub data set (or of a folder that `datasets` can load): to train on, and to evaluate on.
+
+    Args:
+        name: its name on the hub, or a folder.
+        configuration: which of its configurations.
+        cache_dir: where it is kept; None: the library's own place.
+
+    Returns:
+        The documents of its train split, and those of its validation split or None where it has none.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded, or has no train split.
     """
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, configuration, split=split, cache_dir=cache_dir)
-    except Exception as error:  # whatever a missing network, name or split makes the library raise
+        splits = datasets.load_dataset(name, configuration, cache_dir=cache_dir)
+    except Exception as error:  # whatever a missing network, name or configuration makes the library raise
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"the data set {name!r} ({split}) cannot be loaded: {reason}") from error
-    return _with_text(list(rows), f"data set {name} ({split})")
+        raise InputError(f"the data set {name!r} cannot be loaded: {reason}") from error
+    if "train" not in splits:
+        raise InputError(f"the data set {name!r} has no split 'train', only: {', '.join(splits)}")
+    train = _with_text(list(splits["train"]), f"data set {name} (train)")
+    if "validation" not in splits:
+        return train, None
+    return train, _with_text(list(splits["validation"]), f"data set {name} (validation)")
 
 
 def split_off_validation(

@@ -30,8 +30,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from knowledge_circuits import topology
-from knowledge_circuits.biographies import parse_frequency, parse_type
 from knowledge_circuits.files import InputError, numbered_jsonl
+from knowledge_circuits.records import parse_frequency, parse_type
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
 

@@ -116,7 +116,7 @@ def evaluate(
         for batch in _batches(decoder, pairs, batch_size, memory_gb, progress, "evaluation"):
             found = torch.stack(_differences(decoder, runners, batch, intervention, means))
             results[:, batch.index] = found.double().cpu()
-    _refuse_infinite(results, "logit difference")
+    _refuse_infinite(results, "logit difference", pairs)
     return [Evaluation(results[0], results[1], results[2 + place]) for place in range(len(circuits))]
 
 
@@ -162,7 +162,7 @@ def standalone(
             label = batch.labels[:, :1]
             probabilities[batch.index] = logits.softmax(-1).gather(1, label)[:, 0].double().cpu()
             ranks[batch.index] = (logits > logits.gather(1, label)).sum(1).cpu()
-    _refuse_infinite(probabilities, "probability")
+    _refuse_infinite(probabilities, "probability", pairs)
     return Standalone(probabilities, ranks)
 
 
@@ -259,11 +259,11 @@ def _check(decoder: Decoder, pairs: PromptPairs) -> None:
     pairs.check_fits(decoder.d_vocab, decoder.max_positions)
 
 
-def _refuse_infinite(values: Tensor, what: str) -> None:
+def _refuse_infinite(values: Tensor, what: str, pairs: PromptPairs) -> None:
     """Raise InputError naming the first item (last dimension) with a value that is not a finite number."""
     if not bool(torch.isfinite(values).all()):
         item = int((~torch.isfinite(values)).nonzero()[:, -1].min())
-        raise InputError(f"item {item}: its {what} is not a finite number; a wider --dtype may help")
+        raise InputError(f"{pairs.name(item)}: its {what} is not a finite number; a wider --dtype may help")
 
 
 def _runner(decoder: Decoder, circuit: Graph) -> CircuitRunner:

@@ -220,10 +220,11 @@ def logits_of(decoder: Decoder, normalized: Tensor) -> Tensor:
     return linear(normalized, decoder.unembedding, decoder.unembedding_bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x [..., d] times weight [d, n] plus bias [n]."""
-    flat = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
-    return flat.view(*x.shape[:-1], weight.shape[1])
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., d] times weight [d, n], plus bias [n] if there is one."""
+    rows = x.reshape(-1, x.shape[-1])
+    product = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
+    return product.view(*x.shape[:-1], weight.shape[1])
 
 
 def normalize(x: Tensor, decoder: Decoder) -> Normalized:

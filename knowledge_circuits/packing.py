@@ -262,10 +262,13 @@ def packing_key(
 
 
 def write_blocks(path: Path, blocks: PackedBlocks, key: str) -> None:
-    """Write packed blocks atomically, with the key of their content and a checksum."""
+    """Write packed blocks atomically, with a checksum of their key and content.
+
+    One entry of metadata only: safetensors writes several in an order that changes from file to file.
+    """
     arrays = {"input_ids": blocks.input_ids, "counted": blocks.counted, "attribute_types": blocks.attribute_types}
     with atomic_write(path, "wb") as file:
-        file.write(save(arrays, metadata={"key": key, "checksum": _checksum(blocks)}))
+        file.write(save(arrays, metadata={"checksum": _checksum(key, blocks)}))
 
 
 def read_blocks(path: Path, key: str) -> PackedBlocks | None:
@@ -276,12 +279,11 @@ def read_blocks(path: Path, key: str) -> PackedBlocks | None:
             blocks = PackedBlocks(*(file.get_tensor(n) for n in ("input_ids", "counted", "attribute_types")))
     except (OSError, SafetensorError):
         return None
-    whole = metadata.get("key") == key and metadata.get("checksum") == _checksum(blocks)
-    return blocks if whole else None
+    return blocks if metadata.get("checksum") == _checksum(key, blocks) else None
 
 
-def _checksum(blocks: PackedBlocks) -> str:
-    digest = hashlib.sha256()
+def _checksum(key: str, blocks: PackedBlocks) -> str:
+    digest = hashlib.sha256(key.encode())
     for array in (blocks.input_ids, blocks.counted, blocks.attribute_types):
         digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.files import InputError, numbered_jsonl
+from knowledge_circuits.records import parse_frequency
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
 from knowledge_circuits.tokenization import encode_prompt
 
@@ -94,10 +95,10 @@ class PromptPairs:
             )
         for number, (clean, corrupted) in enumerate(zip(self.clean, self.corrupted, strict=True)):
             if not clean:
-                raise InputError(f"item {number}: the prompt is empty")
+                raise InputError(f"{self.name(number)} is empty")
             if len(clean) != len(corrupted):
                 raise InputError(
-                    f"item {number}: the clean prompt has {len(clean)} tokens and the corrupted one {len(corrupted)};"
+                    f"{self.name(number)}: clean, it has {len(clean)} tokens and corrupted {len(corrupted)};"
                     " they must be of one length"
                 )
 
@@ -149,15 +150,20 @@ class PromptPairs:
         for number, (clean, corrupted, labels) in enumerate(zip(self.clean, self.corrupted, self.labels, strict=True)):
             if len(clean) > max_positions:
                 raise InputError(
-                    f"item {number}: a prompt of {len(clean)} tokens is longer than the model's context (or sliding"
+                    f"{self.name(number)}: its {len(clean)} tokens are more than the model's context (or sliding"
                     f" window) of {max_positions}"
                 )
             for token in (*clean, *corrupted, *labels):
                 if not 0 <= token < vocabulary:
                     raise InputError(
-                        f"item {number}: token id {token} is outside the model's vocabulary of {vocabulary}; were the"
-                        " data made with another tokenizer?"
+                        f"{self.name(number)}: token id {token} is outside the model's vocabulary of {vocabulary};"
+                        " were the data made with another tokenizer?"
                     )
+
+    def name(self, number: int) -> str:
+        """What a message calls an item: its place, from 1, and whom it asks about where that is known."""
+        subject = self.rows[number].get("clean_subject") if self.rows else None
+        return f"prompt {number + 1}" + (f" ({subject})" if subject else "")
 
 
 def pairs_from_text(
@@ -200,18 +206,9 @@ def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
                 raise InputError(f"{where}: {key} is {row[key]!r}, not a token id")
         if row["type"] not in tuple(KnowledgeType):
             raise InputError(f"{where}: type {row['type']!r} is not one of: {', '.join(KnowledgeType)}")
-        row["frequency"] = _frequency(row["frequency"], where)
+        row["frequency"] = parse_frequency(row["frequency"], where)
         rows.append(row)
     return rows
-
-
-def _frequency(value: Any, where: str) -> int:
-    """A frequency as int; files may hold it as a string."""
-    if isinstance(value, str) and value.strip().isdecimal() and value.strip().isascii() and len(value) < 10:
-        value = int(value)
-    if type(value) is not int or value < 1:
-        raise InputError(f"{where}: frequency {value!r} is not a count of at least 1")
-    return value
 
 
 def group_pairs(

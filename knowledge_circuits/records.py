@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from knowledge_circuits.files import InputError, numbered_jsonl, read_json
+from knowledge_circuits.study import KnowledgeType
+
+#: More biographies of one person than any corpus has; beyond it a frequency is taken for a mistake.
+LARGEST_FREQUENCY = 1_000_000
 
 
 class Kind(StrEnum):
@@ -87,3 +92,29 @@ def _is(value: Any, kind: Kind) -> bool:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def parse_frequency(value: Any, where: str) -> int:
+    """A frequency given as an integer or as its text.
+
+    Raises:
+        InputError: neither, or not between 1 and `LARGEST_FREQUENCY`.
+    """
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_FREQUENCY:
+        raise InputError(f"{where}: 'frequency' must be an integer from 1 to {LARGEST_FREQUENCY:,}, not {value!r}")
+    return value
+
+
+def parse_type(value: Any, where: str) -> KnowledgeType:
+    """A knowledge type given by its name.
+
+    Raises:
+        InputError: not one of them.
+    """
+    try:
+        return KnowledgeType(value)
+    except ValueError:
+        valid = ", ".join(KnowledgeType)
+        raise InputError(f"{where}: 'type' must be one of {valid}, not {value!r}") from None

@@ -26,11 +26,10 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from knowledge_circuits import topology
-from knowledge_circuits.biographies import parse_frequency
 from knowledge_circuits.files import InputError, read_json
 from knowledge_circuits.graph import Graph, Layout
 from knowledge_circuits.graph_files import read_graph
-from knowledge_circuits.records import Field, Kind, check_record, checked_json, checked_jsonl
+from knowledge_circuits.records import Field, Kind, check_record, checked_json, checked_jsonl, parse_frequency
 from knowledge_circuits.runs import GRAPH_SUFFIXES, Checkpoint, Run
 from knowledge_circuits.study import Band, Group, KnowledgeType, groups
 

@@ -14,8 +14,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from knowledge_circuits.files import InputError
 
 
-def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name_or_path: str, trust_remote_code: bool = False, *, revision: str = "main", cache_dir: str | None = None
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the hub.
+
+    Args:
+        name_or_path: a folder or hub name.
+        trust_remote_code: let code of its repository run.
+        revision: the hub repository's branch, tag or commit.
+        cache_dir: where hub downloads are kept; None: the library's own place.
 
     Raises:
         InputError: there is none.
@@ -25,7 +33,9 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
     ):
         raise InputError(f"{name_or_path}: no tokenizer in this folder (tokenizer.json is missing)")
     try:
-        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            name_or_path, trust_remote_code=trust_remote_code, revision=revision, cache_dir=cache_dir
+        )
     except Exception as error:  # whatever a damaged file makes the library raise
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{name_or_path}: no tokenizer could be loaded ({reason})") from error

@@ -190,7 +190,7 @@ def prepare_data(flags: Flags, tokenizer: PreTrainedTokenizerBase) -> tuple[Trai
         flags.data.block_size, context_length(model_configuration(flags.model)), tokenizer.model_max_length
     )
     evaluates = arguments.do_eval or arguments.eval_strategy != "no"
-    documents = read_training_documents(flags.data, evaluates, arguments.seed)
+    documents = read_training_documents(flags.data, evaluates, arguments.seed, flags.model.cache_dir)
     cache = (Path(flags.model.cache_dir) if flags.model.cache_dir else CACHE) / "packed"
     with arguments.main_process_first(desc="packing"):
         return pack_documents(documents, tokenizer, block_size, flags.data, cache), block_size

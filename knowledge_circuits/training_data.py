@@ -65,18 +65,21 @@ class TrainingData:
     content_key: str
 
 
-def read_training_documents(arguments: DataArguments, evaluates: bool, seed: int) -> Documents:
+def read_training_documents(
+    arguments: DataArguments, evaluates: bool, seed: int, cache_dir: str | None = None
+) -> Documents:
     """Read the files or the hub data set that the flags name, and mix in replayed documents.
 
     Args:
         arguments: the data flags.
         evaluates: whether documents to evaluate on are wanted.
         seed: of replay and of a held-out share.
+        cache_dir: where a hub data set is kept; None: the library's own place.
 
     Raises:
         InputError: no data named, or what is named cannot be read.
     """
-    train, evaluation = _named_documents(arguments, evaluates)
+    train, evaluation = _named_documents(arguments, evaluates, cache_dir)
     if evaluates and evaluation is None:
         train, evaluation = split_off_validation(train, arguments.validation_split_percentage, seed)
     train = train[: _limit("max_train_samples", arguments.max_train_samples)]
@@ -90,16 +93,21 @@ def read_training_documents(arguments: DataArguments, evaluates: bool, seed: int
     return Documents(train, evaluation)
 
 
-def _named_documents(arguments: DataArguments, evaluates: bool) -> tuple[list[Document], list[Document] | None]:
+def _named_documents(
+    arguments: DataArguments, evaluates: bool, cache_dir: str | None
+) -> tuple[list[Document], list[Document] | None]:
+    evaluation = None
     if arguments.train_file is not None:
         train = read_documents(arguments.train_file)
     elif arguments.dataset_name is not None:
-        train = hub_documents(arguments.dataset_name, arguments.dataset_config_name, "train")
+        train, evaluation = hub_documents(arguments.dataset_name, arguments.dataset_config_name, cache_dir)
     else:
         raise InputError("nothing to train on: give --train_file or --dataset_name")
-    if not evaluates or arguments.validation_file is None:
+    if not evaluates:
         return train, None
-    return train, read_documents(arguments.validation_file)
+    if arguments.validation_file is not None:
+        evaluation = read_documents(arguments.validation_file)
+    return train, evaluation
 
 
 def _limit(flag: str, count: int | None) -> int | None:

@@ -31,7 +31,9 @@ def training_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     name = arguments.tokenizer_name or arguments.model_name_or_path or arguments.config_name
     if name is None:
         raise InputError("no tokenizer: give --model_name_or_path, or --tokenizer_name with a model from scratch")
-    return load_tokenizer(name, arguments.trust_remote_code)
+    # The revision is the model's; a tokenizer of another repository has its own.
+    revision = arguments.model_revision if name != arguments.tokenizer_name else "main"
+    return load_tokenizer(name, arguments.trust_remote_code, revision=revision, cache_dir=arguments.cache_dir)
 
 
 def training_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:

@@ -28,6 +28,7 @@ if [[ "$RUN" != default ]]; then FORGET_FOLDER="$FORGET_FOLDER/$RUN"; fi
 launch() { # program arguments...: in one process, or in one per GPU of every machine (scripts/slurm sets MACHINES)
   local devices processes kind=(--multi_gpu) place=()
   devices="$(python -c 'import torch; print(torch.cuda.device_count())')"
+  if ((devices == 0)); then devices=1; fi # without a GPU, one process on each machine
   processes=$((devices * ${MACHINES:-1}))
   if ((processes <= 1)); then
     python "$@"

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from knowledge_circuits.files import InputError
+from knowledge_circuits.documents import hub_documents
+from knowledge_circuits.files import InputError, read_jsonl
 from knowledge_circuits.packing import TYPE_CODES, read_blocks
 from knowledge_circuits.runs import Run, checkpoints
 from knowledge_circuits.study import KnowledgeType
 from knowledge_circuits.trainer import CheckpointTrainer, block_counts, has_resume_state
 from knowledge_circuits.training import Flags, evaluate, train
-from knowledge_circuits.training_arguments import parse_arguments
+from knowledge_circuits.training_arguments import ModelArguments, parse_arguments
 from knowledge_circuits.training_callbacks import exponential_steps
 from knowledge_circuits.training_data import IGNORED, TrainingBlocks, choose_block_size
+from knowledge_circuits.training_model import training_tokenizer
+from train import main
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +283,16 @@ def read_blocks_of_cache(flags: Flags):
     return blocks
 
 
+def test_without_do_train_the_program_only_evaluates(flags, data, tiny_gpt2_folder, tmp_path, monkeypatch, capsys):
+    words = f"train.py --model_name_or_path {tiny_gpt2_folder} --output_dir {tmp_path / 'only'} --do_eval"
+    words += f" --eval_strategy epoch --train_file {data / 'train.jsonl'} --validation_file {data / 'validation.jsonl'}"
+    words += f" --block_size 128 --cache_dir {tmp_path} --report_to none"
+    monkeypatch.setattr("sys.argv", words.split())
+    main()
+    assert capsys.readouterr().out.startswith("loss ")
+    assert not (tmp_path / "only" / "checkpoints").exists()
+
+
 def test_evaluation_does_not_depend_on_the_batch_size(flags):
     whole, single = evaluate(flags(per_device_eval_batch_size=64)), evaluate(flags(per_device_eval_batch_size=1))
     assert whole == pytest.approx(single, rel=1e-5)
@@ -293,6 +307,33 @@ def test_first_tokens_count_where_the_model_would_say_them():
     counts = block_counts(logits, labels, types)
     #                                         tokens, right, new: told, said, revised: told, said
     assert counts[:, 1:].tolist() == [[4, 3, 1, 1, 2, 1], [1, 1, 1, 1, 0, 0]]
+
+
+def test_a_data_set_has_its_own_validation_split_or_none(data, tmp_path):
+    folder = tmp_path / "data_set"
+    folder.mkdir()
+    shutil.copy(data / "train.jsonl", folder / "train.jsonl")
+    train_documents, evaluation = hub_documents(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert [row["text"] for row in train_documents] == [row["text"] for row in read_jsonl(data / "train.jsonl")]
+    assert evaluation is None
+    shutil.copy(data / "validation.jsonl", folder / "validation.jsonl")
+    _, evaluation = hub_documents(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert [row["text"] for row in evaluation] == [row["text"] for row in read_jsonl(data / "validation.jsonl")]
+    (folder / "train.jsonl").unlink()
+    with pytest.raises(InputError, match="has no split 'train'"):
+        hub_documents(str(folder), cache_dir=str(tmp_path / "cache"))
+
+
+def test_the_tokenizer_is_of_the_models_revision_and_from_its_cache(monkeypatch):
+    asked = []
+    monkeypatch.setattr("knowledge_circuits.training_model.load_tokenizer", lambda *a, **k: asked.append((a[0], k)))
+    model = ModelArguments(model_name_or_path="someone/model", model_revision="v2", cache_dir="cache")
+    training_tokenizer(model)
+    training_tokenizer(replace(model, tokenizer_name="someone/tokenizer"))
+    assert asked == [
+        ("someone/model", {"revision": "v2", "cache_dir": "cache"}),
+        ("someone/tokenizer", {"revision": "main", "cache_dir": "cache"}),
+    ]
 
 
 def test_a_model_from_scratch_takes_its_shape_from_the_overrides(flags, tiny_gpt2_folder):

@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the checkpoint folder to make")
     arguments = parser.parse_args()
 
+    if arguments.folder.exists():
+        raise InputError(f"{arguments.folder} is there already; remove it to convert again")
     quantized, tokenizer = load_gguf(arguments.gguf)
     partial = arguments.folder.with_name(f".{arguments.folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

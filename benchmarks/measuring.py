@@ -1,0 +1,76 @@
+"""What benchmarks measure with: times, a machine's matrix-product peak, the most memory that a process has held.
+
+Imports torch only, so that it also works in the environment of `hooked_transformer.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def best_seconds(work: Callable[[], Any], repeats: int, device: str = "cpu", warm_up: bool = True) -> float:
+    """The least time of several runs, after one that is not counted."""
+    if warm_up:
+        work()
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def matrix_peak(device: str, dtype: torch.dtype, seconds: float = 3.0) -> float:
+    """The most operations per second that square matrix products of several sizes reach."""
+    sizes = (512, 1024, 1536, 2048, 3072) if device == "cpu" else (2048, 4096, 8192, 12288)
+    best = 0.0
+    for size in sizes:
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        out = torch.empty(size, size, device=device, dtype=dtype)
+        deadline = time.perf_counter() + seconds / len(sizes)
+        torch.mm(left, right, out=out)
+        while time.perf_counter() < deadline:
+            best = max(best, 2 * size**3 / best_seconds(lambda: torch.mm(left, right, out=out), 3, device, False))  # noqa: B023
+    return best
+
+
+def resident_peak() -> int:
+    """The most memory this process has held since the last reset, in bytes (Linux), else since it began."""
+    try:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        scale = 1 if platform.system() == "Darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def reset_resident_peak() -> None:
+    with contextlib.suppress(OSError):  # elsewhere than on Linux the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def processor(device: str) -> str:
+    """The name of the processor, or of the GPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
