@@ -307,7 +307,10 @@ def hits_across_types(circuit_predictions: pd.DataFrame, run: str) -> Figure:
 
 @styled
 def hits_of_moved_circuits(circuit_predictions: pd.DataFrame, run: str) -> Figure:
-    """Circuits of chosen checkpoints in the weights of all of them, beside each checkpoint's own; a panel per type."""
+    """Circuits of chosen checkpoints in the weights of all of them, beside each checkpoint's own; a panel per type.
+
+    Only the tasks and bands whose circuits were moved count, for every line, or the lines could not be compared.
+    """
     title = "Does an earlier circuit suffice later? Hit@10 with the circuit's checkpoint fixed"
     table = circuit_predictions
     if table.empty or (table["circuit_step"] == table["step"]).all():
@@ -316,8 +319,13 @@ def hits_of_moved_circuits(circuit_predictions: pd.DataFrame, run: str) -> Figur
         )
     table = table[(table["type"] == table["target_type"]) & (table["band"] == table["target_band"])]
     epoch_of = table.drop_duplicates("step").set_index("step")["epoch"]
-    fixed = sorted(set(table.loc[table["circuit_step"] != table["step"], "circuit_step"]))
-    figure, axes = grid(title, run, 1, len(TYPES), width=8.6)
+    moved = table[table["circuit_step"] != table["step"]]
+    fixed = sorted(set(moved["circuit_step"]))
+    places = moved[["task", "band"]].drop_duplicates()
+    table = table.merge(places)
+    tasks, bands = (sorted(set(places[name])) for name in ("task", "band"))
+    note = f"circuits of {', '.join(tasks)} ({', '.join(bands)})"
+    figure, axes = grid(title, run, 1, len(TYPES), width=8.6, note=note)
     palette = mpl.colormaps["cividis"](np.linspace(0.05, 0.9, len(fixed)))
     looks = {
         step: Look(f"epoch {epoch_of.get(step, np.nan):g}", mpl.colors.to_hex(color), marker)

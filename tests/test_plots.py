@@ -118,6 +118,17 @@ def test_faithfulness_beyond_the_axis_is_marked_on_its_edge() -> None:
     assert marked == {"^": [ax.get_ylim()[1]], "v": [ax.get_ylim()[0]]}
 
 
+def test_moved_circuits_are_compared_with_the_own_ones_of_the_same_groups() -> None:
+    def row(step: int, circuit_step: int, task: str, hit: float) -> dict:
+        place = {"task": task, "type": "new", "band": "high", "target_type": "new", "target_band": "high"}
+        return {"step": step, "epoch": step / 10, "circuit_step": circuit_step, **place, "hit": hit}
+
+    moved = [row(step, source, "city", 1.0) for step in (0, 10, 20) for source in {0, step}]
+    figure = plots.hits_of_moved_circuits(pd.DataFrame([*moved, *(row(s, s, "major", 0.0) for s in (0, 10, 20))]), "r")
+    lines = {tuple(line.get_ydata()) for ax in figure.axes for line in ax.lines if len(line.get_ydata())}
+    assert lines == {(1.0, 1.0, 1.0)}, "major's circuits were not moved, so they do not lower the own line"
+
+
 def test_the_circuit_is_drawn_with_as_many_edges_as_asked_for(synthetic_run: Run) -> None:
     graphs = tables.circuits_at(synthetic_run, GROUP, [0, 8])
     figure = plots.circuit_graph(graphs, "run", edges=12)
