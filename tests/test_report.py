@@ -178,7 +178,13 @@ def test_the_configuration_s_main_choices_come_first() -> None:
         configuration(
             {
                 "model": "nano",
-                "arguments": {"learning_rate": 0.0015, "lr_scheduler_type": "constant", "num_train_epochs": 18.0},
+                "arguments": {
+                    "learning_rate": 0.0015,
+                    "lr_scheduler_type": "constant",
+                    "num_train_epochs": 18.0,
+                    "probe_file": "test.jsonl",
+                    "probe_every": ["50", "steps"],
+                },
                 "data": {"seed": 0, "tokens": 143_000, "generated": {"N": 540}},
                 "versions": {"torch": "2.13.0", "python": "3.11"},
             }
@@ -187,6 +193,7 @@ def test_the_configuration_s_main_choices_come_first() -> None:
     assert shown["Learning rate"] == "0.0015, constant"
     assert (shown["Epochs"], shown["Seed of the data"], shown["People (N)"]) == ("18", "0", "540")
     assert (shown["Tokens an epoch"], shown["Versions"]) == ("143,000", "torch 2.13.0, python 3.11")
+    assert shown["Probes"] == "50 steps"
     assert "Replayed share" not in shown
 
 
