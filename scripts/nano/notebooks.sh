@@ -4,4 +4,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
+export OMP_NUM_THREADS=1 # more threads would only wait for each other: nano's matrices are small
 figures "$@"
