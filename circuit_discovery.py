@@ -1,6 +1,6 @@
 """Find the circuit scores of every group at every checkpoint: one graph file per checkpoint and group.
 
-    python circuit_discovery.py --model gpt2 --model_path outputs/train/gpt2/run/checkpoints \\
+    python circuit_discovery.py --model gpt2 --model_path outputs/train/gpt2/default/checkpoints \\
         --data_file "data/entities_50000/circuit_300/gpt2/{task}.jsonl" --batch_size 64
 
 Work that is on disk is skipped, so the same command goes on after an interruption. Under `accelerate launch` or

@@ -1,6 +1,6 @@
 """Evaluate the circuits of every source group at every checkpoint, and what they know of every target group.
 
-    python circuit_eval.py --model gpt2 --model_path outputs/train/gpt2/run/checkpoints \\
+    python circuit_eval.py --model gpt2 --model_path outputs/train/gpt2/default/checkpoints \\
         --eval_data_file "data/entities_50000/circuit_300/gpt2/{task}.jsonl" \\
         --test_data_file data/entities_50000/test.jsonl --batch_size 64
 

@@ -1,6 +1,7 @@
 """Ask a model, or every checkpoint of a run, for the five attributes of each test entity.
 
-    python predict.py --model_name_or_path outputs/train/nano/run/checkpoints --input_file data/entities_700/test.jsonl
+    python predict.py --model_name_or_path outputs/train/nano/default/checkpoints \\
+        --input_file data/entities_360/test.jsonl
 
 The answers go to prediction.jsonl in each checkpoint's folder. Checkpoints that have one are skipped unless
 --overwrite is given. Under `accelerate launch --num_processes k predict.py ...` the processes share the checkpoints.

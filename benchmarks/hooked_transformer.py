@@ -82,6 +82,8 @@ def main() -> None:
     for name, work in works.items():
         work()
         reset_resident_peak()
+        if arguments.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
         seconds = best_seconds(work, arguments.repeats, arguments.device, warm_up=False)
         memory = torch.cuda.max_memory_allocated() if arguments.device != "cpu" else resident_peak()
         print(f"{name}: {seconds / arguments.batch:.3f} s a prompt, peak memory {memory / 1e6:,.0f} MB")

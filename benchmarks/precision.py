@@ -1,7 +1,7 @@
 """What bfloat16 costs: scores and circuits in lower precision against float64 on the same weights and prompts.
 
     python benchmarks/precision.py --model_path outputs/train/nano/default/checkpoints/checkpoint-864 \\
-        --data_file data/entities_400/circuit_30/nano/city.jsonl --task city
+        --data_file data/entities_360/circuit_30/nano/city.jsonl --task city
 
 For each dtype it prints the rank correlation of |score| over all edges, the share of the top edges that agree (at 5%,
 10% and 25% of the edges), and the faithfulness of the circuit of 25% of the edges, found and run in that dtype.

@@ -1,7 +1,7 @@
 """What the paper's experiment costs at each model's size: hours of training and of circuits, gigabytes on disk.
 
     python benchmarks/scaling.py                                  the table of docs/scaling.md
-    python benchmarks/scaling.py --tflops 0.14 --share 0.8 --devices 1
+    python benchmarks/scaling.py --tflops 0.2 --share 0.7 --devices 1
 
 Arithmetic is counted (benchmarks/arithmetic.py). Time is arithmetic / (peak x share): give the peak of your
 device's matrix products in the dtype that you use, and the share of it that benchmarks/attribution.py measures there.
@@ -72,10 +72,10 @@ def graph_bytes(shape: Shape, suffix: str, sample_layers: int = 3) -> float:
 
 
 def tera_flop(experiment: Experiment, prompts: int, positions: int, steps: int) -> tuple[float, float]:
-    """Arithmetic in 10^12 operations of all attribution and of all circuit evaluation (four targets per source)."""
+    """Arithmetic in 10^12 operations of all attribution and of all circuit evaluation (six targets per source)."""
     shape, items = experiment.shape, experiment.checkpoints * GROUPS * prompts
     evaluation = circuit_flop(shape, positions) + forward_flop(shape, positions)
-    alone = 4 * (circuit_flop(shape, positions) - forward_flop(shape, positions))
+    alone = 6 * (circuit_flop(shape, positions) - forward_flop(shape, positions))
     return items * attribution_flop(shape, positions, steps) / 1e12, items * (evaluation + alone) / 1e12
 
 

@@ -31,7 +31,7 @@ def read_documents(path: str | Path) -> list[Document]:
         One object per document, each with a non-empty string under "text" and whatever else its line said.
 
     Raises:
-        InputError: the file, the line and what is wrong with it.
+        InputError: the file, the line or the document, and what is wrong with it.
     """
     path = Path(path)
     readers = {".jsonl": read_jsonl, ".json": _read_json, ".csv": _read_csv, ".txt": _read_lines}
@@ -105,7 +105,7 @@ def _with_text(rows: Sequence[Document], where: str) -> list[Document]:
 
 
 def _read_json(path: Path) -> list[Document]:
-    """A list of objects, an object whose "data" is one, or JSON lines under the name .json."""
+    """A list of objects, an object whose "data" is one, one object alone, or JSON lines under the name .json."""
     content = read_text(path)
     if not content.lstrip().startswith("["):
         first, _, rest = content.strip().partition("\n")

@@ -7,9 +7,9 @@ Only the last block is padded. Attention crosses documents. A document longer th
     stream   aaaaa. bbb. ccccccc. dd.          block size 8
     blocks   aaaaa.bb | bbb.cccc | ccccccc. | dd.-----
 
-Training learns every token of a block; evaluation counts each token of the stream once, where its document is whole.
-First-token attribute accuracy asks whether the model predicts the first token of an attribute's value; that token
-is found through the tokenizer's character offsets.
+Training learns every token of a block; evaluation counts each token of the stream at most once, where its document is
+whole (a block's first token, which nothing predicts, does not count). First-token attribute accuracy asks whether the
+model predicts the first token of an attribute's value; that token is found through the tokenizer's character offsets.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.documents import TEXT, Document
 from knowledge_circuits.files import InputError, atomic_write
+from knowledge_circuits.records import parse_type
 from knowledge_circuits.study import Attribute, KnowledgeType
 
 #: Part of a cache's key: raise it whenever the same documents would be packed otherwise.
@@ -103,7 +104,7 @@ def pack_for_training(stream: TokenStream, block_size: int, padding_id: int) -> 
 
 
 def pack_for_evaluation(stream: TokenStream, block_size: int, padding_id: int) -> PackedBlocks:
-    """Cut a stream into blocks in which each token of the stream counts once."""
+    """Cut a stream into blocks in which each token of the stream counts at most once."""
     begins, ends = _windows(stream.starts, block_size)
     positions, inside = _positions(begins, block_size, len(stream.ids))
     counted = positions < ends[:, None]
@@ -189,8 +190,7 @@ def attribute_openings(document: Document, offsets: Sequence[tuple[int, int]], n
     """
     if not {"full_name", "type", *Attribute} <= document.keys():
         return []
-    if document["type"] not in set(KnowledgeType):
-        raise InputError(f"document {number}: type {document['type']!r} is not one of: {', '.join(KnowledgeType)}")
+    parse_type(document["type"], f"document {number}")
     values = {attribute: str(document[attribute]) for attribute in Attribute}
     places = locate_values(document[TEXT], str(document["full_name"]), values)
     missing = [attribute for attribute in Attribute if attribute not in places]

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.files import InputError, numbered_jsonl
-from knowledge_circuits.records import parse_frequency
-from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
+from knowledge_circuits.records import parse_frequency, parse_type
+from knowledge_circuits.study import Attribute, Band, Group
 from knowledge_circuits.tokenization import encode_prompt
 
 CIRCUIT_KEYS = (
@@ -93,6 +93,8 @@ class PromptPairs:
                 f"{len(self.clean)} clean prompts, {len(self.corrupted)} corrupted ones and {len(self.labels)} pairs of"
                 " labels: one of each is wanted per item"
             )
+        if self.rows and len(self.rows) != len(self.clean):
+            raise InputError(f"{len(self.rows)} rows for {len(self.clean)} prompts: one is wanted for each, or none")
         for number, (clean, corrupted) in enumerate(zip(self.clean, self.corrupted, strict=True)):
             if not clean:
                 raise InputError(f"{self.name(number)} is empty")
@@ -183,7 +185,7 @@ def pairs_from_text(
 
 
 def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
-    """Read and check the rows of a circuit data file (design: `circuit_<n>/<model>/<task>.jsonl`).
+    """Read and check the rows of a circuit data file (`circuit_<n>/<model>/<task>.jsonl`).
 
     Args:
         path: the file; `{task}` in it stands for the task.
@@ -204,8 +206,7 @@ def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
         for key in ("clean_label_idx", "corrupted_label_idx"):
             if type(row[key]) is not int or row[key] < 0:
                 raise InputError(f"{where}: {key} is {row[key]!r}, not a token id")
-        if row["type"] not in tuple(KnowledgeType):
-            raise InputError(f"{where}: type {row['type']!r} is not one of: {', '.join(KnowledgeType)}")
+        parse_type(row["type"], where)
         row["frequency"] = parse_frequency(row["frequency"], where)
         rows.append(row)
     return rows

@@ -168,7 +168,7 @@ def choose_block_size(asked: int | None, *limits: int | None) -> int:
         InputError: the model cannot take blocks of that size.
     """
     if asked is None:
-        return min(DEFAULT_BLOCK_SIZE, *(limit for limit in limits if limit))
+        return min([DEFAULT_BLOCK_SIZE, *(limit for limit in limits if limit)])
     if limits and limits[0] is not None and asked > limits[0]:
         raise InputError(f"--block_size {asked}: the model's context holds only {limits[0]} tokens")
     return asked

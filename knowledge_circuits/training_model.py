@@ -32,7 +32,7 @@ def training_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     if name is None:
         raise InputError("no tokenizer: give --model_name_or_path, or --tokenizer_name with a model from scratch")
     # The revision is the model's; a tokenizer of another repository has its own.
-    revision = arguments.model_revision if name != arguments.tokenizer_name else "main"
+    revision = arguments.model_revision if name in (arguments.model_name_or_path, arguments.config_name) else "main"
     return load_tokenizer(name, arguments.trust_remote_code, revision=revision, cache_dir=arguments.cache_dir)
 
 
@@ -41,7 +41,8 @@ def training_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase
 
     Args:
         arguments: which model.
-        tokenizer: its ids must fit the model's vocabulary; a model from scratch gets a vocabulary of its size.
+        tokenizer: its ids must fit the model's vocabulary; a model from scratch gets a vocabulary of its size, or
+            keeps the one of --config_name where that is larger.
         seed: of random weights.
 
     Raises:

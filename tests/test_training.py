@@ -336,6 +336,11 @@ def test_the_tokenizer_is_of_the_models_revision_and_from_its_cache(monkeypatch)
     ]
 
 
+def test_without_limits_a_block_has_the_default_size():
+    assert choose_block_size(None) == choose_block_size(None, None) == 1024
+    assert choose_block_size(None, 512, None) == 512
+
+
 def test_a_model_from_scratch_takes_its_shape_from_the_overrides(flags, tiny_gpt2_folder):
     run = train(
         flags(

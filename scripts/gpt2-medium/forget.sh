@@ -5,7 +5,8 @@
 # training on N new people once each
 # (64 sequences a step, 5 epochs, learning rate 1e-4: the original's protocol),
 # with checkpoints at exponential gaps, evaluation on the old validation.jsonl every 5 steps; then finds and evaluates the circuits again.
-# RATIOS chooses others. How long: docs/scaling.md has the estimate.
+# RATIOS chooses others. How long: per ratio a training on N biographies, and at each
+# of its checkpoints what docs/scaling.md has for a checkpoint of the run.
 # Expect: outputs/forget/gpt2-medium/replay_<ratio>/ with evaluations.jsonl and checkpoints, for analysis/forgetting.ipynb.
 set -euo pipefail
 MODEL=gpt2-medium

@@ -4,8 +4,8 @@
 # What: 6 epochs on the prior corpus (the K_rel people with other facts, background people, small sums), from scratch;
 # then 16 epochs of continual pre-training with a fresh optimizer, a checkpoint and probes each epoch. The learning rate is
 # constant, as the paper's, for 12 epochs and falls to 0 in the last 4 (216 steps): so large a constant rate learns facts and
-# loses them again. Of the rates 1e-3, 1.5e-3, 2e-3 and 3e-3 the largest taught by far the most.
-# How long: 9 minutes on 2 CPU cores. Expect: checkpoint-0 and 16 more in outputs/train/nano/default/checkpoints,
+# loses them again. Of the rates 1e-3, 1.5e-3, 2e-3 and 3e-3 the largest taught the most (docs/results.md).
+# How long: 8 minutes on 2 CPU cores. Expect: checkpoint-0 and 16 more in outputs/train/nano/default/checkpoints,
 # evaluations.jsonl and knowledge_dynamics.jsonl beside them.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
