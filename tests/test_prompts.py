@@ -13,7 +13,7 @@ ADA = {"clean_subject": "Ada Lovelace"}
 def test_a_message_names_the_prompt_and_whom_it_asks_about() -> None:
     with pytest.raises(InputError, match=r"^prompt 2 \(Ada Lovelace\): token id 7 is outside the model's vocabulary"):
         PromptPairs([[1, 2], [1, 2]], [[1, 3], [1, 7]], [(1, 2)] * 2, [{}, ADA]).check_fits(5, 10)
-    with pytest.raises(InputError, match="^prompt 1: its 3 tokens are more than the model's context"):
+    with pytest.raises(InputError, match=r"^prompt 1: its 3 tokens are more than the model's context"):
         PromptPairs([[1, 2, 3]], [[1, 3, 2]], [(1, 2)]).check_fits(5, 2)
 
 
