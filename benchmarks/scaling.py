@@ -85,7 +85,10 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.7, help="share of the peak that the work reaches (0.7)")
     parser.add_argument("--training_share", type=float, default=0.4, help="the same of training (0.4)")
     parser.add_argument(
-        "--tokens_per_biography", type=float, default=88, help="88, as with SmolLM2's tokenizer and our templates"
+        "--tokens_per_biography",
+        type=float,
+        default=80,
+        help="tokens of one biography and its EOS (80, SmolLM2's tokenizer)",
     )
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 8, 64], help="numbers of devices (1 8 64)")
     parser.add_argument("--prompts", type=int, default=300, help="prompts per group (300)")
