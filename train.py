@@ -23,7 +23,7 @@ def main() -> None:
     from knowledge_circuits.training_arguments import parse_arguments
 
     flags = Flags(*parse_arguments(sys.argv[1:], [ProbeArguments]))
-    if flags.training.do_eval and not flags.training.do_train:
+    if flags.training.only_evaluates:
         print(", ".join(f"{name} {value:.4f}" for name, value in evaluate(flags).items()))
         return
     outcome = train(flags)

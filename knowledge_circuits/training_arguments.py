@@ -92,7 +92,11 @@ class DataArguments:
 
 @dataclass
 class RunArguments(TrainingArguments):
-    """The Trainer's arguments, and how a run is kept."""
+    """The Trainer's arguments, and how a run is kept.
+
+    Attributes:
+        only_evaluates: --do_eval was given and --do_train was not (an --eval_strategy alone asks for training).
+    """
 
     output_dir: str | None = field(
         default=None, metadata={"help": "The run's folder, or its checkpoints/ folder, instead of the default place."}
@@ -113,9 +117,10 @@ class RunArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        given = self.output_dir
-        super().__post_init__()
+        given, asked = self.output_dir, self.do_eval
+        super().__post_init__()  # fills in an output_dir, and do_eval wherever there is an --eval_strategy
         self.output_dir = given
+        self.only_evaluates = asked and not self.do_train
         self.save_schedule = SaveSchedule(self.save_schedule)
 
 

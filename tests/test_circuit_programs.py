@@ -334,6 +334,8 @@ def test_a_graph_of_another_model_is_refused(copy, tmp_path, capsys):
     write_json(circuits_of(copy).graph(), content)
     sentence = refused(capsys, circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "35"))
     assert "the graph of another model" in sentence and "width 768" in sentence
+    assert not circuits_of(copy).topn_folder(35).exists()
+    assert circuits_of(copy, 0).results(35).exists()
 
 
 def test_a_graph_that_does_not_state_its_width_is_evaluated(copy):
@@ -341,8 +343,7 @@ def test_a_graph_that_does_not_state_its_width_is_evaluated(copy):
     del content["cfg"]["d_model"]  # as EAP-IG 1 writes it
     write_json(circuits_of(copy).graph(), content)
     assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "35")) == 0
-    assert not circuits_of(copy).topn_folder(35).exists()
-    assert circuits_of(copy, 0).results(35).exists()
+    assert circuits_of(copy).results(35).exists()
 
 
 def test_without_graphs_evaluation_says_what_to_run_first(fresh, capsys):

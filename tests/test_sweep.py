@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -227,6 +228,8 @@ def launch(folder: Path, bad: str = "", seconds: float = 0.0, processes: int = 2
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A test run that was started in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -278,7 +281,7 @@ def test_ctrl_c_ends_with_one_sentence(tmp_path):
     program = launch(folder, seconds=0.2, processes=1)
     while not list(folder.iterdir()):
         time.sleep(0.02)
-    os.killpg(program.pid, 2)
+    os.killpg(program.pid, signal.SIGINT)
     _, err = program.communicate(timeout=60)
     assert program.returncode == 130
     assert "run the same command again to go on" in err and "Traceback" not in err
