@@ -21,7 +21,7 @@ from knowledge_circuits.scoring import encode_continuations, score_continuations
 from knowledge_circuits.tokenization import start_token_id
 
 #: The largest operand of the arithmetic set, and of the arithmetic in nano's prior corpus.
-LARGEST_OPERAND = 12
+LARGEST_OPERAND = 9
 
 #: The project's own held-out text.
 HELD_OUT_TEXT = Path(__file__).resolve().parent.parent / "data" / "skills" / "held_out_text.txt"
