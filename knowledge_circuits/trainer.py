@@ -91,7 +91,10 @@ class CheckpointTrainer(Trainer):
         self.state.log_history[-1] = {key: value for key, value in kept.items() if not key.endswith(_SPEED)}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        config = self.accelerator.unwrap_model(self.model).config
+        model = self.accelerator.unwrap_model(self.model)
+        config = model.config
+        if state_dict:  # of a sharded model, gathered: a weight that two layers share has become two
+            state_dict = {name: state_dict[name] for name in state_dict if name not in model.all_tied_weights_keys}
         training_use_cache = config.use_cache
         config.use_cache = self._saved_use_cache
         try:

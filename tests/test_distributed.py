@@ -19,6 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 #: `accelerate launch --cpu` starts one process whatever number is asked for; --multi_gpu starts two, here without GPUs.
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 
+#: The ready configuration for several GPUs that hold a part of the model each; here two CPU processes do.
+LAUNCH_SHARDED = [
+    *("-m", "accelerate.commands.launch", "--config_file", str(ROOT / "scripts/slurm/fsdp.yaml")),
+    *("--num_processes", "2", str(ROOT / "tests/fsdp_on_cpu.py")),
+]
+
 #: Two processes add up gradients in another order than one; float32 keeps seven digits.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -36,7 +42,7 @@ def start(words: list[str], cwd: Path, *launcher: str) -> subprocess.CompletedPr
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def words(folder: Path, model: Path, output: str, batch: int) -> list[str]:
+def words(folder: Path, model: Path, output: str, batch: int, epochs: int = 2) -> list[str]:
     """Eight sequences a step, in batches of `batch` on each device."""
     values = {
         "model_name_or_path": model,
@@ -50,7 +56,7 @@ def words(folder: Path, model: Path, output: str, batch: int) -> list[str]:
         "per_device_train_batch_size": batch,
         "learning_rate": 3e-3,
         "lr_scheduler_type": "constant",
-        "num_train_epochs": 2,
+        "num_train_epochs": epochs,
         "save_strategy": "epoch",
         "eval_strategy": "epoch",
         "logging_steps": 1,
@@ -81,31 +87,55 @@ def assert_alike(found: list[dict], expected: list[dict]) -> None:
             assert one[key] == (pytest.approx(value, rel=1e-3, abs=1e-5) if isinstance(value, float) else value), key
 
 
+def losses(run: Run) -> list[float]:
+    """The training loss of every step."""
+    state = json.loads((Path(run.checkpoints()[-1].path) / "trainer_state.json").read_text())
+    return [record["loss"] for record in state["log_history"] if "loss" in record]
+
+
+@pytest.fixture
+def one_process(data, tiny_gpt2_folder) -> Run:
+    """Eight sequences a step in two batches of four."""
+    ended = start(words(data, tiny_gpt2_folder, "one", batch=4), data)
+    assert ended.returncode == 0, ended.stderr
+    run = Run(data / "one")
+    assert json.loads(run.config.read_text())["data"]["blocks"] % 8, "an epoch's last step is to have fewer sequences"
+    return run
+
+
+def assert_same_run(found: Run, expected: Run) -> None:
+    """The same checkpoints, weights, losses, evaluations and probe records, within the tolerance."""
+    steps = [checkpoint.step for checkpoint in expected.checkpoints()]
+    assert [checkpoint.step for checkpoint in found.checkpoints()] == steps and len(steps) == 3
+    for one, other in zip(found.checkpoints(), expected.checkpoints(), strict=True):
+        weights, wanted = (load_file(Path(c.path) / "model.safetensors") for c in (one, other))
+        assert weights.keys() == wanted.keys()
+        for name in wanted:
+            torch.testing.assert_close(weights[name], wanted[name], **TOLERANCE)
+    assert losses(found) == pytest.approx(losses(expected), rel=1e-4) and len(losses(found)) == steps[-1]
+    assert_alike(json_lines(found.evaluations), json_lines(expected.evaluations))
+    assert_alike(json_lines(found.knowledge_dynamics), json_lines(expected.knowledge_dynamics))
+
+
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(data, tiny_gpt2_folder):
-    one = start(words(data, tiny_gpt2_folder, "one", batch=4), data)
-    assert one.returncode == 0, one.stderr
-    two = start(words(data, tiny_gpt2_folder, "two", batch=2), data, *LAUNCH)
-    assert two.returncode == 0, two.stderr
-    runs = [Run(data / name) for name in ("one", "two")]
-    # Eight sequences a step: one process makes them in two batches of four, two processes in two rounds of two each.
-    for run in runs:
+def test_two_processes_learn_what_one_learns(data, tiny_gpt2_folder, one_process):
+    ended = start(words(data, tiny_gpt2_folder, "two", batch=2), data, *LAUNCH)
+    assert ended.returncode == 0, ended.stderr
+    for run in (one_process, Run(data / "two")):
+        # One process makes them in two batches of four, two processes in two rounds of two each.
         assert json.loads(run.config.read_text())["arguments"]["gradient_accumulation_steps"] == 2
-    blocks = json.loads(runs[0].config.read_text())["data"]["blocks"]
-    assert blocks % 8, "the last step of an epoch is to have fewer sequences"
-    steps = [[checkpoint.step for checkpoint in run.checkpoints()] for run in runs]
-    assert steps[0] == steps[1] and len(steps[0]) == 3
-    for step in steps[0]:
-        weights = [load_file(run.checkpoints_folder / f"checkpoint-{step}" / "model.safetensors") for run in runs]
-        for name in weights[0]:
-            torch.testing.assert_close(weights[0][name], weights[1][name], **TOLERANCE)
-    histories = []
-    for run in runs:
-        state = json.loads((run.checkpoints_folder / f"checkpoint-{steps[0][-1]}" / "trainer_state.json").read_text())
-        histories.append([record["loss"] for record in state["log_history"] if "loss" in record])
-    assert histories[0] == pytest.approx(histories[1], rel=1e-4) and len(histories[0]) == steps[0][-1]
-    assert_alike(json_lines(runs[1].evaluations), json_lines(runs[0].evaluations))
-    assert_alike(json_lines(runs[1].knowledge_dynamics), json_lines(runs[0].knowledge_dynamics))
+    assert_same_run(Run(data / "two"), one_process)
+
+
+@pytest.mark.slow
+def test_a_sharded_model_learns_what_a_whole_one_learns_and_goes_on_from_its_checkpoint(
+    data, tiny_gpt2_folder, one_process
+):
+    for epochs in (1, 2):
+        ended = start(words(data, tiny_gpt2_folder, "two", 2, epochs), data, *LAUNCH_SHARDED)
+        assert ended.returncode == 0, ended.stderr
+    assert Path(Run(data / "two").checkpoints()[-1].path, "pytorch_model_fsdp.bin").exists(), "it was not sharded"
+    assert_same_run(Run(data / "two"), one_process)
 
 
 def test_a_mistake_ends_in_one_sentence_without_a_traceback(data, tiny_gpt2_folder):
