@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,15 +148,28 @@ def attribute(
         raise InputError(f"the score of {layout.sources[source]}->{layout.targets[target]} is not a finite number")
     if decoder.dtype != torch.float64:
         scores = scores.float()
-    meta = {
+    meta = provenance(pairs, decoder.dtype, method, ig_steps, first_step, metric)
+    return Graph(layout, scores, layout.real_edges.clone(), decoder.d_model, meta)
+
+
+def provenance(
+    pairs: PromptPairs,
+    dtype: torch.dtype,
+    method: Method = Method.EAP_IG,
+    ig_steps: int = 5,
+    first_step: int = 1,
+    metric: Metric | MetricFunction = Metric.LOGIT_DIFFERENCE,
+) -> dict[str, Any]:
+    """What a graph's meta says of how `attribute` scored it: everything but the weights that its scores depend on."""
+    return {
         "method": str(method),
         "ig_steps": ig_steps if "IG" in method else None,
         "first_step": first_step if method in (Method.EAP_IG, Method.EAP_IG_ACTIVATIONS) else None,
         "metric": str(metric) if isinstance(metric, Metric) else getattr(metric, "__name__", "custom"),
         "examples": len(pairs),
-        "dtype": str(decoder.dtype).removeprefix("torch."),
+        "prompts": pairs.digest,
+        "dtype": str(dtype).removeprefix("torch."),
     }
-    return Graph(layout, scores, layout.real_edges.clone(), decoder.d_model, meta)
 
 
 _BatchScorer = Callable[[Batch, AttributionPlan, Tensor], None]

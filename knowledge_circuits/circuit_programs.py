@@ -184,7 +184,8 @@ class ModelLoader:
     """Loads checkpoints and keeps the last one, so that its groups share the loaded weights."""
 
     def __init__(self, device: torch.device, dtype: str, trust_remote_code: bool = False) -> None:
-        self._options: dict[str, Any] = {"device": device, "dtype": _DTYPES[dtype]}
+        self.dtype = _DTYPES[dtype]
+        self._options: dict[str, Any] = {"device": device, "dtype": self.dtype}
         self._trust_remote_code = trust_remote_code
         self._loaded: LoadedModel | None = None
         self._refused: dict[str, InputError] = {}
@@ -211,6 +212,25 @@ class ModelLoader:
                 raise
             self._loaded = LoadedModel(checkpoint, decoder, tokenizer)
         return self._loaded
+
+
+def refuse_stale(path: Path, found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to take a file for finished work that was done in another way.
+
+    Args:
+        path: the file.
+        found: what its meta says; what it does not say is not compared.
+        now: what would be said of it now.
+
+    Raises:
+        InputError: with what differs.
+    """
+    differing = [f"{key} {found[key]!r}, now {now[key]!r}" for key in now if key in found and found[key] != now[key]]
+    if differing:
+        raise InputError(
+            f"{path} was made with {'; '.join(differing)}; --overwrite makes everything again, another --output_dir"
+            " keeps it"
+        )
 
 
 def replace_graph(graph: Graph, path_of: Callable[[str], Path], suffix: str, overwrite: bool) -> None:

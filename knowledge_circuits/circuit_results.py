@@ -26,7 +26,14 @@ from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.attribution import Method
 from knowledge_circuits.biographies import read_entities
-from knowledge_circuits.circuit_programs import GroupData, LoadedModel, ModelLoader, in_group, replace_graph
+from knowledge_circuits.circuit_programs import (
+    GroupData,
+    LoadedModel,
+    ModelLoader,
+    in_group,
+    refuse_stale,
+    replace_graph,
+)
 from knowledge_circuits.circuits import prune, top_n
 from knowledge_circuits.decoder import Decoder
 from knowledge_circuits.evaluation import Evaluation, evaluate, standalone
@@ -215,7 +222,8 @@ def evaluation_items(
         settings: see `EvaluationSettings`.
 
     Raises:
-        InputError: there is work to do and the data are not of the first checkpoint's tokenizer.
+        InputError: there is work to do and the data are not of the first checkpoint's tokenizer, or the circuits that
+            are there are not those of the graphs that are there (one of each checkpoint is looked at).
     """
     evaluations = [
         GroupEvaluation(checkpoint, sources, data, targets.get(data.group.task, ()), settings)
@@ -226,6 +234,10 @@ def evaluation_items(
         tokenizer = loader.tokenizer(checkpoints[0])
         for data in source_groups:
             data.pairs(tokenizer)
+    for checkpoint in checkpoints:
+        finished = [one for one in evaluations if one.checkpoint == checkpoint and one.done()]
+        for evaluation in finished[:1]:
+            evaluation.refuse_stale()
     return [
         WorkItem(
             name=f"{evaluation.checkpoint.name}: {evaluation.data.group}",
@@ -281,6 +293,18 @@ class GroupEvaluation:
         if self.settings.overwrite:
             return False
         return all(path.exists() for step in self.moves for path in self.files(step))
+
+    def refuse_stale(self) -> None:
+        """Refuse to take circuits for finished that were selected from other graphs than those that are there now.
+
+        Raises:
+            InputError: with what differs.
+        """
+        for step, origin in zip(self.moves, self.sources or [self.checkpoint], strict=True):
+            graph = self.folder(origin).graph()
+            if has_graph(graph):
+                path = self.folder(self.checkpoint).circuit(self.settings.topn, self.settings.suffix, step)
+                refuse_stale(path, read_graph(path).meta, _provenance(read_graph(existing_graph(graph))))
 
     def run(self, model: LoadedModel) -> None:
         """Evaluate the circuits that lack files; the prompts' clean and corrupted runs are shared by all of them."""
@@ -367,6 +391,11 @@ def _circuit_path(folder: CircuitFolder, topn: int, step: int | None, suffix: st
 
 def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
+
+
+def _provenance(graph: Graph) -> dict[str, Any]:
+    """What a graph's meta says of how it was scored; the version that did it does not count."""
+    return {key: value for key, value in graph.meta.items() if key != "version"}
 
 
 def _shape(layout: Layout | Decoder, d_model: int) -> str:

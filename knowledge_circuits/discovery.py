@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from knowledge_circuits import __version__
-from knowledge_circuits.attribution import Method, attribute
-from knowledge_circuits.circuit_programs import GroupData, LoadedModel, ModelLoader, replace_graph
+from knowledge_circuits.attribution import Method, attribute, provenance
+from knowledge_circuits.circuit_programs import GroupData, LoadedModel, ModelLoader, refuse_stale, replace_graph
 from knowledge_circuits.graph import Graph
-from knowledge_circuits.runs import Checkpoint
+from knowledge_circuits.graph_files import read_graph
+from knowledge_circuits.runs import Checkpoint, existing_graph, has_graph
 from knowledge_circuits.sweep import WorkItem
 
 
@@ -75,13 +76,20 @@ def discovery_items(
         settings: see `DiscoverySettings`.
 
     Raises:
-        InputError: there is work to do and the data are not of the first checkpoint's tokenizer.
+        InputError: there is work to do and the data are not of the first checkpoint's tokenizer, or what is done was
+            done in another way (one graph of each checkpoint is looked at).
     """
     items = [_item(checkpoint, data, loader, settings) for checkpoint in checkpoints for data in groups]
+    tokenizer = loader.tokenizer(checkpoints[0])
     if not all(item.done() for item in items):
-        tokenizer = loader.tokenizer(checkpoints[0])
         for data in groups:
             data.pairs(tokenizer)
+    for checkpoint in () if settings.overwrite else checkpoints:
+        graphs = [checkpoint.circuit_folder(settings.circuit_n, data.group, settings.method).graph() for data in groups]
+        present = [(data, path) for data, path in zip(groups, graphs, strict=True) if has_graph(path)]
+        for data, path in present[:1]:
+            now = provenance(data.pairs(tokenizer), loader.dtype, settings.method, settings.ig_steps)
+            refuse_stale(existing_graph(path), read_graph(existing_graph(path)).meta, now)
     return items
 
 

@@ -6,6 +6,8 @@ hold prompts of one length, so nothing is ever computed for padding, and scores 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,6 +130,12 @@ class PromptPairs:
     def longest(self) -> int:
         """Tokens of the longest prompt."""
         return max((len(ids) for ids in self.clean), default=0)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that stand for the token ids and labels: other prompts have others."""
+        content = json.dumps([list(map(list, part)) for part in (self.clean, self.corrupted, self.labels)])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Batches of at most `batch_size` pairs of one length, shortest first, in the given order within a length."""

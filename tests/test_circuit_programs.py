@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,29 @@ def test_work_on_disk_is_skipped_and_overwrite_does_it_again(copy, capsys):
     assert call(circuit_discovery.main, copy.discovery("--overwrite", *ONE_GROUP)) == 0
     assert call(circuit_eval.main, copy.evaluation("--topn", "40", "--overwrite", *ONE_SOURCE)) == 0
     assert read_graph(path).meta["task"] == "city" and read_json(results)["topn"] == 40
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [(["--ig_steps", "3"], "ig_steps 5, now 3"), (["--dtype", "float64"], "dtype 'float32', now")]
+)
+def test_work_that_was_done_in_another_way_is_not_taken_for_finished(copy, capsys, flags, said):
+    before = files(copy.checkpoints)
+    assert call(circuit_discovery.main, copy.discovery(*flags)) == 1
+    assert said in (refusal := capsys.readouterr().err) and "_graph.json" in refusal and "--overwrite" in refusal
+    assert files(copy.checkpoints) == before
+    # Graphs that are made again leave circuits behind that are not theirs.
+    assert call(circuit_discovery.main, copy.discovery(*flags, "--overwrite")) == 0
+    assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 1
+    assert said in capsys.readouterr().err
+    assert call(circuit_eval.main, copy.evaluation("--topn", "40", "--overwrite")) == 0
+    assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 0
+
+
+def test_graphs_of_other_prompts_are_not_taken_for_finished(copy, capsys):
+    data = copy.circuit_data.replace("{task}", "city")
+    write_jsonl(data, reversed(read_jsonl(data)))
+    assert call(circuit_discovery.main, copy.discovery()) == 1
+    assert re.search(r"prompts '[0-9a-f]{16}', now '[0-9a-f]{16}'", capsys.readouterr().err)
 
 
 def test_a_missing_file_is_made_again_byte_for_byte(finished, copy):
