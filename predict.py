@@ -18,7 +18,7 @@ import torch
 from knowledge_circuits.biographies import read_entities
 from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError
-from knowledge_circuits.prediction import MAX_NEW_TOKENS, Settings, predict_checkpoint
+from knowledge_circuits.prediction import MAX_NEW_TOKENS, Settings, predict_checkpoint, refuse_other_questions
 from knowledge_circuits.runs import Checkpoint, checkpoints
 from knowledge_circuits.sweep import WorkItem, cores, pick_device, report_sweep, sweep, this_process
 
@@ -74,12 +74,13 @@ def main() -> int:
     def is_done(output: Path) -> bool:
         return output in written or (output.exists() and not arguments.overwrite)
 
-    items = []
-    for checkpoint in found:
-        output = Path(arguments.output_file or checkpoint.predictions)
-        items.append(
-            WorkItem(checkpoint.name, checkpoint.name, 1.0, partial(is_done, output), partial(ask, checkpoint, output))
-        )
+    outputs = [Path(arguments.output_file or checkpoint.predictions) for checkpoint in found]
+    for output in [output for output in outputs if is_done(output)][:1]:  # the others were asked the same
+        refuse_other_questions(output, people)
+    items = [
+        WorkItem(checkpoint.name, checkpoint.name, 1.0, partial(is_done, output), partial(ask, checkpoint, output))
+        for checkpoint, output in zip(found, outputs, strict=True)
+    ]
     return report_sweep(sweep(items, process, "predicting"), process)
 
 

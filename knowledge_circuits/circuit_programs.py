@@ -90,7 +90,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:<number>")
     add("--dtype", choices=list(_DTYPES), default="float32", help="of weights and activations (float32)")
     add("--threads", type=positive, default=cores(), help="CPU threads of each process (all cores)")
-    add("--memory_gb", type=float, help="memory the engine may use; found when absent; changes no result")
+    add("--memory_gb", type=float, help="memory the engine may use; found when absent; changes rounding only")
     add("--trust_remote_code", action="store_true", help="run code that comes with a model; off by default")
 
 

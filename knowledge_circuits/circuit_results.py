@@ -295,7 +295,7 @@ class GroupEvaluation:
         return all(path.exists() for step in self.moves for path in self.files(step))
 
     def refuse_stale(self) -> None:
-        """Refuse to take circuits for finished that were selected from other graphs than those that are there now.
+        """Refuse to take for finished what comes from other graphs than those that are there, or from other test items.
 
         Raises:
             InputError: with what differs.
@@ -305,6 +305,15 @@ class GroupEvaluation:
             if has_graph(graph):
                 path = self.folder(self.checkpoint).circuit(self.settings.topn, self.settings.suffix, step)
                 refuse_stale(path, read_graph(path).meta, _provenance(read_graph(existing_graph(graph))))
+            for items in self.targets[:1]:
+                target = items.target
+                path = self.folder(self.checkpoint).predictions(self.settings.topn, target.type, target.band, step)
+                rows = [row.get("ground_truth") for _, row in numbered_jsonl(path)]
+                if rows != [item.value for item in items.items]:
+                    raise InputError(
+                        f"{path} is about {len(rows)} other test items than the {len(items.items)} that are asked now;"
+                        " --overwrite asks again everywhere, another --output_dir keeps it"
+                    )
 
     def run(self, model: LoadedModel) -> None:
         """Evaluate the circuits that lack files; the prompts' clean and corrupted runs are shared by all of them."""

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -49,6 +49,7 @@ from knowledge_circuits.prompts import PromptPairs, group_pairs, read_circuit_da
 from knowledge_circuits.runs import Checkpoint, Run
 from knowledge_circuits.study import TASKS, Group, groups
 from knowledge_circuits.tokenization import load_tokenizer, subject_positions
+from knowledge_circuits.weight_files import weight_files, weights_digest
 
 HEAD_COLUMNS = ["step", "epoch", *tables.GROUP_COLUMNS, "layer", "head", "subject", "relation", "kind"]
 HEAD_COLUMNS += ["original_subject", "original_relation", "original_kind"]
@@ -252,7 +253,7 @@ class _Analysis:
     def of(self, checkpoint: Checkpoint) -> CheckpointComponents | None:
         """One checkpoint's means, saved ones if they still hold; None where they cannot be had."""
         path = self.run.path / "analysis" / f"circuit_{self.setting.circuit_n}" / f"{checkpoint.name}.json"
-        weights = _weights_digest(checkpoint)
+        weights = weights_digest(checkpoint.path)
         key = f"{_FORMAT} {self.digest} {weights}" if self.digest and weights else None
         components = _read(path, key)
         if components is None and key is not None:
@@ -273,7 +274,7 @@ class _Analysis:
     @cached_property
     def prompts(self) -> GroupPrompts:
         """All groups' prompts; every checkpoint of a run has the same tokenizer."""
-        tokenizer = load_tokenizer(next(c.path for c in self.run.checkpoints() if weight_files(c)))
+        tokenizer = load_tokenizer(next(c.path for c in self.run.checkpoints() if weight_files(c.path)))
         return read_group_prompts(self.data_file, tokenizer, self.setting.circuit_n)
 
     @property
@@ -297,11 +298,6 @@ def no_loading_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def weight_files(checkpoint: Checkpoint) -> list[Path]:
-    """The files that hold a checkpoint's weights; none where only its results were kept."""
-    return sorted([*Path(checkpoint.path).glob("*.safetensors"), *Path(checkpoint.path).glob("pytorch_model*.bin")])
 
 
 def circuit_data_file(run: Run, setting: tables.Setting) -> str:
@@ -353,25 +349,6 @@ def _data_digest(data_file: str) -> str:
     digest = hashlib.sha256()
     for task in TASKS:
         digest.update(read_bytes(data_file.replace("{task}", task)))
-    return digest.hexdigest()[:16]
-
-
-def _weights_digest(checkpoint: Checkpoint, stretches: int = 16, length: int = 1 << 16) -> str | None:
-    """Tells checkpoints' weights apart without reading gigabytes: sizes and some stretches of every weight file.
-
-    A step of training changes every stretch. None where there are no weights.
-    """
-    files = weight_files(checkpoint)
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with open(path, "rb") as file:
-            for start in sorted({max(size - length, 0) * part // (stretches - 1) for part in range(stretches)}):
-                file.seek(start)
-                digest.update(file.read(length))
     return digest.hexdigest()[:16]
 
 

@@ -299,8 +299,10 @@ def skills_text_and_circuits(
             continue
         for name, look in looks.items():
             means = table[table[column] == name].groupby("epoch")[value].mean()
-            plots.draw_curve(ax, means.index, means, look, band=False)
+            # Unsmoothed: what is lost in the first epoch must not look as if it took three.
+            ax.plot(means.index, means, look.marker + "-", color=look.color, markersize=4, label=look.label)
         ax.set(title=heading, xlabel="epoch", ylabel=value if value != "rate" else "1 - edge Jaccard")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()
         if value == "perplexity":
             ax.set_yscale("log")

@@ -14,7 +14,7 @@ In: a checkpoint and the entities of test.jsonl. Out: `prediction.jsonl` in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from knowledge_circuits.biographies import Person
-from knowledge_circuits.files import InputError, write_jsonl
+from knowledge_circuits.files import InputError, numbered_jsonl, write_jsonl
 from knowledge_circuits.runs import Checkpoint
 from knowledge_circuits.scoring import encode_continuations, last_logits, left_padded
 from knowledge_circuits.study import Attribute
@@ -310,9 +310,16 @@ def predict_checkpoint(
     return records
 
 
-def accuracy_line(records: Sequence[Mapping[str, Any]]) -> str:
-    """What was answered, in one line: shares of correct answers and of correct first tokens."""
-    return ", ".join(
-        f"{sum(bool(record[key]) for record in records) / len(records):.1%} {words}"
-        for key, words in (("correct", "correct"), ("first_token_correct", "with the right first token"))
-    )
+def refuse_other_questions(path: Path, people: Sequence[Person]) -> None:
+    """Refuse to take answers to other questions than those about `people` for finished work.
+
+    Raises:
+        InputError: the file's questions are others, or it is not a file of predictions.
+    """
+    rows = (row for _, row in numbered_jsonl(path, keys=("full_name", "attribute")))
+    answered = [(row["full_name"], row["attribute"]) for row in rows]
+    if answered != [(person.full_name, attribute) for person in people for attribute in Attribute]:
+        raise InputError(
+            f"{path} has the answers to {len(answered)} other questions than the {len(people) * len(Attribute)} that"
+            " are asked now; --overwrite asks again at every checkpoint, another --output_dir keeps them"
+        )

@@ -24,7 +24,6 @@ from knowledge_circuits.components import (
     has_circuit_data,
     no_loading_bars,
     read_group_prompts,
-    weight_files,
 )
 from knowledge_circuits.decoder import Decoder, load_decoder
 from knowledge_circuits.files import InputError
@@ -34,6 +33,7 @@ from knowledge_circuits.logit_lens import lens_logits, logit_lens, residual_poin
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Group
 from knowledge_circuits.tokenization import load_tokenizer
+from knowledge_circuits.weight_files import weight_files
 
 Floats = NDArray[np.float64]
 
@@ -132,7 +132,7 @@ def view_prompt(
     step = last if epoch == float("inf") else min(when, key=lambda step: abs(when[step] - epoch))
     (checkpoint,) = [checkpoint for checkpoint in run.checkpoints() if checkpoint.step == step]
     data_file = data_file or circuit_data_file(run, setting)
-    if not has_circuit_data(data_file) or not weight_files(checkpoint):
+    if not has_circuit_data(data_file) or not weight_files(checkpoint.path):
         return None
     tokenizer = load_tokenizer(checkpoint.path)
     prompts = read_group_prompts(data_file, tokenizer, setting.circuit_n, [group])

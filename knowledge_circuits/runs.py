@@ -1,7 +1,7 @@
 """Where a run keeps its files: one place that spells out every output path.
 
 outputs/train/<model>/<run>/                      run_config.json, evaluations.jsonl, knowledge_dynamics.jsonl
-    checkpoints/checkpoint-<step>/                an ordinary Hugging Face checkpoint; 0 is the untrained start
+    checkpoints/checkpoint-<step>/                an ordinary Hugging Face checkpoint; 0 is the start
         prediction.jsonl
         circuit_<n>/type_<t>/frequency_<b>/method_<m>/<task>_graph.json
             topn_<k>/<task>_graph.json, <task>_results.json

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from knowledge_circuits import topology
 from knowledge_circuits.files import InputError, read_json
@@ -553,12 +553,18 @@ def _names(group: Group) -> dict[str, str]:
 
 
 def _circuit_step(path: Path, group: Group, ending: str, own: int) -> int | None:
-    """Whose circuit a file is about: `<task>_results.json` its own, `<task>_from_<step>_results.json` another's."""
+    """Whose circuit a file is about: `<task>_results.json` its own, `<task>_from_<step>_results.json` another's.
+
+    None for other files, and for the circuit that was "moved" to where it comes from: it counts once, as its own.
+    """
     middle = path.stem.removeprefix(str(group.task)).removesuffix(ending)
     if not middle:
         return own
     step = middle.removeprefix("_from_")
-    return int(step) if step.isdecimal() else None
+    if not step.isdecimal():
+        return None
+    stayed = int(step) == own and path.with_name(f"{group.task}{ending}{path.suffix}").exists()
+    return None if stayed else int(step)
 
 
 def _graph_path(path: Path) -> Path | None:

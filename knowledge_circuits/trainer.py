@@ -126,7 +126,7 @@ class CheckpointTrainer(Trainer):
                 rotate_checkpoints(str(self.run.checkpoints_folder), self.args.save_total_limit, use_mtime=False)
         self.accelerator.wait_for_everyone()
 
-    def save_untrained(self) -> None:
+    def save_start(self) -> None:
         """Save the model as it is before the first step as checkpoint-0: weights and tokenizer, no trainer state."""
         final = self.run.checkpoints_folder / "checkpoint-0"
         if self.is_world_process_zero() and not final.exists():

@@ -58,6 +58,7 @@ from knowledge_circuits.training_model import (
     training_model,
     training_tokenizer,
 )
+from knowledge_circuits.weight_files import weights_digest
 
 #: Training flags that decide the weights: a run cannot go on under other values.
 RECIPE = (
@@ -143,9 +144,9 @@ def train(flags: Flags, make_callbacks: CallbackMaker = lambda run, tokenizer: (
     trainer = make_trainer(arguments, run, model, tokenizer, data, callbacks)
     _write_configuration(trainer, run, configuration)
     if resumed is None:
-        trainer.save_untrained()
-        # The Trainer would evaluate again whenever it goes on, so this belongs to a fresh start only.
-        arguments.eval_on_start = data.evaluation is not None and arguments.eval_strategy != "no"
+        trainer.save_start()
+    # The Trainer would evaluate again whenever it goes on, so this belongs to a fresh start only.
+    arguments.eval_on_start = resumed is None and data.evaluation is not None and arguments.eval_strategy != "no"
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     step = trainer.state.global_step
     trainer.end()
@@ -216,6 +217,7 @@ def run_configuration(flags: Flags, data: TrainingData, block_size: int) -> dict
     training = {key: value for key, value in arguments.to_dict().items() if key not in ("local_rank", "eval_on_start")}
     return {
         "model": flags.model.model,
+        "starting_weights": weights_digest(flags.model.model_name_or_path) if flags.model.model_name_or_path else None,
         "arguments": {**asdict(flags.model), **asdict(flags.data), **asdict(flags.probes), **training},
         "data": {
             "seed": generated.get("seed"),
@@ -243,6 +245,9 @@ def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
     pairs = [(name, earlier.get(part, {}).get(name), now[part].get(name)) for part, name in names]
     pairs.append(("sequences per step", earlier.get("sequences_per_step"), now["sequences_per_step"]))
     found = [f"{name} {old!r}, now {new!r}" for name, old, new in pairs if old != new]
+    weights = earlier.get("starting_weights"), now["starting_weights"]
+    if all(weights) and weights[0] != weights[1]:  # weights that were removed since, or are a hub's, tell nothing
+        found.append("other weights to start from")
     if earlier.get("data", {}).get("content_key") != now["data"]["content_key"]:
         found.append("other data, tokenizer or block size")
     return found
@@ -270,6 +275,8 @@ def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArgume
     if main:
         for partial in run.checkpoints_folder.glob(".checkpoint-*.partial"):
             shutil.rmtree(partial)
+        if run.checkpoints_folder.is_dir() and not any(run.checkpoints_folder.iterdir()):
+            run.checkpoints_folder.rmdir()  # nothing was saved yet
     differing = differences(read_json(run.config), configuration) if run.config.exists() else []
     saved = [c for c in run.checkpoints() if c.step] if run.checkpoints_folder.is_dir() else []
     remedy = "another --run keeps it, --overwrite_output_dir starts again"
@@ -278,7 +285,7 @@ def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArgume
     if saved and not run.config.exists():
         raise InputError(f"{run.path} has checkpoints but no run_config.json to say what they are; {remedy}")
     if differing and main:
-        # An untrained checkpoint-0 of other settings is all there is.
+        # A checkpoint-0 of other settings is all there is.
         shutil.rmtree(run.checkpoints_folder, ignore_errors=True)
     return _newest_resumable([Path(checkpoint.path) for checkpoint in saved], run, main)
 

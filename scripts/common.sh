@@ -145,7 +145,8 @@ move_circuits() { # arguments for circuit_eval.py...: circuits of the ends of th
 }
 
 notebook() { # name of a notebook in analysis/, run's folder: executes it on the run; its figures go beside the run
-  RUN="$2" python -m jupyter nbconvert --to notebook --execute --log-level ERROR --output-dir "$2/notebooks" \
+  # A progress bar in an executed notebook would stay in it as a line of text.
+  TQDM_DISABLE=1 RUN="$2" python -m jupyter nbconvert --to notebook --execute --log-level ERROR --output-dir "$2/notebooks" \
     --ExecutePreprocessor.timeout=-1 "analysis/$1.ipynb" 2> >(grep -v 'Kernel is running over TCP' >&2)
 }
 

@@ -2,7 +2,8 @@
 #
 # What: finds Python 3.11 or newer, makes .venv, installs requirements.txt into it (once; about 2 minutes). A stamp in
 # .venv holds the checksum of requirements.txt and is written last, so an interrupted installation is taken up again and a
-# finished one costs nothing. Set PYTHON to choose the interpreter that .venv is made from.
+# finished one costs nothing. Set PYTHON to choose the interpreter that .venv is made from, or VENV=none to use the
+# `python` on your PATH with what is installed there (a container's, a cluster's module, a machine without a network).
 # Afterwards: `python` is .venv's, paths are relative to the repository's root.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -42,9 +43,11 @@ make_environment() {
   echo "$key" >.venv/requirements.installed
 }
 
-# One installation at a time, where the system has flock.
-{
-  if command -v flock >/dev/null; then flock 9; fi
-  (set -euo pipefail; make_environment) # whatever the caller has set, a failed installation gets no stamp
-} 9<requirements.txt
-export PATH="$ROOT/.venv/bin:$PATH"
+if [[ "${VENV:-}" != none ]]; then
+  # One installation at a time, where the system has flock.
+  {
+    if command -v flock >/dev/null; then flock 9; fi
+    (set -euo pipefail; make_environment) # whatever the caller has set, a failed installation gets no stamp
+  } 9<requirements.txt
+  export PATH="$ROOT/.venv/bin:$PATH"
+fi

@@ -3,7 +3,7 @@
 run_stages() { # place of the stamps, folder of the scripts, stages in order
   # A stage runs unless it has ended well before, and neither it nor a stage before it nor a setting has changed since.
   local stamps="$1" folder="$2" stage started
-  local key="${N:-} ${SEED:-} ${CIRCUIT_N:-} ${DATA_DIR:-} $(cksum <"$folder/settings.sh")"
+  local key="${N:-} ${SEED:-} ${CIRCUIT_N:-} ${DATA_DIR:-} ${TEMPLATES:-} $(cksum <"$folder/settings.sh")"
   mkdir -p "$stamps"
   for stage in "${@:3}"; do
     key="$(cksum <<<"$key $(cksum <"$folder/$stage.sh")")"
@@ -23,6 +23,8 @@ within_time() { # command...: interrupted with exit status 124 when the shell's 
   if [[ -z "${DEADLINE:-}" ]]; then
     "$@"
   else
-    timeout --signal=INT --kill-after=20 "$((DEADLINE > SECONDS ? DEADLINE - SECONDS : 1))" "$@"
+    # (137: it outlasted the interruption and was killed.)
+    timeout --signal=INT --kill-after=20 "$((DEADLINE > SECONDS ? DEADLINE - SECONDS : 1))" "$@" ||
+      return $(($? == 137 && SECONDS >= DEADLINE ? 124 : $?))
   fi
 }

@@ -155,6 +155,13 @@ def test_graphs_of_other_prompts_are_not_taken_for_finished(copy, capsys):
     assert re.search(r"prompts '[0-9a-f]{16}', now '[0-9a-f]{16}'", capsys.readouterr().err)
 
 
+def test_answers_about_other_test_items_are_not_taken_for_finished(copy, capsys):
+    write_jsonl(copy.test_data, read_jsonl(copy.test_data)[:-20])
+    assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 1
+    assert "other test items" in capsys.readouterr().err
+    assert call(circuit_eval.main, copy.evaluation("--topn", "40", "--overwrite")) == 0
+
+
 def test_a_missing_file_is_made_again_byte_for_byte(finished, copy):
     circuits_of(copy).graph().unlink()
     circuits_of(copy, 0).results(40).unlink()

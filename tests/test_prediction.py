@@ -166,15 +166,19 @@ def test_the_program_answers_for_all_checkpoints_of_a_run_and_skips_what_is_ther
         shutil.copytree(tiny_gpt2_folder, run / "checkpoints" / f"checkpoint-{step}")
     write_jsonl(tmp_path / "test.jsonl", tiny.entities(4))
     kept = run / "checkpoints" / "checkpoint-0" / "prediction.jsonl"
-    write_jsonl(kept, [{"kept": True}])
+    asked = [row["full_name"] for row in tiny.entities(3)]
+    rows = [{"full_name": name, "attribute": attribute, "kept": 1} for name in asked for attribute in Attribute]
+    write_jsonl(kept, rows)
     common = ("--model_name_or_path", run, "--input_file", tmp_path / "test.jsonl", "--max_predict_samples", "3")
     result = _run(*common)
     assert result.returncode == 0, result.stderr
-    assert read_jsonl(kept) == [{"kept": True}]
+    assert read_jsonl(kept) == rows
     records = read_jsonl(run / "checkpoints" / "checkpoint-10" / "prediction.jsonl")
     assert len(records) == 3 * len(Attribute)
     refused = _run(*common, "--output_file", tmp_path / "one.jsonl")
     assert refused.returncode == 1 and "--output_file is for one checkpoint" in refused.stderr
+    refused = _run(*common[:-1], "4")
+    assert refused.returncode == 1 and "15 other questions than the 20" in refused.stderr
 
 
 def test_writing_a_checkpoint_s_predictions_leaves_whole_json_lines(tiny_llama_folder: Path, tmp_path: Path):

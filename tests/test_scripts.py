@@ -61,6 +61,11 @@ def test_a_changed_setting_runs_everything_again(pipeline: Path) -> None:
     assert run(pipeline, "N=7;") == (0, ["one", "two", "three"])
 
 
+def test_a_stage_that_does_not_heed_the_interruption_is_out_of_time_too(pipeline: Path) -> None:
+    (pipeline / "two.sh").write_text("#!/usr/bin/env bash\n# Stage two.\ntrap '' INT\nkill -KILL $$\n")
+    assert run(pipeline, "timeout() { sleep 1; return 137; }; DEADLINE=$((SECONDS + 1));")[0] == 124
+
+
 def test_a_stage_that_outlasts_the_deadline_ends_the_slice_with_its_own_status(pipeline: Path) -> None:
     (pipeline / "two.sh").write_text("#!/usr/bin/env bash\n# Stage two.\nsleep 60\necho ran two\n")
     assert run(pipeline, "DEADLINE=$((SECONDS + 1));") == (124, ["one"])

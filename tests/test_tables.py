@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from synthetic_run import Truth, scored_graph, write_run
 
@@ -110,6 +111,16 @@ def test_a_moved_circuit_is_told_from_a_checkpoints_own(own_run: Run) -> None:
         assert set(moved["circuit_step"]) == {10}
         assert set(moved["step"]) == {80}
     assert len(tables.own_circuit_hits(hits)) == 3 * 18 * TRUTH.people
+
+
+def test_a_circuit_moved_to_where_it_comes_from_counts_once(own_run: Run) -> None:
+    before = tables.circuit_predictions(own_run), tables.results(own_run)
+    folder, step = own_run.checkpoints()[-1].circuit_folder(30, GROUP, "EAP-IG"), own_run.checkpoints()[-1].step
+    own = folder.predictions(TRUTH.topn, GROUP.type, GROUP.band)
+    shutil.copy(own, folder.predictions(TRUTH.topn, GROUP.type, GROUP.band, source_step=step))
+    shutil.copy(folder.results(TRUTH.topn), folder.results(TRUTH.topn, source_step=step))
+    pd.testing.assert_frame_equal(tables.circuit_predictions(own_run), before[0])
+    pd.testing.assert_frame_equal(tables.results(own_run), before[1])
 
 
 def test_rank_nine_is_a_hit_and_rank_ten_is_none(own_run: Run) -> None:

@@ -480,6 +480,33 @@ def test_another_run_of_that_name_is_refused_and_overwritten_only_on_demand(flag
     assert [record["step"] for record in records(run)] == [0, 6, 12]
 
 
+def test_a_run_from_other_weights_is_not_taken_for_finished(flags, tmp_path, tiny_gpt2_folder):
+    start = Path(shutil.copytree(tiny_gpt2_folder, tmp_path / "start"))
+    run = train(flags(model_name_or_path=start)).run
+    weights = load_file(start / "model.safetensors")
+    save_file({name: weight * 1.01 for name, weight in weights.items()}, start / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="other weights to start from"):
+        train(flags(model_name_or_path=start))
+    shutil.rmtree(start)  # what a finished run started from may go
+    assert len(run.checkpoints()) == 3
+
+
+def test_a_run_killed_before_anything_was_saved_starts_again(flags):
+    run = train(flags(max_steps=1, num_train_epochs=None)).run
+    shutil.rmtree(run.checkpoints_folder)
+    (run.checkpoints_folder / ".checkpoint-0.partial" / "checkpoint-0").mkdir(parents=True)
+    assert train(flags(max_steps=1, num_train_epochs=None)).trained
+
+
+def test_the_evaluation_at_the_start_is_not_repeated_where_training_goes_on(flags, tmp_path):
+    schedule = {"eval_on_start": True, "save_schedule": "exponential", "eval_strategy": "steps", "eval_steps": 4}
+    undisturbed = train(flags(output_dir=tmp_path / "undisturbed", **schedule)).run
+    run_and_be_killed(lambda: train(flags(**schedule), lambda run, tokenizer: [KillAt("on_step_end", 7)]))
+    resumed = train(flags(**schedule)).run
+    assert [record["step"] for record in records(resumed)] == [record["step"] for record in records(undisturbed)]
+    assert resumed.evaluations.read_bytes() == undisturbed.evaluations.read_bytes()
+
+
 def test_logs_go_to_the_folder_that_was_asked_for(flags, tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # which training changes, and the test puts back
     train(flags(report_to="tensorboard", logging_dir=tmp_path / "logs", max_steps=2))
