@@ -119,9 +119,10 @@ class GroupData:
     """One group's rows of a circuit data file.
 
     Attributes:
+        group: which rows are meant.
         file: where they come from, for errors.
         rows: all rows of the group's task, as `read_circuit_data` gives them.
-        size: how many prompts the group has, at most `circuit_n`.
+        limit: how many prompts are taken at most (`circuit_n`).
     """
 
     group: Group
@@ -131,6 +132,7 @@ class GroupData:
 
     @property
     def size(self) -> int:
+        """How many prompts are taken."""
         return min(self.limit, sum(in_group(row, self.group) for row in self.rows))
 
     def pairs(self, tokenizer: PreTrainedTokenizerBase) -> PromptPairs:

@@ -41,7 +41,7 @@ from knowledge_circuits.files import InputError, numbered_jsonl, write_json, wri
 from knowledge_circuits.graph import Graph, Layout, layout_of
 from knowledge_circuits.graph_files import read_graph
 from knowledge_circuits.prompts import PromptPairs, read_circuit_data
-from knowledge_circuits.runs import Checkpoint, CircuitFolder, existing_graph, has_graph
+from knowledge_circuits.runs import Checkpoint, CircuitFolder, existing_graph, find_graph
 from knowledge_circuits.runs import checkpoints as all_checkpoints
 from knowledge_circuits.scoring import encode_continuations
 from knowledge_circuits.study import Attribute, Group
@@ -158,8 +158,8 @@ def circuit_size(
         return PAPER_TOPN[model]
     paths = [c.circuit_folder(circuit_n, group, method).graph() for c in checkpoints for group in source_groups]
     for path in paths:
-        if has_graph(path):
-            return read_graph(existing_graph(path)).layout.n_edges // 4
+        if found := find_graph(path):
+            return read_graph(found).layout.n_edges // 4
     raise InputError(f"{paths[0]}: no such graph, nor one of another chosen group; run circuit_discovery.py first")
 
 
@@ -197,10 +197,10 @@ def find_source(name: str, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     if not Path(name).is_dir():
         known = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
         raise InputError(f"--circuit_from {name}: neither a checkpoint's folder nor one of the steps {known}")
-    (source,) = found if len(found := all_checkpoints(name)) == 1 else (None,)
-    if source is None or source.step is None:
+    found = all_checkpoints(name)
+    if len(found) != 1 or found[0].step is None:
         raise InputError(f"--circuit_from {name}: not one checkpoint-<step> folder")
-    return source
+    return found[0]
 
 
 def evaluation_items(
@@ -271,9 +271,9 @@ class GroupEvaluation:
         return prompts * max(1, len(self.sources))
 
     @property
-    def moves(self) -> list[int | None]:
-        """The steps of the circuits' checkpoints; None is the checkpoint's own circuit."""
-        return [source.step for source in self.sources] or [None]
+    def origins(self) -> dict[int | None, Checkpoint]:
+        """The checkpoints whose circuits are run, by their steps; None is the checkpoint's own circuit."""
+        return {source.step: source for source in self.sources} or {None: self.checkpoint}
 
     @property
     def bounds(self) -> dict[str, Any]:
@@ -290,9 +290,13 @@ class GroupEvaluation:
         return [folder.circuit(topn, self.settings.suffix, step), folder.results(topn, step), *predictions]
 
     def done(self) -> bool:
+        return not self.missing()
+
+    def missing(self) -> list[int | None]:
+        """Of which of the circuits something is still to be written."""
         if self.settings.overwrite:
-            return False
-        return all(path.exists() for step in self.moves for path in self.files(step))
+            return list(self.origins)
+        return [step for step in self.origins if not all(path.exists() for path in self.files(step))]
 
     def refuse_stale(self) -> None:
         """Refuse to take for finished what comes from other graphs than those that are there, or from other test items.
@@ -300,11 +304,10 @@ class GroupEvaluation:
         Raises:
             InputError: with what differs.
         """
-        for step, origin in zip(self.moves, self.sources or [self.checkpoint], strict=True):
-            graph = self.folder(origin).graph()
-            if has_graph(graph):
+        for step, origin in self.origins.items():
+            if graph := find_graph(self.folder(origin).graph()):
                 path = self.folder(self.checkpoint).circuit(self.settings.topn, self.settings.suffix, step)
-                refuse_stale(path, read_graph(path).meta, _provenance(read_graph(existing_graph(graph))))
+                refuse_stale(path, read_graph(path).meta, _provenance(read_graph(graph)))
             for items in self.targets[:1]:
                 target = items.target
                 path = self.folder(self.checkpoint).predictions(self.settings.topn, target.type, target.band, step)
@@ -317,13 +320,8 @@ class GroupEvaluation:
 
     def run(self, model: LoadedModel) -> None:
         """Evaluate the circuits that lack files; the prompts' clean and corrupted runs are shared by all of them."""
-        origins = dict(zip(self.moves, self.sources or [self.checkpoint], strict=True))
-        missing = [
-            step
-            for step in self.moves
-            if self.settings.overwrite or not all(path.exists() for path in self.files(step))
-        ]
-        circuits = [self.circuit(model, origins[step]) for step in missing]
+        missing = self.missing()
+        circuits = [self.circuit(model, self.origins[step]) for step in missing]
         pairs = self.data.pairs(model.tokenizer)
         measured = evaluate(model.decoder, circuits, pairs, **self.bounds)
         for step, circuit, outcome in zip(missing, circuits, measured, strict=True):

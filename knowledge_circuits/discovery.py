@@ -15,7 +15,7 @@ from knowledge_circuits.attribution import Method, attribute, provenance
 from knowledge_circuits.circuit_programs import GroupData, LoadedModel, ModelLoader, refuse_stale, replace_graph
 from knowledge_circuits.graph import Graph
 from knowledge_circuits.graph_files import read_graph
-from knowledge_circuits.runs import Checkpoint, existing_graph, has_graph
+from knowledge_circuits.runs import Checkpoint, find_graph
 from knowledge_circuits.sweep import WorkItem
 
 
@@ -85,11 +85,11 @@ def discovery_items(
         for data in groups:
             data.pairs(tokenizer)
     for checkpoint in () if settings.overwrite else checkpoints:
-        graphs = [checkpoint.circuit_folder(settings.circuit_n, data.group, settings.method).graph() for data in groups]
-        present = [(data, path) for data, path in zip(groups, graphs, strict=True) if has_graph(path)]
-        for data, path in present[:1]:
+        folders = [checkpoint.circuit_folder(settings.circuit_n, data.group, settings.method) for data in groups]
+        graphs = [(data, find_graph(folder.graph())) for data, folder in zip(groups, folders, strict=True)]
+        for data, path in [(data, path) for data, path in graphs if path is not None][:1]:
             now = provenance(data.pairs(tokenizer), loader.dtype, settings.method, settings.ig_steps)
-            refuse_stale(existing_graph(path), read_graph(existing_graph(path)).meta, now)
+            refuse_stale(path, read_graph(path).meta, now)
     return items
 
 

@@ -85,26 +85,25 @@ class CircuitFolder:
         return str(self.task) if source_step is None else f"{self.task}_from_{source_step}"
 
 
-def existing_graph(path: Path) -> Path:
-    """The graph file at `path` in whichever format it was written (.json, .json.gz or .pt).
+def find_graph(path: Path) -> Path | None:
+    """The graph file at `path` in whichever format it was written (.json, .json.gz or .pt); None where there is none.
 
     Args:
         path: the name it would have as .json.
+    """
+    stem = path.name.removesuffix(".json")
+    return next((p for suffix in GRAPH_SUFFIXES if (p := path.with_name(stem + suffix)).exists()), None)
+
+
+def existing_graph(path: Path) -> Path:
+    """`find_graph` where there must be one.
 
     Raises:
         InputError: no format of it is there.
     """
-    stem = path.name.removesuffix(".json")
-    for suffix in GRAPH_SUFFIXES:
-        candidate = path.with_name(stem + suffix)
-        if candidate.exists():
-            return candidate
+    if found := find_graph(path):
+        return found
     raise InputError(f"{path}: no such graph (nor as .json.gz or .pt); run circuit_discovery.py first")
-
-
-def has_graph(path: Path) -> bool:
-    """Whether `existing_graph` would find the graph."""
-    return any(path.with_name(path.name.removesuffix(".json") + suffix).exists() for suffix in GRAPH_SUFFIXES)
 
 
 def checkpoints(model_path: str, output_dir: str | None = None) -> list[Checkpoint]:

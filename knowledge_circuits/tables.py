@@ -30,7 +30,7 @@ from knowledge_circuits.files import InputError, read_json
 from knowledge_circuits.graph import Graph, Layout
 from knowledge_circuits.graph_files import read_graph
 from knowledge_circuits.records import Field, Kind, check_record, checked_json, checked_jsonl, parse_frequency
-from knowledge_circuits.runs import GRAPH_SUFFIXES, Checkpoint, Run
+from knowledge_circuits.runs import Checkpoint, Run, find_graph
 from knowledge_circuits.study import Band, Group, KnowledgeType, groups
 
 _NUMBER, _COUNT, _FLAG, _TEXT = Kind.NUMBER, Kind.COUNT, Kind.FLAG, Kind.TEXT
@@ -404,7 +404,7 @@ def circuits(run: Run, setting: Setting | None = None, visit: Visitor | None = N
     places = [
         (step, epoch, group, path)
         for step, epoch, group, folder in _topn_folders(run, setting)
-        if (path := _graph_path(folder / f"{group.task}_graph.json")) is not None
+        if (path := find_graph(folder / f"{group.task}_graph.json")) is not None
     ]
     for step, epoch, group, path in tqdm(places, desc="reading circuits", unit="circuit", leave=False, delay=5):
         graph = read_graph(path)
@@ -449,7 +449,7 @@ def group_circuits(run: Run, group: Group, setting: Setting | None = None) -> di
     for checkpoint in run.checkpoints() if setting else []:
         if setting is not None and checkpoint.step is not None:
             folder = checkpoint.circuit_folder(setting.circuit_n, group, setting.method)
-            path = _graph_path(folder.circuit(setting.topn))
+            path = find_graph(folder.circuit(setting.topn))
             if path is not None:
                 found[checkpoint.step] = path
     return found
@@ -565,8 +565,3 @@ def _circuit_step(path: Path, group: Group, ending: str, own: int) -> int | None
         return None
     stayed = int(step) == own and path.with_name(f"{group.task}{ending}{path.suffix}").exists()
     return None if stayed else int(step)
-
-
-def _graph_path(path: Path) -> Path | None:
-    stem = path.name.removesuffix(".json")
-    return next((p for suffix in GRAPH_SUFFIXES if (p := path.with_name(stem + suffix)).exists()), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from knowledge_circuits.files import InputError
-from knowledge_circuits.runs import Checkpoint, Run, checkpoints, existing_graph, has_graph
+from knowledge_circuits.runs import Checkpoint, Run, checkpoints, existing_graph, find_graph
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
 
 GROUP = Group(Attribute.CITY, KnowledgeType.NEW, Band.HIGH)
@@ -69,8 +69,8 @@ def test_the_paths_of_circuits_are_the_documented_ones(tmp_path):
 @pytest.mark.parametrize("suffix", [".json", ".json.gz", ".pt"])
 def test_a_graph_is_found_in_any_format(tmp_path, suffix):
     wanted = tmp_path / "city_graph.json"
-    assert not has_graph(wanted)
+    assert find_graph(wanted) is None
     with pytest.raises(InputError, match=r"run circuit_discovery\.py first"):
         existing_graph(wanted)
     (tmp_path / f"city_graph{suffix}").write_text("")
-    assert has_graph(wanted) and existing_graph(wanted) == tmp_path / f"city_graph{suffix}"
+    assert find_graph(wanted) == existing_graph(wanted) == tmp_path / f"city_graph{suffix}"
