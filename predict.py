@@ -18,6 +18,7 @@ import torch
 from knowledge_circuits.biographies import read_entities
 from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError
+from knowledge_circuits.model_loading import DTYPES
 from knowledge_circuits.prediction import MAX_NEW_TOKENS, Settings, predict_checkpoint, refuse_other_questions
 from knowledge_circuits.runs import Checkpoint, checkpoints
 from knowledge_circuits.sweep import WorkItem, cores, pick_device, report_sweep, sweep, this_process
@@ -37,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=_positive, default=256, help="prompts at once (default: %(default)s)")
     parser.add_argument("--max_predict_samples", type=_positive, help="ask about the first so many entities only")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number> (default: %(default)s)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "float64"], default="float32")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of weights and activations (float32)")
     parser.add_argument("--threads", type=_positive, default=cores(), help="CPU threads (default: all cores)")
     parser.add_argument("--trust_remote_code", action="store_true", help="allow code in the model's folder to run")
     parser.add_argument("--overwrite", action="store_true", help="ask again where answers are there already")
@@ -62,7 +63,7 @@ def main() -> int:
         max_new_tokens=arguments.max_new_tokens,
         batch_size=arguments.batch_size,
         device=pick_device(arguments.device, process),
-        dtype=getattr(torch, arguments.dtype),
+        dtype=DTYPES[arguments.dtype],
         trust_remote_code=arguments.trust_remote_code,
     )
     written: set[Path] = set()

@@ -1,4 +1,4 @@
-"""Continual pre-training on synthetic biographies, with the Hugging Face Trainer.
+r"""Continual pre-training on synthetic biographies, with the Hugging Face Trainer.
 
     python train.py --model gpt2 --model_name_or_path openai-community/gpt2 --run first \
       --train_file data/entities_50000/train.jsonl --validation_file data/entities_50000/validation.jsonl \
@@ -7,7 +7,9 @@
 
 `python train.py flags.json` reads the same flags from a file; `accelerate launch train.py ...` runs on several GPUs or
 machines. Interrupted, the same command goes on from the newest checkpoint. `--probe_file` asks the model for facts
-while it learns. The flags: knowledge_circuits/training_arguments.py, probes.py and `--help`.
+while it learns.
+
+`--help` lists this project's flags on model, data and probes first, then the Trainer's, and last those on the run.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ def main() -> None:
     from knowledge_circuits.training import Flags, evaluate, train
     from knowledge_circuits.training_arguments import parse_arguments
 
-    flags = Flags(*parse_arguments(sys.argv[1:], [ProbeArguments]))
+    flags = Flags(*parse_arguments(sys.argv[1:], [ProbeArguments], __doc__))
     if flags.training.only_evaluates:
         print(", ".join(f"{name} {value:.4f}" for name, value in evaluate(flags).items()))
         return

@@ -20,7 +20,14 @@ def main() -> None:
     parser = data_parser(__doc__)
     parser.add_argument("--model", required=True, help="name that stands in the output path")
     parser.add_argument("--model_name_or_path", required=True, help="folder or hub name whose tokenizer is used")
-    parser.add_argument("--task", type=choice(Attribute), nargs="+", default=list(TASKS), help="what is asked for")
+    parser.add_argument(
+        "--task",
+        nargs="+",
+        type=choice(Attribute, TASKS),
+        default=list(TASKS),
+        metavar="TASK",
+        help=f"any of {', '.join(TASKS)}; default all",
+    )
     parser.add_argument("--circuit_n", type=positive, default=300, help="pairs of each type and band, at most")
     parser.add_argument(
         "--rare_length", type=positive, default=RARE_LENGTH, help="drop name lengths with so many subjects or fewer"

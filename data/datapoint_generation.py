@@ -24,10 +24,15 @@ def main() -> None:
     parser.add_argument(
         "--revised_share",
         type=float,
-        default=None,
-        help="share of real people (K_rel); when not given 0.2, or all of the pool's people if these are fewer",
+        help="share of real people (K_rel); default 0.2, or all of the pool's people if these are fewer",
     )
-    parser.add_argument("--frequency_rate", type=float, default=DEFAULT_FREQUENCY_RATE, help="of round(Exp(rate))")
+    parser.add_argument(
+        "--frequency_rate",
+        type=float,
+        default=DEFAULT_FREQUENCY_RATE,
+        help="rate of the exponential distribution that frequencies are drawn from (rounded, at least 1); a smaller "
+        "rate gives more biographies per person",
+    )
     arguments = parser.parse_args()
 
     pools = load_pools(arguments.pool_dir, arguments.people_file, tuple(arguments.birth_years))

@@ -28,7 +28,7 @@ def main() -> None:
     parser = data_parser(__doc__)
     add_pool_arguments(parser)
     add_template_argument(parser)
-    parser.add_argument("--forget_people", type=positive, default=None, help="new people; as many as N when not given")
+    parser.add_argument("--forget_people", type=positive, help="new people; default as many as N")
     parser.add_argument("--biographies_per_person", type=positive, default=1, help="in each of the three corpora")
     arguments = parser.parse_args()
 

@@ -9,9 +9,12 @@ with g_v the gradient of the loss at v's residual input, averaged over the runs 
    where clean and corrupted prefixes agree are run once and left out.
 2. The differences z_u(corrupted) - z_u(clean) form one matrix D [sources, items x positions x d].
 3. `backward` gives the gradients dq_k at every head's projections for every run k. At head h's own residual input the
-   gradient is J_k^T W dq_k, whose sum over runs needs one product with W instead of m:
+   gradient is J_k^T W' dq_k, whose sum over runs needs one product with W' instead of m:
 
-       sum_k J_k^T W dq_k = W' sum_k r_k dq_k - (1/d) sum_k xhat_k r_k <dq_k, q_k - b'>
+       sum_k J_k^T W' dq_k = W' (sum_k r_k dq_k) - (1/d) sum_k xhat_k r_k <dq_k, q_k - b'>
+
+   xhat_k is the input as the norm leaves it, r_k the norm's inverse deviation and J_k its Jacobian in run k, W' and b'
+   the projection with the norm's scale and shift folded in, so that q_k = xhat_k W' + b' (docs/engine.md, section 3).
 
 4. A layer's scores are one matrix product of D's first rows with these gradients.
 
@@ -31,6 +34,7 @@ from tqdm import tqdm
 
 from knowledge_circuits.backward import HeadGradients, backward, norm_backward
 from knowledge_circuits.decoder import Attention, Decoder
+from knowledge_circuits.exact import add_exact_scores
 from knowledge_circuits.files import InputError
 from knowledge_circuits.forward import (
     Normalized,
@@ -63,9 +67,14 @@ class Method(StrEnum):
     EXACT = "exact"
     """No gradient: the loss with that one edge corrupted, minus the clean loss. Slow; the oracle."""
 
+    @property
+    def uses_steps(self) -> bool:
+        """Whether it integrates gradients, so that `ig_steps` and `first_step` count."""
+        return self in (Method.EAP_IG, Method.EAP_IG_ACTIVATIONS)
+
 
 @dataclass(frozen=True)
-class Path:
+class EmbeddingPath:
     """Runs along the straight line from the corrupted (0) to the clean embedding (1).
 
     Attributes:
@@ -77,7 +86,7 @@ class Path:
     weights: tuple[float, ...]
 
     @classmethod
-    def of(cls, method: Method, ig_steps: int, first_step: int) -> Path:
+    def of(cls, method: Method, ig_steps: int, first_step: int) -> EmbeddingPath:
         """The path of a method that interpolates embeddings."""
         if method is Method.EAP:
             return cls((0.0, 1.0), (0.0, 1.0))
@@ -134,7 +143,7 @@ def attribute(
     layout = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)
     total = torch.zeros(layout.n_sources, layout.n_targets, dtype=torch.float64, device=decoder.device)
     score_batch = _batch_scorer(decoder, layout, method, ig_steps, first_step, metric)
-    runs = (1 if method is Method.EAP_IG_ACTIVATIONS else 0) + (ig_steps + 1 if "IG" in method else 2)
+    runs = (1 if method is Method.EAP_IG_ACTIVATIONS else 0) + (ig_steps + 1 if method.uses_steps else 2)
     budget = budget_bytes(memory_gb, decoder.device)
     with torch.no_grad(), tqdm(total=len(pairs), unit="prompt", disable=not progress, desc=str(method)) as bar:
         for batch in pairs.batches(batch_size):
@@ -163,8 +172,8 @@ def provenance(
     """What a graph's meta says of how `attribute` scored it: everything but the weights that its scores depend on."""
     return {
         "method": str(method),
-        "ig_steps": ig_steps if "IG" in method else None,
-        "first_step": first_step if method in (Method.EAP_IG, Method.EAP_IG_ACTIVATIONS) else None,
+        "ig_steps": ig_steps if method.uses_steps else None,
+        "first_step": first_step if method.uses_steps else None,
         "metric": str(metric) if isinstance(metric, Metric) else getattr(metric, "__name__", "custom"),
         "examples": len(pairs),
         "prompts": pairs.digest,
@@ -185,11 +194,9 @@ def _batch_scorer(
 ) -> _BatchScorer:
     """A function that adds one batch's scores (summed over items) to a [u, v] tensor."""
     if method is Method.EXACT:
-        from knowledge_circuits.exact import add_exact_scores
-
         function = metric.function if isinstance(metric, Metric) else metric
         return lambda batch, plan, total: add_exact_scores(decoder, layout, batch, function, total)
-    path = Path.of(method, ig_steps, first_step)
+    path = EmbeddingPath.of(method, ig_steps, first_step)
     if method is Method.EAP_IG_ACTIVATIONS:
         return lambda batch, plan, total: _add_activation_scores(decoder, layout, path, metric, batch, plan, total)
     return lambda batch, plan, total: _add_path_scores(decoder, layout, path, metric, batch, plan, total)
@@ -216,7 +223,7 @@ class _Runs:
 def _add_path_scores(
     decoder: Decoder,
     layout: Layout,
-    path: Path,
+    path: EmbeddingPath,
     metric: Metric | MetricFunction,
     batch: Batch,
     plan: AttributionPlan,
@@ -243,7 +250,7 @@ def _add_path_scores(
 def _add_activation_scores(
     decoder: Decoder,
     layout: Layout,
-    path: Path,
+    path: EmbeddingPath,
     metric: Metric | MetricFunction,
     batch: Batch,
     plan: AttributionPlan,

@@ -8,7 +8,7 @@ Pairs whose labels share the first token stay (their metric is 0) and are counte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,23 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.biographies import Person, Stream, sample_groups, stream
-from knowledge_circuits.study import Attribute
-from knowledge_circuits.tokenization import label_text, label_token_id, start_token_id
+from knowledge_circuits.files import InputError, numbered_jsonl
+from knowledge_circuits.prompts import PromptPairs
+from knowledge_circuits.records import parse_frequency, parse_type
+from knowledge_circuits.study import Attribute, Band, Group
+from knowledge_circuits.tokenization import encode_prompt, label_text, label_token_id, start_token_id
+
+#: What a row of circuit data must have.
+_KEYS = (
+    "clean_subject",
+    "clean_label",
+    "clean_label_idx",
+    "corrupted_subject",
+    "corrupted_label",
+    "corrupted_label_idx",
+    "frequency",
+    "type",
+)
 
 #: A name length with this many subjects or fewer gives too little choice of corrupted subjects.
 RARE_LENGTH = 5
@@ -154,3 +169,78 @@ class _Labels:
     def pair(self, clean: Person, corrupted: Person) -> CircuitPair:
         """The pair of two people."""
         return CircuitPair(clean, *self.of(clean), corrupted, *self.of(corrupted))
+
+
+def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
+    """Read and check the rows of a circuit data file (`circuit_<n>/<model>/<task>.jsonl`).
+
+    Args:
+        path: the file; `{task}` in it stands for the task.
+
+    Returns:
+        The rows, `frequency` an int.
+
+    Raises:
+        InputError: with file, line and reason.
+    """
+    path = path.replace("{task}", task)
+    rows = []
+    for number, row in numbered_jsonl(path, _KEYS):
+        where = f"{path}, line {number}"
+        for key in ("clean_subject", "clean_label", "corrupted_subject", "corrupted_label"):
+            if not isinstance(row[key], str) or not row[key].strip():
+                raise InputError(f"{where}: {key} is {row[key]!r}, not a text")
+        for key in ("clean_label_idx", "corrupted_label_idx"):
+            if type(row[key]) is not int or row[key] < 0:
+                raise InputError(f"{where}: {key} is {row[key]!r}, not a token id")
+        parse_type(row["type"], where)
+        row["frequency"] = parse_frequency(row["frequency"], where)
+        rows.append(row)
+    return rows
+
+
+def in_group(row: Mapping[str, Any], group: Group) -> bool:
+    """Whether a row's type and frequency are the group's."""
+    return row["type"] == group.type and Band.of(int(row["frequency"])) == group.band
+
+
+def group_pairs(
+    rows: Sequence[dict[str, Any]],
+    group: Group,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None = None,
+    where: str = "the circuit data",
+) -> PromptPairs:
+    """The prompt pairs of one group.
+
+    Args:
+        rows: of the group's task, as `read_circuit_data` gives them.
+        group: task, type and band.
+        tokenizer: the model's.
+        limit: at most this many, from the first.
+        where: what errors call the data.
+
+    Raises:
+        InputError: a clean and a corrupted prompt differ in length, or a label id is not the tokenizer's.
+    """
+    chosen = [(number, row) for number, row in enumerate(rows, start=1) if in_group(row, group)][:limit]
+    clean, corrupted, labels = [], [], []
+    for number, row in chosen:
+        prompts = [group.task.prompt(row[f"{side}_subject"]) for side in ("clean", "corrupted")]
+        ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        if len(ids[0]) != len(ids[1]):
+            raise InputError(
+                f"{where}, item {number}: the clean prompt has {len(ids[0])} tokens and the corrupted one {len(ids[1])}"
+                " under this tokenizer; make the data with the model's own"
+            )
+        pair = (row["clean_label_idx"], row["corrupted_label_idx"])
+        for label in pair:
+            if label >= len(tokenizer):
+                raise InputError(
+                    f"{where}, item {number}: label id {label} is outside the tokenizer's {len(tokenizer)} tokens; make"
+                    " the data with the model's own"
+                )
+        clean.append(ids[0])
+        corrupted.append(ids[1])
+        labels.append(pair)
+    return PromptPairs(clean, corrupted, labels, [row for _, row in chosen])

@@ -19,25 +19,18 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from knowledge_circuits.attribution import Method
+from knowledge_circuits.circuit_data import group_pairs, in_group, read_circuit_data
 from knowledge_circuits.command_line import choice
 from knowledge_circuits.decoder import Decoder, load_decoder
 from knowledge_circuits.files import InputError
 from knowledge_circuits.graph import Graph
 from knowledge_circuits.graph_files import write_graph
-from knowledge_circuits.prompts import PromptPairs, group_pairs, read_circuit_data
+from knowledge_circuits.model_loading import DTYPES
+from knowledge_circuits.prompts import PromptPairs
 from knowledge_circuits.runs import GRAPH_SUFFIXES, Checkpoint
 from knowledge_circuits.study import TASKS, Attribute, Band, Group, KnowledgeType, groups
 from knowledge_circuits.sweep import Process, cores, pick_device
 from knowledge_circuits.tokenization import load_tokenizer
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-
-def task(name: str) -> Attribute:
-    """An argparse type: one of the attributes whose circuits are found."""
-    if name not in TASKS:
-        raise argparse.ArgumentTypeError(f"{name!r} is not one of: {', '.join(TASKS)}")
-    return Attribute(name)
 
 
 def add_group_flags(parser: argparse.ArgumentParser, prefix: str = "", meaning: str = "") -> None:
@@ -76,7 +69,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--task",
         nargs="+",
-        type=task,
+        type=choice(Attribute, TASKS),
         default=list(TASKS),
         metavar="TASK",
         help=f"any of {', '.join(TASKS)}; default all",
@@ -88,7 +81,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="do again what is on disk already")
     add("--format", choices=[suffix[1:] for suffix in GRAPH_SUFFIXES], default="json", help="of graph files (json)")
     add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:<number>")
-    add("--dtype", choices=list(_DTYPES), default="float32", help="of weights and activations (float32)")
+    add("--dtype", choices=list(DTYPES), default="float32", help="of weights and activations (float32)")
     add("--threads", type=positive, default=cores(), help="CPU threads of each process (all cores)")
     add("--memory_gb", type=float, help="memory the engine may use; found when absent; changes rounding only")
     add("--trust_remote_code", action="store_true", help="run code that comes with a model; off by default")
@@ -140,11 +133,6 @@ class GroupData:
         return group_pairs(self.rows, self.group, tokenizer, self.limit, self.file)
 
 
-def in_group(row: Mapping[str, Any], group: Group) -> bool:
-    """Whether a row's type and frequency are the group's."""
-    return row["type"] == group.type and Band.of(int(row["frequency"])) == group.band
-
-
 def read_groups(template: str, wanted: Sequence[Group], limit: int, quiet: bool = False) -> list[GroupData]:
     """Read the circuit data of groups; an empty group is named and left out.
 
@@ -186,7 +174,7 @@ class ModelLoader:
     """Loads checkpoints and keeps the last one, so that its groups share the loaded weights."""
 
     def __init__(self, device: torch.device, dtype: str, trust_remote_code: bool = False) -> None:
-        self.dtype = _DTYPES[dtype]
+        self.dtype = DTYPES[dtype]
         self._options: dict[str, Any] = {"device": device, "dtype": self.dtype}
         self._trust_remote_code = trust_remote_code
         self._loaded: LoadedModel | None = None

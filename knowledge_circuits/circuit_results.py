@@ -26,11 +26,11 @@ from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.attribution import Method
 from knowledge_circuits.biographies import read_entities
+from knowledge_circuits.circuit_data import in_group, read_circuit_data
 from knowledge_circuits.circuit_programs import (
     GroupData,
     LoadedModel,
     ModelLoader,
-    in_group,
     refuse_stale,
     replace_graph,
 )
@@ -40,7 +40,7 @@ from knowledge_circuits.evaluation import Evaluation, evaluate, standalone
 from knowledge_circuits.files import InputError, numbered_jsonl, write_json, write_jsonl
 from knowledge_circuits.graph import Graph, Layout, layout_of
 from knowledge_circuits.graph_files import read_graph
-from knowledge_circuits.prompts import PromptPairs, read_circuit_data
+from knowledge_circuits.prompts import PromptPairs
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, existing_graph, find_graph
 from knowledge_circuits.runs import checkpoints as all_checkpoints
 from knowledge_circuits.scoring import encode_continuations

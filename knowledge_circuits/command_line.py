@@ -1,4 +1,4 @@
-"""What the command line programs share: one clear sentence instead of a traceback, and lists of choices.
+"""What the command line programs share: one clear sentence instead of a traceback, lists of choices, help texts.
 
 A program is `if __name__ == "__main__": run_program(main)`; the library raises `InputError` where a bad value enters.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import TypeVar
 
@@ -57,14 +57,22 @@ def _complain(message: str) -> int:
     return 1
 
 
-def choice(kind: type[Choice]) -> Callable[[str], Choice]:
-    """An argparse type for an enum; a misspelling is answered with the list of valid names."""
+def choice(kind: type[Choice], members: Sequence[Choice] = ()) -> Callable[[str], Choice]:
+    """An argparse type for an enum, or for some of its members; a misspelling is answered with the valid names."""
+    valid = list(members or kind)
 
     def parse(text: str) -> Choice:
-        try:
-            return kind(text)
-        except ValueError:
-            valid = ", ".join(kind)
-            raise argparse.ArgumentTypeError(f"{text!r} is not one of: {valid}") from None
+        if text not in valid:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of: {', '.join(valid)}")
+        return kind(text)
 
     return parse
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it is written; each flag's text with its default, unless that is None or the text tells it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or "; default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)

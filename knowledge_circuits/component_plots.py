@@ -1,4 +1,4 @@
-"""Figures of head kinds, the logit lens and one prompt, in the look of `plots`.
+"""Figures of head kinds, the logit lens and one prompt, in the look of `figure_style`.
 
 Each takes the tables of `components` (or a `PromptView`) and the run's name and returns a Matplotlib `Figure`; where
 something is missing the figure says what. In heat maps brighter is better known.
@@ -20,18 +20,17 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 
 from knowledge_circuits import components as analysis
-from knowledge_circuits import plots, tables
+from knowledge_circuits import figure_style, tables
 from knowledge_circuits.components import Components
+from knowledge_circuits.figure_style import BANDS, TYPES, Look
 from knowledge_circuits.head_kinds import DOMINANCE, HeadKind
-from knowledge_circuits.plots import BANDS, TYPES, Look
 from knowledge_circuits.prompt_view import PromptView
 
 KINDS: Mapping[str, Look] = {
-    HeadKind.MOVER: Look("mover (from the subject)", plots.ORANGE, "o"),
-    HeadKind.MIXTURE: Look("mixture", plots.GREY, "^"),
-    HeadKind.RELATION: Look("relation (from the relation)", plots.PURPLE, "s"),
+    HeadKind.MOVER: Look("mover (from the subject)", figure_style.ORANGE, "o"),
+    HeadKind.MIXTURE: Look("mixture", figure_style.GREY, "^"),
+    HeadKind.RELATION: Look("relation (from the relation)", figure_style.PURPLE, "s"),
 }
-_NO_CIRCUITS = "No circuits in this run yet: circuit_discovery.py and circuit_eval.py write them."
 _NO_PROMPT = "One prompt's view needs circuits, the circuit data and the checkpoint's weights."
 
 
@@ -56,7 +55,7 @@ _LENS = {
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 
-@plots.styled
+@figure_style.styled
 def head_proportions(components: Components, circuits: tables.Circuits | None, run: str, kind: str = "kind") -> Figure:
     """The circuit's heads of each kind over its nodes, over epochs: a row per type, a column per band.
 
@@ -67,47 +66,47 @@ def head_proportions(components: Components, circuits: tables.Circuits | None, r
     title = "Mover, relation and mixture heads in the circuit" + (", by the original's ratios" if by_original else "")
     table = analysis.kind_proportions(components.heads, circuits, kind)
     if table.empty:
-        return plots.missing(title, components.missing or _NO_CIRCUITS, run)
-    figure, axes = plots.grid(
+        return figure_style.missing(title, components.missing or tables.NO_CIRCUITS, run)
+    figure, axes = figure_style.grid(
         title, run, len(TYPES), len(BANDS), height=4.8, note="mean of the tasks; heads of the kind over circuit nodes"
     )
     for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
         for ax, (band, tested) in zip(row, BANDS.items(), strict=True):
             part = table[(table["type"] == knowledge) & (table["band"] == band)]
-            plots.draw_lines(ax, part, "proportion", "kind", KINDS)
+            figure_style.draw_lines(ax, part, "proportion", "kind", KINDS)
             ax.yaxis.set_major_formatter(PercentFormatter(1))
-            ax.set_title(f"{_symbol(look)}, {tested.label}", color=look.color)
+            ax.set_title(f"{look.symbol}, {tested.label}", color=look.color)
     axes[0, 0].set_ylim(bottom=0)
-    plots.label_axes(axes, "share of the circuit's nodes")
-    return plots.legend(figure, KINDS)
+    figure_style.label_axes(axes, "share of the circuit's nodes")
+    return figure_style.legend(figure, KINDS)
 
 
-@plots.styled
+@figure_style.styled
 def head_layers(components: Components, circuits: tables.Circuits | None, run: str, kind: str = "kind") -> Figure:
     """In which layers the circuits' heads of each kind lie, over epochs: a row per type, a column per kind."""
     title = "Where the heads of each kind lie: share of a layer's heads, by layer and epoch"
     table = analysis.kind_layers(components.heads, circuits, kind)
     if table.empty:
-        return plots.missing(title, components.missing or _NO_CIRCUITS, run)
+        return figure_style.missing(title, components.missing or tables.NO_CIRCUITS, run)
     shares = table.set_index(["type", "kind", "layer", "epoch"])["share"]
     norm = Normalize(0, max(float(shares.max()), 1e-9))
-    figure, axes = plots.grid(
+    figure, axes = figure_style.grid(
         title, run, len(TYPES), len(KINDS), height=5.0, note="heads in the circuit and of the kind; mean of the groups"
     )
     for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
         for ax, (name, of_kind) in zip(row, KINDS.items(), strict=True):
             if knowledge not in shares.index.get_level_values("type"):
-                plots.blank(ax, "no circuits")
+                figure_style.blank(ax, "no circuits")
                 continue
             image = _layer_map(ax, shares[knowledge, name].unstack("epoch"), "cividis", norm)
-            ax.set_title(f"{_symbol(look)}, {of_kind.label}", color=look.color)
+            ax.set_title(f"{look.symbol}, {of_kind.label}", color=look.color)
     _label_maps(axes, "layer")
     bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015, format=PercentFormatter(1))
     bar.set_label("of the layer's heads")
     return figure
 
 
-@plots.styled
+@figure_style.styled
 def head_scatter(components: Components, circuits: tables.Circuits | None, run: str) -> Figure:
     """Every circuit head's subject part against its relation part: at the first and last epoch, and the original's.
 
@@ -117,11 +116,11 @@ def head_scatter(components: Components, circuits: tables.Circuits | None, run: 
     title = "From where heads take the answer's logit: subject against relation"
     inside = analysis.circuit_heads(components.heads, circuits)
     if inside.empty:
-        return plots.missing(title, components.missing or _NO_CIRCUITS, run)
+        return figure_style.missing(title, components.missing or tables.NO_CIRCUITS, run)
     epochs = sorted(inside["epoch"].unique())
     panels = [(epochs[0], "", "logits"), (epochs[-1], "", "logits"), (epochs[-1], "original_", "the original's ratio")]
     note = "a point is one head in one group's circuit; the smallest hundredth at the edge"
-    figure, axes = plots.grid(title, run, 1, len(panels), height=4.4, share_y=False, note=note)
+    figure, axes = figure_style.grid(title, run, 1, len(panels), height=4.4, share_y=False, note=note)
     for ax, (epoch, prefix, unit) in zip(axes[0], panels, strict=True):
         shown = inside[inside["epoch"].isin([at for at, of, _ in panels if of == prefix])]
         _scatter(ax, inside[inside["epoch"] == epoch], prefix, _limits(shown, prefix))
@@ -133,10 +132,12 @@ def head_scatter(components: Components, circuits: tables.Circuits | None, run: 
         for look in KINDS.values()
     ]
     handles += [
-        Line2D([], [], linestyle="none", color=plots.BLACK, marker="o", markersize=5, label="raises the answer"),
-        Line2D([], [], linestyle="none", color=plots.BLACK, marker="o", mfc="none", markersize=5, label="lowers it"),
+        Line2D([], [], linestyle="none", color=figure_style.BLACK, marker="o", markersize=5, label="raises the answer"),
+        Line2D(
+            [], [], linestyle="none", color=figure_style.BLACK, marker="o", mfc="none", markersize=5, label="lowers it"
+        ),
     ]
-    return plots.legend_row(figure, handles)
+    return figure_style.legend_row(figure, handles)
 
 
 def _limits(heads: pd.DataFrame, prefix: str) -> tuple[float, float]:
@@ -154,7 +155,7 @@ def _scatter(ax: Axes, heads: pd.DataFrame, prefix: str, limits: tuple[float, fl
     ax.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
     ends = np.array([low, high])
     for factor in (DOMINANCE, 1 / DOMINANCE):
-        ax.plot(ends, ends * factor, color=plots.BLACK, linewidth=0.8, linestyle=":", zorder=1)
+        ax.plot(ends, ends * factor, color=figure_style.BLACK, linewidth=0.8, linestyle=":", zorder=1)
     for kind, look in KINDS.items():
         for raises in (True, False):
             chosen = (heads[f"{prefix}kind"] == kind).to_numpy() & ((x + y > 0) == raises)
@@ -174,7 +175,7 @@ def _scatter(ax: Axes, heads: pd.DataFrame, prefix: str, limits: tuple[float, fl
 # --- the logit lens ---------------------------------------------------------------------------------------------------
 
 
-@plots.styled
+@figure_style.styled
 def lens(components: Components, measure: str, run: str) -> Figure:
     """One measure of the logit lens by layer and epoch, a heat map per type and band.
 
@@ -183,22 +184,22 @@ def lens(components: Components, measure: str, run: str) -> Figure:
     """
     look = _LENS[measure]
     if components.lens.empty:
-        return plots.missing(look.title, components.missing, run)
+        return figure_style.missing(look.title, components.missing, run)
     means = components.lens.groupby(["type", "band", "layer", "epoch"])[measure].mean()
     if look.ranks:
         norm, colors = LogNorm(max(float(means.min()), 1), max(float(means.max()), 2)), "cividis_r"
     else:
         norm, colors = Normalize(0, float(means.max())), "cividis"
-    figure, axes = plots.grid(
+    figure, axes = figure_style.grid(
         look.title, run, len(TYPES), len(BANDS), height=5.0, note="mean of the tasks; layer 0 = embeddings"
     )
     for row, (knowledge, type_look) in zip(axes, TYPES.items(), strict=True):
         for ax, (band, tested) in zip(row, BANDS.items(), strict=True):
             if (knowledge, band) not in means.index.droplevel(["layer", "epoch"]):
-                plots.blank(ax, "no prompts")
+                figure_style.blank(ax, "no prompts")
                 continue
             image = _layer_map(ax, means[knowledge, band].unstack("epoch"), colors, norm)
-            ax.set_title(f"{_symbol(type_look)}, {tested.label}", color=type_look.color)
+            ax.set_title(f"{type_look.symbol}, {tested.label}", color=type_look.color)
     _label_maps(axes, "after layer")
     bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015)
     bar.set_label(look.label)
@@ -214,7 +215,7 @@ def _layer_map(ax: Axes, wide: pd.DataFrame, colors: str, norm: Normalize) -> mp
     image = ax.imshow(wide.to_numpy(), origin="lower", aspect="auto", cmap=colors, norm=norm, interpolation="nearest")
     ax.grid(False)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    plots.epoch_ticks(ax, wide.columns)
+    figure_style.epoch_ticks(ax, wide.columns)
     return image
 
 
@@ -225,15 +226,10 @@ def _label_maps(axes: np.ndarray, label: str) -> None:
         ax.set_xlabel("")
 
 
-def _symbol(look: Look) -> str:
-    """A type's short name, without what stands in brackets after it."""
-    return look.label.split(" (")[0]
-
-
 # --- one prompt -------------------------------------------------------------------------------------------------------
 
 
-@plots.styled
+@figure_style.styled
 def attention_pattern(views: Mapping[str, PromptView | None], head: tuple[int, int], run: str) -> Figure:
     """Where one head looks, in one or more checkpoints side by side: queries are rows, keys columns.
 
@@ -244,10 +240,10 @@ def attention_pattern(views: Mapping[str, PromptView | None], head: tuple[int, i
     title = f"Attention of head a{head[0]}.h{head[1]}"
     shown = {heading: view for heading, view in views.items() if view is not None}
     if not shown:
-        return plots.missing(title, _NO_PROMPT, run)
+        return figure_style.missing(title, _NO_PROMPT, run)
     longest = max(len(view.tokens) for view in shown.values())
     side = min(2.6 + 0.2 * longest, 7)
-    figure, axes = plots.grid(
+    figure, axes = figure_style.grid(
         title,
         run,
         1,
@@ -255,7 +251,7 @@ def attention_pattern(views: Mapping[str, PromptView | None], head: tuple[int, i
         width=side * len(shown) + 0.9,
         height=side + 0.4,
         share_y=False,
-        note="the subject's tokens in orange",
+        note="the subject's tokens in vermilion",
     )
     for ax, (heading, view) in zip(axes[0], shown.items(), strict=True):
         pattern = view.patterns[head]
@@ -276,7 +272,7 @@ def _token_ticks(ax: Axes, view: PromptView) -> None:
     ax.set_yticks(range(len(texts)), texts)
     for place in view.subject:
         for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
-            labels[place].set_color(plots.VERMILION)
+            labels[place].set_color(figure_style.VERMILION)
 
 
 def _shown(token: str, longest: int = 20) -> str:
@@ -286,21 +282,23 @@ def _shown(token: str, longest: int = 20) -> str:
     return cut.replace(" ", "·").replace("$", r"\$")
 
 
-@plots.styled
+@figure_style.styled
 def prompt_layers(view: PromptView | None, run: str) -> Figure:
     """One prompt through the logit lens: the leading tokens after each layer; rank and probability of the answer."""
     title = "One prompt by layer"
     if view is None:
-        return plots.missing(title, _NO_PROMPT, run)
+        return figure_style.missing(title, _NO_PROMPT, run)
     heading = f'"{_plain(view.text)}" → "{_plain(view.answer)}", {view.where}'
     note = "layer 0 = embeddings; left: colour = probability, framed = the answer"
-    figure, axes = plots.grid(f"{title}: {heading}", run, 1, 3, height=min(2.2 + 0.3 * len(view.layers), 12), note=note)
+    figure, axes = figure_style.grid(
+        f"{title}: {heading}", run, 1, 3, height=min(2.2 + 0.3 * len(view.layers), 12), note=note
+    )
     table, ranks, probabilities = axes[0]
     _leading_tokens(table, view)
     layers = np.arange(len(view.layers))
-    answer = Look("the answer, last position", plots.BLACK, "o")
-    at_subject = Look("the answer, best of the subject's positions", plots.VERMILION, "s")
-    leader = Look("the leading token", plots.GREY, "^")
+    answer = Look("the answer, last position", figure_style.BLACK, "o")
+    at_subject = Look("the answer, best of the subject's positions", figure_style.VERMILION, "s")
+    leader = Look("the leading token", figure_style.GREY, "^")
     leading = [tokens.scores[0] for tokens in view.layers]
     for ax, values, look in (
         (ranks, view.rank + 1, answer),
@@ -312,7 +310,7 @@ def prompt_layers(view: PromptView | None, run: str) -> Figure:
     ranks.set(xscale="log", title="rank of the answer", xlabel="rank + 1 (1 is best)")
     probabilities.set(title="probability", xlabel="probability", xlim=(-0.03, 1.03))
     table.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return plots.legend(figure, {look.label: look for look in (answer, at_subject, leader)})
+    return figure_style.legend(figure, {look.label: look for look in (answer, at_subject, leader)})
 
 
 def _leading_tokens(ax: Axes, view: PromptView) -> None:
@@ -321,25 +319,25 @@ def _leading_tokens(ax: Axes, view: PromptView) -> None:
     ax.imshow(scores, origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     for layer, tokens in enumerate(view.layers):
         for place, (text, score) in enumerate(zip(tokens.texts, tokens.scores, strict=True)):
-            color = "white" if score > 0.6 else plots.BLACK
+            color = "white" if score > 0.6 else figure_style.BLACK
             ax.text(place, layer, _shown(text, 9), ha="center", va="center", fontsize=7.5, color=color)
             if text == view.answer:
                 corner = (place - 0.48, layer - 0.48)
-                ax.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, color=plots.VERMILION, linewidth=1.4))
+                ax.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, color=figure_style.VERMILION, linewidth=1.4))
     ax.grid(False)
     ax.set_xticks(range(scores.shape[1]), [str(place + 1) for place in range(scores.shape[1])])
     ax.set(title="tokens that lead (· is a space)", xlabel="place", ylabel="after layer")
 
 
-@plots.styled
+@figure_style.styled
 def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Figure:
     """One prompt by component: the largest shares of the answer's logit and the tokens that each raises most."""
     title = "One prompt by component"
     if view is None:
-        return plots.missing(title, _NO_PROMPT, run)
+        return figure_style.missing(title, _NO_PROMPT, run)
     shown = view.components[:count]
     heading = f'"{_plain(view.text)}" → "{_plain(view.answer)}", {view.where}'
-    figure, axes = plots.grid(
+    figure, axes = figure_style.grid(
         f"{title}: {heading}",
         run,
         1,
@@ -350,8 +348,8 @@ def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Fig
     bars, words = axes[0]
     values = [component.answer for component in shown]
     rows = np.arange(len(shown))
-    bars.barh(rows, values, color=[plots.BLUE if value > 0 else plots.ORANGE for value in values])
-    bars.axvline(0, color=plots.BLACK, linewidth=0.8)
+    bars.barh(rows, values, color=[figure_style.BLUE if value > 0 else figure_style.ORANGE for value in values])
+    bars.axvline(0, color=figure_style.BLACK, linewidth=0.8)
     bars.set_yticks(rows, [component.name for component in shown])
     bars.invert_yaxis()
     bars.grid(axis="y", visible=False)
@@ -368,7 +366,7 @@ def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Fig
                 transform=words.get_yaxis_transform(),
                 va="center",
                 fontsize=8,
-                color=plots.VERMILION if answer else plots.BLACK,
+                color=figure_style.VERMILION if answer else figure_style.BLACK,
                 fontweight="bold" if answer else "normal",
             )
     return figure

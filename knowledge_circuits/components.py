@@ -13,8 +13,7 @@ from (or the weights are gone). The tables have one row per observation, as thos
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from knowledge_circuits import tables
+from knowledge_circuits.circuit_data import group_pairs, read_circuit_data
 from knowledge_circuits.data_folder import DataFolder
 from knowledge_circuits.decoder import Decoder, decoder_from_model
 from knowledge_circuits.files import InputError, read_bytes, read_json, write_json
@@ -44,12 +43,11 @@ from knowledge_circuits.head_kinds import (
 )
 from knowledge_circuits.logit_lens import logit_lens
 from knowledge_circuits.memory import activation_bytes, budget_bytes
-from knowledge_circuits.prediction import load_model
-from knowledge_circuits.prompts import PromptPairs, group_pairs, read_circuit_data
+from knowledge_circuits.model_loading import load_model, no_loading_bars, weight_files, weights_digest
+from knowledge_circuits.prompts import PromptPairs
 from knowledge_circuits.runs import Checkpoint, Run
 from knowledge_circuits.study import TASKS, Group, groups
 from knowledge_circuits.tokenization import load_tokenizer, subject_positions
-from knowledge_circuits.weight_files import weight_files, weights_digest
 
 HEAD_COLUMNS = ["step", "epoch", *tables.GROUP_COLUMNS, "layer", "head", "subject", "relation", "kind"]
 HEAD_COLUMNS += ["original_subject", "original_relation", "original_kind"]
@@ -138,12 +136,7 @@ def read_group_prompts(
         for group, pairs in found
         for row in pairs.rows
     ]
-    joined = PromptPairs(
-        [ids for _, pairs in found for ids in pairs.clean],
-        [ids for _, pairs in found for ids in pairs.corrupted],
-        [label for _, pairs in found for label in pairs.labels],
-        [row for _, pairs in found for row in pairs.rows],
-    )
+    joined = PromptPairs.joined([pairs for _, pairs in found])
     members = torch.arange(len(found)).repeat_interleave(torch.tensor([len(pairs) for _, pairs in found]))
     return GroupPrompts(joined, torch.tensor(counts), tuple(group for group, _ in found), members)
 
@@ -224,7 +217,7 @@ def analyse_run(
     """
     setting = setting or tables.main_setting(run)
     if setting is None:
-        return _empty("No circuits in this run yet: circuit_discovery.py and circuit_eval.py write them.")
+        return _empty(tables.NO_CIRCUITS)
     analysis = _Analysis(run, setting, data_file or circuit_data_file(run, setting), batch_size, device)
     found = []
     for checkpoint in tqdm(run.checkpoints(), desc="heads and logit lens", unit="checkpoint", leave=False, delay=2):
@@ -286,18 +279,6 @@ class _Analysis:
 def has_circuit_data(data_file: str) -> bool:
     """Whether the circuit data of every task are there; `{task}` in the name stands for each task."""
     return all(Path(data_file.replace("{task}", task)).is_file() for task in TASKS)
-
-
-@contextmanager
-def no_loading_bars() -> Iterator[None]:
-    """Silence the library's progress bar of each model that is loaded, which would fill a notebook."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def circuit_data_file(run: Run, setting: tables.Setting) -> str:

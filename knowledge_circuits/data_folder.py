@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from knowledge_circuits.command_line import HelpFormatter
 from knowledge_circuits.files import InputError, read_json, write_json
 from knowledge_circuits.study import Attribute
 
@@ -136,9 +137,7 @@ def _at_least(text: str, least: int) -> int:
 
 def data_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the flags that all data programs share: --N, --seed, --data_dir."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--N", type=positive, default=50_000, help="people in all, new and revised together")
     parser.add_argument("--seed", type=natural, default=0, help="the same seed gives the same bytes everywhere")
     parser.add_argument("--data_dir", default="data", help="data go into its folder entities_<N>")
@@ -153,7 +152,7 @@ def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
         "--birth_years", type=natural, nargs=2, default=[1900, 2025], metavar=("FIRST", "LAST"), help="years of birth"
     )
     parser.add_argument(
-        "--people_file", default=None, help="CSV with a `name` column: real people to use instead of people.json"
+        "--people_file", help="CSV with a `name` column: real people to use; default the pool's people.json"
     )
 
 
@@ -162,7 +161,7 @@ def add_template_argument(parser: argparse.ArgumentParser) -> None:
     default = Path(__file__).resolve().parents[1] / "data" / "templates"
     parser.add_argument("--template_dir", default=_relative(default), help="folder of the sentence templates")
     parser.add_argument(
-        "--templates", type=positive, help="use only so many templates of each attribute, evenly spaced (all of them)"
+        "--templates", type=positive, help="use only so many templates of each attribute, evenly spaced; default all"
     )
 
 

@@ -18,14 +18,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from knowledge_circuits.files import InputError
+from knowledge_circuits.files import InputError, first_line
+from knowledge_circuits.model_loading import require_weights
 
 
 class Activation(StrEnum):
@@ -54,9 +54,9 @@ class Attention:
 
     Attributes:
         w_qkv: [d, (h + 2k) e], queries then keys then values, heads side by side.
-        b_qkv: [(h + 2k) e].
-        w_o: [h e, d].
-        b_o: [d].
+        b_qkv: [(h + 2k) e], 0 where the model has none.
+        w_o: [h e, d], the heads one below the other.
+        b_o: [d], 0 where the model has none.
         q_norm, k_norm: [e], the scale of a query/key RMS norm (Qwen3); None where there is none.
     """
 
@@ -89,6 +89,12 @@ class MLP:
 
 @dataclass(frozen=True)
 class Block:
+    """One layer; what its two parts read is the decoder's matter (`Decoder.parallel`).
+
+    Attributes:
+        attention, mlp: its weights.
+    """
+
     attention: Attention
     mlp: MLP
 
@@ -98,16 +104,21 @@ class Decoder:
     """A decoder-only language model as the engine sees it.
 
     Attributes:
+        n_heads: h, the query heads of a layer.
+        n_kv_heads: k, its key/value heads; each serves h / k query heads.
+        d_head: e, the width of a head.
+        activation: the MLPs' non-linearity.
+        centred: layer norm (True) or RMS norm (False).
+        parallel: attention and MLP read the same residual (Phi, GPT-NeoX).
+        norm_eps, qk_norm_eps: the epsilons of the residual's norms and of the query/key norms.
+        max_positions: the longest prompt that the model takes as a full-attention decoder.
         embedding: [n, d] token embedding.
         positions: [context, d] learned positional embedding, or None.
         inverse_frequencies: [rotary_dim / 2] in float64, or None without rotary positions.
+        rotary_scale: factor on cos and sin, from the kind of rotary scaling; 1 for all kinds that are taken so far.
         blocks: the layers.
         unembedding: [d, n] with the final norm folded in.
-        unembedding_bias: [n].
-        centred: layer norm (True) or RMS norm (False).
-        parallel: attention and MLP read the same residual (Phi, GPT-NeoX).
-        norm_eps, qk_norm_eps: the norms' epsilons.
-        max_positions: the longest prompt that the model takes as a full-attention decoder.
+        unembedding_bias: [n], 0 where there is none and the final norm has no shift.
     """
 
     n_heads: int
@@ -178,18 +189,18 @@ def load_decoder(
     Raises:
         InputError: no weights, damaged or non-finite weights, or an architecture that the engine does not support.
     """
-    _require_weights(model_path)
+    require_weights(model_path)
     try:
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a damaged folder makes the library raise
-        raise InputError(f"{model_path}: its config cannot be read ({_first_line(error)})") from error
+        raise InputError(f"{model_path}: its config cannot be read ({first_line(error)})") from error
     refuse_unsupported(config, model_path)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             model_path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except Exception as error:
-        raise InputError(f"{model_path}: its weights cannot be loaded ({_first_line(error)})") from error
+        raise InputError(f"{model_path}: its weights cannot be loaded ({first_line(error)})") from error
     absent = [*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys", ()))]
     if absent:
         raise InputError(f"{model_path}: the weights lack {absent[0]} ({len(absent)} tensors in all)")
@@ -254,22 +265,6 @@ def _activation_name(config: Any) -> str:
     return next((name for name in names if name), "gelu")
 
 
-def _require_weights(model_path: str) -> None:
-    folder = Path(model_path)
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise InputError(f"{model_path}: not a checkpoint folder (config.json is missing)")
-        patterns = ("*.safetensors", "*.bin", "*.safetensors.index.json")
-        if not any(any(folder.glob(pattern)) for pattern in patterns):
-            raise InputError(f"{model_path}: a checkpoint folder without weights (no .safetensors or .bin file)")
-    elif model_path.startswith((".", "/", "outputs/", "models/")) or folder.exists():
-        raise InputError(f"{model_path}: no such checkpoint folder")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
-
-
 def _probe_ids(model: Any) -> Tensor:
     config = getattr(model.config, "text_config", model.config)
     generator = torch.Generator().manual_seed(0)
@@ -300,7 +295,7 @@ def _read_weights(model: Any) -> Decoder:
     except Exception as error:
         kind = model.config.model_type
         raise InputError(
-            f"the architecture {kind!r} is not supported by TransformerLens ({_first_line(error)})"
+            f"the architecture {kind!r} is not supported by TransformerLens ({first_line(error)})"
         ) from error
     cfg = bridge.cfg
     n_heads, n_kv_heads = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads

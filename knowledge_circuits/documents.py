@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from knowledge_circuits.files import InputError, parse_json, read_jsonl, read_text
+from knowledge_circuits.files import InputError, first_line, parse_json, read_jsonl, read_text
 
 Document = dict[str, Any]
 
@@ -61,8 +61,7 @@ def hub_documents(
     try:
         splits = datasets.load_dataset(name, configuration, cache_dir=cache_dir)
     except Exception as error:  # whatever a missing network, name or configuration makes the library raise
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"the data set {name!r} cannot be loaded: {reason}") from error
+        raise InputError(f"the data set {name!r} cannot be loaded: {first_line(error)}") from error
     if "train" not in splits:
         raise InputError(f"the data set {name!r} has no split 'train', only: {', '.join(splits)}")
     train = _with_text(list(splits["train"]), f"data set {name} (train)")

@@ -1,4 +1,4 @@
-"""Figures of the probes inside training, in the look of `plots`: what is known when, whether it stays, what it costs.
+"""Figures of the probes inside training, in `figure_style`'s look: what is known when, whether it stays, what it costs.
 
 Each takes what `dynamics` makes of a run's knowledge_dynamics.jsonl (a `FactHistory`, or the tables of the probes) and
 the run's name and returns a Matplotlib `Figure`; without records the figure says which flag of train.py writes them.
@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from knowledge_circuits import dynamics, plots
+from knowledge_circuits import dynamics, figure_style
 from knowledge_circuits.dynamics import Correlation, FactHistory, SelectionRule
-from knowledge_circuits.plots import BANDS, BLACK, BLUE, GREEN, GREY, ORANGE, TYPES, VERMILION, Look
+from knowledge_circuits.figure_style import BANDS, BLACK, BLUE, GREEN, GREY, ORANGE, TYPES, VERMILION, Look
 
 _NO_PROBES = "This run was trained without probes: train.py --probe_file writes knowledge_dynamics.jsonl."
 _RULES = {
@@ -30,20 +30,20 @@ _RULES = {
 # --- what is known, and when ------------------------------------------------------------------------------------------
 
 
-@plots.styled
+@figure_style.styled
 def known_facts(history: FactHistory, run: str) -> Figure:
     """The share of facts that each probe finds known: a panel per band, a line per type."""
     title = "Facts known at each probe"
     if not len(history.steps):
-        return plots.missing(title, _NO_PROBES, run)
+        return figure_style.missing(title, _NO_PROBES, run)
     facts = history.facts
     table = pd.DataFrame(history.known, columns=history.epochs).assign(type=facts["type"], band=facts["band"])
     table = table.melt(["type", "band"], var_name="epoch", value_name="known")
     table["known"] = table["known"].astype(float)
-    return plots.panels(title, table, "known", ("band", BANDS), ("type", TYPES), "share of facts known", run)
+    return figure_style.panels(title, table, "known", ("band", BANDS), ("type", TYPES), "share of facts known", run)
 
 
-@plots.styled
+@figure_style.styled
 def knowledge_and_loss(probes: pd.DataFrame, run: str) -> Figure:
     """Facts known and known twice in a row beside the validation loss; facts gained and lost from probe to probe.
 
@@ -52,8 +52,8 @@ def knowledge_and_loss(probes: pd.DataFrame, run: str) -> Figure:
     """
     title = "Facts known, gained and lost"
     if probes.empty:
-        return plots.missing(title, _NO_PROBES, run)
-    figure, axes = plots.grid(title, run, 1, 2, share_y=False)
+        return figure_style.missing(title, _NO_PROBES, run)
+    figure, axes = figure_style.grid(title, run, 1, 2, share_y=False)
     known, moved = axes[0]
     known.plot(probes["epoch"], probes["known"], "o-", color=BLACK, markersize=3.5, label="known")
     known.plot(probes["epoch"], probes["consolidated"], "s-", color=GREEN, markersize=3.5, label="known twice in a row")
@@ -83,7 +83,7 @@ def _loss_beside(ax: Axes, probes: pd.DataFrame) -> None:
     beside.spines["right"].set_visible(True)
 
 
-@plots.styled
+@figure_style.styled
 def acquisition_epochs(history: FactHistory, run: str) -> Figure:
     """When facts are first known, as shares of a group's facts: a panel per band, bars per type, windows on top.
 
@@ -92,9 +92,9 @@ def acquisition_epochs(history: FactHistory, run: str) -> Figure:
     """
     title = "When facts are acquired: the first probe that finds them known"
     if not len(history.steps):
-        return plots.missing(title, _NO_PROBES, run)
+        return figure_style.missing(title, _NO_PROBES, run)
     note = "shares of all facts of the group; the bars on top span 10% to 90% of the acquisitions"
-    figure, axes = plots.grid(title, run, 1, len(BANDS), note=note)
+    figure, axes = figure_style.grid(title, run, 1, len(BANDS), note=note)
     acquired = dynamics.acquisition_epochs(history.known, history.epochs)
     width = _bar_width(history.epochs) / len(TYPES)
     highest = 0.0
@@ -112,8 +112,8 @@ def acquisition_epochs(history: FactHistory, run: str) -> Figure:
         ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
     axes[0, 0].set_ylim(0, max(1.3 * highest, 0.01))
     _draw_windows(axes[0], history, highest)
-    plots.label_axes(axes, "share of the group's facts")
-    return plots.legend(figure, {key: Look(line.label, line.color, "s") for key, line in TYPES.items()})
+    figure_style.label_axes(axes, "share of the group's facts")
+    return figure_style.legend(figure, {key: Look(line.label, line.color, "s") for key, line in TYPES.items()})
 
 
 def _never_known(history: FactHistory, band: str) -> str:
@@ -133,14 +133,14 @@ def _draw_windows(axes: Sequence[Axes], history: FactHistory, highest: float) ->
                 ax.plot(ends, [height, height], "|-", color=line.color, linewidth=2, markersize=6)
 
 
-@plots.styled
+@figure_style.styled
 def acquisition_and_consolidation(history: FactHistory, run: str) -> Figure:
     """The shares of facts acquired by each epoch and known from then to the end: a panel per band, colours per type."""
     title = "Acquisition and consolidation"
     if not len(history.steps):
-        return plots.missing(title, _NO_PROBES, run)
+        return figure_style.missing(title, _NO_PROBES, run)
     note = "mean of a group's facts; solid: known at some probe so far, dashed: known from then to the end"
-    figure, axes = plots.grid(title, run, 1, len(BANDS), note=note)
+    figure, axes = figure_style.grid(title, run, 1, len(BANDS), note=note)
     facts = dynamics.describe_facts(history)
     for ax, (band, look) in zip(axes[0], BANDS.items(), strict=True):
         for knowledge, line in TYPES.items():
@@ -149,23 +149,23 @@ def acquisition_and_consolidation(history: FactHistory, run: str) -> Figure:
                 for column, style in (("acquisition", "-"), ("consolidation", "--")):
                     reached = [(part[column] <= epoch).mean() for epoch in history.epochs]
                     ax.plot(history.epochs, reached, style, color=line.color, linewidth=1.7)
-        plots.share_axis(ax)
+        figure_style.share_axis(ax)
         ax.set_title(look.label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    plots.label_axes(axes, "share of facts")
-    return plots.legend(figure, {key: Look(line.label, line.color, "") for key, line in TYPES.items()})
+    figure_style.label_axes(axes, "share of facts")
+    return figure_style.legend(figure, {key: Look(line.label, line.color, "") for key, line in TYPES.items()})
 
 
 # --- whether it stays -------------------------------------------------------------------------------------------------
 
 
-@plots.styled
+@figure_style.styled
 def forgetting(history: FactHistory, run: str) -> Figure:
     """Of the facts ever known: how often they were forgotten, which share was at all, and which was consolidated."""
     title = "Forgetting during training, of the facts that were ever known"
     if not len(history.steps):
-        return plots.missing(title, _NO_PROBES, run)
-    figure, axes = plots.grid(title, run, 1, 3, share_y=False)
+        return figure_style.missing(title, _NO_PROBES, run)
+    figure, axes = figure_style.grid(title, run, 1, 3, share_y=False)
     events = dynamics.forgetting_events(history.known)
     ever = history.known.any(axis=1)
     most = int(events.max(initial=0))
@@ -186,7 +186,7 @@ def forgetting(history: FactHistory, run: str) -> Figure:
     ):
         _group_bars(ax, table, column)
         ax.set_title(heading)
-    return plots.legend(figure, {key: Look(line.label, line.color, "s") for key, line in TYPES.items()})
+    return figure_style.legend(figure, {key: Look(line.label, line.color, "s") for key, line in TYPES.items()})
 
 
 def _group_bars(ax: Axes, table: pd.DataFrame, column: str) -> None:
@@ -205,7 +205,7 @@ def _group_bars(ax: Axes, table: pd.DataFrame, column: str) -> None:
 # --- what it depends on -----------------------------------------------------------------------------------------------
 
 
-@plots.styled
+@figure_style.styled
 def prior_exposure(history: FactHistory, run: str, bins: int = 5) -> Figure:
     """Facts ever known and known at the end by what the base model gave them, and by their biography's frequency.
 
@@ -214,9 +214,9 @@ def prior_exposure(history: FactHistory, run: str, bins: int = 5) -> Figure:
     """
     title = "Does learning depend on prior exposure?"
     if not len(history.steps):
-        return plots.missing(title, _NO_PROBES, run)
+        return figure_style.missing(title, _NO_PROBES, run)
     note = "solid: known at the end, dotted: known at some probe; Spearman's correlation with being known at the end"
-    figure, axes = plots.grid(title, run, 1, 2, width=9.0, note=note)
+    figure, axes = figure_style.grid(title, run, 1, 2, width=9.0, note=note)
     facts, found = dynamics.describe_facts(history), dynamics.prior_exposure(history)
     facts["fifth"] = pd.qcut(facts["base_prob"].rank(method="first"), min(bins, len(facts)), labels=False)
     causes = (
@@ -229,16 +229,16 @@ def prior_exposure(history: FactHistory, run: str, bins: int = 5) -> Figure:
             x = means[cause].median()
             ax.plot(x, means["known_at_end"].mean(), f"{line.marker}-", color=line.color, markersize=4, linewidth=1.6)
             ax.plot(x, means["ever_known"].mean(), ":", color=line.color, linewidth=1.4)
-        plots.share_axis(ax)
+        figure_style.share_axis(ax)
         ax.set_title(f"correlation {correlation_text(found[f'known_at_end ~ {cause}'])}")
         ax.set_xlabel(label)
     if (facts["base_prob"] > 0).all():
         axes[0, 0].set_xscale("log")
     axes[0, 0].set_ylabel("share of facts")
-    return plots.legend(figure, TYPES)
+    return figure_style.legend(figure, TYPES)
 
 
-@plots.styled
+@figure_style.styled
 def loss_and_knowledge(probes: pd.DataFrame, run: str) -> Figure:
     """Change of the validation loss against change of the number of known facts, from probe to probe.
 
@@ -247,10 +247,14 @@ def loss_and_knowledge(probes: pd.DataFrame, run: str) -> Figure:
     """
     title = "Does a falling loss tell when facts are learned?"
     if probes.empty:
-        return plots.missing(title, _NO_PROBES, run)
+        return figure_style.missing(title, _NO_PROBES, run)
     if probes["loss"].notna().sum() < 2:
-        return plots.missing(title, "The loss was not evaluated at the probes' steps (train.py --eval_strategy).", run)
-    figure, axes = plots.grid(title, run, 1, 1, width=6.4, height=3.8, note="a point is the stretch between two probes")
+        return figure_style.missing(
+            title, "The loss was not evaluated at the probes' steps (train.py --eval_strategy).", run
+        )
+    figure, axes = figure_style.grid(
+        title, run, 1, 1, width=6.4, height=3.8, note="a point is the stretch between two probes"
+    )
     ax = axes[0, 0]
     fall, gain = probes["loss"].diff().to_numpy(), probes["known"].diff().to_numpy(dtype=float)
     points = ax.scatter(fall, gain, c=probes["epoch"], cmap="cividis", s=34, zorder=3)
@@ -273,7 +277,7 @@ def correlation_text(found: Correlation) -> str:
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
-@plots.styled
+@figure_style.styled
 def skills_text_and_circuits(
     skills: pd.DataFrame, texts: pd.DataFrame, reconfiguration: pd.DataFrame, run: str
 ) -> Figure:
@@ -284,7 +288,7 @@ def skills_text_and_circuits(
         reconfiguration: `dynamics.reconfiguration_table`.
     """
     title = "General skill, held-out text and the circuits' reconfiguration"
-    figure, axes = plots.grid(
+    figure, axes = figure_style.grid(
         title, run, 1, 3, share_y=False, note="reconfiguration: edges that changed since the checkpoint before"
     )
     skill_looks = _looks(skills["skill"].unique())
@@ -295,7 +299,7 @@ def skills_text_and_circuits(
     )
     for ax, (table, value, column, looks, heading, lacking) in zip(axes[0], panels, strict=True):
         if table.empty:
-            plots.blank(ax, lacking)
+            figure_style.blank(ax, lacking)
             continue
         for name, look in looks.items():
             means = table[table[column] == name].groupby("epoch")[value].mean()
@@ -318,7 +322,7 @@ def _looks(names: Sequence[str]) -> dict[str, Look]:
     }
 
 
-@plots.styled
+@figure_style.styled
 def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[int] | None = None) -> Figure:
     """Where each rule would stop: loss, knowledge and skill over epochs with the rules' picks marked.
 
@@ -328,9 +332,9 @@ def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[i
     """
     title = "Which checkpoint to take: each rule's pick"
     if probes.empty:
-        return plots.missing(title, _NO_PROBES, run)
+        return figure_style.missing(title, _NO_PROBES, run)
     picks = dynamics.select_checkpoints(probes, saved_steps)
-    figure, axes = plots.grid(title, run, 1, 3, share_y=False)
+    figure, axes = figure_style.grid(title, run, 1, 3, share_y=False)
     columns = (
         ("loss", "validation loss (nats)", "Loss"),
         ("consolidated", "facts known twice in a row", "Consolidated facts"),
@@ -339,7 +343,7 @@ def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[i
     for ax, (column, label, heading) in zip(axes[0], columns, strict=True):
         measured = probes.dropna(subset=[column])
         if measured.empty:
-            plots.blank(ax, "not measured at the probes")
+            figure_style.blank(ax, "not measured at the probes")
             continue
         ax.plot(measured["epoch"], measured[column], ".-", color=BLACK, linewidth=1.2)
         for size, pick in zip((13, 9.5, 6.5), picks.itertuples(), strict=False):
@@ -353,7 +357,7 @@ def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[i
         Line2D([], [], linestyle="none", marker=look.marker, color=look.color, mfc="none", mew=2, label=look.label)
         for look in looks
     ]
-    return plots.legend_row(figure, handles)
+    return figure_style.legend_row(figure, handles)
 
 
 def _bar_width(epochs: Sequence[float] | np.ndarray | pd.Series) -> float:

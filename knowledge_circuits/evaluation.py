@@ -42,14 +42,6 @@ class Intervention(StrEnum):
 
 
 @dataclass(frozen=True)
-class Baselines:
-    """Logit differences of the whole model, in the pairs' order: clean [n] and corrupted [n]."""
-
-    clean: Tensor
-    corrupted: Tensor
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """Logit differences of the whole model and of a circuit, [n] each, in the pairs' order."""
 
@@ -118,17 +110,6 @@ def evaluate(
             results[:, batch.index] = found.double().cpu()
     _refuse_infinite(results, "logit difference", pairs)
     return [Evaluation(results[0], results[1], results[2 + place]) for place in range(len(circuits))]
-
-
-def baselines(decoder: Decoder, pairs: PromptPairs, batch_size: int = 64, memory_gb: float | None = None) -> Baselines:
-    """The whole model's logit differences on clean and corrupted prompts, with the clean item's labels."""
-    _check(decoder, pairs)
-    results = torch.zeros(2, len(pairs), dtype=torch.float64)
-    with torch.no_grad():
-        for batch in _batches(decoder, pairs, batch_size, memory_gb, False, "baselines"):
-            found = torch.stack(_differences(decoder, [], batch, Intervention.PATCHING, None))
-            results[:, batch.index] = found.double().cpu()
-    return Baselines(results[0], results[1])
 
 
 def standalone(

@@ -22,6 +22,11 @@ class InputError(Exception):
     """Something the user gave cannot be used; the message is one sentence with the place and the remedy."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line for a sentence of our own."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary sibling of `path` for writing; on success it takes the name, on failure it goes.

@@ -1,4 +1,4 @@
-"""Figures of a forgetting experiment, in the look of `plots`: a line or a column for each replay ratio.
+"""Figures of a forgetting experiment, in the look of `figure_style`: a line or a column for each replay ratio.
 
 Each takes tables of `forgetting` and the experiment's name and returns a Matplotlib `Figure`; an empty table gives a
 figure that says which program fills it. Steps stand on a square-root axis, on which the exponential save schedule is
@@ -18,9 +18,9 @@ from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogFormatter, MaxNLocator, PercentFormatter
 
-from knowledge_circuits import plots
+from knowledge_circuits import figure_style
+from knowledge_circuits.figure_style import BANDS, TYPES, Look
 from knowledge_circuits.forgetting import Origin
-from knowledge_circuits.plots import BANDS, TYPES, Look
 
 _PREDICT = "No query predictions in these runs yet: predict.py writes them."
 _DISCOVER = "No circuits in these runs yet: circuit_discovery.py and circuit_eval.py write them."
@@ -45,24 +45,26 @@ def ratio_looks(ratios: Sequence[float]) -> dict[float, Look]:
 # --- what is left of the old facts ------------------------------------------------------------------------------------
 
 
-@plots.styled
+@figure_style.styled
 def old_facts(predictions: pd.DataFrame, name: str) -> Figure:
     """The share of queries about the original people that are answered: a row per type, a column per band."""
     title = "What is left of the old facts: query accuracy while training on other people"
     if predictions.empty:
-        return plots.missing(title, _PREDICT, name)
+        return figure_style.missing(title, _PREDICT, name)
     looks = _looks(predictions)
-    figure, axes = plots.grid(title, name, len(TYPES), len(BANDS), height=4.8, note="test people, all attributes")
+    figure, axes = figure_style.grid(
+        title, name, len(TYPES), len(BANDS), height=4.8, note="test people, all attributes"
+    )
     for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
         for ax, (band, tested) in zip(row, BANDS.items(), strict=True):
             part = predictions[(predictions["type"] == knowledge) & (predictions["band"] == band)]
             _draw_lines(ax, part, "correct", looks)
-            plots.share_axis(ax)
-            ax.set_title(f"{_symbol(look)}, {tested.label}", color=look.color)
+            figure_style.share_axis(ax)
+            ax.set_title(f"{look.symbol}, {tested.label}", color=look.color)
     return _finish(figure, axes, "share of queries answered", looks)
 
 
-@plots.styled
+@figure_style.styled
 def first_token(accuracy: pd.DataFrame, evaluations: pd.DataFrame, name: str) -> Figure:
     """First-token accuracy by type and loss on the original's validation biographies, at every evaluation.
 
@@ -72,12 +74,12 @@ def first_token(accuracy: pd.DataFrame, evaluations: pd.DataFrame, name: str) ->
     """
     title = "First-token accuracy and loss on the original biographies"
     if accuracy.empty and evaluations.empty:
-        return plots.missing(title, "No evaluations.jsonl in these runs yet: train.py writes it.", name)
+        return figure_style.missing(title, "No evaluations.jsonl in these runs yet: train.py writes it.", name)
     looks = _looks(evaluations)
-    figure, axes = plots.grid(title, name, 1, len(TYPES) + 1, share_y=False)
+    figure, axes = figure_style.grid(title, name, 1, len(TYPES) + 1, share_y=False)
     for ax, (knowledge, look) in zip(axes[0], TYPES.items(), strict=False):
         _draw_lines(ax, accuracy[accuracy["type"] == knowledge], "accuracy", looks, markers=False)
-        plots.share_axis(ax)
+        figure_style.share_axis(ax)
         ax.set_title(look.label, color=look.color)
     _draw_lines(axes[0, -1], evaluations, "loss", looks, markers=False)
     axes[0, -1].set(title="loss", ylabel="cross-entropy (nats per token)")
@@ -87,7 +89,7 @@ def first_token(accuracy: pd.DataFrame, evaluations: pd.DataFrame, name: str) ->
 # --- what becomes of the circuits -------------------------------------------------------------------------------------
 
 
-@plots.styled
+@figure_style.styled
 def faithfulness(results: pd.DataFrame, name: str) -> Figure:
     """Faithfulness in the drifting weights: a row per type; circuits found again at the left, the original's right.
 
@@ -95,13 +97,13 @@ def faithfulness(results: pd.DataFrame, name: str) -> Figure:
     """
     title = "Faithfulness in the drifting weights"
     if results.empty or results["faithfulness"].isna().all():
-        return plots.missing(title, _DISCOVER, name)
+        return figure_style.missing(title, _DISCOVER, name)
     looks, (bottom, top) = _looks(results), (-0.25, 1.5)
     medians = results.groupby(["ratio", "type", "origin", "step"], as_index=False)["faithfulness"].median()
     note = "1 = the whole model; median of the groups; open triangles lie beyond the axis"
-    figure, axes = plots.grid(title, name, len(TYPES), len(Origin), width=8.8, height=4.8, note=note)
+    figure, axes = figure_style.grid(title, name, len(TYPES), len(Origin), width=8.8, height=4.8, note=note)
     for ax, part in _by_type_and_origin(axes, medians):
-        ax.axhline(1, color=plots.GREY, linewidth=0.8, linestyle=":")
+        ax.axhline(1, color=figure_style.GREY, linewidth=0.8, linestyle=":")
         shown = part.assign(faithfulness=part["faithfulness"].where(part["faithfulness"].between(bottom, top)))
         _draw_lines(ax, shown, "faithfulness", looks)
         for row in part.itertuples():
@@ -119,39 +121,41 @@ def faithfulness(results: pd.DataFrame, name: str) -> Figure:
     return _finish(figure, axes, "faithfulness", looks)
 
 
-@plots.styled
+@figure_style.styled
 def hits(circuit_predictions: pd.DataFrame, name: str) -> Figure:
     """Hit@10 of circuits alone on the original's test items: a row per type; found again left, the original's right."""
     title = "What the circuits still answer alone: Hit@10 in the drifting weights"
     if circuit_predictions.empty:
-        return plots.missing(title, _DISCOVER, name)
+        return figure_style.missing(title, _DISCOVER, name)
     looks = _looks(circuit_predictions)
-    figure, axes = plots.grid(title, name, len(TYPES), len(Origin), width=8.8, height=4.8, note="mean of the groups")
+    figure, axes = figure_style.grid(
+        title, name, len(TYPES), len(Origin), width=8.8, height=4.8, note="mean of the groups"
+    )
     for ax, part in _by_type_and_origin(axes, circuit_predictions):
         _draw_lines(ax, part, "hit", looks)
-        plots.share_axis(ax)
+        figure_style.share_axis(ax)
     return _finish(figure, axes, "Hit@10", looks)
 
 
-@plots.styled
+@figure_style.styled
 def shapes(shapes: pd.DataFrame, name: str) -> Figure:
     """Likeness with the original circuits (edges, nodes) and entropy of the circuits found again; a row per type."""
     title = "How the circuits found again drift away from the original ones"
     if shapes.empty:
-        return plots.missing(title, _DISCOVER, name)
+        return figure_style.missing(title, _DISCOVER, name)
     looks = _looks(shapes)
     measures = {
         "edge_jaccard": "edge Jaccard with the original",
         "node_jaccard": "node Jaccard with the original",
         "entropy": "circuit entropy (nats)",
     }
-    figure, axes = plots.grid(
+    figure, axes = figure_style.grid(
         title, name, len(TYPES), len(measures), height=4.8, share_y=False, note="mean of the groups"
     )
     for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
         for ax, (column, label) in zip(row, measures.items(), strict=True):
             _draw_lines(ax, shapes[shapes["type"] == knowledge], column, looks)
-            ax.set_title(f"{_symbol(look)}: {label}", color=look.color)
+            ax.set_title(f"{look.symbol}: {label}", color=look.color)
     for column in axes.T:
         bounds = [ax.get_ylim() for ax in column if ax.axison]
         for ax in column:
@@ -159,12 +163,12 @@ def shapes(shapes: pd.DataFrame, name: str) -> Figure:
     return _finish(figure, axes, "", looks)
 
 
-@plots.styled
+@figure_style.styled
 def activation_change(activation: pd.DataFrame, name: str) -> Figure:
     """Change of the edge activation ratio since step 0 by layer and step: a row per type, a column per ratio."""
     title = "Which layers' edges enter and leave the circuits: change of the edge activation ratio"
     if activation.empty or activation["change"].isna().all():
-        return plots.missing(title, _DISCOVER, name)
+        return figure_style.missing(title, _DISCOVER, name)
     layers = max(int(activation["layer"].max()), 1)
     table = activation[activation["layer"] < layers]
     means = table.groupby(["type", "ratio", "layer", "step"])["change"].mean()
@@ -181,7 +185,7 @@ def activation_change(activation: pd.DataFrame, name: str) -> Figure:
     )
 
 
-@plots.styled
+@figure_style.styled
 def lens(lens: pd.DataFrame, missing: str, name: str, measure: str = "rank") -> Figure:
     """The logit lens at the last position by layer and step: a row per type, a column per ratio.
 
@@ -196,7 +200,7 @@ def lens(lens: pd.DataFrame, missing: str, name: str, measure: str = "rank") -> 
     }[measure]
     title = f"Logit lens in the drifting weights: {what}"
     if lens.empty:
-        return plots.missing(title, missing, name)
+        return figure_style.missing(title, missing, name)
     means = lens.groupby(["type", "ratio", "layer", "step"])[measure].mean()
     if measure == "prob":
         return _maps(
@@ -228,17 +232,12 @@ def _looks(table: pd.DataFrame) -> dict[float, Look]:
     return ratio_looks(sorted(table["ratio"].unique()))
 
 
-def _symbol(look: Look) -> str:
-    """A type's short name, without what stands in brackets after it."""
-    return look.label.split(" (")[0]
-
-
 def _by_type_and_origin(axes: Any, table: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]]:
     """The axes [types, origins] with their rows of the table; titles set."""
     found = []
     for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
         for ax, (origin, label) in zip(row, _ORIGINS.items(), strict=True):
-            ax.set_title(f"{_symbol(look)}, {label}", color=look.color)
+            ax.set_title(f"{look.symbol}, {label}", color=look.color)
             found.append((ax, table[(table["type"] == knowledge) & (table["origin"] == origin)]))
     return found
 
@@ -246,7 +245,7 @@ def _by_type_and_origin(axes: Any, table: pd.DataFrame) -> list[tuple[Axes, pd.D
 def _draw_lines(ax: Axes, table: pd.DataFrame, value: str, looks: Mapping[float, Look], markers: bool = True) -> None:
     """A line per ratio: the mean over the rows of each step."""
     if table.empty:
-        plots.blank(ax, "no data")
+        figure_style.blank(ax, "no data")
         return
     for ratio, rows in table.groupby("ratio"):
         mean, look = rows.groupby("step")[value].mean().dropna(), looks[float(ratio)]
@@ -268,10 +267,10 @@ def _step_axis(ax: Axes) -> None:
 
 
 def _finish(figure: Figure, axes: Any, label: str, looks: Mapping[float, Look]) -> Figure:
-    plots.label_axes(axes, label)
+    figure_style.label_axes(axes, label)
     for ax in axes[-1]:
         ax.set_xlabel(f"{_STEPS} (square-root axis)")
-    return plots.legend(figure, looks, "replay ratio")
+    return figure_style.legend(figure, looks, "replay ratio")
 
 
 def _maps(
@@ -292,14 +291,14 @@ def _maps(
     """
     ratios = sorted(means.index.get_level_values("ratio").unique())
     columns = max(len(ratios), 2)
-    figure, axes = plots.grid(title, name, len(TYPES), columns, height=4.6, note=note)
+    figure, axes = figure_style.grid(title, name, len(TYPES), columns, height=4.6, note=note)
     image = None
     for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
         for ax in row[len(ratios) :]:
             ax.set_axis_off()
         for ax, ratio in zip(row, ratios, strict=False):
             if (knowledge, ratio) not in means.index.droplevel(["layer", "step"]):
-                plots.blank(ax, "no data")
+                figure_style.blank(ax, "no data")
                 continue
             wide = means[knowledge, ratio].unstack("step")
             colors, norm = scale
@@ -307,7 +306,7 @@ def _maps(
             ax.grid(False)
             ax.yaxis.set_major_locator(MaxNLocator(integer=True))
             _map_ticks(ax, wide.columns)
-            ax.set_title(f"{_symbol(look)}, ratio {ratio:g}", color=look.color)
+            ax.set_title(f"{look.symbol}, ratio {ratio:g}", color=look.color)
     for ax in axes[:, 0]:
         ax.set_ylabel(rows_label)
     for ax in axes[-1]:

@@ -8,8 +8,8 @@ exactly over the source positions s from which it reads (the output bias b_O apa
     DLA(head) = sum over s of  A[last, s] (v[s] W_O . u_t) r
 
 The subject part sums s over the subject's tokens, the relation part over the rest of the prompt, the start token in
-neither. Averaged over a group's prompts, r = subject / relation tells the kind: a mover head where |r| > 10, a relation
-head where |r| < 1/10, a mixture head between (Ou et al. 2025, section 5).
+neither. Averaged over a group's prompts, q = subject / relation tells the kind: a mover head where |q| > 10, a relation
+head where |q| < 1/10, a mixture head between (Ou et al. 2025, section 5).
 
 Shapes: b items, p positions, l layers, h heads, k key/value heads, g = h / k, e d_head, d d_model, n vocabulary.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 from knowledge_circuits.decoder import Decoder
 from knowledge_circuits.forward import Trace
 
-#: The |subject / relation| beyond which one part is taken as the whole of it.
+#: The |q| = |subject / relation| beyond which one part is taken as the whole of it.
 DOMINANCE = 10.0
 
 

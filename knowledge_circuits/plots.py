@@ -1,141 +1,55 @@
-"""The study's figures. Each function takes tables (see `tables`) and the run's name and returns a Matplotlib `Figure`.
+"""The run's figures. Each function takes tables (see `tables`) and the run's name and returns a Matplotlib `Figure`.
 
-One look for all: K_rel is vermilion, K_compl blue, frequency bands go from light to dark (Okabe and Ito's
-colour-blind-safe palette), points are checkpoints, the line is their moving average over 3 and the band 1.96 standard
-deviations of the residuals. A table that is empty gives a figure that says what is missing and which program makes it.
-Figures are made without pyplot: nothing global changes, nothing has to be closed.
+They follow the study's questions: what was learned, what the circuits answer alone, what shape the circuits have, and
+the verdicts. The look is that of `figure_style`. A table that is empty gives a figure that says what is missing and
+which program makes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import wraps
-from io import BytesIO
-from pathlib import Path
-from typing import Any, ParamSpec
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from PIL import Image
 
 from knowledge_circuits import curves, findings, tables
-from knowledge_circuits.files import atomic_write
-from knowledge_circuits.graph import Graph
-from knowledge_circuits.study import Attribute, Band, KnowledgeType
+from knowledge_circuits.figure_style import (
+    ATTRIBUTES,
+    BANDS,
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    TYPES,
+    VERMILION,
+    Look,
+    blank,
+    draw_curve,
+    draw_lines,
+    epoch_ticks,
+    grid,
+    label_axes,
+    legend,
+    missing,
+    panels,
+    share_axis,
+    styled,
+)
+from knowledge_circuits.study import Attribute
 
-Parameters = ParamSpec("Parameters")
-
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#6E6E6E"
-
-_STYLE = {
-    "figure.dpi": 88,
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9A9A9A",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.7,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.solid_capstyle": "round",
-    "mathtext.default": "regular",
+#: How verdicts are coloured, in every figure that shows them.
+VERDICT_COLORS: Mapping[findings.Verdict, str] = {
+    findings.Verdict.HOLDS: GREEN,
+    findings.Verdict.FAILS: VERMILION,
+    findings.Verdict.UNDECIDED: GREY,
 }
-
-
-@dataclass(frozen=True)
-class Look:
-    """How one line of a figure is drawn and called."""
-
-    label: str
-    color: str
-    marker: str
-
-
-TYPES: Mapping[str, Look] = {
-    KnowledgeType.REVISED: Look("$K_{rel}$ (known before)", VERMILION, "o"),
-    KnowledgeType.NEW: Look("$K_{compl}$ (new people)", BLUE, "s"),
-}
-BANDS: Mapping[str, Look] = {
-    Band.LOW: Look("low (1×)", SKY, "^"),
-    Band.MEDIUM: Look("medium (2–5×)", GREEN, "D"),
-    Band.HIGH: Look("high (> 5×)", BLACK, "o"),
-}
-ATTRIBUTES: Mapping[str, Look] = {
-    Attribute.BIRTHDAY: Look("birthday", BLACK, "o"),
-    Attribute.CITY: Look("city", ORANGE, "s"),
-    Attribute.MAJOR: Look("major", GREEN, "^"),
-    Attribute.UNIVERSITY: Look("university", SKY, "D"),
-    Attribute.COMPANY: Look("company", PURPLE, "v"),
-}
-_INPUTS: Mapping[str, Look] = {
-    "q": Look("into a query", BLUE, ""),
-    "k": Look("into a key", GREEN, ""),
-    "v": Look("into a value", ORANGE, ""),
-    "": Look("into an MLP or the logits", GREY, ""),
-}
-#: Heights in inches: the title, the legend's row under it, the footer that names the run.
-_TITLE, _ROW, _FOOTER = 0.32, 0.24, 0.22
-_SYMBOLS = {KnowledgeType.REVISED: "$K_{rel}$", KnowledgeType.NEW: "$K_{compl}$"}
-
 _PREDICT = "No query predictions in this run yet: predict.py writes them."
-_DISCOVER = "No circuits in this run yet: circuit_discovery.py and circuit_eval.py write them."
-
-
-class NotebookFigure(Figure):
-    """A figure that a notebook shows as a PNG of at most 128 colours: a third of the size, the same picture."""
-
-    def _repr_png_(self) -> bytes:
-        return png(self)
-
-
-def png(figure: Figure, dpi: int = 96, colors: int = 128) -> bytes:
-    """A figure as a small PNG (a palette of `colors` instead of full colour), for notebooks and pages."""
-    full, small = BytesIO(), BytesIO()
-    figure.savefig(full, format="png", dpi=dpi, facecolor="white")
-    image = Image.open(full).convert("RGB").quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    image.save(small, format="png", optimize=True)
-    return small.getvalue()
-
-
-def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
-    """Draw with the study's look, leaving the caller's Matplotlib settings alone."""
-
-    @wraps(draw)
-    def drawn(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:
-        with mpl.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return drawn
-
-
-def keep(figure: Figure, folder: Path, name: str) -> Figure:
-    """Save a figure as `<folder>/<name>.png` and return it, so that a notebook's cell shows it too."""
-    save(figure, folder / f"{name}.png")
-    return figure
-
-
-def save(figure: Figure, path: Path, dpi: int = 150) -> Path:
-    """Write a figure as PNG, whole or not at all; returns the path."""
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=dpi, facecolor="white")
-    return path
 
 
 # --- what was learned -------------------------------------------------------------------------------------------------
@@ -251,7 +165,7 @@ def hits_by_type(circuit_predictions: pd.DataFrame, run: str) -> Figure:
     title = "Hit@10 of the circuits alone, by knowledge type within each band"
     table = _own(circuit_predictions)
     if table.empty:
-        return missing(title, _DISCOVER, run)
+        return missing(title, tables.NO_CIRCUITS, run)
     return panels(title, table, "hit", ("band", BANDS), ("type", TYPES), "Hit@10", run)
 
 
@@ -261,7 +175,7 @@ def hits_by_band(circuit_predictions: pd.DataFrame, run: str) -> Figure:
     title = "Hit@10 of the circuits alone, by frequency band within each type"
     table = _own(circuit_predictions)
     if table.empty:
-        return missing(title, _DISCOVER, run)
+        return missing(title, tables.NO_CIRCUITS, run)
     return panels(title, table, "hit", ("type", TYPES), ("band", BANDS), "Hit@10", run)
 
 
@@ -281,7 +195,7 @@ def hits_across_bands(circuit_predictions: pd.DataFrame, run: str) -> Figure:
             part = table[(table["type"] == knowledge) & (table["target_band"] == band)]
             draw_lines(ax, part, "hit", "band", BANDS)
             share_axis(ax)
-            ax.set_title(f"{_SYMBOLS[KnowledgeType(knowledge)]}, tested on {tested.label}", color=look.color)
+            ax.set_title(f"{look.symbol}, tested on {tested.label}", color=look.color)
     label_axes(axes, "Hit@10")
     return legend(figure, BANDS, "circuit found on")
 
@@ -295,12 +209,12 @@ def hits_across_types(circuit_predictions: pd.DataFrame, run: str) -> Figure:
     if table.empty or (table["type"] == table["target_type"]).all():
         return missing(title, "No circuit was run on the other type's test items (circuit_eval.py --target_type).", run)
     figure, axes = grid(title, run, len(TYPES), len(BANDS), height=2.1 * len(TYPES) + 0.8)
-    for row, knowledge in zip(axes, TYPES, strict=True):
-        for ax, (band, look) in zip(row, BANDS.items(), strict=True):
+    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
+        for ax, (band, tested) in zip(row, BANDS.items(), strict=True):
             part = table[(table["target_type"] == knowledge) & (table["target_band"] == band)]
             draw_lines(ax, part, "hit", "type", TYPES)
             share_axis(ax)
-            ax.set_title(f"tested on {_SYMBOLS[KnowledgeType(knowledge)]}, {look.label}")
+            ax.set_title(f"tested on {look.symbol}, {tested.label}")
     label_axes(axes, "Hit@10")
     return legend(figure, TYPES, "circuit found on")
 
@@ -357,7 +271,7 @@ def faithfulness(results: pd.DataFrame, run: str) -> Figure:
     title = "Faithfulness: how much of the logit difference the circuit restores"
     table = _unmoved(results)
     if table.empty or table["faithfulness"].isna().all():
-        return missing(title, _DISCOVER, run)
+        return missing(title, tables.NO_CIRCUITS, run)
     bottom, top = -0.25, 1.5
     medians = table.groupby(["band", "type", "epoch"], as_index=False)["faithfulness"].median()
     medians["shown"] = medians["faithfulness"].where(medians["faithfulness"].between(bottom, top))
@@ -384,7 +298,7 @@ def circuit_entropy(circuits: tables.Circuits | None, run: str) -> Figure:
     """Circuit entropy over epochs: a panel per band, a line per type, mean over the tasks."""
     title = "Circuit entropy: over how many edges the circuit's effect is spread"
     if circuits is None:
-        return missing(title, _DISCOVER, run)
+        return missing(title, tables.NO_CIRCUITS, run)
     table = circuits.table
     return panels(
         title,
@@ -404,7 +318,7 @@ def three_entropies(circuits: tables.Circuits | None, run: str) -> Figure:
     """Circuit entropy beside the original's layer-weighted and random-walk entropies, by type, mean over the groups."""
     title = "Three entropies: of the circuit's edges, weighted by layer, of a random walk"
     if circuits is None:
-        return missing(title, _DISCOVER, run)
+        return missing(title, tables.NO_CIRCUITS, run)
     measures = {
         "entropy": "circuit entropy",
         "weighted_entropy": "layer-weighted (all edges)",
@@ -423,7 +337,7 @@ def similarity_to_last(circuits: tables.Circuits | None, run: str) -> Figure:
     """Edge and node Jaccard similarity with the last checkpoint's circuit: rows edges and nodes, a column per band."""
     title = "Similarity with the last checkpoint's circuit"
     if circuits is None:
-        return missing(title, _DISCOVER, run)
+        return missing(title, tables.NO_CIRCUITS, run)
     kinds = {"edge_jaccard": "edges", "node_jaccard": "nodes"}
     figure, axes = grid(title, run, len(kinds), len(BANDS), height=4.8, share_y="row")
     table = circuits.table[circuits.table["step"] < circuits.steps[-1]]
@@ -442,7 +356,7 @@ def activation_ratio(circuits: tables.Circuits | None, run: str) -> Figure:
     """Edge activation ratio by layer and epoch, a heat map per type and band (the last layer left out)."""
     title = "Edge activation ratio: the share of a layer's outgoing edges that is in the circuit"
     if circuits is None:
-        return missing(title, _DISCOVER, run)
+        return missing(title, tables.NO_CIRCUITS, run)
     layers = max(circuits.layout.n_layers - 1, 1)
     table = circuits.activation_table()
     means = table[table["layer"] < layers].groupby(["type", "band", "layer", "epoch"])["ratio"].mean()
@@ -465,7 +379,7 @@ def activation_ratio(circuits: tables.Circuits | None, run: str) -> Figure:
             ax.grid(False)
             ax.yaxis.set_major_locator(MaxNLocator(integer=True))
             epoch_ticks(ax, wide.columns)
-            ax.set_title(f"{_SYMBOLS[KnowledgeType(knowledge)]}, {tested.label}", color=look.color)
+            ax.set_title(f"{look.symbol}, {tested.label}", color=look.color)
     for ax in axes[:, 0]:
         ax.set_ylabel("layer of the edge's parent")
     for ax in axes[0]:
@@ -479,7 +393,7 @@ def similarity_map(circuits: tables.Circuits | None, run: str) -> Figure:
     """Edge Jaccard similarity between the circuits of all pairs of checkpoints, mean over the groups."""
     title = "Circuit similarity between all pairs of checkpoints"
     if circuits is None:
-        return missing(title, _DISCOVER, run)
+        return missing(title, tables.NO_CIRCUITS, run)
     matrix = circuits.similarity()
     figure, axes = grid(title, run, 1, 1, width=6.0, height=5.2, note="edge Jaccard, mean of the groups")
     ax = axes[0, 0]
@@ -588,12 +502,11 @@ def intervals(finding: findings.Finding, run: str) -> Figure:
     judged = [s for s in finding.statistics if s.verdict is not None and np.isfinite(s.estimate)]
     if not judged:
         return missing(finding.title, finding.reason, run)
-    colors = {findings.Verdict.HOLDS: GREEN, findings.Verdict.FAILS: VERMILION, findings.Verdict.UNDECIDED: GREY}
     figure, axes = grid(f"{finding.title}: {finding.verdict}", run, 1, 1, width=7.4, height=0.34 * len(judged) + 1.5)
     ax = axes[0, 0]
     ax.axvline(0, color=BLACK, linewidth=0.9)
     for row, statistic in enumerate(reversed(judged)):
-        color = colors[findings.Verdict(str(statistic.verdict))]
+        color = VERDICT_COLORS[findings.Verdict(str(statistic.verdict))]
         ax.plot([statistic.low, statistic.high], [row, row], color=color, linewidth=2.4)
         ax.plot(statistic.estimate, row, "o", color=color, markersize=6)
         ax.annotate(str(statistic.verdict), (1.01, row), xycoords=("axes fraction", "data"), va="center", color=color)
@@ -604,271 +517,7 @@ def intervals(finding: findings.Finding, run: str) -> Figure:
     return figure
 
 
-# --- one circuit as a graph -------------------------------------------------------------------------------------------
-
-
-@styled
-def circuit_graph(circuits: Mapping[str, Graph], run: str, title: str = "The circuit", edges: int = 150) -> Figure:
-    """Circuits drawn side by side: layers upward, heads in a row, each layer's MLP at the right and half a step higher.
-
-    Colour tells what the edge feeds, width the root of its |score| beside its circuit's largest; solid edges
-    have a positive score (corrupting them costs the right answer), dashed ones a negative.
-
-    Args:
-        circuits: heading -> circuit; drawn from left to right.
-        edges: how many of each circuit's strongest edges are drawn.
-    """
-    if not circuits:
-        return missing(title, _DISCOVER, run)
-    layout = next(iter(circuits.values())).layout
-    width = max(4.9, 0.42 * layout.n_heads + 1.6) * len(circuits)
-    height = min(max(5.0, 0.85 * layout.n_layers + 1.6), 16)
-    note = f"the {edges} strongest edges of each circuit at most; width grows with the square root of |score|"
-    figure, axes = grid(title, run, 1, len(circuits), width=max(width, 8.0), height=height, note=note)
-    for ax, (heading, graph) in zip(axes[0], circuits.items(), strict=True):
-        _draw_circuit(ax, graph, edges)
-        count = int(graph.in_graph.sum())
-        ax.set_title(f"{heading}: {count:,} edges, {graph.n_nodes} nodes")
-    axes[0, 0].set_ylabel("layer")
-    handles = [Line2D([], [], color=look.color, linewidth=2, label=look.label) for look in _INPUTS.values()]
-    handles += [
-        Line2D([], [], color=BLACK, linewidth=1.5, label="positive score"),
-        Line2D([], [], color=BLACK, linewidth=1.5, linestyle=(0, (2, 1.5)), label="negative score"),
-    ]
-    return legend_row(figure, handles)
-
-
-def _draw_circuit(ax: Axes, graph: Graph, edges: int) -> None:
-    """One circuit's nodes and its strongest edges."""
-    layout = graph.layout
-    scores, members = graph.scores.numpy(), graph.in_graph.numpy()
-    rows, columns = np.nonzero(members)
-    strongest = np.argsort(-np.abs(scores[rows, columns]), kind="stable")[:edges][::-1]
-    rows, columns = rows[strongest], columns[strongest]
-    strength = np.abs(scores[rows, columns])
-    share = np.sqrt(strength / strength.max()) if strength.size and strength.max() > 0 else strength
-
-    x, y = _node_places(layout.n_layers, layout.n_heads)
-    nodes, kinds = (
-        layout.target_nodes.numpy()[columns],
-        np.array([_input_kind(name) for name in layout.targets])[columns],
-    )
-    shift = np.select([kinds == "q", kinds == "k", kinds == "v"], [-0.22, 0.0, 0.22], 0.0)
-    ends = np.stack([x[nodes] + shift, y[nodes] - 0.16], axis=-1)
-    starts = np.stack([x[rows], y[rows] + 0.16], axis=-1)
-    ax.add_collection(
-        LineCollection(
-            list(_bezier(starts, ends)),
-            colors=[
-                (*mpl.colors.to_rgb(_INPUTS[kind].color), alpha)
-                for kind, alpha in zip(kinds, 0.25 + 0.6 * share, strict=True)
-            ],
-            linewidths=0.4 + 3.2 * share,
-            linestyles=["solid" if positive else (0, (2, 1.5)) for positive in scores[rows, columns] >= 0],
-            zorder=1,
-        )
-    )
-    _draw_nodes(ax, graph, x, y)
-
-
-def _draw_nodes(ax: Axes, graph: Graph, x: np.ndarray, y: np.ndarray) -> None:
-    layout, present = graph.layout, graph.nodes_in_graph.numpy()
-    size = 6.5 if layout.n_heads <= 16 else 4.5
-    for name, column, height, inside in zip(layout.nodes, x, y, present, strict=True):
-        look: dict[str, Any] = {"boxstyle": "round,pad=0.28", "linewidth": 0.8}
-        look |= (
-            {"facecolor": "white", "edgecolor": "#333333"}
-            if inside
-            else {"facecolor": "#F4F4F4", "edgecolor": "#DDDDDD"}
-        )
-        label = name.split(".")[-1] if "." in name else name
-        ax.text(
-            column,
-            height,
-            label,
-            fontsize=size,
-            ha="center",
-            va="center",
-            bbox=look,
-            color="#222222" if inside else "#BBBBBB",
-        )
-    ax.set_xlim(x.min() - 0.7, x.max() + 0.7)
-    ax.set_ylim(y.min() - 0.5, y.max() + 0.5)
-    ax.set_yticks(range(layout.n_layers))
-    ax.set_xticks([])
-    ax.grid(False)
-    ax.spines["bottom"].set_visible(False)
-
-
-def _node_places(layers: int, heads: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the nodes stand, in the order of `layout.nodes`: x and y, [N] each."""
-    columns = np.append(np.arange(heads), heads + 0.4)
-    x = np.concatenate([[heads / 2], np.tile(columns, layers), [heads / 2]])
-    rise = np.append(np.zeros(heads), 0.45)
-    y = np.concatenate([[-1.0], (np.arange(layers)[:, None] + rise).reshape(-1), [layers + 0.3]])
-    return x, y
-
-
-def _bezier(starts: np.ndarray, ends: np.ndarray, points: int = 20) -> np.ndarray:
-    """Curves that leave and arrive vertically, [m, points, 2], from and to points [m, 2]."""
-    t = np.linspace(0, 1, points)[None, :, None]
-    bend = np.zeros_like(starts)
-    bend[:, 1] = 0.45 * (ends[:, 1] - starts[:, 1])
-    corners = [point[:, None, :] for point in (starts, starts + bend, ends - bend, ends)]
-    weights = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]
-    return np.add.reduce([weight * corner for weight, corner in zip(weights, corners, strict=True)])
-
-
-def _input_kind(target: str) -> str:
-    """Which input of a head a target is (q, k or v); "" for an MLP or the logits."""
-    return target[-2] if target.endswith(">") else ""
-
-
-# --- parts that all figures share ------------------------------------------------------------------------------------
-
-
-@styled
-def missing(title: str, message: str, run: str) -> Figure:
-    """A small figure that says what the run does not have yet."""
-    figure, axes = grid(title, run, 1, 1, width=8.0, height=1.4)
-    blank(axes[0, 0], message)
-    return figure
-
-
-def grid(
-    title: str,
-    run: str,
-    rows: int,
-    columns: int,
-    width: float = 10.6,
-    height: float = 3.4,
-    share_y: bool | str = True,
-    note: str = "",
-) -> tuple[Figure, Any]:
-    """A titled figure with a grid of axes [rows, columns] and a footer that names the run."""
-    figure = NotebookFigure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    _reserve(figure, _TITLE)
-    figure.text(0.008, 1 - 0.06 / height, title, va="top", fontsize=11.5, fontweight="bold")
-    footer = f"run {run}" + (f"  ·  {note}" if note else "")
-    figure.text(0.008, 0.05 / height, footer, fontsize=7.5, color=GREY, va="bottom")
-    return figure, figure.subplots(rows, columns, squeeze=False, sharey=share_y)
-
-
-def _reserve(figure: Figure, top: float) -> None:
-    """Keep `top` inches for the heading and the footer's strip clear of the axes."""
-    height = figure.get_figheight()
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.set(rect=(0, _FOOTER / height, 1, 1 - (top + _FOOTER) / height))
-
-
-def panels(
-    title: str,
-    table: pd.DataFrame,
-    value: str,
-    panels: tuple[str, Mapping[str, Look]],
-    lines: tuple[str, Mapping[str, Look]],
-    label: str,
-    run: str,
-    share: bool = True,
-    note: str = "",
-) -> Figure:
-    """Small multiples: a panel for each value of one column, in it a line for each value of another."""
-    column, looks = panels
-    figure, axes = grid(title, run, 1, len(looks), width=10.6 if len(looks) > 2 else 8.6, note=note)
-    for ax, (key, look) in zip(axes[0], looks.items(), strict=True):
-        draw_lines(ax, table[table[column] == key], value, *lines)
-        ax.set_title(look.label, color=look.color if looks is TYPES else BLACK)
-        if share:
-            share_axis(ax)
-    label_axes(axes, label)
-    return legend(figure, lines[1])
-
-
-def draw_lines(ax: Axes, table: pd.DataFrame, value: str, column: str, looks: Mapping[str, Look]) -> None:
-    """A line per value of `column`: the mean over the rows of each epoch."""
-    drawn = False
-    for key, look in looks.items():
-        rows = table[table[column] == key] if len(table) else table
-        if len(rows):
-            mean = rows.groupby("epoch")[value].mean()
-            draw_curve(ax, mean.index, mean, look)
-            drawn = True
-    if not drawn:
-        blank(ax, "no data")
-
-
-def draw_curve(ax: Axes, epochs: Any, values: Any, look: Look, band: bool = True) -> None:
-    """Points, their moving average and, if asked for, the band of the residuals."""
-    x, y = np.asarray(epochs, dtype=float), np.asarray(values, dtype=float)
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    if len(x) == 0:
-        return
-    smoothed = curves.smooth(y)
-    if band and smoothed.half_width > 0:
-        ax.fill_between(x, smoothed.low, smoothed.high, color=look.color, alpha=0.13, linewidth=0)
-    ax.plot(x, y, look.marker, color=look.color, markersize=3.2, alpha=0.55, markeredgewidth=0.8)
-    ax.plot(x, smoothed.center, color=look.color, linewidth=1.7, label=look.label)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def share_axis(ax: Axes) -> None:
-    ax.set_ylim(-0.03, 1.03)
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
-
-
-def label_axes(axes: Any, label: str) -> None:
-    """The y label on the first column, `epoch` under the last row."""
-    for ax in axes[:, 0]:
-        ax.set_ylabel(label)
-    for ax in axes[-1]:
-        ax.set_xlabel("epoch")
-
-
-def legend(figure: Figure, looks: Mapping[Any, Look], title: str = "") -> Figure:
-    """One legend for all panels, in a row under the title."""
-    handles = [
-        Line2D([], [], color=look.color, marker=look.marker, markersize=4, linewidth=1.7, label=look.label)
-        for look in looks.values()
-    ]
-    if title:
-        handles.insert(0, Line2D([], [], linestyle="none", label=f"{title}:"))
-    return legend_row(figure, handles)
-
-
-def legend_row(figure: Figure, handles: list[Line2D]) -> Figure:
-    height = figure.get_figheight()
-    figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0.005, 1 - _TITLE / height),
-        ncols=len(handles),
-        borderaxespad=0,
-        borderpad=0.2,
-        columnspacing=1.4,
-        handlelength=1.8,
-    )
-    _reserve(figure, _TITLE + _ROW)
-    return figure
-
-
-def epoch_ticks(ax: Axes, epochs: Any, vertical: bool = False) -> None:
-    """Ticks of a heat map whose columns (or rows) are checkpoints: at most ten, labelled with their epochs."""
-    values = list(epochs)
-    at = list(range(0, len(values), max(1, -(-len(values) // 10))))
-    labels = [f"{values[index]:.3g}" for index in at]
-    if vertical:
-        ax.set_yticks(at, labels)
-        ax.set_ylabel("epoch")
-    else:
-        ax.set_xticks(at, labels)
-        ax.set_xlabel("epoch")
-
-
-def blank(ax: Axes, message: str) -> None:
-    ax.set_axis_off()
-    ax.text(0.5, 0.5, message, ha="center", va="center", transform=ax.transAxes, color=GREY, wrap=True)
+# --- rows of tables ---------------------------------------------------------------------------------------------------
 
 
 def _unmoved(table: pd.DataFrame) -> pd.DataFrame:

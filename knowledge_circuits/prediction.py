@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from knowledge_circuits.biographies import Person
 from knowledge_circuits.files import InputError, numbered_jsonl, write_jsonl
+from knowledge_circuits.model_loading import load_model
 from knowledge_circuits.runs import Checkpoint
 from knowledge_circuits.scoring import encode_continuations, last_logits, left_padded
 from knowledge_circuits.study import Attribute
@@ -238,50 +239,6 @@ def generate(
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
         positions = positions[:, -1:] + 1
     return torch.stack(generated, dim=1).tolist()
-
-
-def load_model(
-    path: str,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    trust_remote_code: bool = False,
-    revision: str = "main",
-    cache_dir: str | None = None,
-) -> PreTrainedModel:
-    """Load a causal language model in evaluation mode and check that all of it is there.
-
-    Args:
-        path: a checkpoint folder or hub name.
-        device: where the weights go.
-        dtype: the weights' data type.
-        trust_remote_code: whether code in the model's folder may run.
-        revision: a hub model's branch, tag or commit.
-        cache_dir: where downloads are kept; None is the hub's own cache.
-
-    Raises:
-        InputError: no weights, damaged weights, weights of another architecture, or weights that are not finite.
-    """
-    folder = Path(path)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        raise InputError(f"{path}: a checkpoint folder without weights (no model.safetensors)")
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-            cache_dir=cache_dir,
-            output_loading_info=True,
-        )
-    except Exception as error:  # whatever a damaged file makes the libraries raise
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path}: the model could not be loaded ({type(error).__name__}: {reason})") from error
-    if info["missing_keys"]:
-        raise InputError(f"{path}: the weights lack {sorted(info['missing_keys'])[0]!r} and perhaps more")
-    for name, weight in model.named_parameters():
-        if not bool(torch.isfinite(weight).all()):
-            raise InputError(f"{path}: the weight {name!r} has values that are not finite numbers")
-    return model.to(device).eval()
 
 
 def predict_checkpoint(

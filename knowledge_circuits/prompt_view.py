@@ -22,7 +22,6 @@ from knowledge_circuits.components import (
     GroupPrompts,
     circuit_data_file,
     has_circuit_data,
-    no_loading_bars,
     read_group_prompts,
 )
 from knowledge_circuits.decoder import Decoder, load_decoder
@@ -30,10 +29,10 @@ from knowledge_circuits.files import InputError
 from knowledge_circuits.forward import Trace, embed, forward
 from knowledge_circuits.head_kinds import logit_parts, split_by_source
 from knowledge_circuits.logit_lens import lens_logits, logit_lens, residual_points
+from knowledge_circuits.model_loading import no_loading_bars, weight_files
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Group
 from knowledge_circuits.tokenization import load_tokenizer
-from knowledge_circuits.weight_files import weight_files
 
 Floats = NDArray[np.float64]
 

@@ -16,21 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from knowledge_circuits.files import InputError, numbered_jsonl
-from knowledge_circuits.records import parse_frequency, parse_type
-from knowledge_circuits.study import Attribute, Band, Group
+from knowledge_circuits.files import InputError
 from knowledge_circuits.tokenization import encode_prompt
-
-CIRCUIT_KEYS = (
-    "clean_subject",
-    "clean_label",
-    "clean_label_idx",
-    "corrupted_subject",
-    "corrupted_label",
-    "corrupted_label_idx",
-    "frequency",
-    "type",
-)
 
 
 @dataclass(frozen=True)
@@ -190,77 +177,3 @@ def pairs_from_text(
         list(labels),
         list(rows),
     )
-
-
-def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
-    """Read and check the rows of a circuit data file (`circuit_<n>/<model>/<task>.jsonl`).
-
-    Args:
-        path: the file; `{task}` in it stands for the task.
-
-    Returns:
-        The rows, `frequency` an int.
-
-    Raises:
-        InputError: with file, line and reason.
-    """
-    path = path.replace("{task}", task)
-    rows = []
-    for number, row in numbered_jsonl(path, CIRCUIT_KEYS):
-        where = f"{path}, line {number}"
-        for key in ("clean_subject", "clean_label", "corrupted_subject", "corrupted_label"):
-            if not isinstance(row[key], str) or not row[key].strip():
-                raise InputError(f"{where}: {key} is {row[key]!r}, not a text")
-        for key in ("clean_label_idx", "corrupted_label_idx"):
-            if type(row[key]) is not int or row[key] < 0:
-                raise InputError(f"{where}: {key} is {row[key]!r}, not a token id")
-        parse_type(row["type"], where)
-        row["frequency"] = parse_frequency(row["frequency"], where)
-        rows.append(row)
-    return rows
-
-
-def group_pairs(
-    rows: Sequence[dict[str, Any]],
-    group: Group,
-    tokenizer: PreTrainedTokenizerBase,
-    limit: int | None = None,
-    where: str = "the circuit data",
-) -> PromptPairs:
-    """The prompt pairs of one group.
-
-    Args:
-        rows: of the group's task, as `read_circuit_data` gives them.
-        group: task, type and band.
-        tokenizer: the model's.
-        limit: at most this many, from the first.
-        where: what errors call the data.
-
-    Raises:
-        InputError: a clean and a corrupted prompt differ in length, or a label id is not the tokenizer's.
-    """
-    chosen = [
-        (number, row)
-        for number, row in enumerate(rows, start=1)
-        if row["type"] == group.type and Band.of(row["frequency"]) == group.band
-    ][:limit]
-    clean, corrupted, labels = [], [], []
-    for number, row in chosen:
-        prompts = [group.task.prompt(row[f"{side}_subject"]) for side in ("clean", "corrupted")]
-        ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-        if len(ids[0]) != len(ids[1]):
-            raise InputError(
-                f"{where}, item {number}: the clean prompt has {len(ids[0])} tokens and the corrupted one {len(ids[1])}"
-                " under this tokenizer; make the data with the model's own"
-            )
-        pair = (row["clean_label_idx"], row["corrupted_label_idx"])
-        for label in pair:
-            if label >= len(tokenizer):
-                raise InputError(
-                    f"{where}, item {number}: label id {label} is outside the tokenizer's {len(tokenizer)} tokens; make"
-                    " the data with the model's own"
-                )
-        clean.append(ids[0])
-        corrupted.append(ids[1])
-        labels.append(pair)
-    return PromptPairs(clean, corrupted, labels, [row for _, row in chosen])

@@ -18,9 +18,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from knowledge_circuits import plots, tables
+from knowledge_circuits import figure_style, tables
 from knowledge_circuits.files import InputError
 from knowledge_circuits.findings import Finding, Statistic, Verdict, judge
+from knowledge_circuits.plots import VERDICT_COLORS
 from knowledge_circuits.report_dynamics import TextTable
 from knowledge_circuits.report_figures import embed
 from knowledge_circuits.report_material import read_config
@@ -141,7 +142,7 @@ def _plus_minus(mean: float, deviation: float, count: int) -> str:
     return f"{mean:.2f} ± {deviation:.2f}" if count > 1 else f"{mean:.2f}"
 
 
-@plots.styled
+@figure_style.styled
 def spread_figure(found: Sequence[FindingSpread]) -> Figure:
     """Each deciding statistic in a panel of its own: a point and interval per run, the mean as a line."""
     panels = [
@@ -151,24 +152,23 @@ def spread_figure(found: Sequence[FindingSpread]) -> Figure:
     ]
     labels = [run.name for run, _, _ in found[0].rows]
     if not panels:
-        return plots.missing("Spread over runs", "No run has measured anything yet.", ", ".join(labels))
+        return figure_style.missing("Spread over runs", "No run has measured anything yet.", ", ".join(labels))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = plots.grid(
+    figure, axes = figure_style.grid(
         "The deciding statistics of every run", ", ".join(labels), rows, columns,
         height=0.7 + rows * (1.05 + 0.27 * len(labels)), note="95% intervals; dashed: mean",
     )  # fmt: skip
-    colors = {Verdict.HOLDS: plots.GREEN, Verdict.FAILS: plots.VERMILION, Verdict.UNDECIDED: plots.GREY}
     for ax, panel in zip(axes.flat, panels, strict=False):
         title, name, statistics, mean = panel
         ax.set_title(f"{title}: {name.removeprefix('circuit entropy: ')}", fontsize=8.5)
         for place, statistic in enumerate(statistics):
             if statistic is not None and np.isfinite(statistic.estimate):
-                color = colors[statistic.verdict] if statistic.verdict else plots.BLUE
+                color = VERDICT_COLORS[statistic.verdict] if statistic.verdict else figure_style.BLUE
                 ax.plot([statistic.low, statistic.high], [place, place], color=color, linewidth=2.2)
                 ax.plot(statistic.estimate, place, "o", color=color, markersize=5)
         if np.isfinite(mean):
-            ax.axvline(mean, color=plots.BLACK, linewidth=0.9, linestyle="--")
+            ax.axvline(mean, color=figure_style.BLACK, linewidth=0.9, linestyle="--")
         ax.set_yticks(range(len(labels)), labels)
         ax.set_ylim(len(labels) - 0.5, -0.5)
     for ax in axes.flat[len(panels) :]:

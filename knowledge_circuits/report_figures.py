@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from knowledge_circuits import component_plots, plots, tables
+from knowledge_circuits import component_plots, figure_style, plots, tables
 from knowledge_circuits.components import Components
 from knowledge_circuits.report_material import Material
 
 _NO_PREDICTIONS = "This run has no query predictions yet; predict.py writes them."
-_NO_CIRCUITS = "This run has no circuits yet; circuit_discovery.py and circuit_eval.py write them."
 _NO_HITS = "No circuit of this run was run alone on test items yet; circuit_eval.py --test_data_file does."
 _NO_COMPONENTS = "Heads and logit lens were not analysed for this run yet; analysis/components.ipynb does that."
 
@@ -113,7 +112,7 @@ ANSWERS = Section(
     "What the circuits answer alone",
     "Each checkpoint's circuits run by themselves (all other edges set to zero) on test people. Hit@10 is the share of "
     "answers whose first token is among the ten most probable.",
-    lambda m: _NO_CIRCUITS if m.setting is None else _NO_HITS if m.circuit_predictions.empty else "",
+    lambda m: tables.NO_CIRCUITS if m.setting is None else _NO_HITS if m.circuit_predictions.empty else "",
     (
         Drawing(
             lambda m: plots.hits_by_type(m.circuit_predictions, m.name),
@@ -144,7 +143,7 @@ SHAPE = Section(
     "shape",
     "How the circuits change",
     "The circuits' shape over training: how faithful, how concentrated, how alike, and in which layers.",
-    lambda m: _NO_CIRCUITS if m.circuits is None else "",
+    lambda m: tables.NO_CIRCUITS if m.circuits is None else "",
     (
         Drawing(
             lambda m: plots.faithfulness(m.results, m.name),
@@ -252,5 +251,5 @@ def relevance_figure(material: Material) -> DrawnFigure | None:
 def embed(figure: Figure, caption: str, dpi: int = 144, colors: int = 64) -> DrawnFigure:
     """A figure as a PNG data URI, sharp on a screen of twice the usual density."""
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    image = base64.b64encode(plots.png(figure, dpi, colors)).decode("ascii")
+    image = base64.b64encode(figure_style.png(figure, dpi, colors)).decode("ascii")
     return DrawnFigure(f"data:image/png;base64,{image}", width, height, caption)

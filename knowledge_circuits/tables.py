@@ -53,6 +53,9 @@ RESULT_FIELDS = (
 )
 CIRCUIT_PREDICTION_FIELDS = (Field("token_prob", _NUMBER), Field("token_rank", _COUNT))
 
+#: What is said where a figure or table would show circuits and there are none.
+NO_CIRCUITS = "No circuits in this run yet: circuit_discovery.py and circuit_eval.py write them."
+
 #: The attribution method that the paper uses; preferred where a run has several.
 PREFERRED_METHOD = "EAP-IG"
 #: Hit@10: the label's first token is among the ten most probable (rank 0 is best).
@@ -127,7 +130,8 @@ def find_run(path: str | None = None, default: str = "outputs/train/nano/default
         if (candidate / "checkpoints").is_dir():
             return Run(candidate)
     raise InputError(
-        f"{wanted}: not a run (no checkpoints/ in it); run scripts/reproduce.sh, or set RUN to a run's folder"
+        f"{wanted}: not a run (no checkpoints/ in it); name a run's folder (`--run` of report.py, `RUN` of a "
+        "notebook), or make nano's with scripts/reproduce.sh"
     )
 
 
@@ -456,7 +460,8 @@ def group_circuits(run: Run, group: Group, setting: Setting | None = None) -> di
 
 
 def circuits_at(run: Run, group: Group, epoch: Sequence[float], setting: Setting | None = None) -> dict[str, Graph]:
-    """One group's circuits at the checkpoints nearest to the given epochs, with headings for `plots.circuit_graph`.
+    """One group's circuits at the checkpoints nearest to the given epochs, with headings for
+    `circuit_graph_plot.circuit_graph`.
 
     Args:
         epoch: wanted epochs; `inf` means the last one.

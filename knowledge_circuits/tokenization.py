@@ -11,7 +11,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from knowledge_circuits.files import InputError
+from knowledge_circuits.files import InputError, first_line
+from knowledge_circuits.model_loading import require_folder
 
 
 def load_tokenizer(
@@ -28,6 +29,7 @@ def load_tokenizer(
     Raises:
         InputError: there is none.
     """
+    require_folder(name_or_path)
     if Path(name_or_path).is_dir() and not any(
         (Path(name_or_path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
     ):
@@ -37,8 +39,7 @@ def load_tokenizer(
             name_or_path, trust_remote_code=trust_remote_code, revision=revision, cache_dir=cache_dir
         )
     except Exception as error:  # whatever a damaged file makes the library raise
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{name_or_path}: no tokenizer could be loaded ({reason})") from error
+        raise InputError(f"{name_or_path}: no tokenizer could be loaded ({first_line(error)})") from error
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -23,10 +23,10 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from knowledge_circuits.files import InputError
+from knowledge_circuits.model_loading import check_weights
 from knowledge_circuits.packing import TYPE_CODES
 from knowledge_circuits.runs import Run
 from knowledge_circuits.training_data import IGNORED
-from knowledge_circuits.training_model import check_weights
 
 #: What a checkpoint holds only so that training can go on from it (patterns; also what FSDP writes).
 RESUME_STATE = (

@@ -23,6 +23,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from knowledge_circuits import __version__
 from knowledge_circuits.files import InputError, read_json, write_json
+from knowledge_circuits.model_loading import weights_digest
 from knowledge_circuits.probes import ProbeArguments, probe_callbacks
 from knowledge_circuits.runs import Run
 from knowledge_circuits.trainer import CheckpointTrainer, drop_older_resume_state, has_resume_state
@@ -58,7 +59,6 @@ from knowledge_circuits.training_model import (
     training_model,
     training_tokenizer,
 )
-from knowledge_circuits.weight_files import weights_digest
 
 #: Training flags that decide the weights: a run cannot go on under other values.
 RECIPE = (

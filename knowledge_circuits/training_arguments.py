@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from knowledge_circuits.command_line import HelpFormatter
 from knowledge_circuits.files import InputError, read_json
 
 #: The folder of a run that holds its checkpoints.
@@ -98,6 +99,8 @@ class RunArguments(TrainingArguments):
         only_evaluates: --do_eval was given and --do_train was not (an --eval_strategy alone asks for training).
     """
 
+    _argument_group_name = "training (the Hugging Face Trainer's flags, and at the end how a run is kept)"
+
     output_dir: str | None = field(
         default=None, metadata={"help": "The run's folder, or its checkpoints/ folder, instead of the default place."}
     )
@@ -124,12 +127,13 @@ class RunArguments(TrainingArguments):
         self.save_schedule = SaveSchedule(self.save_schedule)
 
 
-def parse_arguments(argv: Sequence[str], more: Sequence[type] = ()) -> tuple[Any, ...]:
+def parse_arguments(argv: Sequence[str], more: Sequence[type] = (), description: str | None = None) -> tuple[Any, ...]:
     """Read the command line, or a single .json file that holds the same flags.
 
     Args:
         argv: the words after the program's name.
         more: further dataclasses whose fields become flags.
+        description: what `--help` says before it lists the flags.
 
     Returns:
         ModelArguments, DataArguments, RunArguments, then one object for each of `more`.
@@ -139,7 +143,9 @@ def parse_arguments(argv: Sequence[str], more: Sequence[type] = ()) -> tuple[Any
     """
     parser = HfArgumentParser(
         [ModelArguments, DataArguments, RunArguments, *more],
-        description="Continual pre-training on synthetic biographies, with the Hugging Face Trainer.",
+        usage="%(prog)s [--flag value ...], or %(prog)s flags.json",
+        description=description,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     words = _words_of_file(argv[0]) if len(argv) == 1 and argv[0].endswith(".json") else list(argv)

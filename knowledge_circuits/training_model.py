@@ -14,12 +14,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from knowledge_circuits.files import InputError
-from knowledge_circuits.prediction import load_model
+from knowledge_circuits.files import InputError, first_line
+from knowledge_circuits.model_loading import DTYPES, load_model
 from knowledge_circuits.tokenization import load_tokenizer
 from knowledge_circuits.training_arguments import ModelArguments
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def training_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
@@ -79,7 +77,7 @@ def _from_scratch(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase,
                 config, dtype=DTYPES[arguments.dtype], trust_remote_code=arguments.trust_remote_code
             )
     except Exception as error:  # a width that the heads do not divide, an architecture that is no language model, ...
-        raise InputError(f"no model can be made of this configuration: {_first_line(error)}") from error
+        raise InputError(f"no model can be made of this configuration: {first_line(error)}") from error
 
 
 def model_configuration(arguments: ModelArguments) -> PreTrainedConfig:
@@ -103,7 +101,7 @@ def model_configuration(arguments: ModelArguments) -> PreTrainedConfig:
         try:
             config.update_from_string(arguments.config_overrides)
         except (ValueError, AttributeError) as error:
-            raise InputError(f"--config_overrides {arguments.config_overrides!r}: {_first_line(error)}") from error
+            raise InputError(f"--config_overrides {arguments.config_overrides!r}: {first_line(error)}") from error
     return config
 
 
@@ -118,21 +116,9 @@ def _load_configuration(name: str, arguments: ModelArguments) -> PreTrainedConfi
             cache_dir=arguments.cache_dir,
         )
     except Exception as error:  # whatever a missing or damaged file makes the library raise
-        raise InputError(f"{name}: no configuration could be loaded ({_first_line(error)})") from error
+        raise InputError(f"{name}: no configuration could be loaded ({first_line(error)})") from error
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
     """The longest input that a model of this configuration takes; None where it says nothing."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
-def check_weights(model: torch.nn.Module, when: str) -> None:
-    """Refuse weights that are not finite numbers, naming the first such parameter."""
-    for name, parameter in model.named_parameters():
-        weight = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # a sharded model's own part
-        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
-            raise InputError(f"{when}: the weight {name!r} has values that are not finite numbers")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

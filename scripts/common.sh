@@ -8,7 +8,9 @@
 #   CIRCUIT_N   circuit prompts per group (300)          CHECKPOINTS what predict, eap and circuit_eval work on (the run)
 #   RATIOS      what forget.sh does (0 0.1 0.2 0.4 1)
 #   REPORT_TO   wandb (offline where no key is set), tensorboard or none
-# Paths are relative to the repository's root. What else a script is given goes to the program it calls.
+# Paths are relative to the repository's root. What else a script is given goes to the one program that it is named for:
+# train and forget train.py, predict predict.py, eap circuit_discovery.py, circuit_eval and moved_circuits circuit_eval.py;
+# not to others that it calls. data, figures and report take none; notebooks takes names of notebooks.
 # Finished work on disk is skipped everywhere, so an interrupted script is simply started again.
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

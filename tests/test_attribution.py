@@ -12,7 +12,7 @@ from families import FAMILIES
 from test_attribution_oracles import prompt_pairs
 from torch import Tensor
 
-from knowledge_circuits.attribution import Method, Path, attribute
+from knowledge_circuits.attribution import EmbeddingPath, Method, attribute
 from knowledge_circuits.decoder import MLP, Activation, Attention, Block, Decoder, decoder_from_model
 from knowledge_circuits.files import InputError
 from knowledge_circuits.metrics import Metric
@@ -233,9 +233,10 @@ def test_a_score_that_is_not_finite_names_its_edge(gpt2: Decoder) -> None:
 
 
 def test_paths_count_the_runs_that_their_method_names() -> None:
-    assert Path.of(Method.EAP_IG, 4, 1) == Path((0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.25, 0.25, 0.25, 0.25))
-    assert Path.of(Method.EAP_IG, 4, 0).weights == (0.25, 0.25, 0.25, 0.25, 0.0)
-    assert Path.of(Method.EAP, 4, 1).active == slice(1, 2)
+    path = EmbeddingPath.of(Method.EAP_IG, 4, 1)
+    assert path == EmbeddingPath((0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.25, 0.25, 0.25, 0.25))
+    assert EmbeddingPath.of(Method.EAP_IG, 4, 0).weights == (0.25, 0.25, 0.25, 0.25, 0.0)
+    assert EmbeddingPath.of(Method.EAP, 4, 1).active == slice(1, 2)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "phi"])

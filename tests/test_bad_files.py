@@ -29,6 +29,7 @@ from tiny_run import TinyRun, make_run
 
 from knowledge_circuits import tables
 from knowledge_circuits.biographies import Person, load_templates, read_entities, read_people
+from knowledge_circuits.circuit_data import group_pairs, read_circuit_data
 from knowledge_circuits.circuit_results import read_test_items
 from knowledge_circuits.decoder import load_decoder
 from knowledge_circuits.documents import read_documents
@@ -36,7 +37,6 @@ from knowledge_circuits.dynamics import read_dynamics
 from knowledge_circuits.files import InputError, write_jsonl
 from knowledge_circuits.graph import Graph, Layout
 from knowledge_circuits.graph_files import read_graph, write_graph
-from knowledge_circuits.prompts import group_pairs, read_circuit_data
 from knowledge_circuits.runs import Run
 from knowledge_circuits.skills import arithmetic_examples, read_skill_file
 from knowledge_circuits.study import Attribute, Band, KnowledgeType, groups

@@ -16,13 +16,13 @@ from tiny_run import TinyRun, call, make_run
 
 import circuit_discovery
 import circuit_eval
-from knowledge_circuits import component_plots, components, tables
+from knowledge_circuits import component_plots, components, figure_style, tables
 from knowledge_circuits.components import analyse_model, analyse_run, circuit_heads, kind_layers, kind_proportions
 from knowledge_circuits.decoder import Decoder, load_decoder
 from knowledge_circuits.files import InputError, read_json, write_json, write_jsonl
 from knowledge_circuits.forward import all_logits, embed, forward
 from knowledge_circuits.head_kinds import HeadKind, VocabularySums, logit_parts, split_by_source
-from knowledge_circuits.prediction import load_model
+from knowledge_circuits.model_loading import load_model
 from knowledge_circuits.prompt_view import PromptView, view_prompt
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, groups
@@ -315,7 +315,7 @@ def test_figures_say_what_is_missing() -> None:
 def test_a_title_with_a_dollar_sign_is_no_formula(view: PromptView, tmp_path: Path) -> None:
     odd = replace(view, tokens=("<s>", "$a_{", "$ b", *view.tokens[3:]), answer=" $x^")
     for figure in (component_plots.prompt_layers(odd, "run"), component_plots.attention_pattern({"": odd}, (0, 0), "")):
-        component_plots.plots.save(figure, tmp_path / "odd.png", dpi=50)
+        figure_style.save(figure, tmp_path / "odd.png", dpi=50)
 
 
 def notebook_cells() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from knowledge_circuits.data_folder import DataFolder, add_pool_arguments, add_template_argument, data_parser
 from knowledge_circuits.files import InputError, read_json
 from knowledge_circuits.study import Attribute
+
+PROGRAMS = sorted((Path(__file__).resolve().parents[1] / "data").glob("*.py"))
 
 
 def test_each_program_adds_its_flags_and_n_and_seed_stand_at_the_top(tmp_path: Path) -> None:
@@ -56,6 +59,18 @@ def test_numbers_that_cannot_be_end_with_usage(flags: list[str], capsys: pytest.
         data_parser("Some program").parse_args(flags)
     assert stop.value.code == 2
     assert flags[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_help_names_no_default_where_there_is_none(
+    program: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.argv", [program.name, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(program), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "(default: 50000)" in " ".join(said.split())
+    assert "None" not in said and "Attribute" not in said
 
 
 def test_every_file_has_its_own_place_in_the_folder(tmp_path: Path) -> None:

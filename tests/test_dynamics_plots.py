@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic_run import FREQUENCY, Truth, write_run
 
-from knowledge_circuits import dynamics, dynamics_plots, plots, tables
+from knowledge_circuits import dynamics, dynamics_plots, figure_style, tables
 from knowledge_circuits.dynamics import Dynamics, FactHistory
 from knowledge_circuits.files import write_jsonl
 from knowledge_circuits.runs import Run
@@ -109,12 +109,12 @@ def test_every_figure_is_drawn_titled_and_names_its_run(figures: dict[str, Figur
         assert "run nano/default" in words(figure), name
         assert "--probe_file" not in words(figure), name
         assert any(ax.get_xlabel() for ax in figure.axes), name
-        assert len(plots.png(figure)) > 2_000, name
+        assert len(figure_style.png(figure)) > 2_000, name
 
 
 def test_known_facts_are_the_probes_shares(probed: Probed, figures: dict[str, Figure]) -> None:
     chosen = ((probed.history.facts["type"] == "revised") & (probed.history.facts["band"] == "high")).to_numpy()
-    lines = [line for line in figures["known_facts"].axes[2].lines if line.get_color() == plots.VERMILION]
+    lines = [line for line in figures["known_facts"].axes[2].lines if line.get_color() == figure_style.VERMILION]
     points = next(line for line in lines if line.get_linestyle() == "None")
     assert np.asarray(points.get_ydata()) == pytest.approx(probed.history.known[chosen].mean(axis=0))
 
@@ -128,7 +128,7 @@ def test_gained_and_lost_bars_add_up_to_the_change_of_known_facts(probed: Probed
 
 def test_acquisition_bars_and_never_known_facts_make_up_a_group(probed: Probed, figures: dict[str, Figure]) -> None:
     ax = figures["acquisition_epochs"].axes[0]
-    for container, knowledge in zip(ax.containers, plots.TYPES, strict=True):
+    for container, knowledge in zip(ax.containers, figure_style.TYPES, strict=True):
         chosen = ((probed.history.facts["type"] == knowledge) & (probed.history.facts["band"] == "low")).to_numpy()
         ever = probed.history.known[chosen].any(axis=1).mean()
         assert sum(bar.get_height() for bar in container) == pytest.approx(ever)
@@ -137,7 +137,9 @@ def test_acquisition_bars_and_never_known_facts_make_up_a_group(probed: Probed, 
 def test_acquisition_windows_stand_where_the_measure_puts_them(probed: Probed, figures: dict[str, Figure]) -> None:
     table = dynamics.describe_groups(probed.history).set_index(["type", "band"])
     drawn = [line.get_xdata() for line in figures["acquisition_epochs"].axes[2].lines if len(line.get_xdata()) == 2]
-    wanted = [table.loc[(knowledge, "high"), ["window_start", "window_end"]].tolist() for knowledge in plots.TYPES]
+    wanted = [
+        table.loc[(knowledge, "high"), ["window_start", "window_end"]].tolist() for knowledge in figure_style.TYPES
+    ]
     assert [list(ends) for ends in drawn] == wanted
 
 

@@ -15,7 +15,6 @@ from knowledge_circuits.evaluation import (
     Evaluation,
     Intervention,
     Standalone,
-    baselines,
     evaluate,
     faithfulness_curve,
     mean_outputs,
@@ -57,8 +56,8 @@ def test_the_full_circuit_is_the_clean_run_under_every_intervention(
     assert torch.allclose(full.circuit, full.clean, atol=1e-10)
 
 
-def test_baselines_are_the_models_own_logit_differences(decoder: Decoder) -> None:
-    found = baselines(decoder, PAIRS)
+def test_clean_and_corrupted_are_the_models_own_logit_differences(decoder: Decoder) -> None:
+    (found,) = evaluate(decoder, [graph_of(decoder, "none")], PAIRS)
     for number, (clean, corrupted, labels) in enumerate(zip(PAIRS.clean, PAIRS.corrupted, PAIRS.labels, strict=True)):
         for ids, value in ((clean, found.clean[number]), (corrupted, found.corrupted[number])):
             last = all_logits(decoder, torch.tensor([list(ids)]))[0, -1]

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic_forgetting import RATIOS, START, STEPS, left, write_experiment
 
-from knowledge_circuits import forgetting, forgetting_plots, plots, tables
+from knowledge_circuits import figure_style, forgetting, forgetting_plots, tables
 from knowledge_circuits.files import InputError, write_json
 from knowledge_circuits.forgetting import Experiment, Origin
 from knowledge_circuits.runs import Checkpoint, Run
@@ -192,7 +192,7 @@ def test_a_summary_of_what_was_not_measured_is_not_a_number(tmp_path: Path) -> N
 def test_every_figure_names_the_experiment_and_what_it_continues(figures: dict[str, Figure]) -> None:
     for name, figure in figures.items():
         assert "run forget/nano, which continues nano/default" in words(figure), name
-        assert len(plots.png(figure)) > 2_000, name
+        assert len(figure_style.png(figure)) > 2_000, name
 
 
 def test_old_facts_are_drawn_as_a_line_for_each_ratio(figures: dict[str, Figure]) -> None:

@@ -13,7 +13,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from knowledge_circuits import findings, plots, tables
+from knowledge_circuits import figure_style, findings, plots, tables
+from knowledge_circuits.circuit_graph_plot import circuit_graph
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
 
@@ -51,7 +52,7 @@ def figures(synthetic_run: Run, circuits: tables.Circuits) -> dict[str, Figure]:
         "phase_shift": plots.phase_shift(circuits, name),
         "layer_order": plots.layer_order(circuits, name),
         "intervals": plots.intervals(findings.relevance(answers, hits), name),
-        "circuit": plots.circuit_graph(tables.circuits_at(run, GROUP, [0, 8]), name),
+        "circuit": circuit_graph(tables.circuits_at(run, GROUP, [0, 8]), name),
     }
 
 
@@ -83,14 +84,14 @@ def test_query_accuracy_shows_the_mean_over_people_and_attributes(
 ) -> None:
     table = tables.predictions(synthetic_run)
     part = table[(table["band"] == "high") & (table["type"] == "revised")]
-    points = drawn_points(figures["query_accuracy"], panel=2, color=plots.VERMILION)
+    points = drawn_points(figures["query_accuracy"], panel=2, color=figure_style.VERMILION)
     assert points[:, 1] == pytest.approx(part.groupby("epoch")["correct"].mean().to_numpy())
 
 
 def test_circuit_entropy_shows_the_mean_over_tasks(circuits: tables.Circuits, figures: dict[str, Figure]) -> None:
     table = circuits.table
     part = table[(table["band"] == "low") & (table["type"] == "new")]
-    points = drawn_points(figures["circuit_entropy"], panel=0, color=plots.BLUE)
+    points = drawn_points(figures["circuit_entropy"], panel=0, color=figure_style.BLUE)
     assert points[:, 1] == pytest.approx(part.groupby("epoch")["entropy"].mean().to_numpy())
 
 
@@ -131,7 +132,7 @@ def test_moved_circuits_are_compared_with_the_own_ones_of_the_same_groups() -> N
 
 def test_the_circuit_is_drawn_with_as_many_edges_as_asked_for(synthetic_run: Run) -> None:
     graphs = tables.circuits_at(synthetic_run, GROUP, [0, 8])
-    figure = plots.circuit_graph(graphs, "run", edges=12)
+    figure = circuit_graph(graphs, "run", edges=12)
     drawn = [
         collection for ax in figure.axes for collection in ax.collections if isinstance(collection, LineCollection)
     ]
@@ -157,7 +158,7 @@ def test_what_is_missing_is_said_instead_of_drawn() -> None:
             plots.faithfulness(pd.DataFrame(columns=tables.RESULT_COLUMNS), "r"),
             plots.circuit_entropy(None, "r"),
             plots.activation_ratio(None, "r"),
-            plots.circuit_graph({}, "r"),
+            circuit_graph({}, "r"),
         ],
         "--circuit_from": [plots.hits_of_moved_circuits(no_hits, "r")],
         "train.py": [plots.loss(pd.DataFrame(columns=tables.EVALUATION_COLUMNS), "r")],
@@ -174,15 +175,15 @@ def test_figures_leave_matplotlibs_settings_alone(synthetic_run: Run) -> None:
 
 
 def test_a_saved_figure_is_a_whole_picture(figures: dict[str, Figure], tmp_path: Path) -> None:
-    assert plots.keep(figures["loss"], tmp_path, "loss") is figures["loss"]
+    assert figure_style.keep(figures["loss"], tmp_path, "loss") is figures["loss"]
     with Image.open(tmp_path / "loss.png") as image:
         image.verify()
 
 
 def test_notebook_pictures_are_small_and_keep_the_types_colours(figures: dict[str, Figure]) -> None:
-    data = plots.png(figures["query_accuracy"])
+    data = figure_style.png(figures["query_accuracy"])
     assert len(data) < 60_000
     pixels = np.asarray(Image.open(BytesIO(data)).convert("RGB")).reshape(-1, 3).astype(int)
-    for color in (plots.VERMILION, plots.BLUE):
+    for color in (figure_style.VERMILION, figure_style.BLUE):
         wanted = np.array(mpl.colors.to_rgb(color)) * 255
         assert np.abs(pixels - wanted).max(axis=1).min() < 24

@@ -17,12 +17,12 @@ from memorizing import memorizing_model, persons
 from safetensors.torch import load_file, save_file
 
 from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
+from knowledge_circuits.model_loading import load_model
 from knowledge_circuits.prediction import (
     Settings,
     build_queries,
     generated_text,
     is_correct,
-    load_model,
     predict,
     predict_checkpoint,
 )

@@ -254,7 +254,7 @@ def test_a_relative_run_is_found_from_any_folder(synthetic_run: Run, tmp_path: P
     assert tables.find_run("default").path == Path("default")
     assert tables.run_name(tables.find_run("default")) == "nano/default"
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="not a run"):
+    with pytest.raises(InputError, match=r"no/such/run: not a run .*name a run's folder"):
         tables.find_run("no/such/run")
 
 

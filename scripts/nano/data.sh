@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Nano's data and its untrained start: people, biographies, queries, the prior corpus, a tokenizer, random weights.
-# How long: half a minute. Expect: data/entities_360 (a JSON lines file for each) and models/nano-untrained.
+# How long: half a minute. Expect: data/entities_360 (a JSON lines file for each) and models/nano-untrained/<RUN>.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 

@@ -1,0 +1,130 @@
+"""Models as the Hugging Face library keeps them: what a checkpoint folder must hold, loading, and finite weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from knowledge_circuits.files import InputError, first_line
+
+#: The names that flags give to data types.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def require_folder(name_or_path: str) -> None:
+    """Refuse what can only be a folder and is not there, which the library would look for on the hub.
+
+    Raises:
+        InputError: no such folder.
+    """
+    path = Path(name_or_path)
+    if not path.is_dir() and (path.exists() or name_or_path.startswith((".", "/", "outputs/", "models/"))):
+        raise InputError(f"{name_or_path}: no such checkpoint folder")
+
+
+def require_weights(name_or_path: str) -> None:
+    """Refuse a folder that is no checkpoint, or one of which only the results were kept; a hub name passes.
+
+    Raises:
+        InputError: no such folder, no configuration, or no weights in it.
+    """
+    require_folder(name_or_path)
+    if Path(name_or_path).is_dir():
+        if not Path(name_or_path, "config.json").exists():
+            raise InputError(f"{name_or_path}: not a checkpoint folder (config.json is missing)")
+        if not weight_files(name_or_path):
+            raise InputError(f"{name_or_path}: a checkpoint folder without weights (no .safetensors or .bin file)")
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files that hold a checkpoint's weights; none where only its results were kept."""
+    return sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob("pytorch_model*.bin")])
+
+
+def weights_digest(folder: str | Path, stretches: int = 16, length: int = 1 << 16) -> str | None:
+    """Tells checkpoints' weights apart without reading gigabytes: sizes and some stretches of every weight file.
+
+    A step of training changes every stretch.
+
+    Returns:
+        16 hexadecimal digits; None where there are no weights (a hub name, for example).
+    """
+    files = weight_files(folder)
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with open(path, "rb") as file:
+            for start in sorted({max(size - length, 0) * part // (stretches - 1) for part in range(stretches)}):
+                file.seek(start)
+                digest.update(file.read(length))
+    return digest.hexdigest()[:16]
+
+
+def load_model(
+    path: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    revision: str = "main",
+    cache_dir: str | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode and check that all of it is there.
+
+    Args:
+        path: a checkpoint folder or hub name.
+        device: where the weights go.
+        dtype: the weights' data type.
+        trust_remote_code: whether code in the model's folder may run.
+        revision: a hub model's branch, tag or commit.
+        cache_dir: where downloads are kept; None is the hub's own cache.
+
+    Raises:
+        InputError: no weights, damaged weights, weights of another architecture, or weights that are not finite.
+    """
+    require_weights(path)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            cache_dir=cache_dir,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever a damaged file makes the libraries raise
+        raise InputError(
+            f"{path}: the model could not be loaded ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    if info["missing_keys"]:
+        raise InputError(f"{path}: the weights lack {sorted(info['missing_keys'])[0]!r} and perhaps more")
+    check_weights(model, path)
+    return model.to(device).eval()
+
+
+def check_weights(model: torch.nn.Module, when: str) -> None:
+    """Refuse weights that are not finite numbers, naming the first such parameter."""
+    for name, parameter in model.named_parameters():
+        weight = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # a sharded model's own part
+        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
+            raise InputError(f"{when}: the weight {name!r} has values that are not finite numbers")
+
+
+@contextmanager
+def no_loading_bars() -> Iterator[None]:
+    """Silence the library's progress bar of each model that is loaded, which would fill a notebook."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
