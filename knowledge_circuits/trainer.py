@@ -166,9 +166,13 @@ def unwritable(path: Path, error: Exception) -> InputError | OSError:
 
 
 def drop_older_resume_state(run: Run) -> None:
-    """Remove optimizer, scheduler and random states from all checkpoints but the newest that has them."""
-    resumable = [Path(c.path) for c in run.checkpoints() if has_resume_state(Path(c.path))]
-    for folder in resumable[:-1]:
+    """Remove optimizer, scheduler and random states from all checkpoints but the newest that training can go on from.
+
+    A process that was killed while it did so leaves a part of them, which goes too.
+    """
+    folders = [Path(checkpoint.path) for checkpoint in run.checkpoints()]
+    resumable = [folder for folder in folders if has_resume_state(folder)]
+    for folder in folders[: folders.index(resumable[-1])] if resumable else ():
         for pattern in RESUME_STATE:
             for path in folder.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

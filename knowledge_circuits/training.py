@@ -291,6 +291,8 @@ def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArgume
 
 
 def _newest_resumable(folders: Sequence[Path], run: Run, main: bool) -> Path | None:
+    if main and folders:
+        drop_older_resume_state(run)
     if not folders or is_finished(folders[-1]):
         return folders[-1] if folders else None
     resumable = [folder for folder in folders if has_resume_state(folder)]
@@ -299,8 +301,6 @@ def _newest_resumable(folders: Sequence[Path], run: Run, main: bool) -> Path | N
             f"{run.path}: training cannot go on, since no checkpoint has optimizer state; another --run keeps it, "
             "--overwrite_output_dir starts again"
         )
-    if main:
-        drop_older_resume_state(run)
     return resumable[-1]
 
 

@@ -140,6 +140,15 @@ def test_optimizer_state_is_kept_for_the_newest_checkpoint_only_and_no_arguments
     assert not list(Path(outcome.run.checkpoints()[1].path).glob("*.pt*"))
 
 
+def test_resume_state_that_a_killed_process_left_in_part_goes(flags):
+    run = train(flags()).run
+    before = contents(run.path)
+    first, last = (Path(checkpoint.path) for checkpoint in run.checkpoints()[1:])
+    shutil.copy(last / "rng_state.pth", first)  # the optimizer's was removed first
+    assert not train(flags()).trained
+    assert contents(run.path) == before
+
+
 def test_only_so_many_checkpoints_are_kept_as_asked_for(flags):
     run = train(flags(save_total_limit=1)).run
     assert [checkpoint.step for checkpoint in run.checkpoints()] == [12]
