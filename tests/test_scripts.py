@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,16 @@ def test_the_optimizer_is_the_papers() -> None:
     text = (SCRIPTS / "common.sh").read_text()
     for flag in ("--weight_decay 0.1", "--adam_beta1 0.9 ", "--adam_beta2 0.95", "--adam_epsilon 1e-6", "constant"):
         assert flag in text
+
+
+PROGRAMS = sorted([*SCRIPTS.parent.glob("data/*.py"), *SCRIPTS.glob("*/*.py")])
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_a_program_finds_the_library_from_wherever_it_is_called(program: Path, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    looks_only = "import sys, runpy; runpy.run_path(sys.argv[1], run_name='looked at')"
+    process = subprocess.run(
+        [sys.executable, "-c", looks_only, str(program)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr

@@ -10,10 +10,13 @@ takes its name, the saved model is loaded again and must give the same logits as
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError
