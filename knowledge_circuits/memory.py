@@ -6,9 +6,11 @@ short-lived ones. Cutting changes the number of passes and nothing else.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -19,10 +21,15 @@ from knowledge_circuits.graph import Layout
 
 _SHARE_OF_FREE = 0.6
 _SHORT_LIVED = 1.3
+#: Limit, usage and the key of what is only cached in memory.stat, for control groups of version 2 and 1.
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def budget_bytes(memory_gb: float | None, device: torch.device) -> float:
-    """The stated budget in bytes, or 60% of what is free on the device; processes of one machine share its memory.
+    """The stated budget in bytes, or 60% of what is free to this process on the device; processes share a machine's.
 
     Raises:
         InputError: the budget is not positive.
@@ -35,7 +42,41 @@ def budget_bytes(memory_gb: float | None, device: torch.device) -> float:
         # What the allocator keeps for reuse is free too; the driver does not know that.
         reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return _SHARE_OF_FREE * (torch.cuda.mem_get_info(device)[0] + reusable)
-    return _SHARE_OF_FREE * psutil.virtual_memory().available / _processes_here()
+    return _SHARE_OF_FREE * min(psutil.virtual_memory().available, control_group_room()) / _processes_here()
+
+
+def control_group_room(system: Path = Path("/")) -> float:
+    """Bytes that this process's control groups leave it (a container's or a Slurm job's limit); inf without a limit.
+
+    What the groups hold of files only to have them at hand is given up when it is needed, so it counts as free.
+
+    Args:
+        system: the root of the file system.
+    """
+    room = math.inf
+    for limit, usage, cache in _MEMORY_FILES:
+        for folder in _control_groups(system):
+            try:
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / usage).read_text()) - int(statistics[cache])
+                room = min(room, int((folder / limit).read_text()) - used)
+            except (OSError, ValueError, KeyError):
+                continue  # no such group, or "max": no limit
+    return max(room, 0)
+
+
+def _control_groups(system: Path) -> Iterator[Path]:
+    """The folders of the control groups that this process may be in, of either version, with all that contain them."""
+    try:
+        lines = (system / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            group = Path(path.lstrip("/"))
+            for part in (group, *group.parents):
+                yield system / "sys/fs/cgroup" / controllers / part
 
 
 def _processes_here() -> int:

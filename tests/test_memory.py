@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -9,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from knowledge_circuits.decoder import MLP, Activation, Attention, Block, Decoder
 from knowledge_circuits.files import InputError
 from knowledge_circuits.graph import layout_of
-from knowledge_circuits.memory import budget_bytes, circuit_items, plan_attribution
+from knowledge_circuits.memory import budget_bytes, circuit_items, control_group_room, plan_attribution
 
 LAYOUT = layout_of(32, 32, False)
 STEPS = 5
@@ -103,3 +105,29 @@ def test_a_stated_budget_is_in_gigabytes_and_one_that_is_found_is_less_than_the_
 
     assert budget_bytes(1.5, torch.device("cpu")) == 1.5e9
     assert 0 < budget_bytes(None, torch.device("cpu")) < psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("own", "folder", "names"),
+    [
+        ("0::/job/step", "sys/fs/cgroup/job", ("memory.max", "memory.current", "inactive_file")),
+        (
+            "9:cpu:/\n4:memory:/job/step",
+            "sys/fs/cgroup/memory/job",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_the_limit_of_a_container_or_job_bounds_what_is_free(tmp_path: Path, own: str, folder: str, names: tuple):
+    assert control_group_room(tmp_path) == float("inf")
+    limit, usage, cache = names
+    groups = [tmp_path / folder, tmp_path / folder / "step"]
+    for group, size in zip(groups, ("5000", "max" if limit == "memory.max" else str(2**63 - 4096)), strict=True):
+        group.mkdir(parents=True)
+        (group / limit).write_text(f"{size}\n")
+        (group / usage).write_text("3000\n")
+        (group / "memory.stat").write_text(f"anon 7\n{cache} 1000\n")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(own + "\n")
+    assert control_group_room(tmp_path) == 5000 - 3000 + 1000
