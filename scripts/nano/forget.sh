@@ -7,7 +7,7 @@
 # analysis/forgetting.ipynb. Circuits are those of the high band, whose facts nano knows: 6 of the 18 groups. The
 # learning rate is the original's 1e-4, a thirtieth of nano's own: without replay nano loses an eighth of what it knew of
 # the high band.
-# How long: 9 minutes on 2 CPU cores, after scripts/reproduce.sh. RATIOS="0 1" does two of the ratios.
+# How long: 10 minutes on 2 CPU cores, after scripts/reproduce.sh. RATIOS="0 1" does two of the ratios.
 # Expect: outputs/forget/nano/replay_<ratio>/ and figures in outputs/forget/nano/figures.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
