@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 
-from knowledge_circuits.circuit_programs import (
+from knowledge_circuits.command_line import run_program
+from knowledge_circuits.runs import checkpoints
+from knowledge_circuits.sweeps.discovery import DiscoverySettings, discovery_items
+from knowledge_circuits.sweeps.programs import (
     add_group_flags,
     add_shared_flags,
     chosen_groups,
@@ -20,10 +23,7 @@ from knowledge_circuits.circuit_programs import (
     prepare,
     read_groups,
 )
-from knowledge_circuits.command_line import run_program
-from knowledge_circuits.discovery import DiscoverySettings, discovery_items
-from knowledge_circuits.runs import checkpoints
-from knowledge_circuits.sweep import report_sweep, sweep, this_process
+from knowledge_circuits.sweeps.queue import report_sweep, sweep, this_process
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -13,7 +13,16 @@ from __future__ import annotations
 
 import argparse
 
-from knowledge_circuits.circuit_programs import (
+from knowledge_circuits.command_line import run_program
+from knowledge_circuits.runs import checkpoints
+from knowledge_circuits.sweeps.evaluation import (
+    EvaluationSettings,
+    circuit_size,
+    evaluation_items,
+    find_sources,
+    read_test_items,
+)
+from knowledge_circuits.sweeps.programs import (
     add_group_flags,
     add_shared_flags,
     chosen_groups,
@@ -22,16 +31,7 @@ from knowledge_circuits.circuit_programs import (
     prepare,
     read_groups,
 )
-from knowledge_circuits.circuit_results import (
-    EvaluationSettings,
-    circuit_size,
-    evaluation_items,
-    find_sources,
-    read_test_items,
-)
-from knowledge_circuits.command_line import run_program
-from knowledge_circuits.runs import checkpoints
-from knowledge_circuits.sweep import report_sweep, sweep, this_process
+from knowledge_circuits.sweeps.queue import report_sweep, sweep, this_process
 
 
 def parse_arguments() -> argparse.Namespace:

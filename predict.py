@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 
-from knowledge_circuits.biographies import read_entities
 from knowledge_circuits.command_line import run_program
+from knowledge_circuits.corpus.people import read_entities
 from knowledge_circuits.files import InputError
-from knowledge_circuits.model_loading import DTYPES
-from knowledge_circuits.prediction import MAX_NEW_TOKENS, Settings, predict_checkpoint, refuse_other_questions
+from knowledge_circuits.models.generation import MAX_NEW_TOKENS
+from knowledge_circuits.models.loading import DTYPES
 from knowledge_circuits.runs import Checkpoint, checkpoints
-from knowledge_circuits.sweep import WorkItem, cores, pick_device, report_sweep, sweep, this_process
+from knowledge_circuits.sweeps.prediction import Settings, predict_checkpoint, refuse_other_questions
+from knowledge_circuits.sweeps.queue import WorkItem, cores, pick_device, report_sweep, sweep, this_process
 
 
 def parse_arguments() -> argparse.Namespace:

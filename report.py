@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from knowledge_circuits.analysis.tables import find_run
 from knowledge_circuits.command_line import run_program
-from knowledge_circuits.report_comparison import write_comparison
-from knowledge_circuits.report_page import write_report
-from knowledge_circuits.tables import find_run
+from knowledge_circuits.report.comparison import write_comparison
+from knowledge_circuits.report.page import write_report
 
 
 def parse_arguments() -> argparse.Namespace:

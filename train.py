@@ -20,9 +20,9 @@ from knowledge_circuits.command_line import run_program
 
 
 def main() -> None:
-    from knowledge_circuits.probes import ProbeArguments
-    from knowledge_circuits.training import Flags, evaluate, train
-    from knowledge_circuits.training_arguments import parse_arguments
+    from knowledge_circuits.training.arguments import parse_arguments
+    from knowledge_circuits.training.probes import ProbeArguments
+    from knowledge_circuits.training.run import Flags, evaluate, train
 
     flags = Flags(*parse_arguments(sys.argv[1:], [ProbeArguments], __doc__))
     if flags.training.only_evaluates:

@@ -59,14 +59,14 @@ from benchmarks.measuring import (
     resident_peak,
     synchronize,
 )
-from knowledge_circuits.attribution import Method, attribute
-from knowledge_circuits.circuits import prune, top_n
-from knowledge_circuits.decoder import decoder_from_model
-from knowledge_circuits.evaluation import evaluate
+from knowledge_circuits.engine.attribution import Method, attribute
+from knowledge_circuits.engine.evaluation import evaluate
+from knowledge_circuits.engine.graph import Graph
+from knowledge_circuits.engine.graph_files import read_graph, write_graph
+from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.selection import prune, top_n
+from knowledge_circuits.engine.weights import decoder_from_model
 from knowledge_circuits.files import write_json
-from knowledge_circuits.graph import Graph
-from knowledge_circuits.graph_files import read_graph, write_graph
-from knowledge_circuits.prompts import PromptPairs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -198,7 +198,7 @@ def engine_side(setting: Setting) -> Side:
 
 
 def graph_layout(setting: Setting) -> Any:
-    from knowledge_circuits.graph import Layout
+    from knowledge_circuits.engine.graph import Layout
 
     shape = Shape.of(setting.config())
     return Layout(shape.n_layers, shape.n_heads, shape.parallel)

@@ -18,15 +18,15 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from knowledge_circuits.attribution import attribute
-from knowledge_circuits.circuit_data import group_pairs, read_circuit_data
-from knowledge_circuits.circuits import prune, top_n
 from knowledge_circuits.command_line import choice, run_program
-from knowledge_circuits.decoder import load_decoder
-from knowledge_circuits.evaluation import evaluate
-from knowledge_circuits.graph import Graph
+from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_data
+from knowledge_circuits.engine.attribution import attribute
+from knowledge_circuits.engine.evaluation import evaluate
+from knowledge_circuits.engine.graph import Graph
+from knowledge_circuits.engine.selection import prune, top_n
+from knowledge_circuits.engine.weights import load_decoder
+from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.study import TASKS, Attribute, Band, Group, KnowledgeType
-from knowledge_circuits.tokenization import load_tokenizer
 
 SHARES = (0.05, 0.1, 0.25)
 

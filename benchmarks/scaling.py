@@ -23,9 +23,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.arithmetic import Shape, attribution_flop, circuit_flop, forward_flop
-from knowledge_circuits.biographies import DEFAULT_FREQUENCY_RATE, Stream, draw_frequencies, stream
-from knowledge_circuits.graph import Graph, Layout
-from knowledge_circuits.graph_files import write_graph
+from knowledge_circuits.corpus.people import DEFAULT_FREQUENCY_RATE, Stream, draw_frequencies, stream
+from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.graph_files import write_graph
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from knowledge_circuits.base_model import Shape, random_gpt2, save_checkpoint, train_tokenizer
 from knowledge_circuits.command_line import run_program
-from knowledge_circuits.corpora import read_texts
-from knowledge_circuits.data_folder import DataFolder, data_parser, positive
+from knowledge_circuits.corpus.folder import DataFolder, data_parser, positive
+from knowledge_circuits.corpus.other_corpora import read_texts
+from knowledge_circuits.models.nano import Shape, random_gpt2, save_checkpoint, train_tokenizer
 
 
 def main() -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from knowledge_circuits.biographies import count_table, read_entities
-from knowledge_circuits.circuit_data import RARE_LENGTH, CircuitData, circuit_data
 from knowledge_circuits.command_line import choice, run_program
-from knowledge_circuits.data_folder import DataFolder, data_parser, positive
+from knowledge_circuits.corpus.folder import DataFolder, data_parser, positive
+from knowledge_circuits.corpus.people import count_table, read_entities
+from knowledge_circuits.corpus.prompt_pairs import RARE_LENGTH, CircuitData, circuit_data
 from knowledge_circuits.files import write_jsonl
+from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.study import TASKS, Attribute
-from knowledge_circuits.tokenization import load_tokenizer
 
 
 def main() -> None:

@@ -7,14 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from knowledge_circuits.biographies import (
-    DEFAULT_FREQUENCY_RATE,
-    count_table,
-    generate_people,
-    load_pools,
-)
 from knowledge_circuits.command_line import run_program
-from knowledge_circuits.data_folder import DataFolder, add_pool_arguments, data_parser
+from knowledge_circuits.corpus.folder import DataFolder, add_pool_arguments, data_parser
+from knowledge_circuits.corpus.people import DEFAULT_FREQUENCY_RATE, count_table, generate_people, load_pools
 from knowledge_circuits.files import write_jsonl
 
 

@@ -1,3 +1,3 @@
 """How language models acquire new knowledge, seen from inside."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

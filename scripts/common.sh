@@ -142,7 +142,7 @@ follow_old_facts() { # attribution batch, topn, bands: what the drifting checkpo
 
 move_circuits() { # arguments for circuit_eval.py...: circuits of the ends of the run and of both sides of its break, everywhere
   local -a sources
-  read -ra sources -d '' < <(python -m knowledge_circuits.moved_circuits "$RUN_FOLDER") || true
+  read -ra sources -d '' < <(python -m knowledge_circuits.analysis.transferred_circuits "$RUN_FOLDER") || true
   evaluate --circuit_from "${sources[@]}" "$@"
 }
 
@@ -164,5 +164,5 @@ figures() { # names of notebooks...: executes them, or all that draw a run
 
 report() { # one HTML page, and a table of what was learned
   python report.py --run "$RUN_FOLDER"
-  python -m knowledge_circuits.summary "$RUN_FOLDER"
+  python -m knowledge_circuits.analysis.summary "$RUN_FOLDER"
 }

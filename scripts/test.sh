@@ -21,6 +21,8 @@ if (($#)); then least_coverage=0; fi
 echo "== ruff"
 python -m ruff check .
 python -m ruff format --check .
+echo "== import contract"
+lint-imports --no-cache >/dev/null || lint-imports --no-cache
 echo "== mypy"
 python -m mypy
 echo "== pytest"

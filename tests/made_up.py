@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from knowledge_circuits.biographies import Pools, Template
+from knowledge_circuits.corpus.biographies import Template
+from knowledge_circuits.corpus.people import Pools
 from knowledge_circuits.study import Attribute
 
 SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "mi", "no", "ru", "ta")

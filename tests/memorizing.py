@@ -8,7 +8,7 @@ import tiny
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from knowledge_circuits.biographies import Person
+from knowledge_circuits.corpus.people import Person
 from knowledge_circuits.study import Attribute
 
 #: How the sentence about a person's attribute ends in the texts that the model learns, person by person in turn.

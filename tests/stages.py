@@ -97,13 +97,13 @@ _server.set_forkserver_preload(
         "datasets",
         "pandas",
         "matplotlib.pyplot",
-        "knowledge_circuits.corpora",
-        "knowledge_circuits.circuit_results",
-        "knowledge_circuits.discovery",
-        "knowledge_circuits.prediction",
-        "knowledge_circuits.training",
-        "knowledge_circuits.tables",
-        "knowledge_circuits.report_page",
+        "knowledge_circuits.corpus.other_corpora",
+        "knowledge_circuits.sweeps.evaluation",
+        "knowledge_circuits.sweeps.discovery",
+        "knowledge_circuits.sweeps.prediction",
+        "knowledge_circuits.training.run",
+        "knowledge_circuits.analysis.tables",
+        "knowledge_circuits.report.page",
     ]
 )
 

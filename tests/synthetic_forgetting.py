@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from knowledge_circuits.circuits import prune, top_n
+from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.graph_files import write_graph
+from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.files import write_json, write_jsonl
-from knowledge_circuits.graph import Graph, Layout
-from knowledge_circuits.graph_files import write_graph
 from knowledge_circuits.runs import Checkpoint, Run
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, groups
 

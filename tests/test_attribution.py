@@ -12,11 +12,12 @@ from families import FAMILIES
 from test_attribution_oracles import prompt_pairs
 from torch import Tensor
 
-from knowledge_circuits.attribution import EmbeddingPath, Method, attribute
-from knowledge_circuits.decoder import MLP, Activation, Attention, Block, Decoder, decoder_from_model
+from knowledge_circuits.engine.attribution import EmbeddingPath, Method, attribute
+from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Block, Decoder
+from knowledge_circuits.engine.metrics import Metric
+from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.weights import decoder_from_model
 from knowledge_circuits.files import InputError
-from knowledge_circuits.metrics import Metric
-from knowledge_circuits.prompts import PromptPairs
 
 
 def decoder_of(family: str, seed: int = 0) -> Decoder:
@@ -55,7 +56,7 @@ def test_scores_do_not_depend_on_the_order_of_items(gpt2: Decoder) -> None:
 def test_a_small_memory_budget_changes_nothing_but_the_number_of_passes(
     family: str, method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from knowledge_circuits import attribution
+    from knowledge_circuits.engine import attribution
 
     passes = 0
     original = attribution.backward

@@ -18,11 +18,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks import hook_based
-from knowledge_circuits.attribution import Method, attribute
-from knowledge_circuits.decoder import Decoder, load_decoder
-from knowledge_circuits.forward import all_logits
-from knowledge_circuits.metrics import Metric
-from knowledge_circuits.prompts import PromptPairs
+from knowledge_circuits.engine.attribution import Method, attribute
+from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.forward import all_logits
+from knowledge_circuits.engine.metrics import Metric
+from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.weights import load_decoder
 
 PAIRS = families.random_pairs((7, 10, 7, 9), seed=1)
 METRICS = {

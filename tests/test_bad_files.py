@@ -27,20 +27,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_run import TinyRun, make_run
 
-from knowledge_circuits import tables
-from knowledge_circuits.biographies import Person, load_templates, read_entities, read_people
-from knowledge_circuits.circuit_data import group_pairs, read_circuit_data
-from knowledge_circuits.circuit_results import read_test_items
-from knowledge_circuits.decoder import load_decoder
-from knowledge_circuits.documents import read_documents
-from knowledge_circuits.dynamics import read_dynamics
+from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis.dynamics import read_dynamics
+from knowledge_circuits.corpus.biographies import load_templates
+from knowledge_circuits.corpus.people import Person, read_entities, read_people
+from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_data
+from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.graph_files import read_graph, write_graph
+from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError, write_jsonl
-from knowledge_circuits.graph import Graph, Layout
-from knowledge_circuits.graph_files import read_graph, write_graph
+from knowledge_circuits.models.tokenization import load_tokenizer, plain_ids
 from knowledge_circuits.runs import Run
-from knowledge_circuits.skills import arithmetic_examples, read_skill_file
 from knowledge_circuits.study import Attribute, Band, KnowledgeType, groups
-from knowledge_circuits.tokenization import load_tokenizer, plain_ids
+from knowledge_circuits.sweeps.evaluation import read_test_items
+from knowledge_circuits.training.documents import read_documents
+from knowledge_circuits.training.skills import arithmetic_examples, read_skill_file
 
 CASES = settings(
     max_examples=80,

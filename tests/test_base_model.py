@@ -14,9 +14,9 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from knowledge_circuits.base_model import END_OF_TEXT, Shape, random_gpt2, save_checkpoint, train_tokenizer
-from knowledge_circuits.data_folder import DataFolder
+from knowledge_circuits.corpus.folder import DataFolder
 from knowledge_circuits.files import InputError, write_jsonl
+from knowledge_circuits.models.nano import END_OF_TEXT, Shape, random_gpt2, save_checkpoint, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = Shape(layers=2, heads=2, width=16, positions=64)

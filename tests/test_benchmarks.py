@@ -9,10 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, LlamaConfig, PhiConfig
 
 from benchmarks.arithmetic import Shape, attribution_flop, circuit_flop, forward_flop
-from knowledge_circuits.attribution import attribute
-from knowledge_circuits.decoder import decoder_from_model
-from knowledge_circuits.graph import Layout
-from knowledge_circuits.prompts import PromptPairs
+from knowledge_circuits.engine.attribution import attribute
+from knowledge_circuits.engine.graph import Layout
+from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.weights import decoder_from_model
 
 GPT2 = Shape.of(GPT2Config())
 PAPER_MODELS = {

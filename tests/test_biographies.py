@@ -17,27 +17,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_up import POOLS, TEMPLATES, write_pools, write_templates
 
-from knowledge_circuits.biographies import (
+from knowledge_circuits.corpus.biographies import Template, load_templates, sample_validation, training_corpus
+from knowledge_circuits.corpus.folder import DataFolder
+from knowledge_circuits.corpus.people import (
     PERSON_KEYS,
     Person,
     Stream,
-    Template,
     contradict,
     draw_frequencies,
     generate_people,
     invented_names,
     load_pools,
-    load_templates,
     read_entities,
     read_people,
     read_people_of,
     revised_count,
     sample_test,
-    sample_validation,
     stream,
-    training_corpus,
 )
-from knowledge_circuits.data_folder import DataFolder
 from knowledge_circuits.files import InputError, write_jsonl
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from synthetic_run import Truth, scored_graph
 
-from knowledge_circuits.circuit_browser import CircuitBrowser, node_strengths, picture, strongest_edges
-from knowledge_circuits.circuits import prune, top_n
-from knowledge_circuits.graph import Graph, Layout
+from knowledge_circuits.analysis.tables import circuits, results
+from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.selection import prune, top_n
+from knowledge_circuits.report.circuit_browser import CircuitBrowser, node_strengths, picture, strongest_edges
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, groups
-from knowledge_circuits.tables import circuits, results
 
 GROUP = Group(Attribute.CITY, KnowledgeType.REVISED, Band.HIGH)
 

@@ -14,9 +14,9 @@ import tiny
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from knowledge_circuits.biographies import Person
-from knowledge_circuits.circuit_data import circuit_data
-from knowledge_circuits.data_folder import DataFolder
+from knowledge_circuits.corpus.folder import DataFolder
+from knowledge_circuits.corpus.people import Person
+from knowledge_circuits.corpus.prompt_pairs import circuit_data
 from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
 from knowledge_circuits.study import TASKS, Attribute
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import hook_based
-from knowledge_circuits.decoder import Decoder, load_decoder
-from knowledge_circuits.evaluation import Intervention, evaluate, standalone
-from knowledge_circuits.graph import Graph, Layout
-from knowledge_circuits.prompts import PromptPairs
+from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.evaluation import Intervention, evaluate, standalone
+from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.weights import load_decoder
 
 ITEMS = families.random_pairs((7, 10, 7), seed=2)
 PAIRS = PromptPairs(

@@ -18,16 +18,16 @@ from tiny_run import ONE_GROUP, TinyRun, call, files, make_run
 
 import circuit_discovery
 import circuit_eval
-from knowledge_circuits.attribution import attribute
-from knowledge_circuits.circuit_programs import ModelLoader, read_groups
-from knowledge_circuits.circuits import prune, top_n
-from knowledge_circuits.decoder import load_decoder
-from knowledge_circuits.evaluation import evaluate
+from knowledge_circuits.engine.attribution import attribute
+from knowledge_circuits.engine.evaluation import evaluate
+from knowledge_circuits.engine.graph_files import read_graph
+from knowledge_circuits.engine.selection import prune, top_n
+from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import read_json, read_jsonl, write_json, write_jsonl
-from knowledge_circuits.graph_files import read_graph
+from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import CircuitFolder, checkpoints
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, groups
-from knowledge_circuits.tokenization import load_tokenizer
+from knowledge_circuits.sweeps.programs import ModelLoader, read_groups
 
 ROOT = Path(__file__).parents[1]
 CITY_NEW_HIGH = Group(Attribute.CITY, KnowledgeType.NEW, Band.HIGH)

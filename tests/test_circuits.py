@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knowledge_circuits.circuits import greedy, prune, threshold, top_n
-from knowledge_circuits.graph import Graph, Layout
+from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.selection import greedy, prune, threshold, top_n
 
 
 @st.composite

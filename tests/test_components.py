@@ -16,17 +16,26 @@ from tiny_run import TinyRun, call, make_run
 
 import circuit_discovery
 import circuit_eval
-from knowledge_circuits import component_plots, components, figure_style, tables
-from knowledge_circuits.components import analyse_model, analyse_run, circuit_heads, kind_layers, kind_proportions
-from knowledge_circuits.decoder import Decoder, load_decoder
+from knowledge_circuits.analysis import components, tables
+from knowledge_circuits.analysis.components import (
+    analyse_model,
+    analyse_run,
+    circuit_heads,
+    kind_layers,
+    kind_proportions,
+)
+from knowledge_circuits.analysis.head_kinds import HeadKind, VocabularySums, logit_parts, split_by_source
+from knowledge_circuits.analysis.prompt_view import PromptView, view_prompt
+from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.forward import all_logits, embed, forward
+from knowledge_circuits.engine.weights import load_decoder
+from knowledge_circuits.figures import components as component_plots
+from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.files import InputError, read_json, write_json, write_jsonl
-from knowledge_circuits.forward import all_logits, embed, forward
-from knowledge_circuits.head_kinds import HeadKind, VocabularySums, logit_parts, split_by_source
-from knowledge_circuits.model_loading import load_model
-from knowledge_circuits.prompt_view import PromptView, view_prompt
+from knowledge_circuits.models.loading import load_model
+from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, groups
-from knowledge_circuits.tokenization import load_tokenizer
 
 SHORT = synthetic_run.Truth(epochs=1, people=2)
 CITY = Group(Attribute.CITY, KnowledgeType.NEW, Band.HIGH)

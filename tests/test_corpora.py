@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from made_up import POOLS, TEMPLATES, write_pools, write_templates
 
-from knowledge_circuits.biographies import Person, Stream, generate_people, read_people_of, stream
-from knowledge_circuits.corpora import (
+from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND, arithmetic_text
+from knowledge_circuits.corpus.folder import DataFolder
+from knowledge_circuits.corpus.other_corpora import (
     PriorSizes,
     arithmetic_corpus,
     forget_conflict_corpus,
@@ -21,9 +22,8 @@ from knowledge_circuits.corpora import (
     read_texts,
     replay_corpus,
 )
-from knowledge_circuits.data_folder import DataFolder
+from knowledge_circuits.corpus.people import Person, Stream, generate_people, read_people_of, stream
 from knowledge_circuits.files import InputError, read_jsonl
-from knowledge_circuits.skills import LARGEST_OPERAND, arithmetic_text
 from knowledge_circuits.study import Attribute
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from knowledge_circuits import curves
+from knowledge_circuits.analysis import curves
 
 
 def test_smoothing_averages_three_neighbours_and_two_at_the_ends() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from knowledge_circuits.data_folder import DataFolder, add_pool_arguments, add_template_argument, data_parser
+from knowledge_circuits.corpus.folder import DataFolder, add_pool_arguments, add_template_argument, data_parser
 from knowledge_circuits.files import InputError, read_json
 from knowledge_circuits.study import Attribute
 

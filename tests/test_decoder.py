@@ -21,11 +21,11 @@ from transformers import (
     T5Config,
 )
 
-from knowledge_circuits.attribution import attribute
-from knowledge_circuits.decoder import decoder_from_model, load_decoder
+from knowledge_circuits.engine.attribution import attribute
+from knowledge_circuits.engine.forward import all_logits
+from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.weights import decoder_from_model, load_decoder
 from knowledge_circuits.files import InputError
-from knowledge_circuits.forward import all_logits
-from knowledge_circuits.prompts import PromptPairs
 
 SIZES = {
     "vocab_size": families.VOCABULARY,

@@ -13,11 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knowledge_circuits.dynamics import (
-    StoppingRule,
+from knowledge_circuits.analysis.dynamics import (
     acquisition_epochs,
     acquisition_window,
-    consolidated_counts,
     consolidated_share,
     consolidation_epochs,
     describe_facts,
@@ -31,9 +29,9 @@ from knowledge_circuits.dynamics import (
     read_dynamics,
     reconfiguration_rate,
     select_checkpoints,
-    skill_lost,
 )
 from knowledge_circuits.files import InputError
+from knowledge_circuits.training.stopping import StoppingRule, consolidated_counts, skill_lost
 
 EPOCHS = [0, 1, 2, 3, 4]
 # Five facts at five probes: learned for good, learned and lost, on and off, never, known before and lost and back.

@@ -11,8 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic_run import FREQUENCY, Truth, write_run
 
-from knowledge_circuits import dynamics, dynamics_plots, figure_style, tables
-from knowledge_circuits.dynamics import Dynamics, FactHistory
+from knowledge_circuits.analysis import dynamics, tables
+from knowledge_circuits.analysis.dynamics import Dynamics, FactHistory
+from knowledge_circuits.figures import dynamics as dynamics_plots
+from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.files import write_jsonl
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, KnowledgeType

@@ -8,10 +8,9 @@ import torch
 from families import FAMILIES
 from test_attribution_oracles import prompt_pairs
 
-from knowledge_circuits.attribution import attribute
-from knowledge_circuits.circuits import prune, top_n
-from knowledge_circuits.decoder import Decoder, decoder_from_model
-from knowledge_circuits.evaluation import (
+from knowledge_circuits.engine.attribution import attribute
+from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.evaluation import (
     Evaluation,
     Intervention,
     Standalone,
@@ -20,10 +19,12 @@ from knowledge_circuits.evaluation import (
     mean_outputs,
     standalone,
 )
+from knowledge_circuits.engine.forward import all_logits
+from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.selection import prune, top_n
+from knowledge_circuits.engine.weights import decoder_from_model
 from knowledge_circuits.files import InputError
-from knowledge_circuits.forward import all_logits
-from knowledge_circuits.graph import Graph, Layout
-from knowledge_circuits.prompts import PromptPairs
 
 PAIRS = prompt_pairs(families.random_pairs((7, 10, 7, 9), seed=4))
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from knowledge_circuits import findings, tables
-from knowledge_circuits.findings import Verdict
-from knowledge_circuits.graph import Layout
+from knowledge_circuits.analysis import findings, tables
+from knowledge_circuits.analysis.findings import Verdict
+from knowledge_circuits.engine.graph import Layout
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Band, KnowledgeType, groups
 

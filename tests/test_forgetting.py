@@ -10,9 +10,11 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic_forgetting import RATIOS, START, STEPS, left, write_experiment
 
-from knowledge_circuits import figure_style, forgetting, forgetting_plots, tables
+from knowledge_circuits.analysis import forgetting, tables
+from knowledge_circuits.analysis.forgetting import Experiment, Origin
+from knowledge_circuits.figures import forgetting as forgetting_plots
+from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.files import InputError, write_json
-from knowledge_circuits.forgetting import Experiment, Origin
 from knowledge_circuits.runs import Checkpoint, Run
 
 

@@ -19,12 +19,13 @@ from families import Pair
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from knowledge_circuits.attribution import Method, attribute
-from knowledge_circuits.circuits import prune, top_n
-from knowledge_circuits.decoder import Decoder, load_decoder
-from knowledge_circuits.evaluation import Intervention, evaluate, standalone
-from knowledge_circuits.graph import Graph, Layout
-from knowledge_circuits.prompts import PromptPairs
+from knowledge_circuits.engine.attribution import Method, attribute
+from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.evaluation import Intervention, evaluate, standalone
+from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.selection import prune, top_n
+from knowledge_circuits.engine.weights import load_decoder
 
 FOLDER = Path(__file__).parent / "golden"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from knowledge_circuits.graph import Graph, Layout
+from knowledge_circuits.engine.graph import Graph, Layout
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.graph_files import read_graph, write_graph
 from knowledge_circuits.files import InputError
-from knowledge_circuits.graph import Graph, Layout
-from knowledge_circuits.graph_files import read_graph, write_graph
 
 HAND_WRITTEN = Path(__file__).parent / "fixtures" / "hand_written_graph.json"
 SUFFIXES = (".json", ".json.gz", ".pt")

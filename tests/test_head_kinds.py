@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from knowledge_circuits.decoder import Decoder, decoder_from_model
-from knowledge_circuits.forward import Trace, all_logits, embed, forward
-from knowledge_circuits.head_kinds import (
+from knowledge_circuits.analysis.head_kinds import (
     HeadKind,
     VocabularySums,
     head_kinds,
@@ -18,6 +16,9 @@ from knowledge_circuits.head_kinds import (
     original_ratio,
     split_by_source,
 )
+from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.forward import Trace, all_logits, embed, forward
+from knowledge_circuits.engine.weights import decoder_from_model
 
 IDS = torch.tensor([[0, 5, 9, 33, 7, 60, 2], [0, 71, 14, 8, 7, 60, 2], [0, 3, 3, 45, 11, 60, 2]])
 TARGETS = torch.tensor([17, 80, 4])

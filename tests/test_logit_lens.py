@@ -8,9 +8,9 @@ import families
 import pytest
 import torch
 
-from knowledge_circuits.decoder import decoder_from_model
-from knowledge_circuits.forward import Trace, all_logits, embed, forward
-from knowledge_circuits.logit_lens import lens_logits, logit_lens, residual_points
+from knowledge_circuits.analysis.logit_lens import lens_logits, logit_lens, residual_points
+from knowledge_circuits.engine.forward import Trace, all_logits, embed, forward
+from knowledge_circuits.engine.weights import decoder_from_model
 
 IDS = torch.tensor([[0, 5, 9, 33, 7, 60, 2], [0, 71, 14, 8, 7, 60, 2], [0, 3, 3, 45, 11, 60, 2]])
 TARGETS = torch.tensor([17, 80, 4])

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from knowledge_circuits.decoder import MLP, Activation, Attention, Block, Decoder
+from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Block, Decoder
+from knowledge_circuits.engine.graph import layout_of
+from knowledge_circuits.engine.memory import budget_bytes, circuit_items, control_group_room, plan_attribution
 from knowledge_circuits.files import InputError
-from knowledge_circuits.graph import layout_of
-from knowledge_circuits.memory import budget_bytes, circuit_items, control_group_room, plan_attribution
 
 LAYOUT = layout_of(32, 32, False)
 STEPS = 5

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from knowledge_circuits.metrics import Metric
+from knowledge_circuits.engine.metrics import Metric
 
 #: Logits whose probabilities are (3/4, 1/4) in the run and (1/2, 1/2) in the clean run; the clean label is token 0.
 RUN = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)

@@ -8,8 +8,8 @@ import pytest
 from synthetic_run import Truth, write_run
 from tiny_run import call
 
-from knowledge_circuits import findings, tables
-from knowledge_circuits.moved_circuits import main, sources
+from knowledge_circuits.analysis import findings, tables
+from knowledge_circuits.analysis.transferred_circuits import main, sources
 from knowledge_circuits.runs import Run
 
 

@@ -10,9 +10,10 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knowledge_circuits.documents import read_documents, split_off_validation
 from knowledge_circuits.files import InputError
-from knowledge_circuits.packing import (
+from knowledge_circuits.study import Attribute, KnowledgeType
+from knowledge_circuits.training.documents import read_documents, split_off_validation
+from knowledge_circuits.training.packing import (
     TYPE_CODES,
     TokenStream,
     evaluation_stream,
@@ -24,7 +25,6 @@ from knowledge_circuits.packing import (
     token_stream,
     write_blocks,
 )
-from knowledge_circuits.study import Attribute, KnowledgeType
 
 PADDING = 0
 

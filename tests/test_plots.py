@@ -13,8 +13,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from knowledge_circuits import figure_style, findings, plots, tables
-from knowledge_circuits.circuit_graph_plot import circuit_graph
+from knowledge_circuits.analysis import findings, tables
+from knowledge_circuits.figures import run as plots
+from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures.circuit_graph import circuit_graph
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
 

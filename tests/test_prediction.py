@@ -16,19 +16,14 @@ import torch
 from memorizing import memorizing_model, persons
 from safetensors.torch import load_file, save_file
 
+from knowledge_circuits.corpus.queries import build_queries, is_correct
 from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
-from knowledge_circuits.model_loading import load_model
-from knowledge_circuits.prediction import (
-    Settings,
-    build_queries,
-    generated_text,
-    is_correct,
-    predict,
-    predict_checkpoint,
-)
+from knowledge_circuits.models.generation import generated_text
+from knowledge_circuits.models.loading import load_model
+from knowledge_circuits.models.tokenization import encode_prompt, label_token_id, load_tokenizer
 from knowledge_circuits.runs import checkpoints
 from knowledge_circuits.study import Attribute
-from knowledge_circuits.tokenization import encode_prompt, label_token_id, load_tokenizer
+from knowledge_circuits.sweeps.prediction import Settings, predict, predict_checkpoint
 
 ROOT = Path(__file__).parent.parent
 

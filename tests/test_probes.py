@@ -20,10 +20,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from knowledge_circuits.dynamics import StoppingRule, fact_history, read_dynamics
+from knowledge_circuits.analysis.dynamics import fact_history, read_dynamics
+from knowledge_circuits.corpus.queries import build_queries
 from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
-from knowledge_circuits.prediction import build_queries, predict
-from knowledge_circuits.probes import (
+from knowledge_circuits.runs import Run
+from knowledge_circuits.study import Attribute
+from knowledge_circuits.sweeps.prediction import predict
+from knowledge_circuits.training.probes import (
     KnowledgeProbe,
     KnowledgeProbeCallback,
     ProbeArguments,
@@ -32,9 +35,8 @@ from knowledge_circuits.probes import (
     probe_callbacks,
     would_answer,
 )
-from knowledge_circuits.runs import Run
-from knowledge_circuits.skills import SkillExample, arithmetic_examples
-from knowledge_circuits.study import Attribute
+from knowledge_circuits.training.skills import SkillExample, arithmetic_examples
+from knowledge_circuits.training.stopping import StoppingRule
 
 
 def test_a_probe_finds_correct_what_greedy_generation_answers_correctly():

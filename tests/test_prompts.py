@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.files import InputError
-from knowledge_circuits.prompts import PromptPairs
 
 ADA = {"clean_subject": "Ada Lovelace"}
 

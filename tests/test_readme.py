@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from knowledge_circuits.base_model import Shape, random_gpt2, save_checkpoint, train_tokenizer
-from knowledge_circuits.graph_files import read_graph
+from knowledge_circuits.engine.graph_files import read_graph
+from knowledge_circuits.models.nano import Shape, random_gpt2, save_checkpoint, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from knowledge_circuits.files import InputError
-from knowledge_circuits.replay import mix_replay
+from knowledge_circuits.training.replay import mix_replay
 
 NEW = [{"text": f"new {index}"} for index in range(50)]
 OLD = [{"text": f"old {index}"} for index in range(80)]

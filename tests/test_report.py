@@ -15,12 +15,12 @@ import pytest
 from synthetic_run import FREQUENCY, Truth, write_run
 
 import report
+from knowledge_circuits.analysis.dynamics import fact_history, read_dynamics
 from knowledge_circuits.command_line import run_program
-from knowledge_circuits.dynamics import fact_history, read_dynamics
 from knowledge_circuits.files import InputError, write_json, write_jsonl
-from knowledge_circuits.report_comparison import spread, summarize, write_comparison
-from knowledge_circuits.report_material import Material, read_material
-from knowledge_circuits.report_page import configuration, report_html
+from knowledge_circuits.report.comparison import spread, summarize, write_comparison
+from knowledge_circuits.report.material import Material, read_material
+from knowledge_circuits.report.page import configuration, report_html
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, KnowledgeType, groups
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from memorizing import memorizing_model
 
-from knowledge_circuits.prediction import build_queries
-from knowledge_circuits.scoring import score_continuations, text_perplexity
+from knowledge_circuits.corpus.queries import build_queries
+from knowledge_circuits.models.scoring import score_continuations, text_perplexity
 
 
 def test_scores_equal_those_of_one_sequence_at_a_time_without_padding():

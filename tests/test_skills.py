@@ -13,19 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memorizing import memorizing_model
 
+from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND, arithmetic_text
 from knowledge_circuits.files import InputError
-from knowledge_circuits.skills import (
-    LARGEST_OPERAND,
+from knowledge_circuits.study import Attribute
+from knowledge_circuits.training.skills import (
     SkillExample,
     SkillScore,
     SkillTest,
     TextTest,
     arithmetic_examples,
-    arithmetic_text,
     held_out_text,
     read_skill_file,
 )
-from knowledge_circuits.study import Attribute
 
 
 def test_a_sum_is_taught_and_asked_in_the_same_words():

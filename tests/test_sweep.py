@@ -18,7 +18,7 @@ import torch
 from torch import distributed
 
 from knowledge_circuits.files import InputError, atomic_write
-from knowledge_circuits.sweep import Process, WorkItem, cores, pick_device, report_sweep, sweep, this_process
+from knowledge_circuits.sweeps.queue import Process, WorkItem, cores, pick_device, report_sweep, sweep, this_process
 
 ROOT = Path(__file__).parents[1]
 
@@ -196,7 +196,7 @@ import sys, time
 from pathlib import Path
 from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError, atomic_write
-from knowledge_circuits.sweep import WorkItem, report_sweep, sweep, this_process
+from knowledge_circuits.sweeps.queue import WorkItem, report_sweep, sweep, this_process
 
 folder, bad, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 

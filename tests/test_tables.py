@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from synthetic_run import Truth, scored_graph, write_run
 
-from knowledge_circuits import tables, topology
-from knowledge_circuits.circuits import prune, top_n
+from knowledge_circuits.analysis import tables
+from knowledge_circuits.engine import topology
+from knowledge_circuits.engine.graph_files import write_graph
+from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.files import InputError, read_jsonl, write_json, write_jsonl
-from knowledge_circuits.graph_files import write_graph
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import TASKS, Attribute, Band, Group, KnowledgeType
 

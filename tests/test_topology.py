@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from knowledge_circuits import topology
-from knowledge_circuits.graph import Graph, Layout
+from knowledge_circuits.engine import topology
+from knowledge_circuits.engine.graph import Graph, Layout
 
 LAYOUT = Layout(n_layers=2, n_heads=1)  # input, a0.h0, m0, a1.h0, m1 -> q, k, v, m0, q, k, v, m1, logits
 

@@ -16,17 +16,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from knowledge_circuits.documents import hub_documents
 from knowledge_circuits.files import InputError, read_jsonl
-from knowledge_circuits.packing import TYPE_CODES, read_blocks
 from knowledge_circuits.runs import Run, checkpoints
 from knowledge_circuits.study import KnowledgeType
-from knowledge_circuits.trainer import CheckpointTrainer, block_counts, has_resume_state
-from knowledge_circuits.training import Flags, evaluate, train
-from knowledge_circuits.training_arguments import ModelArguments, parse_arguments
-from knowledge_circuits.training_callbacks import exponential_steps
-from knowledge_circuits.training_data import IGNORED, TrainingBlocks, choose_block_size
-from knowledge_circuits.training_model import training_tokenizer
+from knowledge_circuits.training.arguments import ModelArguments, parse_arguments
+from knowledge_circuits.training.callbacks import exponential_steps
+from knowledge_circuits.training.data import IGNORED, TrainingBlocks, choose_block_size
+from knowledge_circuits.training.documents import hub_documents
+from knowledge_circuits.training.packing import TYPE_CODES, read_blocks
+from knowledge_circuits.training.run import Flags, evaluate, train
+from knowledge_circuits.training.starting_model import training_tokenizer
+from knowledge_circuits.training.trainer import CheckpointTrainer, block_counts, has_resume_state
 from train import main
 
 
@@ -203,7 +203,7 @@ def test_a_run_killed_while_it_saves_has_no_such_checkpoint_and_ends_the_same(fl
             super()._save_rng_state(output_dir)
 
     def die() -> None:
-        import knowledge_circuits.training as module
+        import knowledge_circuits.training.run as module
 
         module.CheckpointTrainer = DiesWhileSaving  # in the process that dies
         train(flags())
@@ -336,7 +336,9 @@ def test_a_data_set_has_its_own_validation_split_or_none(data, tmp_path):
 
 def test_the_tokenizer_is_of_the_models_revision_and_from_its_cache(monkeypatch):
     asked = []
-    monkeypatch.setattr("knowledge_circuits.training_model.load_tokenizer", lambda *a, **k: asked.append((a[0], k)))
+    monkeypatch.setattr(
+        "knowledge_circuits.training.starting_model.load_tokenizer", lambda *a, **k: asked.append((a[0], k))
+    )
     model = ModelArguments(model_name_or_path="someone/model", model_revision="v2", cache_dir="cache")
     training_tokenizer(model)
     training_tokenizer(replace(model, tokenizer_name="someone/tokenizer"))

@@ -11,12 +11,12 @@ from unittest import mock
 import pytest
 import tiny
 
-from knowledge_circuits.biographies import Person
-from knowledge_circuits.circuit_data import circuit_data
 from knowledge_circuits.command_line import run_program
+from knowledge_circuits.corpus.people import Person
+from knowledge_circuits.corpus.prompt_pairs import circuit_data
 from knowledge_circuits.files import write_jsonl
+from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.study import TASKS
-from knowledge_circuits.tokenization import load_tokenizer
 
 SMALL = ["--threads", "1", "--batch_size", "8"]
 ONE_GROUP = ["--task", "city", "--type", "new", "--frequency", "high"]

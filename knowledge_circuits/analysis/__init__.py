@@ -1,0 +1,16 @@
+"""Measures over a run's saved files: tables, curves, verdicts.
+
+    tables                a run's files as data frames
+    curves                smoothing, areas, breakpoints
+    findings              the paper's three findings, each with its statistic and verdict
+    dynamics              when facts are learned and forgotten, from the probe records
+    components            head kinds and logit lens for all groups and checkpoints of a run
+    head_kinds            mover, relation and mixture heads
+    logit_lens            the rank of the answer after every layer
+    prompt_view           one prompt through one model
+    forgetting            a forgetting experiment: one run per replay ratio
+    transferred_circuits  which checkpoints' circuits are evaluated in all other checkpoints
+    summary               the table that scripts/reproduce.sh ends with
+
+May import: `training`, `corpus`, `engine`, `models` and the shared vocabulary. Draws nothing.
+"""

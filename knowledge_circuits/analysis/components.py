@@ -1,0 +1,428 @@
+"""Head kinds and the logit lens over a whole run: every checkpoint's model on the circuit prompts of all 18 groups.
+
+Per checkpoint the weights are loaded once and all groups' prompts go through in batches of one length. What is kept
+are group means, saved under `<run>/analysis/circuit_<n>/checkpoint-<step>.json`: a notebook and a report share them,
+and a second call takes a moment. A saved file is used as long as the weights and the prompts are those it was made
+from (or the weights are gone). The tables have one row per observation, as those of `tables`:
+
+    heads   step, epoch, task, type, band, layer, head; subject, relation (mean parts of the answer's logit), kind;
+            original_subject, original_relation, original_kind (the original's ratios, see `head_kinds`)
+    lens    step, epoch, task, type, band, layer (0 = embeddings); rank and subject_rank (means of rank + 1), prob
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis.head_kinds import (
+    HeadKind,
+    VocabularySums,
+    head_kinds,
+    logit_parts,
+    original_ratio,
+    split_by_source,
+)
+from knowledge_circuits.analysis.logit_lens import logit_lens
+from knowledge_circuits.corpus.folder import DataFolder
+from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_data
+from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.forward import embed, forward
+from knowledge_circuits.engine.memory import activation_bytes, budget_bytes
+from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.weights import decoder_from_model
+from knowledge_circuits.files import InputError, read_bytes, read_json, write_json
+from knowledge_circuits.models.loading import load_model, no_loading_bars, weight_files, weights_digest
+from knowledge_circuits.models.tokenization import load_tokenizer, subject_positions
+from knowledge_circuits.paths import REPOSITORY
+from knowledge_circuits.runs import Checkpoint, Run
+from knowledge_circuits.study import TASKS, Group, groups
+
+HEAD_COLUMNS = ["step", "epoch", *tables.GROUP_COLUMNS, "layer", "head", "subject", "relation", "kind"]
+HEAD_COLUMNS += ["original_subject", "original_relation", "original_kind"]
+LENS_COLUMNS = ["step", "epoch", *tables.GROUP_COLUMNS, "layer", "rank", "prob", "subject_rank"]
+
+_HEAD_MEASURES = ("subject", "relation", "original_subject", "original_relation")
+_LENS_MEASURES = ("rank", "prob", "subject_rank")
+#: Goes up when what is saved changes its meaning.
+_FORMAT = 1
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GroupPrompts:
+    """The prompts of several groups, ready to run together.
+
+    Attributes:
+        pairs: all prompts, group by group; of each pair only the clean side is used.
+        subject_tokens: [n] how many tokens after the start token are the subject's.
+        groups: the groups that have prompts.
+        members: [n] the place in `groups` of each prompt's group.
+    """
+
+    pairs: PromptPairs
+    subject_tokens: Tensor
+    groups: tuple[Group, ...]
+    members: Tensor
+
+    def subject_mask(self, index: Tensor, positions: int) -> Tensor:
+        """[b, p] True at the subject's tokens of the prompts `index` [b]."""
+        place = torch.arange(positions)[None]
+        return (place >= 1) & (place <= self.subject_tokens[index][:, None])
+
+
+@dataclass(frozen=True)
+class CheckpointComponents:
+    """Group means of one model; G groups.
+
+    Attributes:
+        groups: the G groups.
+        heads: measure -> [G, l, h], the names of `_HEAD_MEASURES`.
+        lens: measure -> [G, l + 1], the names of `_LENS_MEASURES`; ranks are means of rank + 1.
+    """
+
+    groups: tuple[Group, ...]
+    heads: dict[str, Floats]
+    lens: dict[str, Floats]
+
+
+@dataclass(frozen=True)
+class Components:
+    """A whole run's tables.
+
+    Attributes:
+        heads, lens: see the module; empty, with their columns, where nothing could be computed.
+        missing: why there is nothing, or ""; figures show it.
+    """
+
+    heads: pd.DataFrame
+    lens: pd.DataFrame
+    missing: str = ""
+
+
+def read_group_prompts(
+    data_file: str, tokenizer: PreTrainedTokenizerBase, limit: int | None = None, wanted: Sequence[Group] | None = None
+) -> GroupPrompts:
+    """Read the clean prompts of groups from circuit data; a group without prompts is left out.
+
+    Args:
+        data_file: the circuit data; `{task}` in it stands for each task.
+        tokenizer: the model's.
+        limit: prompts per group at most.
+        wanted: the groups; None means all 18.
+    """
+    found: list[tuple[Group, PromptPairs]] = []
+    for group in wanted or tuple(groups()):
+        rows = read_circuit_data(data_file, group.task)
+        pairs = group_pairs(rows, group, tokenizer, limit, data_file.replace("{task}", group.task))
+        if len(pairs):
+            found.append((group, pairs))
+    if not found:
+        raise InputError(f"{data_file}: no prompts of any group")
+    counts = [
+        len(subject_positions(tokenizer, row["clean_subject"], group.task.prompt(row["clean_subject"])))
+        for group, pairs in found
+        for row in pairs.rows
+    ]
+    joined = PromptPairs.joined([pairs for _, pairs in found])
+    members = torch.arange(len(found)).repeat_interleave(torch.tensor([len(pairs) for _, pairs in found]))
+    return GroupPrompts(joined, torch.tensor(counts), tuple(group for group, _ in found), members)
+
+
+def analyse_model(
+    decoder: Decoder,
+    sums: VocabularySums,
+    prompts: GroupPrompts,
+    batch_size: int = 64,
+    memory_gb: float | None = None,
+) -> CheckpointComponents:
+    """Head parts and logit lens of one model, averaged over each group's prompts.
+
+    Args:
+        decoder: the model.
+        sums: of its unembedding, for the original's ratios.
+        prompts: the groups' prompts.
+        batch_size: most prompts per pass. Results do not depend on it, up to rounding.
+        memory_gb: what one pass may take beside the weights; found when None.
+    """
+    prompts.pairs.check_fits(decoder.d_vocab, decoder.max_positions)
+    n, layers, h = len(prompts.pairs), decoder.n_layers, decoder.n_heads
+    heads = {name: torch.zeros(n, layers, h, dtype=torch.float64) for name in _HEAD_MEASURES}
+    lens = {name: torch.zeros(n, layers + 1, dtype=torch.float64) for name in _LENS_MEASURES}
+    budget = budget_bytes(memory_gb, decoder.device)
+    with torch.no_grad():
+        for batch in prompts.pairs.batches(batch_size):
+            length = batch.clean.shape[1]
+            for part in batch.split(max(1, int(budget // (4 * activation_bytes(decoder, length))))):
+                subject = prompts.subject_mask(part.index, length).to(decoder.device)
+                ids, targets = part.clean.to(decoder.device), part.labels[:, 0].to(decoder.device)
+                trace = forward(decoder, embed(decoder, ids), last_position_only=False, keep_residuals=True)
+                split = split_by_source(logit_parts(decoder, trace, targets).heads, subject)
+                ratio = original_ratio(decoder, trace, subject, sums)
+                reading = logit_lens(decoder, trace, targets, subject)
+                measured = (split.subject, split.relation, ratio.subject, ratio.relation)
+                for name, values in zip(_HEAD_MEASURES, measured, strict=True):
+                    heads[name][part.index] = values.double().cpu()
+                for name, values in zip(
+                    _LENS_MEASURES, (reading.rank + 1, reading.prob, reading.subject_rank + 1), strict=True
+                ):
+                    lens[name][part.index] = values.double().cpu()
+    return CheckpointComponents(
+        prompts.groups,
+        {name: _group_means(values, prompts) for name, values in heads.items()},
+        {name: _group_means(values, prompts) for name, values in lens.items()},
+    )
+
+
+def _group_means(values: Tensor, prompts: GroupPrompts) -> Floats:
+    """Mean of [n, ...] over each group's prompts, [G, ...]."""
+    count = torch.bincount(prompts.members, minlength=len(prompts.groups))
+    total = values.new_zeros(len(prompts.groups), *values.shape[1:]).index_add(0, prompts.members, values)
+    return (total / count.view(-1, *(1,) * (values.dim() - 1))).numpy()
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+def analyse_run(
+    run: Run,
+    setting: tables.Setting | None = None,
+    data_file: str | None = None,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+) -> Components:
+    """Analyse every checkpoint of a run, taking from `<run>/analysis` what is there.
+
+    Args:
+        run: the run.
+        setting: whose prompts (circuit_n); None means the run's main setting.
+        data_file: the circuit data, `{task}` for each task; None means those that the run's configuration tells of.
+        batch_size: prompts per pass.
+        device: where models run; None means a GPU where there is one.
+
+    Returns:
+        The tables; where circuits, data or weights are missing they are empty and `missing` says why.
+    """
+    setting = setting or tables.main_setting(run)
+    if setting is None:
+        return _empty(tables.NO_CIRCUITS)
+    analysis = _Analysis(run, setting, data_file or circuit_data_file(run, setting), batch_size, device)
+    found = []
+    for checkpoint in tqdm(run.checkpoints(), desc="heads and logit lens", unit="checkpoint", leave=False, delay=2):
+        components = analysis.of(checkpoint)
+        if components is not None and checkpoint.step is not None:
+            found.append((checkpoint.step, components))
+    if not found:
+        return _empty(analysis.missing)
+    when = tables.epochs(run)
+    return Components(
+        pd.concat([_head_table(components, step, when[step]) for step, components in found], ignore_index=True),
+        pd.concat([_lens_table(components, step, when[step]) for step, components in found], ignore_index=True),
+    )
+
+
+@dataclass(frozen=True)
+class _Analysis:
+    """The analysis of a run's checkpoints on the same prompts, which are read when the first one needs them."""
+
+    run: Run
+    setting: tables.Setting
+    data_file: str
+    batch_size: int
+    device: torch.device | str | None
+
+    def of(self, checkpoint: Checkpoint) -> CheckpointComponents | None:
+        """One checkpoint's means, saved ones if they still hold; None where they cannot be had."""
+        path = self.run.path / "analysis" / f"circuit_{self.setting.circuit_n}" / f"{checkpoint.name}.json"
+        weights = weights_digest(checkpoint.path)
+        key = f"{_FORMAT} {self.digest} {weights}" if self.digest and weights else None
+        components = _read(path, key)
+        if components is None and key is not None:
+            place = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            with no_loading_bars():
+                model = load_model(checkpoint.path, place)
+            sums = VocabularySums.of(model)
+            decoder = decoder_from_model(model, checkpoint.path)
+            _write(path, key, analyse_model(decoder, sums, self.prompts, self.batch_size))
+            components = _read(path, key)  # as every later call will see it, rounding included
+        return components
+
+    @cached_property
+    def digest(self) -> str | None:
+        """Tells circuit data apart; None where they are missing."""
+        return _data_digest(self.data_file) if has_circuit_data(self.data_file) else None
+
+    @cached_property
+    def prompts(self) -> GroupPrompts:
+        """All groups' prompts; every checkpoint of a run has the same tokenizer."""
+        tokenizer = load_tokenizer(next(c.path for c in self.run.checkpoints() if weight_files(c.path)))
+        return read_group_prompts(self.data_file, tokenizer, self.setting.circuit_n)
+
+    @property
+    def missing(self) -> str:
+        what = "The checkpoints' weights are" if self.digest else f"The circuit data ({self.data_file}) are"
+        return f"{what} not there; head kinds and the logit lens need them."
+
+
+def has_circuit_data(data_file: str) -> bool:
+    """Whether the circuit data of every task are there; `{task}` in the name stands for each task."""
+    return all(Path(data_file.replace("{task}", task)).is_file() for task in TASKS)
+
+
+def circuit_data_file(run: Run, setting: tables.Setting) -> str:
+    """Where the run's circuit data lie, by its configuration: beside its training file; `{task}` for each task."""
+    config = read_json(run.config) if run.config.exists() else {}
+    arguments = config.get("arguments") if isinstance(config, dict) else None
+    train_file = arguments.get("train_file") if isinstance(arguments, dict) else None
+    folder = Path(train_file).parent if isinstance(train_file, str) else Path("data")
+    place = folder if folder.is_dir() else REPOSITORY / folder
+    any_task = DataFolder(place).circuit(setting.circuit_n, tables.model_name(run), TASKS[0])
+    return str(any_task.with_name("{task}.jsonl"))
+
+
+def _empty(reason: str) -> Components:
+    return Components(pd.DataFrame(columns=HEAD_COLUMNS), pd.DataFrame(columns=LENS_COLUMNS), reason)
+
+
+def _head_table(components: CheckpointComponents, step: int, epoch: float) -> pd.DataFrame:
+    shape = components.heads["subject"].shape
+    index, layer, head = (axis.reshape(-1) for axis in np.indices(shape))
+    table = _named(components.groups, index, step, epoch).assign(layer=layer, head=head)
+    for name, values in components.heads.items():
+        table[name] = values.reshape(-1)
+    table["kind"] = head_kinds(table["subject"], table["relation"])
+    table["original_kind"] = head_kinds(table["original_subject"], table["original_relation"])
+    return table[HEAD_COLUMNS]
+
+
+def _lens_table(components: CheckpointComponents, step: int, epoch: float) -> pd.DataFrame:
+    index, layer = (axis.reshape(-1) for axis in np.indices(components.lens["rank"].shape))
+    table = _named(components.groups, index, step, epoch).assign(layer=layer)
+    for name, values in components.lens.items():
+        table[name] = values.reshape(-1)
+    return table[LENS_COLUMNS]
+
+
+def _named(found: Sequence[Group], index: NDArray[np.int64], step: int, epoch: float) -> pd.DataFrame:
+    names = pd.DataFrame([(str(group.task), str(group.type), str(group.band)) for group in found])
+    return (
+        names.set_axis(tables.GROUP_COLUMNS, axis=1).iloc[index].reset_index(drop=True).assign(step=step, epoch=epoch)
+    )
+
+
+# --- what is saved ----------------------------------------------------------------------------------------------------
+
+
+def _data_digest(data_file: str) -> str:
+    digest = hashlib.sha256()
+    for task in TASKS:
+        digest.update(read_bytes(data_file.replace("{task}", task)))
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path, key: str | None) -> CheckpointComponents | None:
+    """What was saved, if it was computed from what `key` names; None as key takes whatever was saved."""
+    if not path.exists():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict) or (key is not None and content.get("key") != key):
+        return None
+    try:
+        by_name = {str(group): group for group in groups()}
+        found = tuple(by_name[name] for name in content["groups"])
+        heads = {name: np.asarray(content["heads"][name], dtype=float) for name in _HEAD_MEASURES}
+        lens = {name: np.asarray(content["lens"][name], dtype=float) for name in _LENS_MEASURES}
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: not an analysis that this version wrote; remove the file") from None
+    return CheckpointComponents(found, heads, lens)
+
+
+def _write(path: Path, key: str, components: CheckpointComponents) -> None:
+    """Save group means with six significant digits; a ratio that is not a number is null."""
+
+    def rounded(values: Any) -> Any:
+        if isinstance(values, list):
+            return [rounded(value) for value in values]
+        return float(f"{values:.6g}") if np.isfinite(values) else None
+
+    content: dict[str, Any] = {"key": key, "groups": [str(group) for group in components.groups]}
+    for part in ("heads", "lens"):
+        content[part] = {name: rounded(values.tolist()) for name, values in getattr(components, part).items()}
+    write_json(path, content, indent=None)
+
+
+# --- heads in circuits ------------------------------------------------------------------------------------------------
+
+
+def circuit_heads(heads: pd.DataFrame, circuits: tables.Circuits | None) -> pd.DataFrame:
+    """The rows of `Components.heads` whose head is in its group's circuit at that step.
+
+    Returns:
+        The rows with one column more, `nodes`: how many nodes the circuit has.
+    """
+    if circuits is None or heads.empty:
+        return heads.iloc[:0].assign(nodes=pd.Series(dtype=int))
+    layout = circuits.layout
+    columns = np.array([layout.head_sources(layer).start for layer in range(layout.n_layers)])[:, None]
+    columns = columns + np.arange(layout.n_heads)
+    rows, layer, head = circuits.nodes[:, columns].nonzero()
+    keys = circuits.table[["step", *tables.GROUP_COLUMNS, "nodes"]].iloc[rows].reset_index(drop=True)
+    inside = keys.assign(layer=layer, head=head)
+    return heads.merge(inside, on=["step", *tables.GROUP_COLUMNS, "layer", "head"])
+
+
+def kind_proportions(heads: pd.DataFrame, circuits: tables.Circuits | None, kind: str = "kind") -> pd.DataFrame:
+    """The circuit's heads of each kind over the circuit's nodes.
+
+    Args:
+        heads: `Components.heads`.
+        circuits: the run's circuits.
+        kind: the column that tells the kind: `kind`, or `original_kind`.
+
+    Returns:
+        columns step, epoch, task, type, band, kind, proportion; a kind without heads has 0.
+    """
+    keys = ["step", "epoch", *tables.GROUP_COLUMNS]
+    inside = circuit_heads(heads, circuits)
+    if circuits is None or inside.empty:
+        return pd.DataFrame(columns=[*keys, "kind", "proportion"])
+    analysed = heads[keys].drop_duplicates().merge(circuits.table[["step", *tables.GROUP_COLUMNS, "nodes"]])
+    kinds = pd.DataFrame({"kind": [str(one) for one in HeadKind if one != HeadKind.NONE]})
+    counts = inside.groupby([*keys, kind]).size().rename("heads").reset_index().rename(columns={kind: "kind"})
+    table = analysed.merge(kinds, how="cross").merge(counts, how="left")
+    table["proportion"] = table["heads"].fillna(0) / table["nodes"]
+    return table[[*keys, "kind", "proportion"]]
+
+
+def kind_layers(heads: pd.DataFrame, circuits: tables.Circuits | None, kind: str = "kind") -> pd.DataFrame:
+    """Where the circuits' heads of each kind lie: mean over the groups of one type, by layer and epoch.
+
+    Returns:
+        columns type, kind, layer, epoch, share: of the layer's heads, how many are in the circuit and of the kind.
+    """
+    columns = ["type", "kind", "layer", "epoch", "share"]
+    inside = circuit_heads(heads, circuits)
+    if circuits is None or inside.empty:
+        return pd.DataFrame(columns=columns)
+    keys = ["step", *tables.GROUP_COLUMNS]
+    analysed = heads[[*keys, "epoch"]].drop_duplicates().merge(circuits.table[keys])
+    kinds = pd.DataFrame({"kind": [str(one) for one in HeadKind if one != HeadKind.NONE]})
+    layers = pd.DataFrame({"layer": range(circuits.layout.n_layers)})
+    counts = inside.groupby([*keys, kind, "layer"]).size().rename("heads").reset_index().rename(columns={kind: "kind"})
+    table = analysed.merge(kinds, how="cross").merge(layers, how="cross").merge(counts, how="left")
+    table["share"] = table["heads"].fillna(0) / circuits.layout.n_heads
+    return table.groupby(columns[:-1], as_index=False)["share"].mean()

@@ -1,0 +1,531 @@
+"""What the probes' records say: when facts are learned, whether they stay, what it costs, when to stop.
+
+The central object is `known`, a matrix [facts, probes] of booleans: was the fact answered correctly at that probe. The
+first probe is the model before training. From it:
+
+    acquisition      the epoch of the first probe that finds the fact known
+    consolidation    the epoch from which it is known at every probe to the end; facts that have one are consolidated
+    forgetting event a probe that finds a fact unknown that was known at the probe before
+    non-monotonic    a fact with at least one forgetting event
+    window           the epochs by which 10% and 90% of all acquisitions have been made
+
+after "What Does Loss Optimization Actually Teach, If Anything? Knowledge Dynamics in Continual Pre-training of LLMs"
+(2026). In: the run's knowledge_dynamics.jsonl (`read_dynamics`) and, where loss matters, its evaluations. Out: arrays
+and tidy tables; nothing here loads a model.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from knowledge_circuits.engine import topology
+from knowledge_circuits.files import InputError, numbered_jsonl
+from knowledge_circuits.records import parse_frequency, parse_type
+from knowledge_circuits.runs import Run
+from knowledge_circuits.study import Attribute, Band, KnowledgeType
+from knowledge_circuits.training.stopping import Known, consolidated_counts, skill_lost
+
+if TYPE_CHECKING:
+    from knowledge_circuits.analysis.tables import Circuits
+
+
+FACT_COLUMNS = [
+    *("step", "epoch", "full_name", "attribute", "type", "band", "frequency"),
+    *("correct", "token_prob", "token_rank", "answer_log_prob"),
+]
+RECONFIGURATION_COLUMNS = ["step", "epoch", "task", "type", "band", "rate"]
+SKILL_COLUMNS = ["step", "epoch", "skill", "accuracy", "examples"]
+TEXT_COLUMNS = ["step", "epoch", "text", "perplexity"]
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """A run's probe records as tidy tables, in the order of the file.
+
+    Attributes:
+        facts: one row per probe and fact, see FACT_COLUMNS.
+        skills: one row per probe and skill, see SKILL_COLUMNS.
+        texts: one row per probe and text, see TEXT_COLUMNS.
+    """
+
+    facts: pd.DataFrame
+    skills: pd.DataFrame
+    texts: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class FactHistory:
+    """Which fact was known at which probe.
+
+    Attributes:
+        facts: one row per fact: full_name, attribute, type, band, frequency, base_prob (the first probe's probability
+            of the target's first token).
+        steps: [probes] optimizer steps, ascending.
+        epochs: [probes].
+        known: [facts, probes] bool.
+    """
+
+    facts: pd.DataFrame
+    steps: NDArray[np.int64]
+    epochs: NDArray[np.float64]
+    known: Known
+
+
+def read_dynamics(path: str | Path) -> Dynamics:
+    """Read knowledge_dynamics.jsonl and check every line of it.
+
+    Raises:
+        InputError: with file, line and reason; also for a fact that is probed twice at a step, and for probes that do
+            not all ask for the same facts.
+    """
+    tables: dict[str, list[dict[str, Any]]] = {"fact": [], "skill": [], "text": []}
+    seen: dict[tuple[Any, ...], int] = {}
+    for number, row in numbered_jsonl(path, keys=("kind", "step", "epoch")):
+        where = f"{path}, line {number}"
+        checked = _checked(row, where)
+        key = (
+            row["kind"],
+            checked["step"],
+            *(checked.get(name) for name in ("full_name", "attribute", "skill", "text")),
+        )
+        if key in seen:
+            raise InputError(f"{where}: the same probe at the same step already stands on line {seen[key]}")
+        seen[key] = number
+        tables[row["kind"]].append(checked)
+    facts = pd.DataFrame(tables["fact"], columns=FACT_COLUMNS)
+    counts = facts.groupby("step").size()
+    if counts.nunique() > 1 or len(facts) != counts.size * len(facts[["full_name", "attribute"]].drop_duplicates()):
+        raise InputError(f"{path}: the probes do not all ask for the same facts ({counts.to_dict()} facts by step)")
+    return Dynamics(
+        facts,
+        pd.DataFrame(tables["skill"], columns=SKILL_COLUMNS),
+        pd.DataFrame(tables["text"], columns=TEXT_COLUMNS),
+    )
+
+
+def run_dynamics(run: Run) -> Dynamics:
+    """A run's probe records; tables without rows where it was trained without probes."""
+    if run.knowledge_dynamics.exists():
+        return read_dynamics(run.knowledge_dynamics)
+    columns = (FACT_COLUMNS, SKILL_COLUMNS, TEXT_COLUMNS)
+    return Dynamics(*(pd.DataFrame(columns=names) for names in columns))
+
+
+def _checked(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A record with the columns of its table."""
+    when = {"step": _whole(row, "step", where), "epoch": _number(row, "epoch", where, least=0)}
+    if row["kind"] == "fact":
+        return when | _checked_fact(row, where)
+    if row["kind"] == "skill":
+        accuracy = _number(row, "accuracy", where, least=0, most=1)
+        return when | {
+            "skill": _text(row, "skill", where),
+            "accuracy": accuracy,
+            "examples": _whole(row, "examples", where),
+        }
+    if row["kind"] == "text":
+        return when | {"text": _text(row, "text", where), "perplexity": _number(row, "perplexity", where, least=0)}
+    raise InputError(f"{where}: kind {row['kind']!r} is not one of: fact, skill, text")
+
+
+def _checked_fact(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    attribute = _text(row, "attribute", where)
+    if attribute not in list(Attribute):
+        raise InputError(f"{where}: attribute {attribute!r} is not one of: {', '.join(Attribute)}")
+    if not isinstance(row.get("correct"), bool):
+        raise InputError(f"{where}: 'correct' must be true or false, not {row.get('correct')!r}")
+    frequency = parse_frequency(row.get("frequency"), where)
+    return {
+        "full_name": _text(row, "full_name", where),
+        "attribute": attribute,
+        "type": str(parse_type(row.get("type"), where)),
+        "band": str(Band.of(frequency)),
+        "frequency": frequency,
+        "correct": row["correct"],
+        "token_prob": _number(row, "token_prob", where, least=0, most=1.0001),  # rounding may lift 1 a little
+        "token_rank": _whole(row, "token_rank", where),
+        "answer_log_prob": _number(row, "answer_log_prob", where),
+    }
+
+
+def _number(row: Mapping[str, Any], key: str, where: str, least: float = -math.inf, most: float = math.inf) -> float:
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise InputError(f"{where}: {key!r} must be a number{_bounds(least, most)}, not {value!r}")
+    if not abs(value) <= sys.float_info.max:  # also an integer too large for a float
+        raise InputError(f"{where}: {key!r} must be a finite number")
+    return float(value)
+
+
+def _bounds(least: float, most: float) -> str:
+    if math.isfinite(least) and math.isfinite(most):
+        return f" from {least:g} to {most:g}"
+    return f" of at least {least:g}" if math.isfinite(least) else ""
+
+
+def _whole(row: Mapping[str, Any], key: str, where: str) -> int:
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+        raise InputError(f"{where}: {key!r} must be a whole number of at least 0, not {value!r}")
+    return value
+
+
+def _text(row: Mapping[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{where}: {key!r} must be a text, not {value!r}")
+    return value
+
+
+def fact_history(facts: pd.DataFrame) -> FactHistory:
+    """Arrange a table of fact probes as a matrix.
+
+    Args:
+        facts: see FACT_COLUMNS; every probe asks for the same facts. No rows make a history without facts and probes.
+    """
+    wide = facts.pivot(index=["full_name", "attribute"], columns="step", values="correct")
+    first = facts[facts["step"] == facts["step"].min()].set_index(["full_name", "attribute"]).loc[wide.index]
+    described = first[["type", "band", "frequency", "token_prob"]].rename(columns={"token_prob": "base_prob"})
+    epochs = facts.groupby("step")["epoch"].first().loc[wide.columns]
+    return FactHistory(
+        described.reset_index(),
+        wide.columns.to_numpy(dtype=np.int64),
+        epochs.to_numpy(dtype=np.float64),
+        wide.to_numpy(dtype=bool),
+    )
+
+
+# --- measures of single facts ---------------------------------------------------------------------------------------
+
+
+def acquisition_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]:
+    """The epoch of the first probe that finds each fact known.
+
+    Args:
+        known: [facts, probes].
+        epochs: [probes].
+
+    Returns:
+        [facts]; NaN for facts that are never known. What the model knew before training has the first probe's epoch.
+    """
+    times = np.asarray(epochs, dtype=np.float64)
+    return np.where(known.any(axis=1), times[known.argmax(axis=1)], np.nan)
+
+
+def consolidation_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]:
+    """The epoch from which each fact is known at every probe to the end.
+
+    Args:
+        known: [facts, probes].
+        epochs: [probes].
+
+    Returns:
+        [facts]; NaN for facts that are not consolidated, that is, not known at the last probe.
+    """
+    times = np.asarray(epochs, dtype=np.float64)
+    kept = np.logical_and.accumulate(known[:, ::-1], axis=1).sum(axis=1)  # probes known in a row, counted from the end
+    return np.where(kept > 0, times[np.minimum(known.shape[1] - kept, known.shape[1] - 1)], np.nan)
+
+
+def consolidated_share(known: Known) -> float:
+    """The share of ever-known facts that are known from some epoch to the end; NaN where nothing was ever known."""
+    ever = int(known.any(axis=1).sum())
+    return float(known[:, -1].sum() / ever) if ever else math.nan
+
+
+def forgetting_events(known: Known) -> NDArray[np.int64]:
+    """How often each fact [facts] was known at one probe and unknown at the next.
+
+    Args:
+        known: [facts, probes].
+    """
+    return (known[:, :-1] & ~known[:, 1:]).sum(axis=1)
+
+
+def non_monotonic_share(known: Known) -> float:
+    """The share of ever-known facts that were forgotten at least once; NaN where nothing was ever known."""
+    ever = int(known.any(axis=1).sum())
+    return float((forgetting_events(known) > 0).sum() / ever) if ever else math.nan
+
+
+def acquisition_window(known: Known, epochs: ArrayLike, low: float = 0.1, high: float = 0.9) -> tuple[float, float]:
+    """The epochs by which 10% and 90% of all acquisitions have been made.
+
+    Facts that the first probe finds known were not acquired in training and do not count.
+
+    Args:
+        known: [facts, probes].
+        epochs: [probes].
+        low: the share at which the window opens.
+        high: the share at which it closes.
+
+    Returns:
+        Its first and last epoch; NaN twice where nothing was acquired.
+    """
+    acquired = np.sort(acquisition_epochs(known, epochs)[known.any(axis=1) & ~known[:, 0]])
+    if not len(acquired):
+        return math.nan, math.nan
+    ends = [acquired[max(math.ceil(share * len(acquired) - 1e-9), 1) - 1] for share in (low, high)]
+    return float(ends[0]), float(ends[1])
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def describe_facts(history: FactHistory) -> pd.DataFrame:
+    """One row per fact: who, what, and its measures (acquisition, consolidation, forgetting, final state)."""
+    known = history.known
+    return history.facts.assign(
+        ever_known=known.any(axis=1),
+        known_at_end=known[:, -1],
+        acquisition=acquisition_epochs(known, history.epochs),
+        consolidation=consolidation_epochs(known, history.epochs),
+        forgetting_events=forgetting_events(known),
+    )
+
+
+def describe_groups(history: FactHistory, by: Sequence[str] = ("type", "band")) -> pd.DataFrame:
+    """The measures of each group of facts, one row per group that has facts.
+
+    Args:
+        history: of all facts.
+        by: columns of `history.facts`; none of them means one row of everything.
+
+    Returns:
+        The group's columns, then facts, ever_known (share), known_at_end (share), consolidated (share of ever-known),
+        forgetting_events (per ever-known fact), non_monotonic (share of ever-known), acquisition (median epoch),
+        window_start, window_end (epochs), base_prob (mean).
+    """
+    rows = []
+    for names, places in _groups(history.facts, by):
+        known = history.known[places]
+        ever = int(known.any(axis=1).sum())
+        start, end = acquisition_window(known, history.epochs)
+        acquired = acquisition_epochs(known, history.epochs)
+        rows.append(
+            dict(zip(by, names, strict=True))
+            | {
+                "facts": len(known),
+                "ever_known": ever / len(known),
+                "known_at_end": float(known[:, -1].mean()),
+                "consolidated": consolidated_share(known),
+                "forgetting_events": float(forgetting_events(known).sum() / ever) if ever else math.nan,
+                "non_monotonic": non_monotonic_share(known),
+                "acquisition": float(np.nanmedian(acquired)) if ever else math.nan,
+                "window_start": start,
+                "window_end": end,
+                "base_prob": float(history.facts["base_prob"].to_numpy()[places].mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+_ORDER = {
+    name: place for kind in (KnowledgeType, Band, Attribute) for place, name in enumerate(map(str, kind))
+}  # the study's order, where alphabetical order would say high, low, medium
+
+
+def _groups(facts: pd.DataFrame, by: Sequence[str]) -> list[tuple[tuple[Any, ...], NDArray[np.int64]]]:
+    """The groups' names and their facts' row numbers, in the study's order."""
+    if not by:
+        return [((), np.arange(len(facts)))] if len(facts) else []
+    keys = list(zip(*(facts[column] for column in by), strict=True))
+    names = sorted(set(keys), key=lambda key: [(_ORDER.get(part, -1), str(part)) for part in key])
+    return [(name, np.array([row for row, key in enumerate(keys) if key == name])) for name in names]
+
+
+def probe_table(dynamics: Dynamics, evaluations: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per probe: what is known, gained and lost there, beside loss and skill.
+
+    Args:
+        dynamics: the run's probe records.
+        evaluations: the run's evaluations, with columns step and loss.
+
+    Returns:
+        Columns step, epoch, known, known_share, consolidated (so far, see `consolidated_counts`), gained, lost (facts
+        since the probe before), answer_log_prob (mean), skill (mean accuracy), perplexity (mean), loss. NaN where
+        something was not measured at that step.
+    """
+    history = fact_history(dynamics.facts)
+    known = history.known
+    before, after = known[:, :-1], known[:, 1:]
+    table = pd.DataFrame(
+        {
+            "step": history.steps,
+            "epoch": history.epochs,
+            "known": known.sum(axis=0),
+            "known_share": known.sum(axis=0) / max(len(known), 1),
+            "consolidated": consolidated_counts(known),
+            "gained": np.concatenate([[0], (~before & after).sum(axis=0)])[: len(history.steps)],
+            "lost": np.concatenate([[0], (before & ~after).sum(axis=0)])[: len(history.steps)],
+        }
+    )
+    for name, frame, column in (
+        ("answer_log_prob", dynamics.facts, "answer_log_prob"),
+        ("skill", dynamics.skills, "accuracy"),
+        ("perplexity", dynamics.texts, "perplexity"),
+        ("loss", evaluations, "loss"),
+    ):
+        means = frame.groupby("step")[column].mean() if frame is not None and len(frame) else pd.Series(dtype=float)
+        table[name] = table["step"].map(means).astype(float)
+    return table
+
+
+# --- relations ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A correlation coefficient (-1 to 1) with its two-sided p-value and the number of pairs; NaN if undefined."""
+
+    value: float
+    p_value: float
+    pairs: int
+
+
+def _correlate(kind: Any, first: ArrayLike, second: ArrayLike) -> Correlation:
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    usable = ~(np.isnan(a) | np.isnan(b))
+    a, b = a[usable], b[usable]
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return Correlation(math.nan, math.nan, len(a))
+    result = kind(a, b)
+    return Correlation(float(result.statistic), float(result.pvalue), len(a))
+
+
+def prior_exposure(history: FactHistory) -> dict[str, Correlation]:
+    """How learning depends on what the model was exposed to before and during training: Spearman rank correlations.
+
+    Returns:
+        "acquisition ~ base_prob", "acquisition ~ frequency": a negative value means that facts which the base model
+        found likelier (or which stand in the corpus more often) are learned earlier; never-known facts rank last.
+        "known_at_end ~ base_prob", "known_at_end ~ frequency": the same for being known at the last probe.
+    """
+    acquired = acquisition_epochs(history.known, history.epochs)
+    outcomes = {
+        "acquisition": np.where(np.isnan(acquired), history.epochs[-1] + 1, acquired),
+        "known_at_end": history.known[:, -1].astype(float),
+    }
+    return {
+        f"{outcome} ~ {cause}": _correlate(stats.spearmanr, values, history.facts[cause].to_numpy(dtype=float))
+        for outcome, values in outcomes.items()
+        for cause in ("base_prob", "frequency")
+    }
+
+
+def relation_table(history: FactHistory, probes: pd.DataFrame) -> pd.DataFrame:
+    """All correlations of this module on one run, for a page or a notebook.
+
+    Args:
+        history: of the run's facts.
+        probes: see `probe_table`.
+
+    Returns:
+        Columns relation, coefficient (whose), value, p_value, pairs; no rows without probes.
+    """
+    columns = ["relation", "coefficient", "value", "p_value", "pairs"]
+    if not len(history.steps):
+        return pd.DataFrame(columns=columns)
+    loss = loss_knowledge_correlation(probes["loss"], probes["known"])
+    rows = [("change of loss ~ change of known facts", "Pearson", loss)]
+    rows += [(name, "Spearman", found) for name, found in prior_exposure(history).items()]
+    return pd.DataFrame([(*row[:2], row[2].value, row[2].p_value, row[2].pairs) for row in rows], columns=columns)
+
+
+def loss_knowledge_correlation(loss: ArrayLike, known: ArrayLike) -> Correlation:
+    """Pearson correlation of the change of loss with the change of the number of known facts, probe to probe.
+
+    Near -1: whenever the loss falls much, many facts are gained. Near 0: the loss does not tell.
+
+    Args:
+        loss: [probes]; NaN where it was not measured.
+        known: [probes] counts or shares.
+    """
+    return _correlate(stats.pearsonr, np.diff(np.asarray(loss, float)), np.diff(np.asarray(known, float)))
+
+
+def reconfiguration_rate(consecutive_jaccard: ArrayLike) -> NDArray[np.float64]:
+    """1 - the edge Jaccard similarity of consecutive checkpoints' circuits: 0 means that no edge changed.
+
+    Args:
+        consecutive_jaccard: [checkpoints - 1], similarity of each checkpoint's circuit with the next one's.
+    """
+    return 1 - np.asarray(consecutive_jaccard, dtype=np.float64)
+
+
+def reconfiguration_table(circuits: Circuits | None) -> pd.DataFrame:
+    """How much of each group's circuit changed from one checkpoint to the next; see RECONFIGURATION_COLUMNS.
+
+    Args:
+        circuits: the run's, see `tables.circuits`; None where it has none.
+
+    Returns:
+        One row per group and pair of consecutive checkpoints, with the step and epoch of the later one.
+    """
+    if circuits is None:
+        return pd.DataFrame(columns=RECONFIGURATION_COLUMNS)
+    table, edges, parts = circuits.table.reset_index(drop=True), circuits.edges, []
+    for _, rows in table.groupby(["task", "type", "band"], sort=False):
+        order = rows.sort_values("step").index.to_numpy()
+        alike = topology.jaccard(edges[order[:-1]], edges[order[1:]])
+        parts.append(table.loc[order[1:]].assign(rate=reconfiguration_rate(alike)))
+    return pd.concat(parts, ignore_index=True)[RECONFIGURATION_COLUMNS]
+
+
+# --- when to stop, and which checkpoint to take ---------------------------------------------------------------------
+
+
+class SelectionRule(StrEnum):
+    """How a checkpoint may be chosen from a run."""
+
+    LOSS = "lowest validation loss"
+    KNOWLEDGE = "most consolidated facts"
+    BALANCE = "knowledge minus skill lost"
+
+
+def select_checkpoints(probes: pd.DataFrame, saved_steps: Sequence[int] | None = None) -> pd.DataFrame:
+    """Which checkpoint each rule picks, and what that costs; ties go to the earliest.
+
+    Args:
+        probes: see `probe_table`; the first row is the model before training.
+        saved_steps: choose among these steps only.
+
+    Returns:
+        One row per rule that can be applied: rule, step, epoch, loss, known_share, consolidated, skill_lost, and the
+        costs loss_excess (over the lowest loss), facts_forgone (consolidated facts fewer than the most), skill_forgone
+        (share of the base skill lost beyond the least that any checkpoint lost).
+    """
+    table = probes.assign(skill_lost=skill_lost(probes["skill"]))
+    table["balance"] = table["known_share"] - table["skill_lost"]
+    chosen = table["step"] > 0
+    if saved_steps is not None:
+        chosen &= table["step"].isin(list(saved_steps))
+    table = table[chosen].reset_index(drop=True)
+    table["loss_excess"] = table["loss"] - table["loss"].min()
+    table["facts_forgone"] = table["consolidated"].max() - table["consolidated"]
+    table["skill_forgone"] = table["skill_lost"] - table["skill_lost"].min()
+    scores = {
+        SelectionRule.LOSS: -table["loss"],
+        SelectionRule.KNOWLEDGE: table["consolidated"].astype(float),
+        SelectionRule.BALANCE: table["balance"],
+    }
+    picks = {rule: int(score.idxmax()) for rule, score in scores.items() if score.notna().any()}
+    columns = ["step", "epoch", "loss", "known_share", "consolidated", "skill_lost"]
+    columns += ["loss_excess", "facts_forgone", "skill_forgone"]
+    rows = table.loc[list(picks.values()), columns].reset_index(drop=True)
+    rows.insert(0, "rule", [str(rule) for rule in picks])
+    return rows

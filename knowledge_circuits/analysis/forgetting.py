@@ -1,0 +1,313 @@
+"""Forgetting: what becomes of old facts and their circuits while a finished model is trained on other facts.
+
+A forgetting run goes on from the last checkpoint of an original run with biographies of new people, a share of which
+(the replay ratio) is replaced by biographies of the original people (`replay`). It is a run like any other, whose
+checkpoint-0 is the original model. An experiment is a folder of such runs, one for each ratio:
+
+    outputs/forget/<model>/replay_<r>/checkpoints/checkpoint-<step>/
+
+Every table here is one of `tables` over all of its runs, with a column `ratio`. Circuits are of two origins:
+
+    found again    discovered anew at each drifting checkpoint
+    original       the original model's, topology fixed, in the drifting weights (circuit_eval.py --circuit_from)
+
+(Ou et al. 2025, the forgetting experiment.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from knowledge_circuits.analysis import components, tables
+from knowledge_circuits.analysis.tables import GROUP_COLUMNS, Circuits
+from knowledge_circuits.engine import topology
+from knowledge_circuits.files import InputError, read_json
+from knowledge_circuits.paths import REPOSITORY
+from knowledge_circuits.runs import Checkpoint, Run
+
+_PREFIX = "replay_"
+SHAPE_COLUMNS = ["ratio", "step", "epoch", *GROUP_COLUMNS, "edges", "entropy", "edge_jaccard", "node_jaccard"]
+ACTIVATION_COLUMNS = ["ratio", "step", "epoch", *GROUP_COLUMNS, "layer", "activation", "change"]
+SUMMARY_COLUMNS = ["replay ratio", "known before", "known after", "lowest", "at step", "first token after"]
+SUMMARY_COLUMNS += ["loss after", "edge Jaccard", "faithfulness, found again", "faithfulness, original"]
+SUMMARY_COLUMNS += ["Hit@10, found again", "Hit@10, original"]
+
+
+class Origin(StrEnum):
+    """Whose circuit is run at a drifting checkpoint."""
+
+    FOUND_AGAIN = "found again"
+    ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class ForgettingRun:
+    """One run of the experiment.
+
+    Attributes:
+        ratio: the share of training documents that replayed ones replace.
+        run: the run.
+        start: the original run's checkpoint that it went on from; None where its configuration does not say.
+    """
+
+    ratio: float
+    run: Run
+    start: Checkpoint | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs that went on from the same model with different replay ratios.
+
+    Attributes:
+        folder: where they lie.
+        runs: by rising ratio, at least one.
+    """
+
+    folder: Path
+    runs: tuple[ForgettingRun, ...]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        return tuple(part.ratio for part in self.runs)
+
+    @property
+    def original(self) -> Run | None:
+        """The run whose last checkpoint is trained on, by the first configuration that tells; it may be gone."""
+        start = next((part.start for part in self.runs if part.start), None)
+        return Run(Path(start.path).parent.parent) if start else None
+
+    @property
+    def name(self) -> str:
+        """How figures call the experiment."""
+        folder = self.folder.resolve()
+        name = f"{folder.parent.name}/{folder.name}"
+        return f"{name}, which continues {tables.run_name(self.original)}" if self.original else name
+
+
+def find_experiment(path: str | None = None, default: str = "outputs/forget/nano") -> Experiment:
+    """The experiment that a notebook is about.
+
+    Args:
+        path: the folder of its runs; None means the default. A relative one is looked up from the working folder, then
+            from the repository's root.
+        default: nano's.
+
+    Raises:
+        InputError: no such experiment, or runs of it that went on from different checkpoints.
+    """
+    wanted = Path(path or default).expanduser()
+    for folder in (wanted, REPOSITORY / wanted):
+        runs = tuple(sorted(_runs_in(folder), key=lambda part: part.ratio))
+        if runs:
+            starts = {part.start.path for part in runs if part.start}
+            if len(starts) > 1:
+                raise InputError(f"{folder}: the runs continue different checkpoints: {', '.join(sorted(starts))}")
+            return Experiment(folder, runs)
+    raise InputError(
+        f"{wanted}: no forgetting runs ({_PREFIX}<ratio>/checkpoints) in it; run scripts/nano/forget.sh, or set RUN to"
+        " a folder of them"
+    )
+
+
+def _runs_in(folder: Path) -> list[ForgettingRun]:
+    found = []
+    for place in sorted(folder.glob(f"{_PREFIX}*/checkpoints")):
+        run = Run(place.parent)
+        arguments = _arguments(run)
+        found.append(ForgettingRun(_ratio(run, arguments), run, _start(arguments)))
+    return found
+
+
+def _arguments(run: Run) -> Mapping[str, Any]:
+    """The flags that the run was trained with; none where it keeps no configuration."""
+    config = read_json(run.config) if run.config.exists() else {}
+    arguments = config.get("arguments") if isinstance(config, dict) else None
+    return arguments if isinstance(arguments, dict) else {}
+
+
+def _ratio(run: Run, arguments: Mapping[str, Any]) -> float:
+    """The replay ratio by the run's configuration or, without one, by its folder's name."""
+    said = arguments.get("replay_ratio")
+    try:
+        ratio = float(run.path.name.removeprefix(_PREFIX) if said is None else said)
+    except (TypeError, ValueError):
+        ratio = math.nan
+    if not 0 <= ratio <= 1:
+        raise InputError(f"{run.path}: neither run_config.json nor the folder's name tells a replay ratio from 0 to 1")
+    return ratio
+
+
+def _start(arguments: Mapping[str, Any]) -> Checkpoint | None:
+    path = arguments.get("model_name_or_path")
+    checkpoint = Checkpoint(path, Path(path)) if isinstance(path, str) else None
+    return checkpoint if checkpoint and checkpoint.step is not None else None
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def evaluations(experiment: Experiment) -> pd.DataFrame:
+    """Every evaluation on the original's validation biographies: `tables.evaluations` and ratio."""
+    return _over(experiment, lambda part: tables.evaluations(part.run))
+
+
+def first_token_accuracy(experiment: Experiment) -> pd.DataFrame:
+    """First-token accuracy on the original's validation biographies: columns step, epoch, type, accuracy, ratio."""
+    return _over(experiment, lambda part: tables.first_token_accuracy(part.run))
+
+
+def predictions(experiment: Experiment) -> pd.DataFrame:
+    """Every checkpoint's answers to queries about the original people: `tables.predictions` and ratio."""
+    return _over(experiment, lambda part: tables.predictions(part.run))
+
+
+def results(experiment: Experiment) -> pd.DataFrame:
+    """Every circuit's faithfulness: `tables.results`, ratio and origin (see `Origin`)."""
+    return _over(experiment, lambda part: with_origin(tables.results(part.run), part.start))
+
+
+def circuit_predictions(experiment: Experiment) -> pd.DataFrame:
+    """What every circuit answers alone on its own group's test items: `tables.circuit_predictions`, ratio, origin."""
+
+    def own_group(part: ForgettingRun) -> pd.DataFrame:
+        table = with_origin(tables.circuit_predictions(part.run), part.start)
+        return table[(table["type"] == table["target_type"]) & (table["band"] == table["target_band"])]
+
+    return _over(experiment, own_group)
+
+
+def with_origin(table: pd.DataFrame, start: Checkpoint | None) -> pd.DataFrame:
+    """The rows about circuits found at the step itself or at the original checkpoint, with a column that tells which.
+
+    Args:
+        table: of one run, with columns step and circuit_step.
+        start: the original checkpoint; None takes every moved circuit as its.
+    """
+    own = table["circuit_step"] == table["step"]
+    moved = ~own if start is None else ~own & (table["circuit_step"] == start.step)
+    named = table.assign(origin=np.where(own, str(Origin.FOUND_AGAIN), str(Origin.ORIGINAL)))
+    return named[own | moved]
+
+
+def read_circuits(experiment: Experiment) -> dict[float, Circuits]:
+    """The circuits found again at the checkpoints of every run, by ratio; runs without circuits are left out."""
+    found = {part.ratio: tables.circuits(part.run) for part in experiment.runs}
+    return {ratio: circuits for ratio, circuits in found.items() if circuits is not None}
+
+
+def shapes(circuits: Mapping[float, Circuits]) -> pd.DataFrame:
+    """Entropy of the circuits found again and their likeness with the original model's; see SHAPE_COLUMNS.
+
+    Args:
+        circuits: by ratio; a group's circuit at step 0 is the original model's.
+
+    Returns:
+        One row per ratio, step and group. Jaccard similarities are NaN for a group without a circuit at step 0.
+    """
+    parts = []
+    for ratio, found in circuits.items():
+        original, has_original = _original_rows(found)
+        parts.append(
+            found.table.assign(
+                ratio=ratio,
+                edge_jaccard=np.where(has_original, topology.jaccard(found.edges, found.edges[original]), np.nan),
+                node_jaccard=np.where(has_original, topology.jaccard(found.nodes, found.nodes[original]), np.nan),
+            )[SHAPE_COLUMNS]
+        )
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=SHAPE_COLUMNS)
+
+
+def activation(circuits: Mapping[float, Circuits]) -> pd.DataFrame:
+    """Edge activation ratio by layer and its change since step 0; see ACTIVATION_COLUMNS.
+
+    Args:
+        circuits: by ratio.
+    """
+    parts = []
+    for ratio, found in circuits.items():
+        original, has_original = _original_rows(found)
+        change = np.where(has_original[:, None], found.activation - found.activation[original], np.nan)
+        for layer in range(found.layout.n_layers):
+            values = {"layer": layer, "activation": found.activation[:, layer], "change": change[:, layer]}
+            parts.append(found.table.assign(ratio=ratio, **values)[ACTIVATION_COLUMNS])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=ACTIVATION_COLUMNS)
+
+
+def _original_rows(found: Circuits) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """For each circuit the row of its group's first circuit, and whether that is the one of step 0; [n] each."""
+    table = found.table.reset_index(drop=True)
+    rows = table.groupby(GROUP_COLUMNS)["step"].transform("idxmin").to_numpy()
+    return rows, table["step"].to_numpy()[rows] == 0
+
+
+def logit_lens(experiment: Experiment) -> tuple[pd.DataFrame, str]:
+    """The logit lens on the original people's circuit prompts at every checkpoint: `components.analyse_run` and ratio.
+
+    Returns:
+        The table and, where it is empty, why.
+    """
+    found = {part.ratio: components.analyse_run(part.run) for part in experiment.runs}
+    parts = [analysis.lens.assign(ratio=ratio) for ratio, analysis in found.items() if len(analysis.lens)]
+    if not parts:
+        return pd.DataFrame(columns=[*components.LENS_COLUMNS, "ratio"]), next(iter(found.values())).missing
+    return pd.concat(parts, ignore_index=True), ""
+
+
+def _over(experiment: Experiment, read: Callable[[ForgettingRun], pd.DataFrame]) -> pd.DataFrame:
+    """One run's table after the other, with their ratios."""
+    found = [read(part).assign(ratio=part.ratio) for part in experiment.runs]
+    return pd.concat([part for part in found if len(part)] or found[:1], ignore_index=True)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def summary(
+    predictions: pd.DataFrame,
+    evaluations: pd.DataFrame,
+    shapes: pd.DataFrame,
+    results: pd.DataFrame,
+    circuit_predictions: pd.DataFrame,
+) -> pd.DataFrame:
+    """One row per replay ratio with the state before and after; see SUMMARY_COLUMNS.
+
+    "known" is the share of queries about the original people that are answered (its lowest value too, and the step);
+    everything else is about the last checkpoint. Faithfulness is the median of the groups, what is left their mean.
+    NaN where something was not measured.
+
+    Args:
+        predictions, evaluations, shapes, results, circuit_predictions: the tables of those names.
+    """
+    every = (predictions, evaluations, shapes, results, circuit_predictions)
+    ratios = sorted({ratio for table in every for ratio in table.get("ratio", ())})
+    rows = []
+    for ratio in ratios:
+        known, evaluated, shape, result, hits = (table[table["ratio"] == ratio] for table in every)
+        curve = known.groupby("step")["correct"].mean()
+        last = evaluated.tail(1)
+        first_token = last[[name for name in last if str(name).endswith("_first_token_attribute_accuracy")]]
+        row = [
+            ratio,
+            *((curve.iloc[0], curve.iloc[-1], curve.min(), curve.idxmin()) if len(curve) else (np.nan,) * 4),
+            float(first_token.mean(axis=None)) if first_token.size else np.nan,
+            float(last["loss"].iloc[0]) if len(last) else np.nan,
+            _at_end(shape)["edge_jaccard"].mean(),
+            *(_at_end(result[result["origin"] == origin])["faithfulness"].median() for origin in Origin),
+            *(_at_end(hits[hits["origin"] == origin])["hit"].mean() for origin in Origin),
+        ]
+        rows.append(row)
+    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+
+
+def _at_end(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["step"] == table["step"].max()]

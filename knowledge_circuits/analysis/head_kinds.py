@@ -1,0 +1,210 @@
+"""Mover, relation and mixture heads: whose tokens does a head carry the answer from?
+
+A model's logit of one token is a sum over everything that writes to the last position. With the final norm's scale
+frozen at its value in the run, each part's share is its direct logit attribution (DLA), and a head's own share splits
+exactly over the source positions s from which it reads (the output bias b_O apart):
+
+    logit[t] = sum over parts x of  (x . u_t) r,         u_t = the unembedding's column, r = the norm's inverse scale
+    DLA(head) = sum over s of  A[last, s] (v[s] W_O . u_t) r
+
+The subject part sums s over the subject's tokens, the relation part over the rest of the prompt, the start token in
+neither. Averaged over a group's prompts, q = subject / relation tells the kind: a mover head where |q| > 10, a relation
+head where |q| < 1/10, a mixture head between (Ou et al. 2025, section 5).
+
+Shapes: b items, p positions, l layers, h heads, k key/value heads, g = h / k, e d_head, d d_model, n vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.forward import Trace
+
+#: The |q| = |subject / relation| beyond which one part is taken as the whole of it.
+DOMINANCE = 10.0
+
+
+class HeadKind(StrEnum):
+    """Where a head takes the answer's logit from."""
+
+    MOVER = "mover"
+    """The subject's tokens."""
+    RELATION = "relation"
+    """The relation's tokens."""
+    MIXTURE = "mixture"
+    """Both."""
+    NONE = "none"
+    """There is no ratio: both parts are exactly 0, or one is not a number (`original_ratio` can divide by 0)."""
+
+
+def head_kinds(subject: ArrayLike, relation: ArrayLike) -> NDArray[np.str_]:
+    """The kind of each head from its mean subject and relation parts, two arrays of one shape; see `HeadKind`.
+
+    A relation part of 0 beside a subject part that is not makes a mover head.
+    """
+    from_subject, from_relation = np.abs(np.asarray(subject)), np.abs(np.asarray(relation))
+    none = ((from_subject == 0) & (from_relation == 0)) | ~np.isfinite(from_subject + from_relation)
+    mover = from_subject > DOMINANCE * from_relation
+    relational = DOMINANCE * from_subject < from_relation
+    choices = [str(kind) for kind in (HeadKind.NONE, HeadKind.MOVER, HeadKind.RELATION)]
+    return np.select([none, mover, relational], choices, str(HeadKind.MIXTURE))
+
+
+@dataclass(frozen=True)
+class LogitParts:
+    """One token's logit at the last position, taken apart; everything together is the logit.
+
+    Attributes:
+        embedding: [b] the token embedding and, where there is one, the positional embedding.
+        heads: [b, l, h, p] each head's output by the source position that it read.
+        attention_biases: [b, l] the output biases b_O.
+        mlps: [b, l] the MLPs' outputs, their biases included.
+        bias: [b] the unembedding's bias, with the final norm's shift folded in.
+    """
+
+    embedding: Tensor
+    heads: Tensor
+    attention_biases: Tensor
+    mlps: Tensor
+    bias: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """[b] the sum of the parts: the logit."""
+        layers = self.heads.sum((1, 2, 3)) + self.attention_biases.sum(1) + self.mlps.sum(1)
+        return self.embedding + layers + self.bias
+
+
+def logit_parts(decoder: Decoder, trace: Trace, targets: Tensor) -> LogitParts:
+    """Take a token's logit apart.
+
+    Args:
+        decoder: the model.
+        trace: a forward pass of whole prompts (without a prefix).
+        targets: [b] the token of each item whose logit it is.
+
+    Returns:
+        The parts of each item's logit. The scale of the final norm is the run's own.
+    """
+    p = trace.embedded.shape[1]
+    # Columns of the unembedding are centred for a layer norm, so parts need not be.
+    direction = decoder.unembedding[:, targets].T * trace.final_normalized.inverse_scale[:, -1]  # [b, d]
+    embedded = trace.embedded[:, -1]
+    if decoder.positions is not None:
+        embedded = embedded + decoder.positions[p - 1]
+    heads, biases, mlps = [], [], []
+    for block, layer in zip(decoder.blocks, trace.layers, strict=True):
+        heads.append(_by_source(layer.pattern[:, :, -1], layer.heads.v, direction @ block.attention.w_o.T))
+        biases.append(direction @ block.attention.b_o)
+        mlps.append((direction * layer.mlp_output[:, -1]).sum(-1))
+    return LogitParts(
+        embedding=(direction * embedded).sum(-1),
+        heads=torch.stack(heads, 1),
+        attention_biases=torch.stack(biases, 1),
+        mlps=torch.stack(mlps, 1),
+        bias=decoder.unembedding_bias[targets],
+    )
+
+
+def _by_source(pattern: Tensor, v: Tensor, writes: Tensor) -> Tensor:
+    """A[last, s] (v[s] W_O . direction) of one layer, [b, h, p].
+
+    Args:
+        pattern: [b, h, p] of the last query.
+        v: [b, k, p, e].
+        writes: [b, h e] what a unit of each head's z adds to the logit.
+    """
+    b, n_kv, p, e = v.shape
+    per_value = writes.view(b, n_kv, -1, e) @ v.transpose(-1, -2)  # [b, k, g, p]
+    return pattern * per_value.reshape(b, -1, p)
+
+
+@dataclass(frozen=True)
+class SourceParts:
+    """Two parts of every head, subject and relation, each [b, l, h]."""
+
+    subject: Tensor
+    relation: Tensor
+
+
+def split_by_source(heads: Tensor, subject: Tensor) -> SourceParts:
+    """Sum `LogitParts.heads` over the subject's positions and over the relation's.
+
+    Args:
+        heads: [b, l, h, p].
+        subject: [b, p] True at the subject's tokens. Position 0, the start token, is in neither part; all other
+            positions are the relation's.
+    """
+    return SourceParts(*(torch.einsum("blhp,bp->blh", heads, mask.to(heads.dtype)) for mask in _masks(subject)))
+
+
+def _masks(subject: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the subject's and the relation's tokens stand, [b, p] each."""
+    relation = ~subject
+    relation[:, 0] = False
+    return subject, relation
+
+
+@dataclass(frozen=True)
+class VocabularySums:
+    """The unembedding summed over the vocabulary: all that `original_ratio` needs of it.
+
+    Attributes:
+        weight: [d] the sum of W_U's columns, without the final norm.
+        bias: the sum of b_U; 0 where there is none.
+    """
+
+    weight: Tensor
+    bias: float
+
+    @classmethod
+    def of(cls, model: Any) -> VocabularySums:
+        """Read a Hugging Face causal language model's output embedding."""
+        head = model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        weight = head.weight.detach()
+        total = weight.sum(0, dtype=torch.promote_types(weight.dtype, torch.float32)).to(weight.dtype)
+        return cls(total, 0.0 if bias is None else float(bias.detach().double().sum()))
+
+
+def original_ratio(decoder: Decoder, trace: Trace, subject: Tensor, sums: VocabularySums) -> SourceParts:
+    """The two ratios by which the original code tells kinds: a head's subject part and relation part over the whole.
+
+    With H[s] = z[s] W_O, they are sum over the vocabulary of (sum over s in the part of A[last, s] H[s] W_U + b_U),
+    divided by the sum over the vocabulary of (sum over all s of H[s] W_U + b_U). Against the exact split
+    (`split_by_source`):
+
+    - it takes z, a position's own attention output, where the head reads values v, so the parts do not sum to the
+      head's output;
+    - it sums over all tokens of the vocabulary, where the answer's token is asked about: what raises every logit alike
+      counts most, and it changes no probability;
+    - b_U is added to each part and to the whole, though it is no head's output (GPT-2 and Llama have none);
+    - the final norm is left out (its scale would cancel, the weights and, for a layer norm, the centring do not);
+    - the whole is summed over positions without attention weights and can be near 0, so ratios can be of any size.
+
+    Value biases stay in z here; the original's loader moves them into b_O first, which the sums leave out.
+
+    Args:
+        trace: a forward pass of whole prompts with `last_position_only=False`.
+        subject: [b, p] True at the subject's tokens.
+        sums: of the model's own unembedding, which a `Decoder` no longer has.
+    """
+    b, p = subject.shape
+    found: list[tuple[Tensor, ...]] = []
+    for block, layer in zip(decoder.blocks, trace.layers, strict=True):
+        if layer.z.shape[1] != p:
+            raise ValueError("the original's ratio needs z at all positions: run forward with last_position_only=False")
+        writes = (block.attention.w_o @ sums.weight).view(decoder.n_heads, decoder.d_head)
+        logits = torch.einsum("bphe,he->bhp", layer.z.view(b, p, decoder.n_heads, decoder.d_head), writes)
+        whole = logits.sum(-1) + sums.bias  # [b, h]
+        parts = ((layer.pattern[:, :, -1] * logits * mask[:, None]).sum(-1) + sums.bias for mask in _masks(subject))
+        found.append(tuple(part / whole for part in parts))
+    return SourceParts(torch.stack([part[0] for part in found], 1), torch.stack([part[1] for part in found], 1))

@@ -1,0 +1,79 @@
+"""What a run learned, as a small table of text: the last words of scripts/reproduce.sh.
+
+    python -m knowledge_circuits.analysis.summary outputs/train/nano/default
+
+One row per type and frequency band: first-token accuracy of the queries at the first, the middle and the last
+checkpoint, whole-answer accuracy at the last one, and there the mean faithfulness of the tasks' circuits. The table is
+printed and kept as summary.txt in the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from knowledge_circuits.analysis.tables import find_run, last_checkpoint, predictions, run_name
+from knowledge_circuits.command_line import run_program
+from knowledge_circuits.files import InputError, atomic_write
+from knowledge_circuits.runs import Run
+from knowledge_circuits.study import Band, KnowledgeType
+
+_KEYS = ["type", "band"]
+
+
+def learning_table(run: Run) -> pd.DataFrame:
+    """Accuracy and faithfulness by type and band.
+
+    Returns:
+        Rows indexed by (type, band), high bands first. Columns: `epoch <e>` for the first, the middle and the last
+        epoch with predictions (first-token accuracy of the queries), `whole answer` and `faithfulness` (both at the
+        last; faithfulness is NaN where no circuit was evaluated). `people` counts those who were asked about.
+
+    Raises:
+        InputError: the run has no predictions.
+    """
+    answers = predictions(run)
+    if answers.empty:
+        raise InputError(f"{run.path}: no predictions in its checkpoints; run predict.py first")
+    steps = sorted(answers["step"].unique())
+    last = answers[answers["step"] == steps[-1]]
+    table = pd.DataFrame({"people": last.groupby(_KEYS)["full_name"].nunique()})
+    for step in dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1])):
+        asked = answers[answers["step"] == step]
+        table[f"epoch {asked['epoch'].iloc[0]:g}"] = asked.groupby(_KEYS)["first_token_correct"].mean()
+    table["whole answer"] = last.groupby(_KEYS)["correct"].mean()
+    table["faithfulness"] = last_checkpoint(run).groupby(_KEYS)["faithfulness"].mean()
+    order = [(str(kind), str(band)) for kind in KnowledgeType for band in reversed(Band)]
+    return table.reindex([key for key in order if key in table.index])
+
+
+def summary_text(run: Run) -> str:
+    """`learning_table` laid out for a terminal, with a heading that says what the columns are."""
+    table = learning_table(run)
+    asked = [column for column in table if column.startswith("epoch ")]
+    lines = [
+        f"What {run_name(run)} learned. First-token accuracy of the queries ({', '.join(asked)}); at the last epoch",
+        "also whole answers, and the mean faithfulness of the city, company and major circuits.",
+        "",
+        f"{'type':8} {'band':7} {'people':>6}" + "".join(f" {column:>12}" for column in table.columns[1:]),
+    ]
+    for (kind, band), row in table.iterrows():
+        cells = "".join(f" {'-' if pd.isna(value) else format(value, '.2f'):>12}" for value in row.iloc[1:])
+        lines.append(f"{KnowledgeType(kind).symbol:8} {band:7} {int(row['people']):6d}{cells}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="the run's folder, such as outputs/train/nano/default")
+    run = find_run(parser.parse_args().run)
+    text = summary_text(run)
+    with atomic_write(Path(run.path) / "summary.txt") as file:
+        file.write(text)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    run_program(main)

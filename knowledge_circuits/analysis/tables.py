@@ -1,0 +1,571 @@
+"""A run's saved files as tidy tables: one row per observation, `step` and `epoch` in every table.
+
+Nothing here loads a model. A table of something that the run does not have yet is empty, with its columns, so that a
+figure can say so and the rest is drawn. Types, bands, tasks and attributes are plain strings with the values that
+`study` spells out.
+
+    evaluations           one row per evaluation: loss, accuracy, first-token accuracies
+    predictions           one row per checkpoint, person and attribute: was the query answered
+    results               one row per evaluated circuit: faithfulness, edges, entropy
+    circuit_predictions   one row per circuit run alone on one test item: probability, rank, Hit@10
+    circuits              all circuits' membership as two matrices beside their topology
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from knowledge_circuits.engine import topology
+from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.graph_files import read_graph
+from knowledge_circuits.files import InputError, read_json
+from knowledge_circuits.paths import PUBLISHED_ACCURACY, REPOSITORY
+from knowledge_circuits.records import Field, Kind, check_record, checked_json, checked_jsonl, parse_frequency
+from knowledge_circuits.runs import Checkpoint, Run, find_graph
+from knowledge_circuits.study import Band, Group, KnowledgeType, groups
+
+_NUMBER, _COUNT, _FLAG, _TEXT = Kind.NUMBER, Kind.COUNT, Kind.FLAG, Kind.TEXT
+_STEP = (Field("step", _COUNT), Field("epoch", _NUMBER))
+#: What the run's files must say; see `records`.
+EVALUATION_FIELDS = (
+    *_STEP,
+    *(Field(key, _NUMBER, required=False, nullable=True) for key in ("loss", "accuracy")),
+    *(Field(f"{t}_first_token_attribute_accuracy", _NUMBER, False, True) for t in KnowledgeType),
+)
+STATE_FIELDS = (Field("epoch", _NUMBER, required=False, nullable=True),)
+PREDICTION_FIELDS = (
+    *(Field("full_name", _TEXT), Field("attribute", _TEXT), Field("type", _TEXT)),
+    *(Field("correct", _FLAG), Field("first_token_correct", _FLAG, required=False)),
+)
+RESULT_FIELDS = (
+    *(Field(f"{run}_performance", _NUMBER) for run in ("clean_baseline", "corrupted_baseline", "circuit")),
+    *(Field("edges_num", _COUNT), Field("nodes_num", _COUNT)),
+    *(Field("edge_entropy", _NUMBER, nullable=True), Field("faithfulness", _NUMBER, nullable=True)),
+)
+CIRCUIT_PREDICTION_FIELDS = (Field("token_prob", _NUMBER), Field("token_rank", _COUNT))
+
+#: What is said where a figure or table would show circuits and there are none.
+NO_CIRCUITS = "No circuits in this run yet: circuit_discovery.py and circuit_eval.py write them."
+
+#: The attribution method that the paper uses; preferred where a run has several.
+PREFERRED_METHOD = "EAP-IG"
+#: Hit@10: the label's first token is among the ten most probable (rank 0 is best).
+HIT_RANK = 9
+
+GROUP_COLUMNS = ["task", "type", "band"]
+EVALUATION_COLUMNS = ["step", "epoch", "loss", "accuracy"]
+PREDICTION_COLUMNS = [
+    "step",
+    "epoch",
+    "full_name",
+    "attribute",
+    "type",
+    "band",
+    "frequency",
+    "correct",
+    "first_token_correct",
+]
+RESULT_COLUMNS = [
+    "step",
+    "epoch",
+    "circuit_step",
+    *GROUP_COLUMNS,
+    "clean_baseline_performance",
+    "corrupted_baseline_performance",
+    "circuit_performance",
+    "edges_num",
+    "nodes_num",
+    "edge_entropy",
+    "faithfulness",
+]
+CIRCUIT_PREDICTION_COLUMNS = [
+    "step",
+    "epoch",
+    "circuit_step",
+    *GROUP_COLUMNS,
+    "target_type",
+    "target_band",
+    "full_name",
+    "token_prob",
+    "token_rank",
+    "hit",
+]
+CIRCUIT_COLUMNS = [
+    "step",
+    "epoch",
+    *GROUP_COLUMNS,
+    "edges",
+    "nodes",
+    "entropy",
+    "weighted_entropy",
+    "random_walk_entropy",
+    "edge_jaccard",
+    "node_jaccard",
+]
+
+
+def find_run(path: str | None = None, default: str = "outputs/train/nano/default") -> Run:
+    """The run that a notebook or a report is about.
+
+    Args:
+        path: the run's folder; None means the default. A relative one is looked up from the working folder, then from
+            the repository's root.
+        default: the nano run.
+
+    Raises:
+        InputError: no such run.
+    """
+    wanted = Path(path or default).expanduser()
+    for candidate in (wanted, REPOSITORY / wanted):
+        if (candidate / "checkpoints").is_dir():
+            return Run(candidate)
+    raise InputError(
+        f"{wanted}: not a run (no checkpoints/ in it); name a run's folder (`--run` of report.py, `RUN` of a "
+        "notebook), or make nano's with scripts/reproduce.sh"
+    )
+
+
+def run_name(run: Run) -> str:
+    """How figures call the run: the model's name and the run's own."""
+    folder = run.path.resolve()
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def model_name(run: Run) -> str:
+    """The run's `--model`, from its configuration or, without one, from its path."""
+    if run.config.exists():
+        config = read_json(run.config)
+        if isinstance(config, dict) and isinstance(config.get("model"), str):
+            return config["model"]
+    return run.path.resolve().parent.name
+
+
+def epochs(run: Run) -> dict[int, float]:
+    """The epoch of each of the run's checkpoints, by step.
+
+    Known from the evaluations and from each checkpoint's trainer_state.json; checkpoint-0 is epoch 0. A checkpoint
+    that neither tells of is placed by the steps per epoch of those that are.
+
+    Raises:
+        InputError: nothing tells how many steps make an epoch.
+    """
+    checkpoints = run.checkpoints()
+    known: dict[int, float] = {0: 0.0}
+    for row in _optional_jsonl(run.evaluations, EVALUATION_FIELDS):
+        known[int(row["step"])] = float(row["epoch"])
+    for checkpoint in checkpoints:
+        state = Path(checkpoint.path) / "trainer_state.json"
+        if checkpoint.step is not None and state.exists():
+            content = checked_json(state, STATE_FIELDS)
+            if content.get("epoch") is not None:
+                known[checkpoint.step] = float(content["epoch"])
+    pairs = [(step, epoch) for step, epoch in known.items() if step > 0 and epoch > 0]
+    steps = [checkpoint.step for checkpoint in checkpoints if checkpoint.step is not None]
+    if not pairs and any(steps):
+        raise InputError(
+            f"{run.path}: neither evaluations.jsonl nor a trainer_state.json tells the checkpoints' epochs"
+        )
+    per_step = max(pairs)[1] / max(pairs)[0] if pairs else 0.0
+    return {step: known.get(step, step * per_step) for step in steps}
+
+
+def evaluations(run: Run) -> pd.DataFrame:
+    """All evaluations in step order; first-token accuracy by type in columns named by `first_token_column`."""
+    rows = _optional_jsonl(run.evaluations, EVALUATION_FIELDS)
+    table = pd.DataFrame(rows, columns=None if rows else EVALUATION_COLUMNS)
+    return table.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+
+
+def training_loss(run: Run) -> pd.DataFrame:
+    """The loss that the Trainer logged during training: columns step, epoch, loss (empty without a trainer state)."""
+    for checkpoint in reversed(run.checkpoints()):
+        state = Path(checkpoint.path) / "trainer_state.json"
+        if state.exists():
+            history = checked_json(state, STATE_FIELDS).get("log_history", [])
+            if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+                raise InputError(f"{state}: 'log_history' is not a list of objects")
+            rows = [row for row in history if "loss" in row and "epoch" in row]
+            for row in rows:
+                check_record(row, (*_STEP, Field("loss", _NUMBER)), f"{state}, log_history")
+            return pd.DataFrame(rows, columns=["step", "epoch", "loss"])
+    return pd.DataFrame(columns=["step", "epoch", "loss"])
+
+
+def first_token_column(knowledge: KnowledgeType) -> str:
+    """The evaluations' column of one type's first-token accuracy."""
+    return f"{knowledge}_first_token_attribute_accuracy"
+
+
+def first_token_accuracy(run: Run) -> pd.DataFrame:
+    """First-token accuracy on the validation biographies: columns step, epoch, type, accuracy."""
+    table = evaluations(run)
+    parts = [
+        table[["step", "epoch"]].assign(type=str(knowledge), accuracy=table[first_token_column(knowledge)])
+        for knowledge in KnowledgeType
+        if first_token_column(knowledge) in table
+    ]
+    if not parts:
+        return pd.DataFrame(columns=["step", "epoch", "type", "accuracy"])
+    return pd.concat(parts, ignore_index=True).dropna(subset=["accuracy"], ignore_index=True)
+
+
+def published_first_token_accuracy(model: str) -> pd.DataFrame:
+    """The curves that the original published for a model (docs/reference): columns epoch, type, accuracy.
+
+    Empty for a model that is not one of the paper's four. Epochs are evenly spaced from 0 to the last one.
+    """
+    curves = read_json(PUBLISHED_ACCURACY).get(model)
+    if not isinstance(curves, dict):
+        return pd.DataFrame(columns=["epoch", "type", "accuracy"])
+    parts = []
+    for knowledge in KnowledgeType:
+        values = curves[knowledge.symbol]
+        grid = np.linspace(0, curves["last_epoch"], len(values))
+        parts.append(pd.DataFrame({"epoch": grid, "type": str(knowledge), "accuracy": values}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def predictions(run: Run) -> pd.DataFrame:
+    """Every checkpoint's answers to the query prompts; see PREDICTION_COLUMNS."""
+    parts = []
+    keys = ("full_name", "attribute", "type", "frequency", "correct")
+    for checkpoint, epoch in _with_epochs(run):
+        rows = _optional_jsonl(checkpoint.predictions, PREDICTION_FIELDS)
+        for number, row in enumerate(rows, start=1):
+            row["frequency"] = parse_frequency(row.get("frequency"), f"{checkpoint.predictions}, item {number}")
+        if rows:
+            table = pd.DataFrame(rows).reindex(columns=[*keys, "first_token_correct"])
+            parts.append(table.assign(step=checkpoint.step, epoch=epoch))
+    if not parts:
+        return pd.DataFrame(columns=PREDICTION_COLUMNS)
+    table = pd.concat(parts, ignore_index=True)
+    table["frequency"] = table["frequency"].astype(int)
+    table["band"] = table["frequency"].map({f: str(Band.of(f)) for f in table["frequency"].unique()})
+    table["correct"] = table["correct"].astype(float)
+    table["first_token_correct"] = table["first_token_correct"].astype(float)
+    return table[PREDICTION_COLUMNS]
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """One choice of circuits in a run: prompts per group, attribution method, circuit size."""
+
+    circuit_n: int
+    method: str
+    topn: int
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.circuit_n} prompts a group, top {self.topn:,} edges"
+
+
+def settings(run: Run) -> list[Setting]:
+    """The circuit settings that the run has circuits or results of, those with most files first."""
+    count: Counter[Setting] = Counter()
+    for checkpoint in run.checkpoints():
+        for folder in checkpoint.output.glob("circuit_*/type_*/frequency_*/method_*/topn_*"):
+            circuit_n, topn = folder.parts[-5].removeprefix("circuit_"), folder.name.removeprefix("topn_")
+            if circuit_n.isdecimal() and topn.isdecimal():
+                method = folder.parent.name.removeprefix("method_")
+                count[Setting(int(circuit_n), method, int(topn))] += sum(1 for _ in folder.glob("*_graph*"))
+    return sorted(count, key=lambda setting: (-count[setting], setting.method != PREFERRED_METHOD, setting))
+
+
+def main_setting(run: Run) -> Setting | None:
+    """The setting that figures show where none is asked for: the one with most circuits; None without circuits."""
+    return next(iter(settings(run)), None)
+
+
+def results(run: Run, setting: Setting | None = None) -> pd.DataFrame:
+    """The evaluation of every circuit; see RESULT_COLUMNS. faithfulness is NaN where clean equals corrupted.
+
+    `circuit_step` is the checkpoint whose circuit it is: `step` itself unless the circuit was moved.
+
+    Args:
+        setting: which circuits; None means `main_setting`.
+    """
+    parts = []
+    for step, epoch, group, folder in _topn_folders(run, setting):
+        for path in sorted(folder.glob(f"{group.task}*_results.json")):
+            source = _circuit_step(path, group, "_results", step)
+            if source is not None:
+                parts.append(
+                    {
+                        **checked_json(path, RESULT_FIELDS),
+                        "step": step,
+                        "epoch": epoch,
+                        "circuit_step": source,
+                        **_names(group),
+                    }
+                )
+    table = pd.DataFrame(parts, columns=RESULT_COLUMNS)
+    numbers = RESULT_COLUMNS[6:]
+    return table.astype(dict.fromkeys(numbers, float)) if len(table) else table
+
+
+def circuit_predictions(run: Run, setting: Setting | None = None) -> pd.DataFrame:
+    """Every standalone circuit's predictions on test items; see CIRCUIT_PREDICTION_COLUMNS.
+
+    type and band are the circuit's group, target_type and target_band the test items'. hit is 1.0 where the label's
+    first token is among the ten most probable.
+
+    Args:
+        setting: which circuits; None means `main_setting`.
+    """
+    rows: list[dict[str, Any]] = []
+    files, lengths = [], []
+    for step, epoch, group, folder in _topn_folders(run, setting):
+        for path in sorted(folder.glob(f"target_type_*/target_frequency_*/{group.task}*_prediction.jsonl")):
+            source = _circuit_step(path, group, "_prediction", step)
+            if source is None:
+                continue
+            items = list(checked_jsonl(path, CIRCUIT_PREDICTION_FIELDS))
+            rows += items
+            lengths.append(len(items))
+            target = {
+                "target_type": path.parent.parent.name.removeprefix("target_type_"),
+                "target_band": path.parent.name.removeprefix("target_frequency_"),
+            }
+            files.append({"step": step, "epoch": epoch, "circuit_step": source, **_names(group), **target})
+    if not rows:
+        return pd.DataFrame(columns=CIRCUIT_PREDICTION_COLUMNS)
+    table = pd.DataFrame(files).loc[np.repeat(np.arange(len(files)), lengths)].reset_index(drop=True)
+    table["full_name"] = [row.get("full_name", row.get("clean_subject", "")) for row in rows]
+    table["token_prob"] = [float(row["token_prob"]) for row in rows]
+    table["token_rank"] = [int(row["token_rank"]) for row in rows]
+    table["hit"] = (table["token_rank"] <= HIT_RANK).astype(float)
+    return table[CIRCUIT_PREDICTION_COLUMNS]
+
+
+@dataclass(frozen=True)
+class Circuits:
+    """All of a run's own circuits: membership rows in the order of `table`, without the scores.
+
+    Attributes:
+        layout: the model's graph.
+        table: [n] rows, see CIRCUIT_COLUMNS; the Jaccard columns compare with the group's circuit at its last step.
+        edges: [n, E] membership of the real edges, in row-major order of [sources, targets].
+        nodes: [n, N] membership of the nodes, named by `layout.nodes`.
+        activation: [n, l] edge activation ratio by layer.
+    """
+
+    layout: Layout
+    table: pd.DataFrame
+    edges: NDArray[np.bool_]
+    nodes: NDArray[np.bool_]
+    activation: NDArray[np.float64]
+
+    @cached_property
+    def steps(self) -> list[int]:
+        return sorted(self.table["step"].unique().tolist())
+
+    @cached_property
+    def epochs(self) -> list[float]:
+        """The epochs of `steps`."""
+        by_step = self.table.drop_duplicates("step").set_index("step")["epoch"]
+        return [float(by_step[step]) for step in self.steps]
+
+    def activation_table(self) -> pd.DataFrame:
+        """Edge activation ratio in long form: step, epoch, task, type, band, layer, ratio."""
+        keys = self.table[["step", "epoch", *GROUP_COLUMNS]]
+        parts = [keys.assign(layer=layer, ratio=self.activation[:, layer]) for layer in range(self.layout.n_layers)]
+        return pd.concat(parts, ignore_index=True)
+
+    def similarity(self) -> NDArray[np.float64]:
+        """Edge Jaccard similarity between all pairs of checkpoints, mean over the groups that both have, [m, m]."""
+        position = {step: index for index, step in enumerate(self.steps)}
+        total, count = np.zeros((2, len(position), len(position)))
+        for _, rows in self.table.groupby(GROUP_COLUMNS, sort=False):
+            at = [position[step] for step in rows["step"]]
+            total[np.ix_(at, at)] += topology.similarity_map(self.edges[rows.index])
+            count[np.ix_(at, at)] += 1
+        with np.errstate(invalid="ignore"):
+            return total / count
+
+
+#: Sees each circuit once, with its step, epoch and group, while it is in memory.
+Visitor = Callable[[int, float, Group, Graph], None]
+
+
+def circuits(run: Run, setting: Setting | None = None, visit: Visitor | None = None) -> Circuits | None:
+    """Read every checkpoint's own circuits and measure their topology; None where the run has none.
+
+    Args:
+        setting: which circuits; None means `main_setting`.
+        visit: is shown each circuit in turn, so that what else is wanted of the scores needs no second reading.
+    """
+    rows, edges, nodes, activation, layout = [], [], [], [], None
+    places = [
+        (step, epoch, group, path)
+        for step, epoch, group, folder in _topn_folders(run, setting)
+        if (path := find_graph(folder / f"{group.task}_graph.json")) is not None
+    ]
+    for step, epoch, group, path in tqdm(places, desc="reading circuits", unit="circuit", leave=False, delay=5):
+        graph = read_graph(path)
+        if layout is None:
+            layout = graph.layout
+        elif graph.layout != layout:
+            raise InputError(f"{path}: the graph of another model than the run's other circuits")
+        if visit is not None:
+            visit(step, epoch, group, graph)
+        edges.append(topology.membership(graph))
+        nodes.append(topology.nodes(graph))
+        activation.append(topology.edge_activation_ratio(graph))
+        rows.append(
+            {
+                "step": step,
+                "epoch": epoch,
+                **_names(group),
+                "edges": int(edges[-1].sum()),
+                "nodes": int(nodes[-1].sum()),
+                "entropy": topology.circuit_entropy(graph),
+                "weighted_entropy": topology.weighted_entropy(graph),
+                "random_walk_entropy": topology.random_walk_entropy(graph),
+            }
+        )
+    if layout is None:
+        return None
+    table, edge_rows, node_rows = pd.DataFrame(rows), np.stack(edges), np.stack(nodes)
+    last = table.groupby(GROUP_COLUMNS)["step"].transform("idxmax").to_numpy()
+    table["edge_jaccard"] = topology.jaccard(edge_rows, edge_rows[last])
+    table["node_jaccard"] = topology.jaccard(node_rows, node_rows[last])
+    return Circuits(layout, table[CIRCUIT_COLUMNS], edge_rows, node_rows, np.stack(activation))
+
+
+def group_circuits(run: Run, group: Group, setting: Setting | None = None) -> dict[int, Path]:
+    """The files of one group's own circuits, by step, in whichever format they were written.
+
+    Args:
+        setting: which circuits; None means `main_setting`.
+    """
+    setting = setting or main_setting(run)
+    found = {}
+    for checkpoint in run.checkpoints() if setting else []:
+        if setting is not None and checkpoint.step is not None:
+            folder = checkpoint.circuit_folder(setting.circuit_n, group, setting.method)
+            path = find_graph(folder.circuit(setting.topn))
+            if path is not None:
+                found[checkpoint.step] = path
+    return found
+
+
+def circuits_at(run: Run, group: Group, epoch: Sequence[float], setting: Setting | None = None) -> dict[str, Graph]:
+    """One group's circuits at the checkpoints nearest to the given epochs, with headings for
+    `circuit_graph_plot.circuit_graph`.
+
+    Args:
+        epoch: wanted epochs; `inf` means the last one.
+
+    Returns:
+        "epoch <e>" -> circuit; empty where the run has none of the group.
+    """
+    paths, when = group_circuits(run, group, setting), epochs(run)
+    found = {}
+    for wanted in epoch if paths else ():
+        last = max(paths, key=lambda step: when[step])
+        step = last if wanted == float("inf") else min(paths, key=lambda step: abs(when[step] - wanted))
+        found[f"epoch {when[step]:g}"] = read_graph(paths[step])
+    return found
+
+
+def attributes_known(table: pd.DataFrame) -> pd.DataFrame:
+    """How many of the attributes each person's checkpoint answers.
+
+    Args:
+        table: `predictions`.
+
+    Returns:
+        columns type, band, frequency, full_name, then one column per epoch: an integer from 0 to 5.
+    """
+    keys = ["type", "band", "frequency", "full_name"]
+    if table.empty:
+        return pd.DataFrame(columns=keys)
+    wide = table.pivot_table(index=keys, columns="epoch", values="correct", aggfunc="sum")
+    return wide.fillna(0).astype(int).reset_index()
+
+
+def last_checkpoint(run: Run, setting: Setting | None = None) -> pd.DataFrame:
+    """The 18 groups' numbers at the run's last checkpoint with results; see `last_numbers`."""
+    return last_numbers(results(run, setting), circuit_predictions(run, setting), predictions(run))
+
+
+def last_numbers(results: pd.DataFrame, circuit_predictions: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """The 18 groups' numbers at the last checkpoint that each table has.
+
+    Returns:
+        columns task, type, band, edges, nodes, entropy, faithfulness, hit (Hit@10 of the circuit on its own group's
+        test items), accuracy and first_token (of the task's queries); NaN where a part is missing.
+    """
+    table = pd.DataFrame([_names(group) for group in groups()])
+    found = results[results["circuit_step"] == results["step"]]
+    hits = own_circuit_hits(circuit_predictions)
+    answers = predictions.rename(
+        columns={"attribute": "task", "correct": "accuracy", "first_token_correct": "first_token"}
+    )
+    names = {"edges_num": "edges", "nodes_num": "nodes", "edge_entropy": "entropy"}
+    wanted = [*names.values(), "faithfulness"]
+    answered = ["accuracy", "first_token"]
+    for part, columns in ((found.rename(columns=names), wanted), (hits, ["hit"]), (answers, answered)):
+        last = part[part["step"] == part["step"].max()] if len(part) else part
+        means = last.groupby(GROUP_COLUMNS, as_index=False)[columns].mean() if len(last) else None
+        table = (
+            table.merge(means, on=GROUP_COLUMNS, how="left")
+            if means is not None
+            else table.assign(**dict.fromkeys(columns, np.nan))
+        )
+    return table
+
+
+def own_circuit_hits(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `circuit_predictions` where a checkpoint's own circuit runs on its own group's test items."""
+    own = table["circuit_step"] == table["step"]
+    return table[own & (table["type"] == table["target_type"]) & (table["band"] == table["target_band"])]
+
+
+def _optional_jsonl(path: Path, fields: Sequence[Field]) -> list[dict[str, Any]]:
+    return list(checked_jsonl(path, fields)) if path.exists() else []
+
+
+def _with_epochs(run: Run) -> Iterator[tuple[Checkpoint, float]]:
+    by_step = epochs(run)
+    return ((checkpoint, by_step[checkpoint.step]) for checkpoint in run.checkpoints() if checkpoint.step is not None)
+
+
+def _topn_folders(run: Run, setting: Setting | None) -> Iterator[tuple[int, float, Group, Path]]:
+    """Step, epoch, group and folder of every group's circuits under a setting (the main one if None)."""
+    setting = setting or main_setting(run)
+    if setting is None:
+        return
+    for checkpoint, epoch in _with_epochs(run):
+        for group in groups():
+            folder = checkpoint.circuit_folder(setting.circuit_n, group, setting.method).topn_folder(setting.topn)
+            if checkpoint.step is not None and folder.is_dir():
+                yield checkpoint.step, epoch, group, folder
+
+
+def _names(group: Group) -> dict[str, str]:
+    return {"task": str(group.task), "type": str(group.type), "band": str(group.band)}
+
+
+def _circuit_step(path: Path, group: Group, ending: str, own: int) -> int | None:
+    """Whose circuit a file is about: `<task>_results.json` its own, `<task>_from_<step>_results.json` another's.
+
+    None for other files, and for the circuit that was "moved" to where it comes from: it counts once, as its own.
+    """
+    middle = path.stem.removeprefix(str(group.task)).removesuffix(ending)
+    if not middle:
+        return own
+    step = middle.removeprefix("_from_")
+    if not step.isdecimal():
+        return None
+    stayed = int(step) == own and path.with_name(f"{group.task}{ending}{path.suffix}").exists()
+    return None if stayed else int(step)

@@ -1,0 +1,12 @@
+"""The data protocol: people, biographies, other corpora, queries and prompt pairs.
+
+    people          names, facts and frequencies of invented and real people
+    biographies     templates and the texts written from them
+    other_corpora   nano's prior corpus, and the corpora of the forgetting experiment
+    arithmetic      sums in words, part of nano's prior corpus and a skill to test
+    queries         one prompt per attribute of a person, and when an answer is correct
+    prompt_pairs    clean and corrupted prompts of a group, for circuits
+    folder          the files of one generated data set, and the record of how they were made
+
+May import: `engine` (for `PromptPairs`), `models` and the shared vocabulary. The programs in data/ call it.
+"""

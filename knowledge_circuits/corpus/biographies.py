@@ -1,0 +1,136 @@
+"""Synthetic biographies: who the people are, how often each is told of, and the sentences that tell it.
+
+The protocol (Ou et al. 2025, section 3.1): N people, of whom a share are real ("revised": the model knows them, the
+facts are new) and the rest invented ("new"). Each has five attributes drawn from pools and a frequency
+round(Exp(0.4)), at least 1; revised person i has the frequency of new person floor(i n_new / n_revised), so both types
+have the same distribution. A biography is five sentences, one per attribute, each from a randomly chosen template, in
+random order; the corpus has as many biographies of a person as the frequency says, in random order.
+
+Everything is a function of a seed and of the pools: each purpose draws from its own stream (`stream`), in a fixed
+order, so the same seed gives the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from knowledge_circuits.corpus.people import Person, Stream, stream
+from knowledge_circuits.files import InputError, read_json
+from knowledge_circuits.study import Attribute
+
+
+@dataclass(frozen=True)
+class Template:
+    """A sentence with one place for the subject and one for the attribute's value.
+
+    Filled by joining, not by formatting, so that names with braces or with the words of a placeholder stay as they are.
+    """
+
+    before: str
+    between: str
+    after: str
+    subject_first: bool
+
+    @classmethod
+    def parse(cls, text: Any, where: str) -> Template:
+        """Split a text at `{subject}` and `{value}`.
+
+        Raises:
+            InputError: it does not have both exactly once.
+        """
+        parts = re.split(r"(\{subject\}|\{value\})", text) if isinstance(text, str) else []
+        if len(parts) != 5 or parts[1] == parts[3]:
+            raise InputError(f"{where}: a template has {{subject}} and {{value}} exactly once each, unlike {text!r}")
+        return cls(parts[0], parts[2], parts[4], parts[1] == "{subject}")
+
+    def fill(self, subject: str, value: str) -> str:
+        """The sentence about a subject."""
+        first, second = (subject, value) if self.subject_first else (value, subject)
+        return f"{self.before}{first}{self.between}{second}{self.after}"
+
+
+Templates = Mapping[Attribute, Sequence[Template]]
+
+
+def load_templates(folder: str | Path, count: int | None = None) -> dict[Attribute, tuple[Template, ...]]:
+    """Read the templates, one JSON list of texts per attribute, `<attribute>.json`.
+
+    Args:
+        folder: of the files.
+        count: take only so many of each attribute, evenly spaced in their list; all when None.
+
+    Raises:
+        InputError: a file is missing, empty, shorter than `count` or has a text that is not a template.
+    """
+    templates = {}
+    for attribute in Attribute:
+        path = Path(folder) / f"{attribute}.json"
+        content = read_json(path)
+        if not isinstance(content, list) or not content:
+            raise InputError(f"{path}: a JSON list of texts is wanted")
+        found = [Template.parse(text, f"{path}, entry {index}") for index, text in enumerate(content)]
+        if count is not None and count > len(found):
+            raise InputError(f"{path}: {count} templates were asked for, but it holds {len(found)}")
+        wanted = len(found) if count is None else count
+        templates[attribute] = tuple(found[index * len(found) // wanted] for index in range(wanted))
+    return templates
+
+
+@dataclass(frozen=True)
+class Biography:
+    """A person and one text about the person: a line of train.jsonl."""
+
+    person: Person
+    text: str
+
+    def to_row(self) -> dict[str, Any]:
+        """The biography as a JSON object: the person's keys and `text`."""
+        return {**self.person.to_row(), "text": self.text}
+
+
+def write_biographies(
+    people: Sequence[Person], copies: Sequence[int], templates: Templates, generator: np.random.Generator
+) -> list[Biography]:
+    """Biographies of people in random order: five sentences each, one per attribute, in random order.
+
+    A person's biographies do not stand together, so that no training block gives a fact away by an earlier copy.
+
+    Args:
+        people: whom to write about.
+        copies: how many biographies each person gets.
+        templates: the sentences of each attribute.
+        generator: draws the order of biographies, then the templates, then the order of sentences.
+    """
+    owners = generator.permutation(np.repeat(np.arange(len(people)), copies))
+    attributes = list(Attribute)
+    chosen = np.stack([generator.integers(len(templates[a]), size=len(owners)) for a in attributes], axis=1)
+    orders = np.argsort(generator.random((len(owners), len(attributes))), axis=1, kind="stable")
+    biographies = []
+    rows = zip(owners.tolist(), chosen.tolist(), orders.tolist(), strict=True)
+    for owner, picks, order in tqdm(rows, total=len(owners), desc="biographies", unit="", delay=1, leave=False):
+        person = people[owner]
+        sentences = []
+        for place in order:
+            attribute = attributes[place]
+            sentences.append(templates[attribute][picks[place]].fill(person.full_name, person.value(attribute)))
+        biographies.append(Biography(person, " ".join(sentences)))
+    return biographies
+
+
+def training_corpus(people: Sequence[Person], templates: Templates, seed: int) -> list[Biography]:
+    """The corpus of continual pre-training: each person's biography as often as the frequency says."""
+    frequencies = [person.frequency for person in people]
+    return write_biographies(people, frequencies, templates, stream(seed, Stream.TEXTS))
+
+
+def sample_validation(biographies: Sequence[Biography], lines: int, seed: int) -> list[Biography]:
+    """A seeded sample of the corpus's lines, in the corpus's order; all of them where there are fewer."""
+    chosen = stream(seed, Stream.VALIDATION).permutation(len(biographies))[:lines]
+    return [biographies[index] for index in sorted(chosen.tolist())]

@@ -1,0 +1,144 @@
+"""Corpora besides the training corpus: a past for a model that has none, and what comes after training.
+
+The prior corpus gives the nano model what a pretrained model has: the revised people, told of with other facts than
+they will have later, stand in it among background people and small sums; the new people do not. So the revised are
+known names when continual pre-training begins, and there is a skill (addition) that can be lost.
+
+The forgetting corpora continue the training of a finished model: people it has never met, the same people with facts
+that contradict what it learned, and the originals once each, to be replayed among either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND, arithmetic_text
+from knowledge_circuits.corpus.biographies import Biography, Templates, write_biographies
+from knowledge_circuits.corpus.people import Person, Pools, Stream, contradict, draw_people, invented_names, stream
+from knowledge_circuits.files import InputError, numbered_jsonl
+from knowledge_circuits.study import KnowledgeType
+
+# --- forgetting -----------------------------------------------------------------------------------------------------
+
+
+def forget_new_corpus(
+    people: Sequence[Person], count: int, copies: int, pools: Pools, templates: Templates, seed: int
+) -> list[Biography]:
+    """Biographies of invented people whom neither the training corpus nor the pool of real people has.
+
+    Args:
+        people: of the training corpus, whose names are avoided.
+        count: how many invented people.
+        copies: biographies of each, which is also their frequency.
+        pools: names and facts.
+        templates: sentences.
+        seed: of the data.
+    """
+    taken = [person.full_name for person in people]
+    names = invented_names(count, pools, stream(seed, Stream.FORGET_NAMES), taken)
+    facts = stream(seed, Stream.FORGET_FACTS)
+    strangers = draw_people(names, [copies] * count, KnowledgeType.NEW, pools, facts)
+    return write_biographies(strangers, [copies] * count, templates, stream(seed, Stream.FORGET_TEXTS))
+
+
+def forget_conflict_corpus(
+    people: Sequence[Person], copies: int, pools: Pools, templates: Templates, seed: int
+) -> list[Biography]:
+    """Biographies of the same people in which every attribute differs from what the training corpus said.
+
+    Type and frequency stay those of the training corpus, so that what is overwritten can be followed by group.
+    """
+    changed = contradict(people, pools, stream(seed, Stream.CONFLICT_FACTS))
+    return write_biographies(changed, [copies] * len(people), templates, stream(seed, Stream.CONFLICT_TEXTS))
+
+
+def replay_corpus(people: Sequence[Person], copies: int, templates: Templates, seed: int) -> list[Biography]:
+    """Biographies of the original people with their facts, each person equally often, in newly chosen sentences."""
+    return write_biographies(people, [copies] * len(people), templates, stream(seed, Stream.REPLAY_TEXTS))
+
+
+# --- nano's past ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PriorSizes:
+    """How much of what stands in the prior corpus.
+
+    Attributes:
+        biographies_per_person: of each revised person.
+        background_people: invented people whom later corpora never mention.
+        background_biographies: of each background person.
+        arithmetic_lines: sums, each its own line.
+        held_out_people: further background people who are left out, to measure perplexity on.
+    """
+
+    biographies_per_person: int = 3
+    background_people: int = 350
+    background_biographies: int = 2
+    arithmetic_lines: int = 2_000
+    held_out_people: int = 50
+
+
+def prior_corpus(
+    new: Sequence[Person],
+    revised: Sequence[Person],
+    pools: Pools,
+    templates: Templates,
+    sizes: PriorSizes,
+    seed: int,
+) -> tuple[list[str], list[str]]:
+    """The texts of nano's past, in random order, and held-out texts of the same kind.
+
+    Args:
+        new: people whose names must not occur.
+        revised: people who occur with other facts than theirs.
+        pools: names and facts.
+        templates: sentences.
+        sizes: how much of what.
+        seed: of the data.
+
+    Returns:
+        the prior texts, held-out texts (one biography of each held-out person).
+    """
+    count = sizes.background_people + sizes.held_out_people
+    taken = [person.full_name for person in chain(new, revised)]
+    names = invented_names(count, pools, stream(seed, Stream.BACKGROUND_NAMES), taken)
+    strangers = draw_people(names, [1] * count, KnowledgeType.NEW, pools, stream(seed, Stream.BACKGROUND_FACTS))
+    background, held_out = strangers[: sizes.background_people], strangers[sizes.background_people :]
+
+    known = contradict(revised, pools, stream(seed, Stream.PRIOR_FACTS))
+    copies = [sizes.biographies_per_person] * len(known) + [sizes.background_biographies] * len(background)
+    told = write_biographies([*known, *background], copies, templates, stream(seed, Stream.PRIOR_TEXTS))
+    texts = [biography.text for biography in told]
+    texts += arithmetic_corpus(sizes.arithmetic_lines, stream(seed, Stream.ARITHMETIC))
+    order = stream(seed, Stream.PRIOR_ORDER).permutation(len(texts)).tolist()
+
+    kept_back = write_biographies(held_out, [1] * len(held_out), templates, stream(seed, Stream.PRIOR_TEXTS, 1))
+    return [texts[index] for index in order], [biography.text for biography in kept_back]
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """The `text` of every line of a corpus.
+
+    Raises:
+        InputError: with file, line and reason.
+    """
+    texts = []
+    for number, row in numbered_jsonl(path, ["text"]):
+        if not isinstance(row["text"], str):
+            raise InputError(f"{path}, line {number}: 'text' must be a text, not {row['text']!r}")
+        texts.append(row["text"])
+    return texts
+
+
+def arithmetic_corpus(lines: int, generator: np.random.Generator) -> list[str]:
+    """Sums of operands from 0 to `LARGEST_OPERAND`, one a line; all of them once before any comes again."""
+    side = LARGEST_OPERAND + 1
+    rounds = [generator.permutation(side * side) for _ in range(-(-lines // (side * side)))]
+    chosen = np.concatenate([np.empty(0, dtype=np.int64), *rounds])[:lines].tolist()
+    return [arithmetic_text(*divmod(pair, side)) for pair in chosen]

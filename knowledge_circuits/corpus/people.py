@@ -1,0 +1,473 @@
+"""Synthetic people: their names, facts and frequencies.
+
+The protocol (Ou et al. 2025, section 3.1): N people, of whom a share are real ("revised": the model knows them, the
+facts are new) and the rest invented ("new"). Each has five attributes drawn from pools and a frequency
+round(Exp(0.4)), at least 1; revised person i has the frequency of new person floor(i n_new / n_revised), so both types
+have the same distribution.
+
+Everything is a function of a seed and of the pools: each purpose draws from its own stream (`stream`), in a fixed
+order, so the same seed gives the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from knowledge_circuits.corpus.folder import DataFolder
+from knowledge_circuits.files import InputError, numbered_jsonl, read_json, read_text
+from knowledge_circuits.records import parse_frequency, parse_type
+from knowledge_circuits.study import Attribute, Band, KnowledgeType
+
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+
+
+LAST_DAY = 28
+
+
+BIRTH_YEARS = (1900, 2025)
+
+
+class Stream(IntEnum):
+    """The independent random streams of the data; a purpose never disturbs another's draws."""
+
+    NEW_NAMES = 1
+    REVISED_NAMES = 2
+    FREQUENCIES = 3
+    NEW_FACTS = 4
+    REVISED_FACTS = 5
+    TEXTS = 6
+    VALIDATION = 7
+    TEST = 8
+    CIRCUIT_PEOPLE = 9
+    CORRUPTION = 10
+    FORGET_NAMES = 11
+    FORGET_FACTS = 12
+    FORGET_TEXTS = 13
+    CONFLICT_FACTS = 14
+    CONFLICT_TEXTS = 15
+    REPLAY_TEXTS = 16
+    PRIOR_FACTS = 17
+    PRIOR_TEXTS = 18
+    BACKGROUND_NAMES = 19
+    BACKGROUND_FACTS = 20
+    ARITHMETIC = 21
+    PRIOR_ORDER = 22
+
+
+def stream(seed: int, purpose: Stream, index: int = 0) -> np.random.Generator:
+    """The random generator of one purpose under a seed.
+
+    Args:
+        seed: of the data, at least 0.
+        purpose: what is drawn.
+        index: where one purpose needs several streams.
+    """
+    return np.random.default_rng([seed, int(purpose), index])
+
+
+@dataclass(frozen=True)
+class Person:
+    """One person and the facts that a corpus tells: a line of new.jsonl, revised.jsonl or test.jsonl.
+
+    Attributes:
+        frequency: how often the person's biography stands in the training corpus.
+        type: whether the model knew the person before.
+    """
+
+    full_name: str
+    birth_date: str
+    birth_month: str
+    birth_year: str
+    birthday: str
+    city: str
+    major: str
+    university: str
+    company: str
+    frequency: int
+    type: KnowledgeType
+
+    @property
+    def band(self) -> Band:
+        """The frequency band."""
+        return Band.of(self.frequency)
+
+    def value(self, attribute: Attribute) -> str:
+        """The attribute's value as texts tell it."""
+        return str(getattr(self, attribute.value))
+
+    def to_row(self) -> dict[str, Any]:
+        """The person as a JSON object."""
+        return {**self.__dict__, "type": self.type.value}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], where: str) -> Person:
+        """The person of a JSON object; keys that are not a person's are left aside.
+
+        Args:
+            where: file and line, for errors.
+
+        Raises:
+            InputError: a key is missing, or a value is not what it must be.
+        """
+        missing = [key for key in PERSON_KEYS if key not in row]
+        if missing:
+            raise InputError(f"{where}: no key {', '.join(map(repr, missing))}")
+        texts = {key: _text_of(row[key], key, where) for key in TEXT_KEYS}
+        return cls(**texts, frequency=parse_frequency(row["frequency"], where), type=parse_type(row["type"], where))
+
+
+TEXT_KEYS = (
+    *("full_name", "birth_date", "birth_month", "birth_year"),
+    *("birthday", "city", "major", "university", "company"),
+)
+
+
+PERSON_KEYS = (*TEXT_KEYS, "frequency", "type")
+
+
+def _text_of(value: Any, key: str, where: str) -> str:
+    """A non-empty text; day and year may be given as integers."""
+    if isinstance(value, int) and not isinstance(value, bool) and key in ("birth_date", "birth_year"):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: {key!r} must be a text that is not empty, not {value!r}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise InputError(f"{where}: {key!r} has half a surrogate pair, which is no character: {value!r}")
+    return value
+
+
+def read_entities(path: str | Path, least: int = 1) -> list[Person]:
+    """Read a file of people (new.jsonl, revised.jsonl, test.jsonl): one line each, no name twice.
+
+    Args:
+        path: the file.
+        least: how many people there must be at least.
+
+    Raises:
+        InputError: with file, line and reason; also where there are too few people in the file.
+    """
+    people: list[Person] = []
+    lines: dict[str, int] = {}
+    for number, row in numbered_jsonl(path):
+        person = Person.from_row(row, f"{path}, line {number}")
+        if person.full_name in lines:
+            first = lines[person.full_name]
+            raise InputError(f"{path}, line {number}: {person.full_name!r} already stands on line {first}")
+        lines[person.full_name] = number
+        people.append(person)
+    if len(people) < least:
+        raise InputError(f"{path}: {len(people) or 'no'} people in it")
+    return people
+
+
+def read_people_of(folder: DataFolder) -> tuple[list[Person], list[Person]]:
+    """The new and the revised people of a data folder; one of the two files may be empty.
+
+    Raises:
+        InputError: a file is missing or malformed, a name stands in both, or nobody in either.
+    """
+    paths = [folder.require(path, "datapoint_generation.py") for path in (folder.new, folder.revised)]
+    new, revised = (read_entities(path, least=0) for path in paths)
+    both = sorted({person.full_name for person in new} & {person.full_name for person in revised})
+    if both:
+        raise InputError(f"{both[0]!r} stands both in {paths[0]} and in {paths[1]}; a person is new or revised")
+    if not new and not revised:
+        raise InputError(f"{folder.path}: no people in new.jsonl nor in revised.jsonl")
+    return new, revised
+
+
+def count_table(people: Iterable[Person]) -> str:
+    """How many people there are of each type and band, as a small text table."""
+    counts = Counter((person.type, person.band) for person in people)
+    lines = [f"{'people':<10}" + "".join(f"{band:>9}" for band in Band)]
+    for type_ in KnowledgeType:
+        lines.append(f"{type_:<10}" + "".join(f"{counts[type_, band]:>9,}" for band in Band))
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Pools:
+    """What names and facts are drawn from; no pool holds anything twice."""
+
+    first_names: tuple[str, ...]
+    middle_names: tuple[str, ...]
+    last_names: tuple[str, ...]
+    cities: tuple[str, ...]
+    companies: tuple[str, ...]
+    majors: tuple[str, ...]
+    universities: tuple[str, ...]
+    people: tuple[str, ...]
+    birth_years: tuple[int, int] = BIRTH_YEARS
+
+
+_POOL_FILES = (
+    *("first_names", "middle_names", "last_names"),
+    *("cities", "companies", "majors", "universities"),
+)
+
+
+def load_pools(
+    folder: str | Path, people_file: str | Path | None = None, birth_years: tuple[int, int] = BIRTH_YEARS
+) -> Pools:
+    """Read the selection pools.
+
+    Args:
+        folder: has one JSON list of texts per pool, `<pool>.json`.
+        people_file: a CSV with a `name` column instead of `people.json`.
+        birth_years: the first and the last year of birth.
+
+    Raises:
+        InputError: a pool is missing, malformed or empty, or the years are in the wrong order.
+    """
+    if birth_years[0] > birth_years[1]:
+        raise InputError(f"the first birth year, {birth_years[0]}, is after the last, {birth_years[1]}")
+    pools = {name: _read_pool(Path(folder) / f"{name}.json") for name in _POOL_FILES}
+    people = read_people(people_file) if people_file is not None else _read_pool(Path(folder) / "people.json")
+    return Pools(**pools, people=people, birth_years=birth_years)
+
+
+def _read_pool(path: Path) -> tuple[str, ...]:
+    content = read_json(path)
+    if not isinstance(content, list) or not content:
+        raise InputError(f"{path}: a JSON list of texts is wanted")
+    return tuple(dict.fromkeys(_text_of(entry, f"entry {index}", str(path)) for index, entry in enumerate(content)))
+
+
+def read_people(path: str | Path) -> tuple[str, ...]:
+    """Read the `name` column of a CSV; a name that stands there twice counts once, and that is said.
+
+    Raises:
+        InputError: no such column, or no names in it.
+    """
+    limit = csv.field_size_limit(sys.maxsize)  # such files also carry whole articles
+    try:
+        reader = csv.DictReader(read_text(path).lstrip("\ufeff").splitlines(keepends=True))
+        if "name" not in (reader.fieldnames or []):
+            raise InputError(f"{path}: no column `name` in its first line")
+        names = [" ".join((row["name"] or "").split()) for row in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}: not valid CSV ({error})") from None
+    finally:
+        csv.field_size_limit(limit)
+    names = [_text_of(name, "name", str(path)) for name in names if name]
+    different = tuple(dict.fromkeys(names))
+    if not different:
+        raise InputError(f"{path}: no names in its column `name`")
+    if len(different) < len(names):
+        print(
+            f"{path}: {len(names) - len(different)} of {len(names)} names stand there more than once; each counts once"
+        )
+    return different
+
+
+def invented_names(count: int, pools: Pools, generator: np.random.Generator, taken: Collection[str] = ()) -> list[str]:
+    """Draw different full names "first middle last" that no real or other person has.
+
+    Args:
+        count: how many.
+        taken: names to avoid, besides the pool of real people.
+
+    Raises:
+        InputError: the pools make too few names.
+    """
+    parts = (pools.first_names, pools.middle_names, pools.last_names)
+    sizes = [len(part) for part in parts]
+    total = sizes[0] * sizes[1] * sizes[2]
+    avoid = {*pools.people, *taken}
+    if count > total:
+        raise InputError(
+            f"{count:,} invented names are wanted and the name pools make only {total:,}; add names to them"
+        )
+    names: list[str] = []
+    for size in (min(total, 2 * count + 100), total):  # the second time all there are, where few are free
+        names, seen = [], set(avoid)
+        for combination in generator.choice(total, size=size, replace=False).tolist():
+            if len(names) == count:
+                break
+            rest, last = divmod(combination, sizes[2])
+            first, middle = divmod(rest, sizes[1])
+            triple = (parts[0][first], parts[1][middle], parts[2][last])
+            name = " ".join(triple)
+            if name not in seen and len(set(triple)) == 3:
+                seen.add(name)
+                names.append(name)
+        if len(names) == count:
+            return names
+    raise InputError(
+        f"{count:,} invented names are wanted and the name pools make only {len(names):,}; add names to them"
+    )
+
+
+def draw_frequencies(count: int, rate: float, generator: np.random.Generator) -> list[int]:
+    """`count` times round(Exp(rate)), at least 1, from the largest to the smallest."""
+    if not rate > 0 or not np.isfinite(rate):
+        raise InputError(f"the frequency rate must be a number above 0, not {rate}")
+    drawn = np.maximum(1, np.rint(generator.exponential(1.0 / rate, size=count)).astype(np.int64))
+    return sorted(drawn.tolist(), reverse=True)
+
+
+def _fact_pools(pools: Pools) -> dict[str, tuple[str, ...]]:
+    """Per drawn key of a person, the values it can take."""
+    first, last = pools.birth_years
+    return {
+        "birth_date": tuple(str(day) for day in range(1, LAST_DAY + 1)),
+        "birth_month": MONTHS,
+        "birth_year": tuple(str(year) for year in range(first, last + 1)),
+        "city": pools.cities,
+        "major": pools.majors,
+        "university": pools.universities,
+        "company": pools.companies,
+    }
+
+
+def _people(
+    names: Sequence[str], facts: Mapping[str, Sequence[str]], frequencies: Sequence[int], type_: KnowledgeType
+) -> list[Person]:
+    """People from columns; the birthday is put together from its three parts."""
+    keys = list(facts)
+    people = []
+    for name, frequency, values in zip(names, frequencies, zip(*facts.values(), strict=True), strict=True):
+        row = dict(zip(keys, values, strict=True))
+        birthday = f"{row['birth_date']} {row['birth_month']}, {row['birth_year']}"
+        people.append(Person(full_name=name, birthday=birthday, frequency=frequency, type=type_, **row))
+    return people
+
+
+def draw_people(
+    names: Sequence[str],
+    frequencies: Sequence[int],
+    type_: KnowledgeType,
+    pools: Pools,
+    generator: np.random.Generator,
+) -> list[Person]:
+    """Give every name facts drawn uniformly from the pools, and its frequency."""
+    facts = {}
+    for key, pool in _fact_pools(pools).items():
+        facts[key] = [pool[index] for index in generator.integers(len(pool), size=len(names)).tolist()]
+    return _people(names, facts, frequencies, type_)
+
+
+def contradict(people: Sequence[Person], pools: Pools, generator: np.random.Generator) -> list[Person]:
+    """The same people with other facts: every attribute, and every part of the birthday, differs from what it was.
+
+    Raises:
+        InputError: a pool has no other value.
+    """
+    other: dict[str, list[str]] = {}
+    for key, pool in _fact_pools(pools).items():
+        if len(pool) < 2:
+            raise InputError(f"contradicting a {key} takes at least two values in its pool, which has {len(pool)}")
+        place = {value: index for index, value in enumerate(pool)}
+        shifts = generator.integers(1, len(pool), size=len(people)).tolist()
+        old = (place.get(getattr(person, key), 0) for person in people)
+        other[key] = [pool[(index + shift) % len(pool)] for index, shift in zip(old, shifts, strict=True)]
+    changed = []
+    for person, values in zip(people, zip(*other.values(), strict=True), strict=True):
+        row = dict(zip(other, values, strict=True))
+        birthday = f"{row['birth_date']} {row['birth_month']}, {row['birth_year']}"
+        changed.append(replace(person, birthday=birthday, **row))
+    return changed
+
+
+DEFAULT_REVISED_SHARE = 0.2
+
+
+DEFAULT_FREQUENCY_RATE = 0.4
+
+
+def revised_count(n: int, share: float | None, pool_size: int) -> int:
+    """How many of N people are real ones.
+
+    Args:
+        n: people in all.
+        share: the share asked for; None means 20%, or as many as the pool has, which is then said.
+        pool_size: real people there are.
+
+    Raises:
+        InputError: the share is no share, or asks for more people than the pool has.
+    """
+    wanted = DEFAULT_REVISED_SHARE if share is None else share
+    if not 0 <= wanted <= 1:
+        raise InputError(f"the revised share must lie between 0 and 1, not {wanted}")
+    count = int(n * wanted + 0.5)
+    if count <= pool_size:
+        return count
+    if share is not None:
+        raise InputError(
+            f"a revised share of {share:g} of {n:,} people asks for {count:,} real people and the pool holds "
+            f"{pool_size:,}; give more with --people_file (a CSV with a `name` column) or lower --revised_share"
+        )
+    print(
+        f"revised share: {pool_size / n:.1%} ({pool_size:,} of {n:,}), all the real people in the pool, instead of 20%"
+    )
+    return pool_size
+
+
+def generate_people(
+    n: int, seed: int, pools: Pools, revised_share: float | None = None, frequency_rate: float = DEFAULT_FREQUENCY_RATE
+) -> tuple[list[Person], list[Person]]:
+    """The new and the revised people of a data set, each from the most to the least frequent.
+
+    Args:
+        n: people in all.
+        seed: of the data.
+        pools: names and facts.
+        revised_share: see `revised_count`.
+        frequency_rate: the rate of the exponential distribution of frequencies.
+
+    Returns:
+        new people, revised people.
+    """
+    n_revised = revised_count(n, revised_share, len(pools.people))
+    n_new = n - n_revised
+    names = invented_names(n_new, pools, stream(seed, Stream.NEW_NAMES))
+    frequencies = draw_frequencies(n_new or n_revised, frequency_rate, stream(seed, Stream.FREQUENCIES))
+    order = stream(seed, Stream.REVISED_NAMES).permutation(len(pools.people))[:n_revised].tolist()
+    revised = draw_people(
+        [pools.people[index] for index in order],
+        [frequencies[i * len(frequencies) // n_revised] for i in range(n_revised)],
+        KnowledgeType.REVISED,
+        pools,
+        stream(seed, Stream.REVISED_FACTS),
+    )
+    new = draw_people(names, frequencies[:n_new], KnowledgeType.NEW, pools, stream(seed, Stream.NEW_FACTS))
+    return new, revised
+
+
+def sample_test(people: Sequence[Person], per_group: int, seed: int) -> list[Person]:
+    """The people who are asked about: the same number from each type and band, or all where there are fewer.
+
+    Args:
+        people: new and revised ones.
+        per_group: how many of each type and band.
+        seed: of the data.
+
+    Returns:
+        The sample in the order of `people`.
+    """
+    return sample_groups(people, per_group, stream(seed, Stream.TEST))
+
+
+def sample_groups(people: Sequence[Person], per_group: int, generator: np.random.Generator) -> list[Person]:
+    """At most `per_group` people of each type and band, drawn without replacement, in the order they came."""
+    places: dict[tuple[KnowledgeType, Band], list[int]] = {
+        (type_, band): [] for type_ in KnowledgeType for band in Band
+    }
+    for index, person in enumerate(people):
+        places[person.type, person.band].append(index)
+    chosen: list[int] = []
+    for indices in places.values():
+        chosen += [indices[place] for place in generator.permutation(len(indices))[:per_group].tolist()]
+    return [people[index] for index in sorted(chosen)]

@@ -1,0 +1,246 @@
+"""Clean and corrupted prompts: what a circuit is found on.
+
+A pair asks the same question about two people whose names have the same number of tokens, so that a difference
+between the two runs is a difference of people and not of positions. The clean label is the first token of the clean
+person's value, the corrupted label that of the other one's; the metric of attribution is their logit difference.
+Pairs whose labels share the first token stay (their metric is 0) and are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from knowledge_circuits.corpus.people import Person, Stream, sample_groups, stream
+from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.files import InputError, numbered_jsonl
+from knowledge_circuits.models.tokenization import encode_prompt, label_text, label_token_id, start_token_id
+from knowledge_circuits.records import parse_frequency, parse_type
+from knowledge_circuits.study import Attribute, Band, Group
+
+#: What a row of circuit data must have.
+_KEYS = (
+    "clean_subject",
+    "clean_label",
+    "clean_label_idx",
+    "corrupted_subject",
+    "corrupted_label",
+    "corrupted_label_idx",
+    "frequency",
+    "type",
+)
+
+#: A name length with this many subjects or fewer gives too little choice of corrupted subjects.
+RARE_LENGTH = 5
+
+
+@dataclass(frozen=True)
+class CircuitPair:
+    """One line of circuit data: a person, another one of the same name length, and the first tokens of their values.
+
+    Attributes:
+        clean: the person who is asked about; gives frequency and type.
+        corrupted: the person put in the first one's place.
+    """
+
+    clean: Person
+    clean_label: str
+    clean_label_idx: int
+    corrupted: Person
+    corrupted_label: str
+    corrupted_label_idx: int
+
+    def to_row(self) -> dict[str, Any]:
+        """The pair as a JSON object."""
+        return {
+            "clean_subject": self.clean.full_name,
+            "clean_label": self.clean_label,
+            "clean_label_idx": self.clean_label_idx,
+            "corrupted_subject": self.corrupted.full_name,
+            "corrupted_label": self.corrupted_label,
+            "corrupted_label_idx": self.corrupted_label_idx,
+            "frequency": self.clean.frequency,
+            "type": self.clean.type.value,
+        }
+
+
+@dataclass(frozen=True)
+class CircuitData:
+    """The pairs of one task, and what was left out of them.
+
+    Attributes:
+        pairs: in the order of the test sample.
+        rare_lengths: per name length in tokens that too few subjects have, how many were dropped.
+        uneven: pairs dropped because the whole prompts differ in length though the names do not.
+        same_label: pairs kept though their labels share the first token.
+    """
+
+    task: Attribute
+    pairs: tuple[CircuitPair, ...]
+    rare_lengths: dict[int, int]
+    uneven: int
+    same_label: int
+
+
+def circuit_data(
+    people: Sequence[Person],
+    task: Attribute,
+    tokenizer: PreTrainedTokenizerBase,
+    circuit_n: int,
+    seed: int,
+    rare_length: int = RARE_LENGTH,
+) -> CircuitData:
+    """Pair the people of a test sample for one task.
+
+    Args:
+        people: the test sample; clean and corrupted subjects both come from it.
+        task: the attribute that is asked for.
+        tokenizer: the model's.
+        circuit_n: pairs of each type and band, at most.
+        seed: of the data.
+        rare_length: a name length with so many subjects or fewer is dropped.
+
+    Raises:
+        InputError: the tokenizer has neither BOS nor EOS, or a value adds no token to its prompt.
+    """
+    start_token_id(tokenizer)
+    by_length: dict[int, list[Person]] = {}
+    lengths = dict(zip(people, _token_counts(tokenizer, [person.full_name for person in people]), strict=True))
+    for person in people:
+        by_length.setdefault(lengths[person], []).append(person)
+    rare = {length: len(same) for length, same in sorted(by_length.items()) if len(same) <= rare_length}
+    candidates = [person for person in people if lengths[person] not in rare]
+    chosen = sample_groups(candidates, circuit_n, stream(seed, Stream.CIRCUIT_PEOPLE))
+    partners = _draw_partners(chosen, lengths, by_length, seed, task)
+
+    prompts = [task.prompt(person.full_name) for person in people]
+    prompt_lengths = dict(zip(people, _token_counts(tokenizer, prompts), strict=True))
+    couples = list(zip(chosen, partners, strict=True))
+    even = [couple for couple in couples if prompt_lengths[couple[0]] == prompt_lengths[couple[1]]]
+    labels = _Labels(tokenizer, task)
+    pairs = tuple(labels.pair(*couple) for couple in tqdm(even, desc=f"{task} pairs", delay=1, leave=False))
+    same_label = sum(pair.clean_label_idx == pair.corrupted_label_idx for pair in pairs)
+    return CircuitData(task, pairs, rare, len(couples) - len(even), same_label)
+
+
+def _token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
+    """How many tokens each text has where it opens a prompt, special tokens not counted."""
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+
+def _draw_partners(
+    chosen: Sequence[Person],
+    lengths: dict[Person, int],
+    by_length: dict[int, list[Person]],
+    seed: int,
+    task: Attribute,
+) -> list[Person]:
+    """For each person another one whose name has as many tokens; each task has a stream of its own."""
+    generator = stream(seed, Stream.CORRUPTION, list(Attribute).index(task))
+    place = {person: index for same in by_length.values() for index, person in enumerate(same)}
+    partners = []
+    for person in chosen:
+        same = by_length[lengths[person]]
+        shift = int(generator.integers(1, len(same)))
+        partners.append(same[(place[person] + shift) % len(same)])
+    return partners
+
+
+class _Labels:
+    """First tokens of people's values for one task, each found once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Attribute) -> None:
+        self._tokenizer = tokenizer
+        self._task = task
+        self._known: dict[Person, tuple[str, int]] = {}
+
+    def of(self, person: Person) -> tuple[str, int]:
+        """A person's label: its text and the id of its first token."""
+        if person not in self._known:
+            value = person.value(self._task)
+            token = label_token_id(self._tokenizer, self._task.prompt(person.full_name), value)
+            self._known[person] = (label_text(self._tokenizer, value), token)
+        return self._known[person]
+
+    def pair(self, clean: Person, corrupted: Person) -> CircuitPair:
+        """The pair of two people."""
+        return CircuitPair(clean, *self.of(clean), corrupted, *self.of(corrupted))
+
+
+def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
+    """Read and check the rows of a circuit data file (`circuit_<n>/<model>/<task>.jsonl`).
+
+    Args:
+        path: the file; `{task}` in it stands for the task.
+
+    Returns:
+        The rows, `frequency` an int.
+
+    Raises:
+        InputError: with file, line and reason.
+    """
+    path = path.replace("{task}", task)
+    rows = []
+    for number, row in numbered_jsonl(path, _KEYS):
+        where = f"{path}, line {number}"
+        for key in ("clean_subject", "clean_label", "corrupted_subject", "corrupted_label"):
+            if not isinstance(row[key], str) or not row[key].strip():
+                raise InputError(f"{where}: {key} is {row[key]!r}, not a text")
+        for key in ("clean_label_idx", "corrupted_label_idx"):
+            if type(row[key]) is not int or row[key] < 0:
+                raise InputError(f"{where}: {key} is {row[key]!r}, not a token id")
+        parse_type(row["type"], where)
+        row["frequency"] = parse_frequency(row["frequency"], where)
+        rows.append(row)
+    return rows
+
+
+def in_group(row: Mapping[str, Any], group: Group) -> bool:
+    """Whether a row's type and frequency are the group's."""
+    return row["type"] == group.type and Band.of(int(row["frequency"])) == group.band
+
+
+def group_pairs(
+    rows: Sequence[dict[str, Any]],
+    group: Group,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None = None,
+    where: str = "the circuit data",
+) -> PromptPairs:
+    """The prompt pairs of one group.
+
+    Args:
+        rows: of the group's task, as `read_circuit_data` gives them.
+        group: task, type and band.
+        tokenizer: the model's.
+        limit: at most this many, from the first.
+        where: what errors call the data.
+
+    Raises:
+        InputError: a clean and a corrupted prompt differ in length, or a label id is not the tokenizer's.
+    """
+    chosen = [(number, row) for number, row in enumerate(rows, start=1) if in_group(row, group)][:limit]
+    clean, corrupted, labels = [], [], []
+    for number, row in chosen:
+        prompts = [group.task.prompt(row[f"{side}_subject"]) for side in ("clean", "corrupted")]
+        ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        if len(ids[0]) != len(ids[1]):
+            raise InputError(
+                f"{where}, item {number}: the clean prompt has {len(ids[0])} tokens and the corrupted one {len(ids[1])}"
+                " under this tokenizer; make the data with the model's own"
+            )
+        pair = (row["clean_label_idx"], row["corrupted_label_idx"])
+        for label in pair:
+            if label >= len(tokenizer):
+                raise InputError(
+                    f"{where}, item {number}: label id {label} is outside the tokenizer's {len(tokenizer)} tokens; make"
+                    " the data with the model's own"
+                )
+        clean.append(ids[0])
+        corrupted.append(ids[1])
+        labels.append(pair)
+    return PromptPairs(clean, corrupted, labels, [row for _, row in chosen])

@@ -1,0 +1,321 @@
+"""What a circuit is worth: faithfulness, standalone performance, and faithfulness over circuit sizes.
+
+    faithfulness = (circuit - corrupted) / (clean - corrupted)
+
+each the mean logit difference with the clean item's labels, the circuit run under patching by default (the paper's
+section 3.3). Standalone performance runs the circuit under `zero` ablation without a corrupted prompt: probability
+and rank (0 is best) of the label's first token. See `circuit_run` for how a circuit is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.forward import Prefix, Trace, at_least_float32, embed, forward, prefix_of
+from knowledge_circuits.engine.graph import Graph
+from knowledge_circuits.engine.memory import budget_bytes, circuit_items
+from knowledge_circuits.engine.prompts import Batch, PromptPairs
+from knowledge_circuits.engine.runner import CircuitRunner, Reference
+from knowledge_circuits.engine.selection import prune, top_n
+from knowledge_circuits.files import InputError
+
+
+class Intervention(StrEnum):
+    """What stands in for edges outside the circuit."""
+
+    PATCHING = "patching"
+    """The corrupted prompt's outputs."""
+    ZERO = "zero"
+    """Nothing; biases and positional embeddings stay."""
+    MEAN = "mean"
+    """The mean output over all positions of the clean prompts."""
+    MEAN_POSITIONAL = "mean-positional"
+    """The mean output per position of the clean prompts."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Logit differences of the whole model and of a circuit, [n] each, in the pairs' order."""
+
+    clean: Tensor
+    corrupted: Tensor
+    circuit: Tensor
+
+    @property
+    def faithfulness(self) -> float | None:
+        """(circuit - corrupted) / (clean - corrupted) of the means; None where clean equals corrupted."""
+        clean, corrupted, circuit = (float(part.mean()) for part in (self.clean, self.corrupted, self.circuit))
+        return None if clean == corrupted else (circuit - corrupted) / (clean - corrupted)
+
+
+@dataclass(frozen=True)
+class Standalone:
+    """The label's first token under a circuit on its own, in the pairs' order.
+
+    Attributes:
+        token_prob: [n] probability.
+        token_rank: [n] how many tokens score higher; 0 is best.
+    """
+
+    token_prob: Tensor
+    token_rank: Tensor
+
+    @property
+    def hit_at_10(self) -> float:
+        """Share of items whose rank is at most 9."""
+        return float((self.token_rank <= 9).double().mean())
+
+
+def evaluate(
+    decoder: Decoder,
+    circuits: Sequence[Graph],
+    pairs: PromptPairs,
+    intervention: Intervention = Intervention.PATCHING,
+    batch_size: int = 64,
+    memory_gb: float | None = None,
+    progress: bool = False,
+) -> list[Evaluation]:
+    """Evaluate circuits on the same prompts; clean and corrupted runs are made once for all of them.
+
+    Args:
+        decoder: the model.
+        circuits: graphs of the model's layout.
+        pairs: clean and corrupted prompts.
+        intervention: what stands in for edges outside the circuit.
+        batch_size: most prompts per pass. Results do not depend on it.
+        memory_gb: what one pass may take beside the weights; found when None.
+        progress: show a progress bar.
+
+    Returns:
+        One `Evaluation` per circuit.
+    """
+    _check(decoder, pairs)
+    runners = [_runner(decoder, circuit) for circuit in circuits]
+    means = None
+    if intervention in (Intervention.MEAN, Intervention.MEAN_POSITIONAL):
+        positional = intervention is Intervention.MEAN_POSITIONAL
+        means = mean_outputs(decoder, pairs, positional, batch_size, memory_gb)
+    results = torch.zeros(2 + len(circuits), len(pairs), dtype=torch.float64)
+    with torch.no_grad():
+        for batch in _batches(decoder, pairs, batch_size, memory_gb, progress, "evaluation"):
+            found = torch.stack(_differences(decoder, runners, batch, intervention, means))
+            results[:, batch.index] = found.double().cpu()
+    _refuse_infinite(results, "logit difference", pairs)
+    return [Evaluation(results[0], results[1], results[2 + place]) for place in range(len(circuits))]
+
+
+def standalone(
+    decoder: Decoder,
+    circuit: Graph,
+    pairs: PromptPairs,
+    intervention: Intervention = Intervention.ZERO,
+    batch_size: int = 64,
+    memory_gb: float | None = None,
+    progress: bool = False,
+) -> Standalone:
+    """Run a circuit on the clean prompts alone and look at the clean label's token.
+
+    Args:
+        intervention: `zero` (the original's) or a mean; `patching` would need the corrupted prompt.
+    """
+    if intervention is Intervention.PATCHING:
+        raise InputError("a circuit on its own has no corrupted prompt to patch from; use zero or mean")
+    _check(decoder, pairs)
+    runner = _runner(decoder, circuit)
+    means = None
+    if intervention is not Intervention.ZERO:
+        positional = intervention is Intervention.MEAN_POSITIONAL
+        means = mean_outputs(decoder, pairs, positional, batch_size, memory_gb)
+    probabilities = torch.zeros(len(pairs), dtype=torch.float64)
+    ranks = torch.zeros(len(pairs), dtype=torch.long)
+    with torch.no_grad():
+        for batch in _batches(decoder, pairs, batch_size, memory_gb, progress, "standalone"):
+            reference = Reference.zero(decoder) if means is None else _cut(means, batch.clean.shape[1])
+            logits = at_least_float32(runner.logits(embed(decoder, batch.clean), reference))
+            label = batch.labels[:, :1]
+            probabilities[batch.index] = logits.softmax(-1).gather(1, label)[:, 0].double().cpu()
+            ranks[batch.index] = (logits > logits.gather(1, label)).sum(1).cpu()
+    _refuse_infinite(probabilities, "probability", pairs)
+    return Standalone(probabilities, ranks)
+
+
+#: Circuit sizes of the MIB benchmark's curve, as shares of all edges.
+CURVE_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+@dataclass(frozen=True)
+class FaithfulnessCurve:
+    """Faithfulness over circuit sizes, with its areas.
+
+    Attributes:
+        shares: [s] kept shares of all edges.
+        faithfulness: [s].
+        edges: [s] edges after pruning.
+    """
+
+    shares: tuple[float, ...]
+    faithfulness: tuple[float, ...]
+    edges: tuple[int, ...]
+
+    @property
+    def cpr(self) -> float:
+        """Circuit performance ratio: the area under faithfulness over the share of edges (MIB; higher is better)."""
+        return float(np.trapezoid(self.faithfulness, self.shares))
+
+    @property
+    def cmd(self) -> float:
+        """Circuit-model distance: the area under |1 - faithfulness| over the share of edges (MIB; 0 is best)."""
+        return float(np.trapezoid(np.abs(1 - np.asarray(self.faithfulness)), self.shares))
+
+
+def faithfulness_curve(
+    decoder: Decoder,
+    scored: Graph,
+    pairs: PromptPairs,
+    shares: Sequence[float] = CURVE_SHARES,
+    intervention: Intervention = Intervention.PATCHING,
+    batch_size: int = 64,
+    memory_gb: float | None = None,
+) -> FaithfulnessCurve:
+    """Faithfulness of the pruned top-n circuits of several sizes.
+
+    Raises:
+        InputError: clean and corrupted prompts have the same mean logit difference, so faithfulness is undefined.
+    """
+    circuits = [prune(top_n(scored, round(share * scored.layout.n_edges))) for share in shares]
+    evaluations = evaluate(decoder, circuits, pairs, intervention, batch_size, memory_gb)
+    values = []
+    for evaluation in evaluations:
+        value = evaluation.faithfulness
+        if value is None:
+            raise InputError("clean and corrupted prompts have the same logit difference: faithfulness is undefined")
+        values.append(value)
+    return FaithfulnessCurve(tuple(shares), tuple(values), tuple(circuit.n_edges for circuit in circuits))
+
+
+def mean_outputs(
+    decoder: Decoder, pairs: PromptPairs, positional: bool, batch_size: int = 64, memory_gb: float | None = None
+) -> Reference:
+    """Every source's mean output on the clean prompts: over all positions [1, 1, ...], or per position [1, p, ...]."""
+    longest = pairs.longest
+    sums: list[Tensor] | None = None
+    # Sums of many numbers: bfloat16 could not even count the prompts.
+    wide = torch.promote_types(decoder.dtype, torch.float32)
+    counts = torch.zeros(longest, dtype=wide, device=decoder.device)
+    with torch.no_grad():
+        for batch in _batches(decoder, pairs, batch_size, memory_gb, False, "means"):
+            trace = forward(decoder, embed(decoder, batch.clean), last_position_only=False)
+            length = batch.clean.shape[1]
+            outputs = [
+                trace.embedded,
+                *(layer.z for layer in trace.layers),
+                *(layer.mlp_output for layer in trace.layers),
+            ]
+            if sums is None:
+                sums = [output.new_zeros(longest, output.shape[-1], dtype=wide) for output in outputs]
+            for total, output in zip(sums, outputs, strict=True):
+                total[:length] += output.sum(0, dtype=wide)
+            counts[:length] += len(batch.index)
+    assert sums is not None
+    if positional:
+        means = [(total / counts[:, None])[None] for total in sums]
+    else:
+        means = [(total.sum(0) / counts.sum())[None, None] for total in sums]
+    means = [mean.to(decoder.dtype) for mean in means]
+    n = decoder.n_layers
+    return Reference(means[0], tuple(means[1 : 1 + n]), tuple(means[1 + n :]))
+
+
+def _check(decoder: Decoder, pairs: PromptPairs) -> None:
+    if not len(pairs):
+        raise InputError("there are no prompts to evaluate")
+    pairs.check_fits(decoder.d_vocab, decoder.max_positions)
+
+
+def _refuse_infinite(values: Tensor, what: str, pairs: PromptPairs) -> None:
+    """Raise InputError naming the first item (last dimension) with a value that is not a finite number."""
+    if not bool(torch.isfinite(values).all()):
+        item = int((~torch.isfinite(values)).nonzero()[:, -1].min())
+        raise InputError(f"{pairs.name(item)}: its {what} is not a finite number; a wider --dtype may help")
+
+
+def _runner(decoder: Decoder, circuit: Graph) -> CircuitRunner:
+    try:
+        return CircuitRunner(decoder, circuit)
+    except ValueError as error:
+        raise InputError(f"the graph is of another model: {error}") from None
+
+
+def _batches(
+    decoder: Decoder, pairs: PromptPairs, batch_size: int, memory_gb: float | None, progress: bool, what: str
+) -> Iterator[Batch]:
+    budget = budget_bytes(memory_gb, decoder.device)
+    with tqdm(total=len(pairs), unit="prompt", disable=not progress, desc=what) as bar:
+        for batch in pairs.batches(batch_size):
+            for part in batch.split(circuit_items(decoder, batch.clean.shape[1], budget)):
+                yield part.to(decoder.device)
+                bar.update(len(part.index))
+
+
+def _differences(
+    decoder: Decoder,
+    runners: Sequence[CircuitRunner],
+    batch: Batch,
+    intervention: Intervention,
+    means: Reference | None,
+) -> list[Tensor]:
+    """Logit differences [b] of the clean run, the corrupted run and each circuit."""
+    items = len(batch.index)
+    offset = batch.shared_prefix
+    shared = prefix_of(decoder, batch.clean[:, :offset])
+    ids = torch.cat((batch.clean[:, offset:], batch.corrupted[:, offset:]))
+    trace = forward(decoder, embed(decoder, ids), shared.repeat(2) if shared else None)
+    normalized = trace.final_normalized.value[:, 0]
+    embedded, reference, prefix = _circuit_inputs(decoder, batch, trace, shared, intervention, means)
+    circuits = [runner.final(embedded, reference, prefix) for runner in runners]
+    found = (normalized[:items], normalized[items:], *circuits)
+    return [_logit_difference(decoder, final, batch.labels) for final in found]
+
+
+def _logit_difference(decoder: Decoder, normalized: Tensor, labels: Tensor) -> Tensor:
+    """logit[clean label] - logit[corrupted label], [b], of the final norm's output [b, d]: two columns of n matter."""
+    columns = decoder.unembedding.T[labels]  # [b, 2, d]
+    biases = decoder.unembedding_bias[labels]
+    return torch.linalg.vecdot(normalized, columns[:, 0] - columns[:, 1]) + biases[:, 0] - biases[:, 1]
+
+
+def _circuit_inputs(
+    decoder: Decoder,
+    batch: Batch,
+    trace: Trace,
+    shared: Prefix | None,
+    intervention: Intervention,
+    means: Reference | None,
+) -> tuple[Tensor, Reference, Prefix | None]:
+    """Embedded prompts, reference and prefix of a circuit run.
+
+    Under patching nothing differs from the corrupted run where the prompts agree, so the shared prefix serves; under
+    the other interventions every position is run.
+    """
+    if intervention is Intervention.PATCHING:
+        items = len(batch.index)
+        corrupted = trace.rows(slice(items, None))
+        return trace.embedded[:items], Reference.of_trace(corrupted), shared
+    reference = Reference.zero(decoder) if means is None else _cut(means, batch.clean.shape[1])
+    return embed(decoder, batch.clean), reference, None
+
+
+def _cut(means: Reference, length: int) -> Reference:
+    """Mean outputs for prompts of one length; the last layer's queries are the last position only."""
+    z = [part[:, :length] for part in means.z]
+    outputs = [part[:, :length] for part in means.mlp_outputs]
+    z[-1], outputs[-1] = z[-1][:, -1:], outputs[-1][:, -1:]
+    return Reference(means.embedded[:, :length], tuple(z), tuple(outputs))

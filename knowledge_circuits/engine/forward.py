@@ -1,0 +1,347 @@
+"""The decoder's forward pass, keeping what the closed-form backward pass and the circuit runs need.
+
+The residual stream of a batch is [r, p, d]: r rows are runs x items (or just items), p positions. A pass may leave out
+the positions that precede: a `Prefix` holds their keys and values (clean and corrupted prompts agree on their first
+tokens, at least on BOS, so nothing there differs between runs). In the last layer only the last position is of
+interest to a metric of the last position's logits; `last_position_only` leaves the others out.
+
+Shapes: h query heads, k key/value heads, g = h / k, e d_head, f MLP width, c positions of the prefix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Decoder
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """A norm's output without scale and shift: value [r, p, d] and the inverse deviation [r, p, 1]."""
+
+    value: Tensor
+    inverse_scale: Tensor
+
+    def rows(self, rows: slice) -> Normalized:
+        """A view of some rows."""
+        return Normalized(self.value[rows], self.inverse_scale[rows])
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Queries, keys and values of one layer, as attention uses them (rotary and query/key norm applied).
+
+    Attributes:
+        q: [r, h, p, e] (last layer: the last position only, if asked for).
+        k, v: [r, k, p, e], prefix excluded.
+        q_plain, k_plain: the projections' outputs [r, h or k, p, e] before a query/key norm; None where there is none.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_plain: Tensor | None = None
+    k_plain: Tensor | None = None
+
+    def rows(self, rows: slice) -> Heads:
+        """A view of some rows."""
+        plain = (None if part is None else part[rows] for part in (self.q_plain, self.k_plain))
+        return Heads(self.q[rows], self.k[rows], self.v[rows], *plain)
+
+
+@dataclass(frozen=True)
+class LayerTrace:
+    """What one layer leaves behind.
+
+    Attributes:
+        attention_input, mlp_input: the norms' outputs; attention_input has all positions.
+        heads: see `Heads`.
+        pattern: [r, h, queries, c + p] attention probabilities.
+        z: [r, queries, h e] the heads' outputs before w_o.
+        hidden: [r, queries, f or 2f] the MLP's pre-activations.
+        mlp_output: [r, queries, d].
+    """
+
+    attention_input: Normalized
+    heads: Heads
+    pattern: Tensor
+    z: Tensor
+    mlp_input: Normalized
+    hidden: Tensor
+    mlp_output: Tensor
+
+    def rows(self, rows: slice) -> LayerTrace:
+        """A view of some rows."""
+        return LayerTrace(
+            attention_input=self.attention_input.rows(rows),
+            heads=self.heads.rows(rows),
+            pattern=self.pattern[rows],
+            z=self.z[rows],
+            mlp_input=self.mlp_input.rows(rows),
+            hidden=self.hidden[rows],
+            mlp_output=self.mlp_output[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A whole pass: the layers' traces, the embedded input [r, p, d], the final residual, and its norm.
+
+    Attributes:
+        residuals: the residual stream before each layer, L tensors [r, p, d], kept only when asked for.
+    """
+
+    embedded: Tensor
+    layers: tuple[LayerTrace, ...]
+    final: Tensor
+    final_normalized: Normalized
+    residuals: tuple[Tensor, ...] = ()
+
+    def rows(self, rows: slice) -> Trace:
+        """A view of some rows."""
+        return Trace(
+            embedded=self.embedded[rows],
+            layers=tuple(layer.rows(rows) for layer in self.layers),
+            final=self.final[rows],
+            final_normalized=self.final_normalized.rows(rows),
+            residuals=tuple(residual[rows] for residual in self.residuals),
+        )
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values, each [r, k, c, e] per layer, of positions that come before those that are run."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @property
+    def length(self) -> int:
+        return self.keys[0].shape[2]
+
+    def rows(self, rows: slice) -> Prefix:
+        """A view of some rows."""
+        return Prefix(tuple(key[rows] for key in self.keys), tuple(value[rows] for value in self.values))
+
+    def repeat(self, runs: int) -> Prefix:
+        """The same prefix for each of `runs` runs (rows ordered run by run)."""
+        return Prefix(
+            tuple(key.repeat(runs, 1, 1, 1) for key in self.keys),
+            tuple(value.repeat(runs, 1, 1, 1) for value in self.values),
+        )
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """One source group's outputs replaced by constants (the method EAP-IG-activations).
+
+    Attributes:
+        layer: whose outputs.
+        heads: [r, queries, h e] in place of z, or None.
+        mlp_output: [r, queries, d] in place of the MLP's output, or None.
+    """
+
+    layer: int
+    heads: Tensor | None = None
+    mlp_output: Tensor | None = None
+
+
+def embed(decoder: Decoder, ids: Tensor) -> Tensor:
+    """Token embeddings [..., d] of ids [...]: the node `input` (no positional embedding)."""
+    return decoder.embedding[ids]
+
+
+def forward(
+    decoder: Decoder,
+    embedded: Tensor,
+    prefix: Prefix | None = None,
+    last_position_only: bool = True,
+    substitution: Substitution | None = None,
+    keep_residuals: bool = False,
+) -> Trace:
+    """Run the decoder.
+
+    Args:
+        decoder: the model.
+        embedded: [r, p, d] token embeddings of the positions that are run.
+        prefix: the positions before them.
+        last_position_only: in the last layer leave out queries and MLP at all but the last position; `final` is then
+            [r, 1, d], else [r, p, d].
+        substitution: constants in place of one group of sources.
+        keep_residuals: keep the residual stream before each layer.
+    """
+    offset = prefix.length if prefix else 0
+    n_positions = embedded.shape[1]
+    rotary = Rotary.at(decoder, offset, n_positions)
+    residual = embedded if decoder.positions is None else embedded + decoder.positions[offset : offset + n_positions]
+    layers, residuals = [], []
+    for index, block in enumerate(decoder.blocks):
+        if keep_residuals:
+            residuals.append(residual)
+        queries = 1 if last_position_only and index == decoder.n_layers - 1 else n_positions
+        attention_input = normalize(residual, decoder)
+        heads = project_heads(decoder, block.attention, attention_input.value, queries, rotary)
+        pattern, z = attend(heads, prefix, index)
+        put = substitution if substitution and substitution.layer == index else None
+        if put and put.heads is not None:
+            z = put.heads
+        before = residual[:, -queries:]
+        after = before + block.attention.b_o + z @ block.attention.w_o
+        mlp_input = normalize(before if decoder.parallel else after, decoder)
+        hidden = linear(mlp_input.value, block.mlp.w_in, block.mlp.b_in)
+        output = linear(activate(block.mlp, decoder.activation, hidden), block.mlp.w_out, block.mlp.b_out)
+        if put and put.mlp_output is not None:
+            output = put.mlp_output
+        layers.append(LayerTrace(attention_input, heads, pattern, z, mlp_input, hidden, output))
+        residual = after + output
+    return Trace(embedded, tuple(layers), residual, normalize(residual, decoder), tuple(residuals))
+
+
+def prefix_of(decoder: Decoder, ids: Tensor) -> Prefix | None:
+    """Keys and values of ids [r, c]; None for c = 0."""
+    if ids.shape[1] == 0:
+        return None
+    layers = forward(decoder, embed(decoder, ids)).layers
+    return Prefix(tuple(layer.heads.k for layer in layers), tuple(layer.heads.v for layer in layers))
+
+
+def all_logits(decoder: Decoder, ids: Tensor) -> Tensor:
+    """Logits [r, p, n] at every position of ids [r, p]."""
+    trace = forward(decoder, embed(decoder, ids), last_position_only=False)
+    return logits_of(decoder, trace.final_normalized.value)
+
+
+def logits_of(decoder: Decoder, normalized: Tensor) -> Tensor:
+    """Logits [..., n] of the final norm's output [..., d]."""
+    return linear(normalized, decoder.unembedding, decoder.unembedding_bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., d] times weight [d, n], plus bias [n] if there is one."""
+    rows = x.reshape(-1, x.shape[-1])
+    product = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
+    return product.view(*x.shape[:-1], weight.shape[1])
+
+
+def normalize(x: Tensor, decoder: Decoder) -> Normalized:
+    """The norm of x [..., d] without its scale and shift, which are folded into the weights that follow."""
+    if not decoder.centred:
+        return normalize_rms(x, decoder.norm_eps)
+    wide = at_least_float32(x)
+    value, _, inverse = torch.native_layer_norm(wide, wide.shape[-1:], None, None, decoder.norm_eps)
+    return Normalized(value.to(x.dtype), inverse.to(x.dtype))
+
+
+def normalize_rms(x: Tensor, eps: float) -> Normalized:
+    """The RMS norm of x [..., d] without its scale."""
+    wide = at_least_float32(x)
+    inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return Normalized((wide * inverse).to(x.dtype), inverse.to(x.dtype))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32 where it has half precision, as it is otherwise."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions in half-split form: cos and sin [p, rotary_dim / 2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def at(cls, decoder: Decoder, start: int, count: int) -> Rotary | None:
+        """The rotations of positions start .. start + count - 1; None for a model without."""
+        if decoder.inverse_frequencies is None:
+            return None
+        steps = torch.arange(start, start + count, dtype=torch.float64, device=decoder.device)
+        angles = steps[:, None] * decoder.inverse_frequencies
+        scale = decoder.rotary_scale
+        return cls((angles.cos() * scale).to(decoder.dtype), (angles.sin() * scale).to(decoder.dtype))
+
+    def rotate(self, x: Tensor, inverse: bool = False) -> Tensor:
+        """Rotate x [..., p, e] (p may be the last few positions); `inverse` applies the transpose instead."""
+        p = x.shape[-2]
+        cos, sin = self.cos[-p:], self.sin[-p:]
+        if inverse:
+            sin = -sin
+        half = cos.shape[-1]
+        first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+        return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), -1)
+
+
+def project_heads(
+    decoder: Decoder, attention: Attention, normalized: Tensor, queries: int, rotary: Rotary | None
+) -> Heads:
+    """Queries (of the last `queries` positions), keys and values of normalized [r, p, d]."""
+    r, p, _ = normalized.shape
+    width = decoder.n_heads * decoder.d_head
+    if queries == p:
+        parts = linear(normalized, attention.w_qkv, attention.b_qkv)
+        q, kv = parts[..., :width], parts[..., width:]
+    else:
+        q = linear(normalized[:, -queries:], attention.w_qkv[:, :width], attention.b_qkv[:width])
+        kv = linear(normalized, attention.w_qkv[:, width:], attention.b_qkv[width:])
+    q = q.reshape(r, queries, decoder.n_heads, decoder.d_head).transpose(1, 2)
+    kv = kv.reshape(r, p, 2, decoder.n_kv_heads, decoder.d_head)
+    k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
+    return prepare_heads(decoder, attention, q, k, v, rotary)
+
+
+def prepare_heads(
+    decoder: Decoder, attention: Attention, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None
+) -> Heads:
+    """Apply query/key norm and rotary positions to q, k [..., p, e]."""
+    q_plain = k_plain = None
+    if attention.q_norm is not None and attention.k_norm is not None:
+        q_plain, k_plain = q, k
+        q = normalize_rms(q, decoder.qk_norm_eps).value * attention.q_norm
+        k = normalize_rms(k, decoder.qk_norm_eps).value * attention.k_norm
+    if rotary is not None:
+        q, k = rotary.rotate(q), rotary.rotate(k)
+    return Heads(q, k, v, q_plain, k_plain)
+
+
+def attend(heads: Heads, prefix: Prefix | None, layer: int) -> tuple[Tensor, Tensor]:
+    """Attention pattern [r, h, queries, c + p] and z [r, queries, h e]."""
+    k, v = heads.k, heads.v
+    if prefix is not None:
+        k = torch.cat((prefix.keys[layer], k), 2)
+        v = torch.cat((prefix.values[layer], v), 2)
+    r, h, queries, e = heads.q.shape
+    n_kv, keys = k.shape[1], k.shape[2]
+    # Query heads that share a key head stand together, so that keys need no copies.
+    scores = heads.q.reshape(r, n_kv, -1, e) @ k.transpose(-1, -2)
+    scores = scores.view(r, h, queries, keys).mul_(e**-0.5)
+    if queries > 1:
+        scores.masked_fill_(_future(queries, keys, scores.device), -torch.inf)
+    pattern = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+    z = (pattern.view(r, n_kv, -1, keys) @ v).view(r, h, queries, e)
+    return pattern, z.transpose(1, 2).reshape(r, queries, h * e)
+
+
+def _future(queries: int, keys: int, device: torch.device) -> Tensor:
+    """[queries, keys] True where a key comes after the query; the last query sees all keys."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).triu(keys - queries + 1)
+
+
+def activate(mlp: MLP, activation: Activation, hidden: Tensor) -> Tensor:
+    """The MLP's activations [..., f] of its pre-activations [..., f or 2f]."""
+    if mlp.gated:
+        gate, up = hidden.chunk(2, -1)
+        return apply_activation(activation, gate) * up
+    return apply_activation(activation, hidden)
+
+
+def apply_activation(activation: Activation, x: Tensor) -> Tensor:
+    if activation is Activation.SILU:
+        return F.silu(x)
+    if activation is Activation.RELU:
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if activation is Activation.GELU_TANH else "none")

@@ -1,0 +1,243 @@
+"""Graph files: the JSON of EAP-IG 2.0 (and one key more, `meta`), the same compressed, and its tensor form.
+
+    {"cfg": {"n_layers", "n_heads", "parallel_attn_mlp", "d_model"}, "nodes": {name: {"in_graph"}},
+     "edges": {"parent->a2.h3<k>": {"score", "in_graph"}}, "meta": {...}}
+
+Reading also accepts EAP-IG 1's nodes (`name: bool`). No per-edge object survives loading: scores and membership are
+matrices. The format follows from the file's name: .json, .json.gz or .pt.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from knowledge_circuits.engine.graph import Graph, Layout, layout_of
+from knowledge_circuits.files import InputError, atomic_write, parse_json, read_bytes, read_text
+
+#: More layers x heads than any model has; a damaged file must not make us allocate without bound.
+_MOST_HEADS = 100_000
+
+
+def write_graph(path: str | Path, graph: Graph) -> None:
+    """Write a graph atomically, in the format that the name asks for.
+
+    Raises:
+        InputError: a score is not finite, or the name ends in none of .json, .json.gz, .pt.
+    """
+    path = Path(path)
+    if not bool(torch.isfinite(graph.scores).all()):
+        raise InputError(f"{path}: a graph with NaN or infinite scores is not written")
+    if path.name.endswith(".pt"):
+        with atomic_write(path, "wb") as file:
+            torch.save(_tensor_form(graph), file)
+    elif path.name.endswith(".json.gz"):
+        with atomic_write(path, "wb") as file:
+            # Level 6 and no time stamp: the same graph gives the same bytes.
+            file.write(gzip.compress(_to_json(graph).encode(), compresslevel=6, mtime=0))
+    elif path.name.endswith(".json"):
+        with atomic_write(path) as file:
+            file.write(_to_json(graph))
+    else:
+        raise InputError(f"{path}: a graph file's name ends in .json, .json.gz or .pt")
+
+
+def read_graph(path: str | Path) -> Graph:
+    """Read a graph file of any of the three formats.
+
+    Returns:
+        The graph; scores are float32 unless the file's meta says float64.
+
+    Raises:
+        InputError: with the file and the reason.
+    """
+    path = Path(path)
+    if path.name.endswith(".pt"):
+        return _read_tensors(path)
+    text = read_text(path)
+    content = _Checked(parse_json(text, str(path)), str(path))
+    layout, d_model = content.configuration()
+    return content.graph(layout, d_model)
+
+
+def _configuration(graph: Graph) -> dict[str, Any]:
+    layout = graph.layout
+    return {
+        "n_layers": layout.n_layers,
+        "n_heads": layout.n_heads,
+        "parallel_attn_mlp": layout.parallel,
+        "d_model": graph.d_model,
+    }
+
+
+def _to_json(graph: Graph) -> str:
+    """The JSON text; edges are formatted directly because 32,491 small dicts take longer than the rest together."""
+    layout = graph.layout
+    real = layout.real_edges
+    scores = graph.scores[real]
+    # 9 digits bring a float32 back exactly; Python's own repr does it for float64.
+    values = (
+        [f"{score:.9g}" for score in scores.tolist()] if scores.dtype == torch.float32 else map(repr, scores.tolist())
+    )
+    members = ("true" if member else "false" for member in graph.in_graph[real].tolist())
+    edges = ",\n".join(
+        f'"{name}": {{"score": {value}, "in_graph": {member}}}'
+        for name, value, member in zip(layout.edge_names, values, members, strict=True)
+    )
+    nodes = {
+        name: {"in_graph": present} for name, present in zip(layout.nodes, graph.nodes_in_graph.tolist(), strict=True)
+    }
+    head = json.dumps(_configuration(graph))
+    meta = json.dumps(graph.meta, ensure_ascii=False, allow_nan=False)
+    return f'{{"cfg": {head},\n"nodes": {json.dumps(nodes)},\n"edges": {{\n{edges}\n}},\n"meta": {meta}}}\n'
+
+
+def _tensor_form(graph: Graph) -> dict[str, Any]:
+    return {
+        "cfg": _configuration(graph),
+        "src_nodes": list(graph.layout.sources),
+        "dst_nodes": list(graph.layout.targets),
+        "edges_scores": graph.scores,
+        "edges_in_graph": graph.in_graph,
+        "nodes_in_graph": graph.nodes_in_graph[:-1],
+        "meta": graph.meta,
+    }
+
+
+class _Checked:
+    """The parsed content of a graph file, checked as it is read."""
+
+    def __init__(self, content: Any, path: str) -> None:
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: a graph is a JSON object, not {type(content).__name__}")
+        self.content = content
+        self.path = path
+
+    def part(self, key: str, kind: type) -> Any:
+        value = self.content.get(key)
+        if not isinstance(value, kind):
+            raise InputError(f"{self.path}: no {key!r} of type {kind.__name__}; this is not a graph file")
+        return value
+
+    def configuration(self) -> tuple[Layout, int]:
+        """The layout and d_model."""
+        cfg = self.part("cfg", dict)
+        sizes = []
+        for key in ("n_layers", "n_heads", "d_model"):
+            value = cfg.get(key, 0 if key == "d_model" else None)
+            if type(value) is not int or value < (key != "d_model"):
+                raise InputError(f"{self.path}: cfg {key!r} is {value!r}, not a positive whole number")
+            sizes.append(value)
+        if sizes[0] * sizes[1] > _MOST_HEADS:
+            raise InputError(f"{self.path}: {sizes[0]} layers of {sizes[1]} heads are more than any model has")
+        parallel = cfg.get("parallel_attn_mlp", False)
+        if not isinstance(parallel, bool):
+            raise InputError(f"{self.path}: cfg 'parallel_attn_mlp' is {parallel!r}, not true or false")
+        return layout_of(sizes[0], sizes[1], parallel), sizes[2]
+
+    def graph(self, layout: Layout, d_model: int) -> Graph:
+        """The graph, every edge and node accounted for."""
+        edges = self.part("edges", dict)
+        self._check_nodes(layout)
+        if len(edges) != layout.n_edges:
+            raise InputError(f"{self.path}: {len(edges)} edges where a model of this shape has {layout.n_edges}")
+        names = layout.edge_names
+        if tuple(edges) == names:
+            ordered = list(edges.values())
+        else:
+            strange = next((name for name in edges if name not in set(names)), None)
+            if strange is not None:
+                raise InputError(f"{self.path}: no edge {strange!r} exists in a model of this shape")
+            ordered = [edges[name] for name in names]
+        scores, members = self._edge_values(names, ordered)
+        meta = self.content.get("meta", {})
+        if not isinstance(meta, dict):
+            raise InputError(f"{self.path}: meta is {type(meta).__name__}, not an object")
+        real = layout.real_edges
+        dtype = torch.float64 if meta.get("dtype") == "float64" else torch.float32
+        score_matrix = torch.zeros(real.shape, dtype=dtype)
+        score_matrix[real] = torch.from_numpy(scores).to(dtype)
+        member_matrix = torch.zeros_like(real)
+        member_matrix[real] = torch.from_numpy(members)
+        if not bool(torch.isfinite(score_matrix).all()):
+            raise InputError(f"{self.path}: a score is too large for {dtype}")
+        return Graph(layout, score_matrix, member_matrix, d_model, meta)
+
+    def _check_nodes(self, layout: Layout) -> None:
+        nodes = self.part("nodes", dict)
+        strange = set(layout.nodes).symmetric_difference(nodes)
+        if strange:
+            raise InputError(f"{self.path}: node {min(strange)!r} does not match a model of this shape")
+        for name, value in nodes.items():
+            member = value.get("in_graph") if isinstance(value, dict) else value
+            if not isinstance(member, bool):
+                raise InputError(f"{self.path}: node {name!r} has no in_graph that is true or false")
+
+    def _edge_values(self, names: tuple[str, ...], edges: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and membership as arrays; the slow path only finds which edge is at fault."""
+        try:
+            scores = [edge["score"] for edge in edges]
+            members = [edge["in_graph"] for edge in edges]
+        except (TypeError, KeyError):
+            scores, members = [None], [None]
+        if {*map(type, scores)} <= {float, int} and {*map(type, members)} == {bool}:
+            try:
+                array = np.array(scores, dtype=np.float64)
+            except OverflowError:
+                array = np.array([np.inf])
+            if np.isfinite(array).all():
+                return array, np.array(members, dtype=bool)
+        for name, edge in zip(names, edges, strict=True):
+            if not _sound(edge):
+                raise InputError(f"{self.path}: edge {name!r} is {edge!r}; a finite score and an in_graph are wanted")
+        raise AssertionError("an edge was refused and none is at fault")
+
+
+def _sound(edge: Any) -> bool:
+    if not isinstance(edge, dict) or type(edge.get("in_graph")) is not bool:
+        return False
+    score = edge.get("score")
+    if not isinstance(score, (float, int)) or isinstance(score, bool):
+        return False
+    try:
+        return math.isfinite(float(score))
+    except OverflowError:
+        return False
+
+
+def _read_tensors(path: Path) -> Graph:
+    """EAP-IG 2.0's tensor form; weights_only, so nothing in the file is executed."""
+    data = read_bytes(path)
+    try:
+        content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except Exception as error:  # whatever damaged bytes make the unpickler raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
+        raise InputError(f"{path}: not a graph in tensor form ({reason})") from None
+    checked = _Checked(content, str(path))
+    layout, d_model = checked.configuration()
+    for key, names in (("src_nodes", layout.sources), ("dst_nodes", layout.targets)):
+        found = content.get(key)
+        if not isinstance(found, list | tuple) or list(found) != list(names):
+            raise InputError(f"{path}: {key} are not those of a model of this shape")
+    shape = (layout.n_sources, layout.n_targets)
+    tensors = {}
+    for key, dtypes in (("edges_scores", (torch.float32, torch.float64)), ("edges_in_graph", (torch.bool,))):
+        value = content.get(key)
+        if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape or value.dtype not in dtypes:
+            raise InputError(f"{path}: {key} is not a tensor of shape {shape} and type {dtypes[0]}")
+        tensors[key] = value
+    if not bool(torch.isfinite(tensors["edges_scores"][layout.real_edges]).all()):
+        raise InputError(f"{path}: a score is not a finite number")
+    real = layout.real_edges
+    scores = torch.where(real, tensors["edges_scores"], 0.0)
+    meta = content.get("meta", {})
+    if not isinstance(meta, dict):
+        raise InputError(f"{path}: meta is {type(meta).__name__}, not an object")
+    return Graph(layout, scores, tensors["edges_in_graph"] & real, d_model, meta)

@@ -1,0 +1,149 @@
+"""How much a pass may take, and how the work is cut to fit: fewer items at a time, then fewer sources.
+
+Numbers are counted from the shapes, not measured: every tensor that lives through a pass, plus a share for the
+short-lived ones. Cutting changes the number of passes and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.graph import Layout
+from knowledge_circuits.files import InputError
+
+_SHARE_OF_FREE = 0.6
+_SHORT_LIVED = 1.3
+#: Limit, usage and the key of what is only cached in memory.stat, for control groups of version 2 and 1.
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def budget_bytes(memory_gb: float | None, device: torch.device) -> float:
+    """The stated budget in bytes, or 60% of what is free to this process on the device; processes share a machine's.
+
+    Raises:
+        InputError: the budget is not positive.
+    """
+    if memory_gb is not None:
+        if not memory_gb > 0:
+            raise InputError(f"a memory budget is a positive number of gigabytes, not {memory_gb}")
+        return memory_gb * 1e9
+    if device.type == "cuda":
+        # What the allocator keeps for reuse is free too; the driver does not know that.
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return _SHARE_OF_FREE * (torch.cuda.mem_get_info(device)[0] + reusable)
+    return _SHARE_OF_FREE * min(psutil.virtual_memory().available, control_group_room()) / _processes_here()
+
+
+def control_group_room(system: Path = Path("/")) -> float:
+    """Bytes that this process's control groups leave it (a container's or a Slurm job's limit); inf without a limit.
+
+    What the groups hold of files only to have them at hand is given up when it is needed, so it counts as free.
+
+    Args:
+        system: the root of the file system.
+    """
+    room = math.inf
+    for limit, usage, cache in _MEMORY_FILES:
+        for folder in _control_groups(system):
+            try:
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / usage).read_text()) - int(statistics[cache])
+                room = min(room, int((folder / limit).read_text()) - used)
+            except (OSError, ValueError, KeyError):
+                continue  # no such group, or "max": no limit
+    return max(room, 0)
+
+
+def _control_groups(system: Path) -> Iterator[Path]:
+    """The folders of the control groups that this process may be in, of either version, with all that contain them."""
+    try:
+        lines = (system / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            group = Path(path.lstrip("/"))
+            for part in (group, *group.parents):
+                yield system / "sys/fs/cgroup" / controllers / part
+
+
+def _processes_here() -> int:
+    """How many processes a launcher (torchrun, accelerate) has started on this machine."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(count)) if count.isdecimal() else 1
+
+
+@dataclass(frozen=True)
+class AttributionPlan:
+    """How one batch is cut.
+
+    Attributes:
+        items: prompts per pass.
+        sources: rows of D held at once; the backward pass is repeated for each part.
+    """
+
+    items: int
+    sources: int
+
+    def source_slices(self, n_sources: int) -> Iterator[slice]:
+        """The parts of D, in order."""
+        for start in range(0, n_sources, self.sources):
+            yield slice(start, min(start + self.sources, n_sources))
+
+
+def plan_attribution(
+    decoder: Decoder, layout: Layout, positions: int, items: int, runs: int, budget: float
+) -> AttributionPlan:
+    """Cut a batch of `items` prompts of one length and `runs` runs each to the budget (bytes).
+
+    Items are cut first; when even one does not fit with all its sources, sources are.
+    """
+    per_item = activation_bytes(decoder, positions) * runs * _SHORT_LIVED + gradient_bytes(decoder, positions)
+    per_source = positions * decoder.d_model * decoder.embedding.element_size()
+    fitting = int(budget // (per_item + per_source * layout.n_sources))
+    if fitting >= 1:
+        return AttributionPlan(min(items, fitting), layout.n_sources)
+    sources = int((budget - per_item) // per_source)
+    return AttributionPlan(1, min(layout.n_sources, max(1, sources)))
+
+
+def activation_bytes(decoder: Decoder, positions: int) -> float:
+    """Bytes that a forward pass of one row keeps."""
+    attention, mlp = decoder.blocks[0].attention, decoder.blocks[0].mlp
+    per_position = (
+        4 * decoder.d_model
+        + attention.w_qkv.shape[1]
+        + attention.w_o.shape[0]
+        + mlp.w_in.shape[1]
+        + decoder.n_heads * positions
+    )
+    return decoder.n_layers * per_position * positions * decoder.embedding.element_size()
+
+
+def gradient_bytes(decoder: Decoder, positions: int) -> float:
+    """Bytes of one layer's target gradients G for one item."""
+    return (3 * decoder.n_heads + 1) * positions * decoder.d_model * decoder.embedding.element_size()
+
+
+def circuit_items(decoder: Decoder, positions: int, budget: float) -> int:
+    """How many prompts of one length a circuit run takes at once within the budget (bytes); at least 1."""
+    layout = Layout(decoder.n_layers, decoder.n_heads, decoder.parallel)
+    per_source = positions * decoder.d_model * decoder.embedding.element_size()
+    per_item = (
+        2 * activation_bytes(decoder, positions)
+        + 3 * gradient_bytes(decoder, positions)
+        + layout.n_sources * per_source
+    )
+    return max(1, int(budget // per_item))

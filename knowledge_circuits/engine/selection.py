@@ -1,0 +1,97 @@
+"""From scores to circuits: top-n, threshold, greedy, and pruning to a fixed point.
+
+Each function takes a scored `Graph` and returns one with fewer edges; none changes a score. A selection that is not
+pruned can hold edges that nothing feeds or nothing reads; `prune` removes them.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import torch
+from torch import Tensor
+
+from knowledge_circuits.engine.graph import Graph
+
+
+def top_n(graph: Graph, n: int) -> Graph:
+    """The n edges of largest |score| (ties in row-major order of [sources, targets]).
+
+    Raises:
+        ValueError: n is negative or more than the edges there are.
+    """
+    edges = graph.layout.real_edges
+    if not 0 <= n <= graph.layout.n_edges:
+        raise ValueError(f"a circuit of {n} edges from a graph of {graph.layout.n_edges}")
+    order = graph.scores[edges].abs().argsort(descending=True, stable=True)
+    chosen = torch.zeros(len(order), dtype=torch.bool)
+    chosen[order[:n]] = True
+    membership = torch.zeros_like(edges)
+    membership[edges] = chosen
+    return graph.with_edges(membership)
+
+
+def threshold(graph: Graph, least: float) -> Graph:
+    """The edges whose |score| is at least `least`."""
+    return graph.with_edges(graph.layout.real_edges & (graph.scores.abs() >= least))
+
+
+def greedy(graph: Graph, n: int) -> Graph:
+    """Grow a circuit of up to n edges from `logits` upward.
+
+    The next edge is always the one of largest |score| among those that lead into a node already in the circuit, so
+    every edge reaches the logits (ties in row-major order).
+    """
+    layout = graph.layout
+    if not 0 <= n <= layout.n_edges:
+        raise ValueError(f"a circuit of {n} edges from a graph of {layout.n_edges}")
+    columns: dict[int, list[int]] = {}
+    for target, node in enumerate(layout.target_nodes.tolist()):
+        columns.setdefault(node, []).append(target)
+    sizes = graph.scores.abs().tolist()
+    reads = layout.real_edges.sum(0).tolist()
+    candidates: list[tuple[float, int, int]] = []
+    opened = set()
+
+    def open_node(node: int) -> None:
+        opened.add(node)
+        for target in columns.get(node, ()):
+            for source in range(reads[target]):
+                heapq.heappush(candidates, (-sizes[source][target], source, target))
+
+    open_node(layout.n_sources)
+    membership = torch.zeros_like(layout.real_edges)
+    for _ in range(n):
+        if not candidates:
+            break
+        _, source, target = heapq.heappop(candidates)
+        membership[source, target] = True
+        if source not in opened:
+            open_node(source)
+    return graph.with_edges(membership)
+
+
+def prune(graph: Graph) -> Graph:
+    """Remove, to a fixed point, nodes without an incoming or without an outgoing edge, with their edges.
+
+    `input` needs no incoming and `logits` no outgoing edge.
+    """
+    membership = graph.in_graph & graph.layout.real_edges
+    nodes = graph.layout.target_nodes
+    while True:
+        alive = _alive(membership, nodes)
+        kept = membership & alive[:-1, None] & alive[nodes]
+        if torch.equal(kept, membership):
+            return graph.with_edges(membership)
+        membership = kept
+
+
+def _alive(membership: Tensor, target_nodes: Tensor) -> Tensor:
+    """[u + 1] nodes that have both an incoming and an outgoing edge, or need not."""
+    n_sources = membership.shape[0]
+    fed = torch.zeros(n_sources + 1, dtype=torch.bool)
+    fed[target_nodes[membership.any(0)]] = True
+    fed[0] = True
+    read = torch.ones(n_sources + 1, dtype=torch.bool)
+    read[:n_sources] = membership.any(1)
+    return fed & read

@@ -1,0 +1,152 @@
+"""A circuit drawn as a graph: heads in a row per layer, MLPs beside them, the strongest edges as curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from knowledge_circuits.analysis import tables
+from knowledge_circuits.engine.graph import Graph
+from knowledge_circuits.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    Look,
+    grid,
+    legend_row,
+    missing,
+    styled,
+)
+
+_INPUTS: Mapping[str, Look] = {
+    "q": Look("into a query", BLUE, ""),
+    "k": Look("into a key", GREEN, ""),
+    "v": Look("into a value", ORANGE, ""),
+    "": Look("into an MLP or the logits", GREY, ""),
+}
+
+
+@styled
+def circuit_graph(circuits: Mapping[str, Graph], run: str, title: str = "The circuit", edges: int = 150) -> Figure:
+    """Circuits drawn side by side: layers upward, heads in a row, each layer's MLP at the right and half a step higher.
+
+    Colour tells what the edge feeds, width the root of its |score| beside its circuit's largest; solid edges
+    have a positive score (corrupting them costs the right answer), dashed ones a negative.
+
+    Args:
+        circuits: heading -> circuit; drawn from left to right.
+        edges: how many of each circuit's strongest edges are drawn.
+    """
+    if not circuits:
+        return missing(title, tables.NO_CIRCUITS, run)
+    layout = next(iter(circuits.values())).layout
+    width = max(4.9, 0.42 * layout.n_heads + 1.6) * len(circuits)
+    height = min(max(5.0, 0.85 * layout.n_layers + 1.6), 16)
+    note = f"the {edges} strongest edges of each circuit at most; width grows with the square root of |score|"
+    figure, axes = grid(title, run, 1, len(circuits), width=max(width, 8.0), height=height, note=note)
+    for ax, (heading, graph) in zip(axes[0], circuits.items(), strict=True):
+        _draw_circuit(ax, graph, edges)
+        count = int(graph.in_graph.sum())
+        ax.set_title(f"{heading}: {count:,} edges, {graph.n_nodes} nodes")
+    axes[0, 0].set_ylabel("layer")
+    handles = [Line2D([], [], color=look.color, linewidth=2, label=look.label) for look in _INPUTS.values()]
+    handles += [
+        Line2D([], [], color=BLACK, linewidth=1.5, label="positive score"),
+        Line2D([], [], color=BLACK, linewidth=1.5, linestyle=(0, (2, 1.5)), label="negative score"),
+    ]
+    return legend_row(figure, handles)
+
+
+def _draw_circuit(ax: Axes, graph: Graph, edges: int) -> None:
+    """One circuit's nodes and its strongest edges."""
+    layout = graph.layout
+    scores, members = graph.scores.numpy(), graph.in_graph.numpy()
+    rows, columns = np.nonzero(members)
+    strongest = np.argsort(-np.abs(scores[rows, columns]), kind="stable")[:edges][::-1]
+    rows, columns = rows[strongest], columns[strongest]
+    strength = np.abs(scores[rows, columns])
+    share = np.sqrt(strength / strength.max()) if strength.size and strength.max() > 0 else strength
+
+    x, y = _node_places(layout.n_layers, layout.n_heads)
+    nodes, kinds = (
+        layout.target_nodes.numpy()[columns],
+        np.array([_input_kind(name) for name in layout.targets])[columns],
+    )
+    shift = np.select([kinds == "q", kinds == "k", kinds == "v"], [-0.22, 0.0, 0.22], 0.0)
+    ends = np.stack([x[nodes] + shift, y[nodes] - 0.16], axis=-1)
+    starts = np.stack([x[rows], y[rows] + 0.16], axis=-1)
+    ax.add_collection(
+        LineCollection(
+            list(_bezier(starts, ends)),
+            colors=[
+                (*mpl.colors.to_rgb(_INPUTS[kind].color), alpha)
+                for kind, alpha in zip(kinds, 0.25 + 0.6 * share, strict=True)
+            ],
+            linewidths=0.4 + 3.2 * share,
+            linestyles=["solid" if positive else (0, (2, 1.5)) for positive in scores[rows, columns] >= 0],
+            zorder=1,
+        )
+    )
+    _draw_nodes(ax, graph, x, y)
+
+
+def _draw_nodes(ax: Axes, graph: Graph, x: np.ndarray, y: np.ndarray) -> None:
+    layout, present = graph.layout, graph.nodes_in_graph.numpy()
+    size = 6.5 if layout.n_heads <= 16 else 4.5
+    for name, column, height, inside in zip(layout.nodes, x, y, present, strict=True):
+        look: dict[str, Any] = {"boxstyle": "round,pad=0.28", "linewidth": 0.8}
+        look |= (
+            {"facecolor": "white", "edgecolor": "#333333"}
+            if inside
+            else {"facecolor": "#F4F4F4", "edgecolor": "#DDDDDD"}
+        )
+        label = name.split(".")[-1] if "." in name else name
+        ax.text(
+            column,
+            height,
+            label,
+            fontsize=size,
+            ha="center",
+            va="center",
+            bbox=look,
+            color="#222222" if inside else "#BBBBBB",
+        )
+    ax.set_xlim(x.min() - 0.7, x.max() + 0.7)
+    ax.set_ylim(y.min() - 0.5, y.max() + 0.5)
+    ax.set_yticks(range(layout.n_layers))
+    ax.set_xticks([])
+    ax.grid(False)
+    ax.spines["bottom"].set_visible(False)
+
+
+def _node_places(layers: int, heads: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the nodes stand, in the order of `layout.nodes`: x and y, [N] each."""
+    columns = np.append(np.arange(heads), heads + 0.4)
+    x = np.concatenate([[heads / 2], np.tile(columns, layers), [heads / 2]])
+    rise = np.append(np.zeros(heads), 0.45)
+    y = np.concatenate([[-1.0], (np.arange(layers)[:, None] + rise).reshape(-1), [layers + 0.3]])
+    return x, y
+
+
+def _bezier(starts: np.ndarray, ends: np.ndarray, points: int = 20) -> np.ndarray:
+    """Curves that leave and arrive vertically, [m, points, 2], from and to points [m, 2]."""
+    t = np.linspace(0, 1, points)[None, :, None]
+    bend = np.zeros_like(starts)
+    bend[:, 1] = 0.45 * (ends[:, 1] - starts[:, 1])
+    corners = [point[:, None, :] for point in (starts, starts + bend, ends - bend, ends)]
+    weights = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]
+    return np.add.reduce([weight * corner for weight, corner in zip(weights, corners, strict=True)])
+
+
+def _input_kind(target: str) -> str:
+    """Which input of a head a target is (q, k or v); "" for an MLP or the logits."""
+    return target[-2] if target.endswith(">") else ""

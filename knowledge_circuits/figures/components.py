@@ -1,0 +1,378 @@
+"""Figures of head kinds, the logit lens and one prompt, in the look of `figure_style`.
+
+Each takes the tables of `components` (or a `PromptView`) and the run's name and returns a Matplotlib `Figure`; where
+something is missing the figure says what. In heat maps brighter is better known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
+
+from knowledge_circuits.analysis import components as analysis
+from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis.components import Components
+from knowledge_circuits.analysis.head_kinds import DOMINANCE, HeadKind
+from knowledge_circuits.analysis.prompt_view import PromptView
+from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures.style import BANDS, TYPES, Look
+
+KINDS: Mapping[str, Look] = {
+    HeadKind.MOVER: Look("mover (from the subject)", figure_style.ORANGE, "o"),
+    HeadKind.MIXTURE: Look("mixture", figure_style.GREY, "^"),
+    HeadKind.RELATION: Look("relation (from the relation)", figure_style.PURPLE, "s"),
+}
+_NO_PROMPT = "One prompt's view needs circuits, the circuit data and the checkpoint's weights."
+
+
+@dataclass(frozen=True)
+class _LensFigure:
+    """How one measure of the logit lens is drawn."""
+
+    title: str
+    label: str
+    ranks: bool
+
+
+_LENS = {
+    "rank": _LensFigure("Logit lens: rank of the answer at the last position", "mean of rank + 1 (1 is best)", True),
+    "prob": _LensFigure("Logit lens: probability of the answer at the last position", "mean probability", False),
+    "subject_rank": _LensFigure(
+        "Logit lens: best rank of the answer at the subject's positions", "mean of best rank + 1", True
+    ),
+}
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+@figure_style.styled
+def head_proportions(components: Components, circuits: tables.Circuits | None, run: str, kind: str = "kind") -> Figure:
+    """The circuit's heads of each kind over its nodes, over epochs: a row per type, a column per band.
+
+    Args:
+        kind: the column that tells kinds: `kind`, or `original_kind` for the original's ratios.
+    """
+    by_original = kind == "original_kind"
+    title = "Mover, relation and mixture heads in the circuit" + (", by the original's ratios" if by_original else "")
+    table = analysis.kind_proportions(components.heads, circuits, kind)
+    if table.empty:
+        return figure_style.missing(title, components.missing or tables.NO_CIRCUITS, run)
+    figure, axes = figure_style.grid(
+        title, run, len(TYPES), len(BANDS), height=4.8, note="mean of the tasks; heads of the kind over circuit nodes"
+    )
+    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
+        for ax, (band, tested) in zip(row, BANDS.items(), strict=True):
+            part = table[(table["type"] == knowledge) & (table["band"] == band)]
+            figure_style.draw_lines(ax, part, "proportion", "kind", KINDS)
+            ax.yaxis.set_major_formatter(PercentFormatter(1))
+            ax.set_title(f"{look.symbol}, {tested.label}", color=look.color)
+    axes[0, 0].set_ylim(bottom=0)
+    figure_style.label_axes(axes, "share of the circuit's nodes")
+    return figure_style.legend(figure, KINDS)
+
+
+@figure_style.styled
+def head_layers(components: Components, circuits: tables.Circuits | None, run: str, kind: str = "kind") -> Figure:
+    """In which layers the circuits' heads of each kind lie, over epochs: a row per type, a column per kind."""
+    title = "Where the heads of each kind lie: share of a layer's heads, by layer and epoch"
+    table = analysis.kind_layers(components.heads, circuits, kind)
+    if table.empty:
+        return figure_style.missing(title, components.missing or tables.NO_CIRCUITS, run)
+    shares = table.set_index(["type", "kind", "layer", "epoch"])["share"]
+    norm = Normalize(0, max(float(shares.max()), 1e-9))
+    figure, axes = figure_style.grid(
+        title, run, len(TYPES), len(KINDS), height=5.0, note="heads in the circuit and of the kind; mean of the groups"
+    )
+    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
+        for ax, (name, of_kind) in zip(row, KINDS.items(), strict=True):
+            if knowledge not in shares.index.get_level_values("type"):
+                figure_style.blank(ax, "no circuits")
+                continue
+            image = _layer_map(ax, shares[knowledge, name].unstack("epoch"), "cividis", norm)
+            ax.set_title(f"{look.symbol}, {of_kind.label}", color=look.color)
+    _label_maps(axes, "layer")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015, format=PercentFormatter(1))
+    bar.set_label("of the layer's heads")
+    return figure
+
+
+@figure_style.styled
+def head_scatter(components: Components, circuits: tables.Circuits | None, run: str) -> Figure:
+    """Every circuit head's subject part against its relation part: at the first and last epoch, and the original's.
+
+    Sizes on logarithmic axes, so that the two diagonals are where one kind ends and the next begins; a point is one
+    head in one group's circuit, filled where its two parts together raise the answer.
+    """
+    title = "From where heads take the answer's logit: subject against relation"
+    inside = analysis.circuit_heads(components.heads, circuits)
+    if inside.empty:
+        return figure_style.missing(title, components.missing or tables.NO_CIRCUITS, run)
+    epochs = sorted(inside["epoch"].unique())
+    panels = [(epochs[0], "", "logits"), (epochs[-1], "", "logits"), (epochs[-1], "original_", "the original's ratio")]
+    note = "a point is one head in one group's circuit; the smallest hundredth at the edge"
+    figure, axes = figure_style.grid(title, run, 1, len(panels), height=4.4, share_y=False, note=note)
+    for ax, (epoch, prefix, unit) in zip(axes[0], panels, strict=True):
+        shown = inside[inside["epoch"].isin([at for at, of, _ in panels if of == prefix])]
+        _scatter(ax, inside[inside["epoch"] == epoch], prefix, _limits(shown, prefix))
+        ax.set_xlabel(f"|relation part| ({unit})")
+        ax.set_ylabel(f"|subject part| ({unit})")
+        ax.set_title(f"epoch {epoch:g}, {'original_ratio' if prefix else 'exact split'}")
+    handles = [
+        Line2D([], [], linestyle="none", color=look.color, marker=look.marker, markersize=5, label=look.label)
+        for look in KINDS.values()
+    ]
+    handles += [
+        Line2D([], [], linestyle="none", color=figure_style.BLACK, marker="o", markersize=5, label="raises the answer"),
+        Line2D(
+            [], [], linestyle="none", color=figure_style.BLACK, marker="o", mfc="none", markersize=5, label="lowers it"
+        ),
+    ]
+    return figure_style.legend_row(figure, handles)
+
+
+def _limits(heads: pd.DataFrame, prefix: str) -> tuple[float, float]:
+    """The sizes that both axes of a scatter span; the smallest hundredth is drawn at the edge."""
+    sizes = np.abs(heads[[f"{prefix}subject", f"{prefix}relation"]].to_numpy())
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    low, high = np.quantile(sizes, [0.01, 1]) if sizes.size else (0.1, 1.0)
+    return float(low) / 1.5, float(high) * 1.5
+
+
+def _scatter(ax: Axes, heads: pd.DataFrame, prefix: str, limits: tuple[float, float]) -> None:
+    """Sizes of the two parts of each head, log-log, with the borders between kinds."""
+    x, y = heads[f"{prefix}relation"].to_numpy(), heads[f"{prefix}subject"].to_numpy()
+    low, high = limits
+    ax.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
+    ends = np.array([low, high])
+    for factor in (DOMINANCE, 1 / DOMINANCE):
+        ax.plot(ends, ends * factor, color=figure_style.BLACK, linewidth=0.8, linestyle=":", zorder=1)
+    for kind, look in KINDS.items():
+        for raises in (True, False):
+            chosen = (heads[f"{prefix}kind"] == kind).to_numpy() & ((x + y > 0) == raises)
+            ax.plot(
+                np.abs(x[chosen]).clip(low),
+                np.abs(y[chosen]).clip(low),
+                look.marker,
+                color=look.color,
+                mfc=look.color if raises else "none",
+                markersize=3.6,
+                markeredgewidth=0.7,
+                alpha=0.6,
+                zorder=2,
+            )
+
+
+# --- the logit lens ---------------------------------------------------------------------------------------------------
+
+
+@figure_style.styled
+def lens(components: Components, measure: str, run: str) -> Figure:
+    """One measure of the logit lens by layer and epoch, a heat map per type and band.
+
+    Args:
+        measure: `rank`, `prob` or `subject_rank`; ranks have a logarithmic scale.
+    """
+    look = _LENS[measure]
+    if components.lens.empty:
+        return figure_style.missing(look.title, components.missing, run)
+    means = components.lens.groupby(["type", "band", "layer", "epoch"])[measure].mean()
+    if look.ranks:
+        norm, colors = LogNorm(max(float(means.min()), 1), max(float(means.max()), 2)), "cividis_r"
+    else:
+        norm, colors = Normalize(0, float(means.max())), "cividis"
+    figure, axes = figure_style.grid(
+        look.title, run, len(TYPES), len(BANDS), height=5.0, note="mean of the tasks; layer 0 = embeddings"
+    )
+    for row, (knowledge, type_look) in zip(axes, TYPES.items(), strict=True):
+        for ax, (band, tested) in zip(row, BANDS.items(), strict=True):
+            if (knowledge, band) not in means.index.droplevel(["layer", "epoch"]):
+                figure_style.blank(ax, "no prompts")
+                continue
+            image = _layer_map(ax, means[knowledge, band].unstack("epoch"), colors, norm)
+            ax.set_title(f"{type_look.symbol}, {tested.label}", color=type_look.color)
+    _label_maps(axes, "after layer")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015)
+    bar.set_label(look.label)
+    if look.ranks:
+        bar.ax.invert_yaxis()  # best on top
+        bar.ax.yaxis.set_major_formatter(LogFormatter())
+        bar.ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+    return figure
+
+
+def _layer_map(ax: Axes, wide: pd.DataFrame, colors: str, norm: Normalize) -> mpl.image.AxesImage:
+    """A heat map of layers (upward) by epochs."""
+    image = ax.imshow(wide.to_numpy(), origin="lower", aspect="auto", cmap=colors, norm=norm, interpolation="nearest")
+    ax.grid(False)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    figure_style.epoch_ticks(ax, wide.columns)
+    return image
+
+
+def _label_maps(axes: np.ndarray, label: str) -> None:
+    for ax in axes[:, 0]:
+        ax.set_ylabel(label)
+    for ax in axes[0]:
+        ax.set_xlabel("")
+
+
+# --- one prompt -------------------------------------------------------------------------------------------------------
+
+
+@figure_style.styled
+def attention_pattern(views: Mapping[str, PromptView | None], head: tuple[int, int], run: str) -> Figure:
+    """Where one head looks, in one or more checkpoints side by side: queries are rows, keys columns.
+
+    Args:
+        views: heading -> one prompt's view.
+        head: layer and head.
+    """
+    title = f"Attention of head a{head[0]}.h{head[1]}"
+    shown = {heading: view for heading, view in views.items() if view is not None}
+    if not shown:
+        return figure_style.missing(title, _NO_PROMPT, run)
+    longest = max(len(view.tokens) for view in shown.values())
+    side = min(2.6 + 0.2 * longest, 7)
+    figure, axes = figure_style.grid(
+        title,
+        run,
+        1,
+        len(shown),
+        width=side * len(shown) + 0.9,
+        height=side + 0.4,
+        share_y=False,
+        note="the subject's tokens in vermilion",
+    )
+    for ax, (heading, view) in zip(axes[0], shown.items(), strict=True):
+        pattern = view.patterns[head]
+        future = np.triu(np.ones_like(pattern, dtype=bool), 1)
+        image = ax.imshow(np.ma.masked_where(future, pattern), cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+        ax.grid(False)
+        _token_ticks(ax, view)
+        ax.set_title(heading)
+        ax.set_xlabel("looked at (key)")
+    axes[0, 0].set_ylabel("from (query)")
+    figure.colorbar(image, ax=axes, shrink=0.7, pad=0.015).set_label("attention")
+    return figure
+
+
+def _token_ticks(ax: Axes, view: PromptView) -> None:
+    texts = [_shown(token) for token in view.tokens]
+    ax.set_xticks(range(len(texts)), texts, rotation=90)
+    ax.set_yticks(range(len(texts)), texts)
+    for place in view.subject:
+        for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+            labels[place].set_color(figure_style.VERMILION)
+
+
+def _shown(token: str, longest: int = 20) -> str:
+    """A token as a label: cut, its spaces visible, what no font draws spelled out, dollar signs no formula."""
+    visible = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token)
+    cut = visible if len(visible) <= longest else f"{visible[: longest - 1]}…"
+    return cut.replace(" ", "·").replace("$", r"\$")
+
+
+@figure_style.styled
+def prompt_layers(view: PromptView | None, run: str) -> Figure:
+    """One prompt through the logit lens: the leading tokens after each layer; rank and probability of the answer."""
+    title = "One prompt by layer"
+    if view is None:
+        return figure_style.missing(title, _NO_PROMPT, run)
+    heading = f'"{_plain(view.text)}" → "{_plain(view.answer)}", {view.where}'
+    note = "layer 0 = embeddings; left: colour = probability, framed = the answer"
+    figure, axes = figure_style.grid(
+        f"{title}: {heading}", run, 1, 3, height=min(2.2 + 0.3 * len(view.layers), 12), note=note
+    )
+    table, ranks, probabilities = axes[0]
+    _leading_tokens(table, view)
+    layers = np.arange(len(view.layers))
+    answer = Look("the answer, last position", figure_style.BLACK, "o")
+    at_subject = Look("the answer, best of the subject's positions", figure_style.VERMILION, "s")
+    leader = Look("the leading token", figure_style.GREY, "^")
+    leading = [tokens.scores[0] for tokens in view.layers]
+    for ax, values, look in (
+        (ranks, view.rank + 1, answer),
+        (ranks, view.subject_rank + 1, at_subject),
+        (probabilities, leading, leader),
+        (probabilities, view.prob, answer),
+    ):
+        ax.plot(values, layers, f"{look.marker}-", color=look.color, markersize=3.5)
+    ranks.set(xscale="log", title="rank of the answer", xlabel="rank + 1 (1 is best)")
+    probabilities.set(title="probability", xlabel="probability", xlim=(-0.03, 1.03))
+    table.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure_style.legend(figure, {look.label: look for look in (answer, at_subject, leader)})
+
+
+def _leading_tokens(ax: Axes, view: PromptView) -> None:
+    """A table of the tokens that lead after each layer, coloured by probability, the answer framed."""
+    scores = np.array([tokens.scores for tokens in view.layers])
+    ax.imshow(scores, origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    for layer, tokens in enumerate(view.layers):
+        for place, (text, score) in enumerate(zip(tokens.texts, tokens.scores, strict=True)):
+            color = "white" if score > 0.6 else figure_style.BLACK
+            ax.text(place, layer, _shown(text, 9), ha="center", va="center", fontsize=7.5, color=color)
+            if text == view.answer:
+                corner = (place - 0.48, layer - 0.48)
+                ax.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, color=figure_style.VERMILION, linewidth=1.4))
+    ax.grid(False)
+    ax.set_xticks(range(scores.shape[1]), [str(place + 1) for place in range(scores.shape[1])])
+    ax.set(title="tokens that lead (· is a space)", xlabel="place", ylabel="after layer")
+
+
+@figure_style.styled
+def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Figure:
+    """One prompt by component: the largest shares of the answer's logit and the tokens that each raises most."""
+    title = "One prompt by component"
+    if view is None:
+        return figure_style.missing(title, _NO_PROMPT, run)
+    shown = view.components[:count]
+    heading = f'"{_plain(view.text)}" → "{_plain(view.answer)}", {view.where}'
+    figure, axes = figure_style.grid(
+        f"{title}: {heading}",
+        run,
+        1,
+        2,
+        height=1.4 + 0.26 * len(shown),
+        note="direct logit attribution with the final norm's scale frozen",
+    )
+    bars, words = axes[0]
+    values = [component.answer for component in shown]
+    rows = np.arange(len(shown))
+    bars.barh(rows, values, color=[figure_style.BLUE if value > 0 else figure_style.ORANGE for value in values])
+    bars.axvline(0, color=figure_style.BLACK, linewidth=0.8)
+    bars.set_yticks(rows, [component.name for component in shown])
+    bars.invert_yaxis()
+    bars.grid(axis="y", visible=False)
+    bars.set(title="share of the answer's logit", xlabel="logits")
+    words.set_title("tokens that the component raises most (· is a space)")
+    words.set_axis_off()
+    for row, component in zip(rows, shown, strict=True):
+        for place, text in enumerate(component.raised.texts):
+            answer = text == view.answer
+            words.text(
+                place / len(component.raised.texts),
+                row,
+                _shown(text, 14),
+                transform=words.get_yaxis_transform(),
+                va="center",
+                fontsize=8,
+                color=figure_style.VERMILION if answer else figure_style.BLACK,
+                fontweight="bold" if answer else "normal",
+            )
+    return figure
+
+
+def _plain(text: str) -> str:
+    """Text in a title: one line, dollar signs no formula."""
+    return " ".join(text.split()).replace("$", r"\$")

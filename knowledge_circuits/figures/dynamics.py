@@ -1,0 +1,366 @@
+"""Figures of the probes inside training, in `figure_style`'s look: what is known when, whether it stays, what it costs.
+
+Each takes what `dynamics` makes of a run's knowledge_dynamics.jsonl (a `FactHistory`, or the tables of the probes) and
+the run's name and returns a Matplotlib `Figure`; without records the figure says which flag of train.py writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from knowledge_circuits.analysis import dynamics
+from knowledge_circuits.analysis.dynamics import Correlation, FactHistory, SelectionRule
+from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures.style import BANDS, BLACK, BLUE, GREEN, GREY, ORANGE, TYPES, VERMILION, Look
+
+_NO_PROBES = "This run was trained without probes: train.py --probe_file writes knowledge_dynamics.jsonl."
+_RULES = {
+    SelectionRule.LOSS: Look("lowest loss", GREY, "s"),
+    SelectionRule.KNOWLEDGE: Look("most consolidated facts", GREEN, "o"),
+    SelectionRule.BALANCE: Look("knowledge minus skill lost", ORANGE, "^"),
+}
+
+
+# --- what is known, and when ------------------------------------------------------------------------------------------
+
+
+@figure_style.styled
+def known_facts(history: FactHistory, run: str) -> Figure:
+    """The share of facts that each probe finds known: a panel per band, a line per type."""
+    title = "Facts known at each probe"
+    if not len(history.steps):
+        return figure_style.missing(title, _NO_PROBES, run)
+    facts = history.facts
+    table = pd.DataFrame(history.known, columns=history.epochs).assign(type=facts["type"], band=facts["band"])
+    table = table.melt(["type", "band"], var_name="epoch", value_name="known")
+    table["known"] = table["known"].astype(float)
+    return figure_style.panels(title, table, "known", ("band", BANDS), ("type", TYPES), "share of facts known", run)
+
+
+@figure_style.styled
+def knowledge_and_loss(probes: pd.DataFrame, run: str) -> Figure:
+    """Facts known and known twice in a row beside the validation loss; facts gained and lost from probe to probe.
+
+    Args:
+        probes: `dynamics.probe_table`.
+    """
+    title = "Facts known, gained and lost"
+    if probes.empty:
+        return figure_style.missing(title, _NO_PROBES, run)
+    figure, axes = figure_style.grid(title, run, 1, 2, share_y=False)
+    known, moved = axes[0]
+    known.plot(probes["epoch"], probes["known"], "o-", color=BLACK, markersize=3.5, label="known")
+    known.plot(probes["epoch"], probes["consolidated"], "s-", color=GREEN, markersize=3.5, label="known twice in a row")
+    known.set(xlabel="epoch", ylabel="facts", title="Knowledge and loss")
+    known.set_ylim(top=1.2 * max(float(probes["known"].max()), 1))
+    if probes["loss"].notna().any():
+        _loss_beside(known, probes)
+    known.legend(loc="upper center")
+    width = _bar_width(probes["epoch"])
+    moved.bar(probes["epoch"], probes["gained"], width, color=BLUE, label="gained")
+    moved.bar(probes["epoch"], -probes["lost"], width, color=VERMILION, label="lost")
+    moved.axhline(0, color=BLACK, linewidth=0.8)
+    moved.set(xlabel="epoch", ylabel="facts since the probe before", title="Gained and lost")
+    moved.legend()
+    for ax in (known, moved):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _loss_beside(ax: Axes, probes: pd.DataFrame) -> None:
+    """The validation loss on an axis at the right."""
+    beside = ax.twinx()
+    measured = probes.dropna(subset=["loss"])
+    beside.plot(measured["epoch"], measured["loss"], "--", color=GREY, linewidth=1.2)
+    beside.set_ylabel("validation loss (nats, dashed)")
+    beside.grid(False)
+    beside.spines["right"].set_visible(True)
+
+
+@figure_style.styled
+def acquisition_epochs(history: FactHistory, run: str) -> Figure:
+    """When facts are first known, as shares of a group's facts: a panel per band, bars per type, windows on top.
+
+    A window spans the epochs by which 10% and 90% of the group's acquisitions have been made; what the model knew
+    before training stands at epoch 0 and is no acquisition.
+    """
+    title = "When facts are acquired: the first probe that finds them known"
+    if not len(history.steps):
+        return figure_style.missing(title, _NO_PROBES, run)
+    note = "shares of all facts of the group; the bars on top span 10% to 90% of the acquisitions"
+    figure, axes = figure_style.grid(title, run, 1, len(BANDS), note=note)
+    acquired = dynamics.acquisition_epochs(history.known, history.epochs)
+    width = _bar_width(history.epochs) / len(TYPES)
+    highest = 0.0
+    for ax, (band, look) in zip(axes[0], BANDS.items(), strict=True):
+        for place, (knowledge, line) in enumerate(TYPES.items()):
+            chosen = ((history.facts["type"] == knowledge) & (history.facts["band"] == band)).to_numpy()
+            if chosen.any():
+                shares = [(acquired[chosen] == epoch).mean() for epoch in history.epochs]
+                left = history.epochs + (place - (len(TYPES) - 1) / 2) * width
+                ax.bar(left, shares, width, color=line.color, alpha=0.85)
+                highest = max(highest, *shares)
+        never = _never_known(history, band)
+        ax.set_title(f"{look.label}" + (f"; never known: {never}" if never else ""))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes[0, 0].set_ylim(0, max(1.3 * highest, 0.01))
+    _draw_windows(axes[0], history, highest)
+    figure_style.label_axes(axes, "share of the group's facts")
+    return figure_style.legend(figure, {key: Look(line.label, line.color, "s") for key, line in TYPES.items()})
+
+
+def _never_known(history: FactHistory, band: str) -> str:
+    """The share of a band's facts that no probe found known."""
+    chosen = (history.facts["band"] == band).to_numpy()
+    return f"{1 - history.known[chosen].any(axis=1).mean():.0%}" if chosen.any() else ""
+
+
+def _draw_windows(axes: Sequence[Axes], history: FactHistory, highest: float) -> None:
+    """The acquisition window of each type as a horizontal line above the bars."""
+    table = dynamics.describe_groups(history).set_index(["type", "band"])
+    for ax, band in zip(axes, BANDS, strict=True):
+        for place, (knowledge, line) in enumerate(TYPES.items()):
+            if (knowledge, band) in table.index and np.isfinite(table.loc[(knowledge, band), "window_start"]):
+                row, height = table.loc[(knowledge, band)], max(highest, 0.008) * (1.1 + 0.08 * place)
+                ends = [row["window_start"], row["window_end"]]
+                ax.plot(ends, [height, height], "|-", color=line.color, linewidth=2, markersize=6)
+
+
+@figure_style.styled
+def acquisition_and_consolidation(history: FactHistory, run: str) -> Figure:
+    """The shares of facts acquired by each epoch and known from then to the end: a panel per band, colours per type."""
+    title = "Acquisition and consolidation"
+    if not len(history.steps):
+        return figure_style.missing(title, _NO_PROBES, run)
+    note = "mean of a group's facts; solid: known at some probe so far, dashed: known from then to the end"
+    figure, axes = figure_style.grid(title, run, 1, len(BANDS), note=note)
+    facts = dynamics.describe_facts(history)
+    for ax, (band, look) in zip(axes[0], BANDS.items(), strict=True):
+        for knowledge, line in TYPES.items():
+            part = facts[(facts["type"] == knowledge) & (facts["band"] == band)]
+            if len(part):
+                for column, style in (("acquisition", "-"), ("consolidation", "--")):
+                    reached = [(part[column] <= epoch).mean() for epoch in history.epochs]
+                    ax.plot(history.epochs, reached, style, color=line.color, linewidth=1.7)
+        figure_style.share_axis(ax)
+        ax.set_title(look.label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure_style.label_axes(axes, "share of facts")
+    return figure_style.legend(figure, {key: Look(line.label, line.color, "") for key, line in TYPES.items()})
+
+
+# --- whether it stays -------------------------------------------------------------------------------------------------
+
+
+@figure_style.styled
+def forgetting(history: FactHistory, run: str) -> Figure:
+    """Of the facts ever known: how often they were forgotten, which share was at all, and which was consolidated."""
+    title = "Forgetting during training, of the facts that were ever known"
+    if not len(history.steps):
+        return figure_style.missing(title, _NO_PROBES, run)
+    figure, axes = figure_style.grid(title, run, 1, 3, share_y=False)
+    events = dynamics.forgetting_events(history.known)
+    ever = history.known.any(axis=1)
+    most = int(events.max(initial=0))
+    ax, width = axes[0, 0], 0.8 / len(TYPES)
+    for place, (knowledge, line) in enumerate(TYPES.items()):
+        chosen = ever & (history.facts["type"] == knowledge).to_numpy()
+        if chosen.any():
+            shares = np.bincount(events[chosen], minlength=most + 1) / chosen.sum()
+            left = np.arange(most + 1) + (place - (len(TYPES) - 1) / 2) * width
+            ax.bar(left, shares, width, color=line.color)
+    ax.set(xlabel="forgetting events of a fact", ylabel="share of facts ever known", title="How often")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    table = dynamics.describe_groups(history)
+    for ax, column, heading in (
+        (axes[0, 1], "non_monotonic", "Non-monotonic: forgotten at least once"),
+        (axes[0, 2], "consolidated", "Consolidated: known to the end"),
+    ):
+        _group_bars(ax, table, column)
+        ax.set_title(heading)
+    return figure_style.legend(figure, {key: Look(line.label, line.color, "s") for key, line in TYPES.items()})
+
+
+def _group_bars(ax: Axes, table: pd.DataFrame, column: str) -> None:
+    """A share of each group as bars: bands side by side, types within them."""
+    width = 0.8 / len(TYPES)
+    for place, (knowledge, line) in enumerate(TYPES.items()):
+        shares = table[table["type"] == knowledge].set_index("band")[column].reindex(list(BANDS))
+        left = np.arange(len(BANDS)) + (place - (len(TYPES) - 1) / 2) * width
+        ax.bar(left, shares, width, color=line.color)
+    ax.set_xticks(range(len(BANDS)), [look.label for look in BANDS.values()])
+    ax.set(xlabel="frequency of the biography", ylabel="share of facts ever known", ylim=(0, 1.03))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    ax.grid(axis="x", visible=False)
+
+
+# --- what it depends on -----------------------------------------------------------------------------------------------
+
+
+@figure_style.styled
+def prior_exposure(history: FactHistory, run: str, bins: int = 5) -> Figure:
+    """Facts ever known and known at the end by what the base model gave them, and by their biography's frequency.
+
+    Args:
+        bins: groups of equally many facts by the base model's probability of the answer's first token.
+    """
+    title = "Does learning depend on prior exposure?"
+    if not len(history.steps):
+        return figure_style.missing(title, _NO_PROBES, run)
+    note = "solid: known at the end, dotted: known at some probe; Spearman's correlation with being known at the end"
+    figure, axes = figure_style.grid(title, run, 1, 2, width=9.0, note=note)
+    facts, found = dynamics.describe_facts(history), dynamics.prior_exposure(history)
+    facts["fifth"] = pd.qcut(facts["base_prob"].rank(method="first"), min(bins, len(facts)), labels=False)
+    causes = (
+        (axes[0, 0], "fifth", "base_prob", "probability of the answer's first token before training"),
+        (axes[0, 1], "frequency", "frequency", "frequency of the biography"),
+    )
+    for ax, column, cause, label in causes:
+        for knowledge, line in TYPES.items():
+            means = facts[facts["type"] == knowledge].groupby(column)
+            x = means[cause].median()
+            ax.plot(x, means["known_at_end"].mean(), f"{line.marker}-", color=line.color, markersize=4, linewidth=1.6)
+            ax.plot(x, means["ever_known"].mean(), ":", color=line.color, linewidth=1.4)
+        figure_style.share_axis(ax)
+        ax.set_title(f"correlation {correlation_text(found[f'known_at_end ~ {cause}'])}")
+        ax.set_xlabel(label)
+    if (facts["base_prob"] > 0).all():
+        axes[0, 0].set_xscale("log")
+    axes[0, 0].set_ylabel("share of facts")
+    return figure_style.legend(figure, TYPES)
+
+
+@figure_style.styled
+def loss_and_knowledge(probes: pd.DataFrame, run: str) -> Figure:
+    """Change of the validation loss against change of the number of known facts, from probe to probe.
+
+    Args:
+        probes: `dynamics.probe_table`.
+    """
+    title = "Does a falling loss tell when facts are learned?"
+    if probes.empty:
+        return figure_style.missing(title, _NO_PROBES, run)
+    if probes["loss"].notna().sum() < 2:
+        return figure_style.missing(
+            title, "The loss was not evaluated at the probes' steps (train.py --eval_strategy).", run
+        )
+    figure, axes = figure_style.grid(
+        title, run, 1, 1, width=6.4, height=3.8, note="a point is the stretch between two probes"
+    )
+    ax = axes[0, 0]
+    fall, gain = probes["loss"].diff().to_numpy(), probes["known"].diff().to_numpy(dtype=float)
+    points = ax.scatter(fall, gain, c=probes["epoch"], cmap="cividis", s=34, zorder=3)
+    ax.plot(fall, gain, color=GREY, linewidth=0.6, alpha=0.6)
+    ax.axhline(0, color=BLACK, linewidth=0.8)
+    ax.set(xlabel="change of the validation loss (nats per token)", ylabel="change of the number of known facts")
+    found = dynamics.loss_knowledge_correlation(probes["loss"], probes["known"])
+    ax.set_title(f"Pearson's correlation {correlation_text(found)}")
+    figure.colorbar(points, ax=ax, pad=0.02).set_label("epoch")
+    return figure
+
+
+def correlation_text(found: Correlation) -> str:
+    """A correlation with its p-value and number of pairs, or "not defined"."""
+    if not np.isfinite(found.value):
+        return "not defined"
+    return f"{found.value:+.2f} (p = {found.p_value:.2g}, n = {found.pairs:,})"
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+@figure_style.styled
+def skills_text_and_circuits(
+    skills: pd.DataFrame, texts: pd.DataFrame, reconfiguration: pd.DataFrame, run: str
+) -> Figure:
+    """Accuracy of general skills, perplexity of held-out text, and how much circuits change between checkpoints.
+
+    Args:
+        skills, texts: the tables of those names of `dynamics.Dynamics`.
+        reconfiguration: `dynamics.reconfiguration_table`.
+    """
+    title = "General skill, held-out text and the circuits' reconfiguration"
+    figure, axes = figure_style.grid(
+        title, run, 1, 3, share_y=False, note="reconfiguration: edges that changed since the checkpoint before"
+    )
+    skill_looks = _looks(skills["skill"].unique())
+    panels = (
+        (skills, "accuracy", "skill", skill_looks, "General skill", "no skills were probed"),
+        (texts, "perplexity", "text", _looks(texts["text"].unique()), "Text outside the domain", "no text was probed"),
+        (reconfiguration, "rate", "band", BANDS, "Reconfiguration", "no circuits at two checkpoints"),
+    )
+    for ax, (table, value, column, looks, heading, lacking) in zip(axes[0], panels, strict=True):
+        if table.empty:
+            figure_style.blank(ax, lacking)
+            continue
+        for name, look in looks.items():
+            means = table[table[column] == name].groupby("epoch")[value].mean()
+            # Unsmoothed: what is lost in the first epoch must not look as if it took three.
+            ax.plot(means.index, means, look.marker + "-", color=look.color, markersize=4, label=look.label)
+        ax.set(title=heading, xlabel="epoch", ylabel=value if value != "rate" else "1 - edge Jaccard")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend()
+        if value == "perplexity":
+            ax.set_yscale("log")
+    return figure
+
+
+def _looks(names: Sequence[str]) -> dict[str, Look]:
+    """Colours and marks of things that have none of their own."""
+    colors = (BLUE, ORANGE, GREEN, VERMILION, BLACK, GREY)
+    return {
+        name: Look(str(name).replace("_", " "), colors[place % len(colors)], "osD^vP"[place % 6])
+        for place, name in enumerate(names)
+    }
+
+
+@figure_style.styled
+def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[int] | None = None) -> Figure:
+    """Where each rule would stop: loss, knowledge and skill over epochs with the rules' picks marked.
+
+    Args:
+        probes: `dynamics.probe_table`.
+        saved_steps: the checkpoints to choose from; None means every probe.
+    """
+    title = "Which checkpoint to take: each rule's pick"
+    if probes.empty:
+        return figure_style.missing(title, _NO_PROBES, run)
+    picks = dynamics.select_checkpoints(probes, saved_steps)
+    figure, axes = figure_style.grid(title, run, 1, 3, share_y=False)
+    columns = (
+        ("loss", "validation loss (nats)", "Loss"),
+        ("consolidated", "facts known twice in a row", "Consolidated facts"),
+        ("skill", "mean skill accuracy", "General skill"),
+    )
+    for ax, (column, label, heading) in zip(axes[0], columns, strict=True):
+        measured = probes.dropna(subset=[column])
+        if measured.empty:
+            figure_style.blank(ax, "not measured at the probes")
+            continue
+        ax.plot(measured["epoch"], measured[column], ".-", color=BLACK, linewidth=1.2)
+        for size, pick in zip((13, 9.5, 6.5), picks.itertuples(), strict=False):
+            look = _RULES[SelectionRule(pick.rule)]
+            at = probes.loc[probes["step"] == pick.step, column]
+            ax.plot(pick.epoch, at.iloc[0], look.marker, color=look.color, mfc="none", markersize=size, mew=2)
+        ax.set(title=heading, xlabel="epoch", ylabel=label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    looks = [_RULES[SelectionRule(rule)] for rule in picks["rule"]]
+    handles = [
+        Line2D([], [], linestyle="none", marker=look.marker, color=look.color, mfc="none", mew=2, label=look.label)
+        for look in looks
+    ]
+    return figure_style.legend_row(figure, handles)
+
+
+def _bar_width(epochs: Sequence[float] | np.ndarray | pd.Series) -> float:
+    """Bars that leave a fifth of the smallest distance between probes free."""
+    return 0.8 * float(np.diff(np.asarray(epochs, dtype=float)).min()) if len(epochs) > 1 else 0.8

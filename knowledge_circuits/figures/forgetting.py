@@ -1,0 +1,325 @@
+"""Figures of a forgetting experiment, in the look of `figure_style`: a line or a column for each replay ratio.
+
+Each takes tables of `forgetting` and the experiment's name and returns a Matplotlib `Figure`; an empty table gives a
+figure that says which program fills it. Steps stand on a square-root axis, on which the exponential save schedule is
+about even. Lines join the measured points as they are: the gaps between checkpoints are too unlike to smooth over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogFormatter, MaxNLocator, PercentFormatter
+
+from knowledge_circuits.analysis.forgetting import Origin
+from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures.style import BANDS, TYPES, Look
+
+_PREDICT = "No query predictions in these runs yet: predict.py writes them."
+_DISCOVER = "No circuits in these runs yet: circuit_discovery.py and circuit_eval.py write them."
+_STEPS = "optimizer steps"
+_TICKS = [0, 1, 5, 10, 25, 50, 100, 200, 350, 500, 1000, 2000, 5000, 10000]
+_ORIGINS: Mapping[str, str] = {
+    Origin.FOUND_AGAIN: "circuits found again at each step",
+    Origin.ORIGINAL: "the original circuits",
+}
+
+
+def ratio_looks(ratios: Sequence[float]) -> dict[float, Look]:
+    """How each replay ratio is drawn: from dark (0) to light (1), alike in all figures; ratios in rising order."""
+    colors = mpl.colormaps["cividis"](0.88 * np.sqrt(ratios))
+    markers = "osD^vP*X" * (len(ratios) // 8 + 1)
+    return {
+        ratio: Look(f"{ratio:g}", mpl.colors.to_hex(color), marker)
+        for ratio, color, marker in zip(ratios, colors, markers, strict=False)
+    }
+
+
+# --- what is left of the old facts ------------------------------------------------------------------------------------
+
+
+@figure_style.styled
+def old_facts(predictions: pd.DataFrame, name: str) -> Figure:
+    """The share of queries about the original people that are answered: a row per type, a column per band."""
+    title = "What is left of the old facts: query accuracy while training on other people"
+    if predictions.empty:
+        return figure_style.missing(title, _PREDICT, name)
+    looks = _looks(predictions)
+    figure, axes = figure_style.grid(
+        title, name, len(TYPES), len(BANDS), height=4.8, note="test people, all attributes"
+    )
+    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
+        for ax, (band, tested) in zip(row, BANDS.items(), strict=True):
+            part = predictions[(predictions["type"] == knowledge) & (predictions["band"] == band)]
+            _draw_lines(ax, part, "correct", looks)
+            figure_style.share_axis(ax)
+            ax.set_title(f"{look.symbol}, {tested.label}", color=look.color)
+    return _finish(figure, axes, "share of queries answered", looks)
+
+
+@figure_style.styled
+def first_token(accuracy: pd.DataFrame, evaluations: pd.DataFrame, name: str) -> Figure:
+    """First-token accuracy by type and loss on the original's validation biographies, at every evaluation.
+
+    Args:
+        accuracy: `forgetting.first_token_accuracy`.
+        evaluations: `forgetting.evaluations`.
+    """
+    title = "First-token accuracy and loss on the original biographies"
+    if accuracy.empty and evaluations.empty:
+        return figure_style.missing(title, "No evaluations.jsonl in these runs yet: train.py writes it.", name)
+    looks = _looks(evaluations)
+    figure, axes = figure_style.grid(title, name, 1, len(TYPES) + 1, share_y=False)
+    for ax, (knowledge, look) in zip(axes[0], TYPES.items(), strict=False):
+        _draw_lines(ax, accuracy[accuracy["type"] == knowledge], "accuracy", looks, markers=False)
+        figure_style.share_axis(ax)
+        ax.set_title(look.label, color=look.color)
+    _draw_lines(axes[0, -1], evaluations, "loss", looks, markers=False)
+    axes[0, -1].set(title="loss", ylabel="cross-entropy (nats per token)")
+    return _finish(figure, axes, "first-token accuracy", looks)
+
+
+# --- what becomes of the circuits -------------------------------------------------------------------------------------
+
+
+@figure_style.styled
+def faithfulness(results: pd.DataFrame, name: str) -> Figure:
+    """Faithfulness in the drifting weights: a row per type; circuits found again at the left, the original's right.
+
+    Points beyond the axis sit on its edge as open triangles.
+    """
+    title = "Faithfulness in the drifting weights"
+    if results.empty or results["faithfulness"].isna().all():
+        return figure_style.missing(title, _DISCOVER, name)
+    looks, (bottom, top) = _looks(results), (-0.25, 1.5)
+    medians = results.groupby(["ratio", "type", "origin", "step"], as_index=False)["faithfulness"].median()
+    note = "1 = the whole model; median of the groups; open triangles lie beyond the axis"
+    figure, axes = figure_style.grid(title, name, len(TYPES), len(Origin), width=8.8, height=4.8, note=note)
+    for ax, part in _by_type_and_origin(axes, medians):
+        ax.axhline(1, color=figure_style.GREY, linewidth=0.8, linestyle=":")
+        shown = part.assign(faithfulness=part["faithfulness"].where(part["faithfulness"].between(bottom, top)))
+        _draw_lines(ax, shown, "faithfulness", looks)
+        for row in part.itertuples():
+            if not bottom <= row.faithfulness <= top:
+                above = row.faithfulness > top
+                ax.plot(
+                    row.step,
+                    top if above else bottom,
+                    "^" if above else "v",
+                    mfc="none",
+                    color=looks[row.ratio].color,
+                    clip_on=False,
+                )
+        ax.set_ylim(bottom, top)
+    return _finish(figure, axes, "faithfulness", looks)
+
+
+@figure_style.styled
+def hits(circuit_predictions: pd.DataFrame, name: str) -> Figure:
+    """Hit@10 of circuits alone on the original's test items: a row per type; found again left, the original's right."""
+    title = "What the circuits still answer alone: Hit@10 in the drifting weights"
+    if circuit_predictions.empty:
+        return figure_style.missing(title, _DISCOVER, name)
+    looks = _looks(circuit_predictions)
+    figure, axes = figure_style.grid(
+        title, name, len(TYPES), len(Origin), width=8.8, height=4.8, note="mean of the groups"
+    )
+    for ax, part in _by_type_and_origin(axes, circuit_predictions):
+        _draw_lines(ax, part, "hit", looks)
+        figure_style.share_axis(ax)
+    return _finish(figure, axes, "Hit@10", looks)
+
+
+@figure_style.styled
+def shapes(shapes: pd.DataFrame, name: str) -> Figure:
+    """Likeness with the original circuits (edges, nodes) and entropy of the circuits found again; a row per type."""
+    title = "How the circuits found again drift away from the original ones"
+    if shapes.empty:
+        return figure_style.missing(title, _DISCOVER, name)
+    looks = _looks(shapes)
+    measures = {
+        "edge_jaccard": "edge Jaccard with the original",
+        "node_jaccard": "node Jaccard with the original",
+        "entropy": "circuit entropy (nats)",
+    }
+    figure, axes = figure_style.grid(
+        title, name, len(TYPES), len(measures), height=4.8, share_y=False, note="mean of the groups"
+    )
+    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
+        for ax, (column, label) in zip(row, measures.items(), strict=True):
+            _draw_lines(ax, shapes[shapes["type"] == knowledge], column, looks)
+            ax.set_title(f"{look.symbol}: {label}", color=look.color)
+    for column in axes.T:
+        bounds = [ax.get_ylim() for ax in column if ax.axison]
+        for ax in column:
+            ax.set_ylim(min((low for low, _ in bounds), default=0), max((high for _, high in bounds), default=1))
+    return _finish(figure, axes, "", looks)
+
+
+@figure_style.styled
+def activation_change(activation: pd.DataFrame, name: str) -> Figure:
+    """Change of the edge activation ratio since step 0 by layer and step: a row per type, a column per ratio."""
+    title = "Which layers' edges enter and leave the circuits: change of the edge activation ratio"
+    if activation.empty or activation["change"].isna().all():
+        return figure_style.missing(title, _DISCOVER, name)
+    layers = max(int(activation["layer"].max()), 1)
+    table = activation[activation["layer"] < layers]
+    means = table.groupby(["type", "ratio", "layer", "step"])["change"].mean()
+    widest = max(float(means.abs().max()), 1e-9)
+    return _maps(
+        title,
+        means,
+        "layer of the edge's parent",
+        ("PuOr_r", TwoSlopeNorm(0, -widest, widest)),
+        "change since step 0",
+        name,
+        "mean of the groups; last layer left out; orange: more of the layer's edges than at step 0",
+        PercentFormatter(1),
+    )
+
+
+@figure_style.styled
+def lens(lens: pd.DataFrame, missing: str, name: str, measure: str = "rank") -> Figure:
+    """The logit lens at the last position by layer and step: a row per type, a column per ratio.
+
+    Args:
+        lens, missing: what `forgetting.logit_lens` returns.
+        measure: `rank`, `prob` or `subject_rank`; ranks have a logarithmic scale.
+    """
+    what = {
+        "rank": "rank + 1 of the old answer",
+        "prob": "probability of the old answer",
+        "subject_rank": "best rank + 1 of the old answer at the subject",
+    }[measure]
+    title = f"Logit lens in the drifting weights: {what}"
+    if lens.empty:
+        return figure_style.missing(title, missing, name)
+    means = lens.groupby(["type", "ratio", "layer", "step"])[measure].mean()
+    if measure == "prob":
+        return _maps(
+            title,
+            means,
+            "after layer",
+            ("cividis", Normalize(0, float(means.max()))),
+            "mean probability",
+            name,
+            "mean of the groups; layer 0 = embeddings",
+        )
+    norm = LogNorm(max(float(means.min()), 1), max(float(means.max()), 2))
+    return _maps(
+        title,
+        means,
+        "after layer",
+        ("cividis_r", norm),
+        "mean of rank + 1 (1 is best)",
+        name,
+        "mean of the groups; layer 0 = embeddings",
+        LogFormatter(),
+    )
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _looks(table: pd.DataFrame) -> dict[float, Look]:
+    return ratio_looks(sorted(table["ratio"].unique()))
+
+
+def _by_type_and_origin(axes: Any, table: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]]:
+    """The axes [types, origins] with their rows of the table; titles set."""
+    found = []
+    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
+        for ax, (origin, label) in zip(row, _ORIGINS.items(), strict=True):
+            ax.set_title(f"{look.symbol}, {label}", color=look.color)
+            found.append((ax, table[(table["type"] == knowledge) & (table["origin"] == origin)]))
+    return found
+
+
+def _draw_lines(ax: Axes, table: pd.DataFrame, value: str, looks: Mapping[float, Look], markers: bool = True) -> None:
+    """A line per ratio: the mean over the rows of each step."""
+    if table.empty:
+        figure_style.blank(ax, "no data")
+        return
+    for ratio, rows in table.groupby("ratio"):
+        mean, look = rows.groupby("step")[value].mean().dropna(), looks[float(ratio)]
+        marker = look.marker if markers else ""
+        ax.plot(mean.index, mean, marker=marker, color=look.color, markersize=3.2, linewidth=1.5, alpha=0.9)
+    _step_axis(ax)
+
+
+def _step_axis(ax: Axes) -> None:
+    def root(steps: Any) -> Any:
+        return np.sign(steps) * np.sqrt(np.abs(steps))
+
+    def square(roots: Any) -> Any:
+        return np.sign(roots) * np.square(roots)
+
+    ax.set_xscale("function", functions=(root, square))
+    ax.xaxis.set_major_locator(FixedLocator(_TICKS))
+    ax.xaxis.set_minor_locator(FixedLocator([]))
+
+
+def _finish(figure: Figure, axes: Any, label: str, looks: Mapping[float, Look]) -> Figure:
+    figure_style.label_axes(axes, label)
+    for ax in axes[-1]:
+        ax.set_xlabel(f"{_STEPS} (square-root axis)")
+    return figure_style.legend(figure, looks, "replay ratio")
+
+
+def _maps(
+    title: str,
+    means: pd.Series,
+    rows_label: str,
+    scale: tuple[str, Normalize],
+    bar_label: str,
+    name: str,
+    note: str,
+    bar_format: Any = None,
+) -> Figure:
+    """Heat maps of layers (upward) by steps: a row per type, a column per ratio.
+
+    Args:
+        means: indexed by type, ratio, layer and step.
+        scale: the colour map and its norm.
+    """
+    ratios = sorted(means.index.get_level_values("ratio").unique())
+    columns = max(len(ratios), 2)
+    figure, axes = figure_style.grid(title, name, len(TYPES), columns, height=4.6, note=note)
+    image = None
+    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
+        for ax in row[len(ratios) :]:
+            ax.set_axis_off()
+        for ax, ratio in zip(row, ratios, strict=False):
+            if (knowledge, ratio) not in means.index.droplevel(["layer", "step"]):
+                figure_style.blank(ax, "no data")
+                continue
+            wide = means[knowledge, ratio].unstack("step")
+            colors, norm = scale
+            image = ax.imshow(wide, origin="lower", aspect="auto", cmap=colors, norm=norm, interpolation="nearest")
+            ax.grid(False)
+            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+            _map_ticks(ax, wide.columns)
+            ax.set_title(f"{look.symbol}, ratio {ratio:g}", color=look.color)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(rows_label)
+    for ax in axes[-1]:
+        ax.set_xlabel(_STEPS)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015, format=bar_format)
+    bar.set_label(bar_label)
+    if isinstance(scale[1], LogNorm):
+        bar.ax.invert_yaxis()  # best on top
+        bar.ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+    return figure
+
+
+def _map_ticks(ax: Axes, steps: Sequence[int]) -> None:
+    """At most six ticks, labelled with the columns' steps."""
+    at = range(0, len(steps), max(1, -(-len(steps) // 6)))
+    ax.set_xticks(list(at), [str(int(steps[index])) for index in at])

@@ -1,0 +1,200 @@
+"""One teacher-forced forward pass that says how a model would go on: likelihoods, ranks and greedy choices.
+
+A prompt and its continuation go through the model together. Position i of the continuation then tells the model's
+distribution over what follows the prompt and the continuation's first i tokens. Greedy decoding gives exactly this
+continuation if each of its tokens is the most likely one at its position, so no step-by-step generation is needed to
+know whether the model answers with it.
+
+In: token id lists and a Hugging Face causal language model. Out: a `ContinuationScore` per pair. Sequences are padded
+on the left, so the continuations stand at the end and only the last few positions need logits.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from knowledge_circuits.files import InputError
+from knowledge_circuits.models.tokenization import start_token_id
+
+#: Limits of one batch: tokens that go through the model, and logits that are held at once.
+_MAX_TOKENS = 1 << 13
+_MAX_LOGITS = 1 << 25
+
+
+@dataclass(frozen=True)
+class ContinuationScore:
+    """What the model makes of one continuation of one prompt.
+
+    Attributes:
+        log_prob: the continuation's log-probability (nats), the sum over its tokens.
+        first_prob: the first token's probability.
+        first_rank: how many tokens are more likely than the first one; 0 is best.
+        greedy: the most likely token after the prompt and the continuation's first i tokens, for i = 0 to its length;
+            the last one is what follows the whole continuation.
+    """
+
+    log_prob: float
+    first_prob: float
+    first_rank: int
+    greedy: tuple[int, ...]
+
+
+def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, attention mask and position ids of sequences padded on the left to the longest, each [b, p]."""
+    longest = max(len(sequence) for sequence in sequences)
+    ids = torch.tensor([[0] * (longest - len(sequence)) + list(sequence) for sequence in sequences])
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    mask = (torch.arange(longest)[None] >= (longest - lengths)[:, None]).long()
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return ids.to(device), mask.to(device), positions.to(device)
+
+
+def last_logits(model: PreTrainedModel, keep: int, **inputs: object) -> Tensor:
+    """The logits [b, keep, vocabulary] of the last `keep` positions; the others are not computed where avoidable."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs["logits_to_keep"] = keep
+    return model(**inputs).logits[:, -keep:]
+
+
+def encode_continuations(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], texts: Sequence[str]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Prompts as token ids and, for each, the tokens by which `prompt + " " + text` extends it.
+
+    The rule is that of tokenization.encode_prompt and label_token_id; one call of the tokenizer for all texts is
+    several times faster than one for each.
+
+    Raises:
+        InputError: the tokenizer has no start token, or a text adds no token to its prompt.
+    """
+    if not prompts:
+        return []
+    start = start_token_id(tokenizer)
+    before = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    joined = [f"{prompt} {text}" for prompt, text in zip(prompts, texts, strict=True)]
+    after = tokenizer(joined, add_special_tokens=False)["input_ids"]
+    pairs = []
+    for prompt, text, prompt_ids, full_ids in zip(prompts, texts, before, after, strict=True):
+        shared = 0
+        while shared < min(len(prompt_ids), len(full_ids)) and prompt_ids[shared] == full_ids[shared]:
+            shared += 1
+        if shared == len(full_ids):
+            raise InputError(f"the value {text!r} adds no token to the prompt {prompt!r}")
+        pairs.append(((start, *prompt_ids), tuple(full_ids[shared:])))
+    return pairs
+
+
+def score_continuations(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    progress: Callable[[int], object] = lambda count: None,
+) -> list[ContinuationScore]:
+    """Score each continuation after its prompt.
+
+    Args:
+        model: in evaluation mode; its device and dtype are used, sums are taken in float32.
+        prompts: token ids, opened by the start token; at least one token each.
+        continuations: token ids, at least one token each, as many as prompts.
+        progress: called with the number of pairs just scored.
+
+    Returns:
+        The scores in the given order. They do not depend on what else is scored with them, up to rounding.
+
+    Raises:
+        ValueError: an empty prompt or continuation.
+    """
+    if not all(len(sequence) for sequence in [*prompts, *continuations]):
+        raise ValueError("a prompt and a continuation have at least one token each")
+    scores: dict[int, ContinuationScore] = {}
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    with torch.no_grad():  # not inference_mode: what a model in training caches must stay usable for gradients
+        for batch in _batches(prompts, continuations, vocabulary):
+            found = _score_batch(model, [prompts[i] for i in batch], [continuations[i] for i in batch])
+            scores.update(zip(batch, found, strict=True))
+            progress(len(batch))
+    return [scores[index] for index in range(len(prompts))]
+
+
+def _batches(
+    prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], vocabulary: int
+) -> Iterator[list[int]]:
+    """Indices in batches of like length, longest first, within the limits of tokens and logits."""
+    order = sorted(
+        range(len(prompts)), key=lambda i: (-len(prompts[i]) - len(continuations[i]), -len(continuations[i]))
+    )
+    batch: list[int] = []
+    width = keep = 0
+    for index in order:
+        width = max(width, len(prompts[index]) + len(continuations[index]))
+        keep = max(keep, len(continuations[index]) + 1)
+        rows = len(batch) + 1
+        if batch and (rows * width > _MAX_TOKENS or rows * keep * vocabulary > _MAX_LOGITS):
+            yield batch
+            batch, width, keep = [], len(prompts[index]) + len(continuations[index]), len(continuations[index]) + 1
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _score_batch(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+) -> list[ContinuationScore]:
+    lengths = torch.tensor([len(continuation) for continuation in continuations])
+    keep = int(lengths.max()) + 1
+    sequences = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
+    ids, mask, positions = left_padded(sequences, model.device)
+    logits = last_logits(
+        model, keep, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+    ).float()  # [b, keep, vocabulary]; column j predicts column j + 1 of the last keep tokens
+    keep = logits.shape[1]  # fewer where the longest sequence is shorter than asked for
+    greedy = logits.argmax(dim=-1).cpu()  # [b, keep]
+    targets = ids[:, -keep + 1 :]  # [b, keep - 1]
+    chosen = logits[:, :-1].gather(2, targets[..., None])[..., 0]  # [b, keep - 1]
+    log_probs = (chosen - logits[:, :-1].logsumexp(dim=-1)).cpu()
+    inside = torch.arange(keep - 1)[None] >= (keep - 1 - lengths)[:, None]
+    totals = (log_probs * inside).sum(dim=1, dtype=torch.float64)
+    rows, first = torch.arange(len(prompts)), keep - 1 - lengths  # the column that predicts the first token
+    first_logits = logits[rows.to(logits.device), first.to(logits.device)]  # [b, vocabulary]
+    ranks = (first_logits > chosen[rows.to(logits.device), first.to(logits.device)][:, None]).sum(dim=1).cpu()
+    probs = log_probs[rows, first].exp()
+    return [
+        ContinuationScore(
+            float(totals[row]),
+            float(probs[row]),
+            int(ranks[row]),
+            tuple(greedy[row, -int(lengths[row]) - 1 :].tolist()),
+        )
+        for row in range(len(prompts))
+    ]
+
+
+def text_perplexity(model: PreTrainedModel, ids: Sequence[int], start_token: int, block_size: int = 256) -> float:
+    """exp of the mean negative log-likelihood (nats per token) of a text, read in blocks that each open afresh.
+
+    Args:
+        model: in evaluation mode.
+        ids: the text's token ids, without special tokens.
+        start_token: opens each block.
+        block_size: tokens of text per block; the first of each is predicted from the start token alone.
+    """
+    total = 0.0
+    blocks = [[start_token, *ids[at : at + block_size]] for at in range(0, len(ids), block_size)]
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    at_once = max(1, min(_MAX_TOKENS // (block_size + 1), _MAX_LOGITS // (vocabulary * (block_size + 1))))
+    with torch.no_grad():
+        for at in range(0, len(blocks), at_once):
+            inputs, mask, positions = left_padded(blocks[at : at + at_once], model.device)
+            logits = model(
+                input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=False
+            ).logits.float()
+            chosen = logits[:, :-1].gather(2, inputs[:, 1:, None])[..., 0]
+            losses = (logits[:, :-1].logsumexp(dim=-1) - chosen) * mask[:, :-1]  # [b, p - 1]
+            total += float(losses.sum(dtype=torch.float64))
+    return float(torch.tensor(total / len(ids), dtype=torch.float64).exp())

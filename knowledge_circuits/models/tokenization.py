@@ -1,0 +1,97 @@
+"""How text becomes token ids, in one place: the start token, label ids, and which tokens are the subject's.
+
+A prompt starts with exactly one BOS token; where a tokenizer has none, EOS stands in; having neither is an error. A
+label's id is the first token by which `prompt + " " + value` extends `prompt`, which is right for byte-level BPE and
+for SentencePiece alike.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from knowledge_circuits.files import InputError, first_line
+from knowledge_circuits.models.loading import require_folder
+
+
+def load_tokenizer(
+    name_or_path: str, trust_remote_code: bool = False, *, revision: str = "main", cache_dir: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the hub.
+
+    Args:
+        name_or_path: a folder or hub name.
+        trust_remote_code: let code of its repository run.
+        revision: the hub repository's branch, tag or commit.
+        cache_dir: where hub downloads are kept; None: the library's own place.
+
+    Raises:
+        InputError: there is none.
+    """
+    require_folder(name_or_path)
+    if Path(name_or_path).is_dir() and not any(
+        (Path(name_or_path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    ):
+        raise InputError(f"{name_or_path}: no tokenizer in this folder (tokenizer.json is missing)")
+    try:
+        return AutoTokenizer.from_pretrained(
+            name_or_path, trust_remote_code=trust_remote_code, revision=revision, cache_dir=cache_dir
+        )
+    except Exception as error:  # whatever a damaged file makes the library raise
+        raise InputError(f"{name_or_path}: no tokenizer could be loaded ({first_line(error)})") from error
+
+
+def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that opens every prompt: BOS, or EOS where there is no BOS."""
+    for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    raise InputError(
+        f"the tokenizer {tokenizer.name_or_path!r} has neither a BOS nor an EOS token to start prompts with"
+    )
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text without special tokens added."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Token ids of a prompt, opened by exactly one start token."""
+    return [start_token_id(tokenizer), *plain_ids(tokenizer, prompt)]
+
+
+def label_token_id(tokenizer: PreTrainedTokenizerBase, prompt: str, value: str) -> int:
+    """The first token by which `prompt + " " + value` extends `prompt`.
+
+    Raises:
+        InputError: the value adds no token.
+    """
+    before = plain_ids(tokenizer, prompt)
+    after = plain_ids(tokenizer, f"{prompt} {value}")
+    for position, token in enumerate(after):
+        if position >= len(before) or before[position] != token:
+            return token
+    raise InputError(f"the value {value!r} adds no token to the prompt {prompt!r}")
+
+
+def is_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer marks word starts with U+2581 (SentencePiece) rather than a byte-level space."""
+    return any(token.startswith("\u2581") for token in tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, "a b c")))
+
+
+def label_text(tokenizer: PreTrainedTokenizerBase, value: str) -> str:
+    """A label as circuit data shows it: with its leading space, except under SentencePiece."""
+    return value if is_sentencepiece(tokenizer) else f" {value}"
+
+
+def subject_positions(tokenizer: PreTrainedTokenizerBase, subject: str, prompt: str) -> list[int]:
+    """Positions of the subject's tokens in `encode_prompt(tokenizer, prompt)`; the start token (0) is never among them.
+
+    Args:
+        subject: the text with which `prompt` begins.
+    """
+    count = len(plain_ids(tokenizer, subject))
+    total = len(plain_ids(tokenizer, prompt))
+    return list(range(1, min(count, total) + 1))

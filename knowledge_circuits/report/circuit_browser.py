@@ -1,0 +1,166 @@
+"""The data behind the report's interactive circuits: every group's circuit at every epoch, a few hundred bytes each.
+
+A page shows which nodes are in a circuit, how much of the circuit's effect passes through each, and the strongest
+edges. `CircuitBrowser.add` takes circuits one at a time (as `tables.circuits` reads them) and keeps only that:
+
+    node strength    sum of |score| over the circuit's edges that touch the node / the largest such sum
+    nodes            one byte per node: 0 not in the circuit, else 1 + round(254 sqrt(strength))
+    edges            the strongest, strongest first: source, target, 32767 x score / largest |score|, two bytes each
+
+so that memory and page stay small whatever the model's size (GPT-2 medium: 231,877 edges become 60). `page_data` is
+JSON with these bytes in base64 (little-endian); templates/circuit_browser.js draws it.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.study import Group, groups
+
+#: Edges drawn of each circuit at most.
+MOST_EDGES = 60
+#: Of all circuits together in a page; beyond it epochs are left out evenly.
+MOST_BYTES = 1_500_000
+
+
+@dataclass(frozen=True)
+class CircuitPicture:
+    """What a page shows of one circuit.
+
+    Attributes:
+        step, epoch: the checkpoint.
+        edges, nodes: how many the circuit has.
+        node_bytes: [N] uint8, see the module.
+        edge_numbers: [m, 3] int16: source, target (both to be read as unsigned), score.
+    """
+
+    step: int
+    epoch: float
+    edges: int
+    nodes: int
+    node_bytes: NDArray[np.uint8]
+    edge_numbers: NDArray[np.int16]
+
+
+def node_strengths(graph: Graph) -> NDArray[np.float64]:
+    """Sum of |score| over the circuit's edges that leave or enter each of `layout.nodes`, over the largest sum, [N]."""
+    weights = (graph.scores.abs() * graph.in_graph).double().numpy()
+    total = np.zeros(graph.layout.n_sources + 1)
+    total[:-1] = weights.sum(axis=1)
+    np.add.at(total, graph.layout.target_nodes.numpy(), weights.sum(axis=0))
+    return total / total.max() if total.max() > 0 else total
+
+
+def strongest_edges(graph: Graph, most: int = MOST_EDGES) -> NDArray[np.int64]:
+    """Source and target of the circuit's edges with the largest |score|, strongest first, [m, 2]."""
+    edges = graph.in_graph.nonzero().numpy()
+    strength = graph.scores.abs().numpy()[edges[:, 0], edges[:, 1]]
+    return edges[np.argsort(-strength, kind="stable")[:most]]
+
+
+def picture(graph: Graph, step: int, epoch: float, most: int = MOST_EDGES) -> CircuitPicture:
+    """Keep of a circuit what a page shows."""
+    present = graph.nodes_in_graph.numpy()
+    levels = np.where(present, 1 + np.round(254 * np.sqrt(node_strengths(graph))), 0).astype(np.uint8)
+    edges = strongest_edges(graph, most)
+    scores = graph.scores.double().numpy()[edges[:, 0], edges[:, 1]]
+    largest = np.abs(scores).max(initial=0.0) or 1.0
+    numbers = np.column_stack([edges, np.round(32767 * scores / largest).astype(np.int64)])
+    return CircuitPicture(step, epoch, graph.n_edges, graph.n_nodes, levels, numbers.astype(np.int16))
+
+
+@dataclass
+class CircuitBrowser:
+    """Collects circuits for a page.
+
+    Attributes:
+        pictures: group -> its circuits in the order in which they came.
+        layout: the model's graph, known from the first circuit.
+    """
+
+    pictures: dict[Group, list[CircuitPicture]] = field(default_factory=dict)
+    layout: Layout | None = None
+
+    def add(self, step: int, epoch: float, group: Group, graph: Graph) -> None:
+        """Take one circuit (the signature of `tables.Visitor`)."""
+        if 1 + graph.layout.n_sources >= 1 << 16 or graph.layout.n_targets >= 1 << 16:
+            raise ValueError(f"a page's circuits have fewer than 65,536 inputs, not {graph.layout.n_targets:,}")
+        self.layout = self.layout or graph.layout
+        self.pictures.setdefault(group, []).append(picture(graph, step, epoch))
+
+    def shown_steps(self, most_bytes: int = MOST_BYTES) -> list[int]:
+        """The checkpoints that fit in a page: all, or evenly chosen ones with the first and the last."""
+        steps = sorted({shown.step for shown in self._all()})
+        size = max((_base64_size(shown) for shown in self._all()), default=0) * len(self.pictures)
+        room = max(2, most_bytes // size) if size else len(steps)
+        if len(steps) <= room:
+            return steps
+        return [steps[round(place)] for place in np.linspace(0, len(steps) - 1, room)]
+
+    def page_data(self, circuits: pd.DataFrame, results: pd.DataFrame, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+        """Everything for the page's script.
+
+        Args:
+            circuits: `Circuits.table`, for the entropies.
+            results: `tables.results`, for the faithfulness.
+            most_bytes: of all circuits together; beyond it epochs are left out evenly.
+
+        Returns:
+            layers, heads, omitted (how many checkpoints were left out) and groups: a list of task, type, symbol, band
+            and rows of [step, epoch, edges, nodes, entropy, faithfulness, nodes in base64, edges in base64]; a number
+            that is not known is null. {} without circuits.
+        """
+        if self.layout is None:
+            return {}
+        shown = set(self.shown_steps(most_bytes))
+        entropy = _by_circuit(circuits, "entropy")
+        faithfulness = _by_circuit(results[results["circuit_step"] == results["step"]], "faithfulness")
+        found = []
+        for group in (one for one in groups() if one in self.pictures):
+            names = {"task": str(group.task), "type": str(group.type), "band": str(group.band)}
+            rows = []
+            for one in sorted(self.pictures[group], key=lambda each: each.step):
+                if one.step in shown:
+                    key = (one.step, *names.values())
+                    measured = [_number(entropy.get(key)), _number(faithfulness.get(key))]
+                    packed = [_base64(one.node_bytes), _base64(one.edge_numbers)]
+                    rows.append([one.step, round(one.epoch, 3), one.edges, one.nodes, *measured, *packed])
+            found.append({**names, "symbol": group.type.symbol, "rows": rows})
+        total = len({one.step for one in self._all()})
+        layout = self.layout
+        return {
+            "layers": layout.n_layers,
+            "heads": layout.n_heads,
+            "omitted": total - len(shown),
+            "groups": found,
+        }
+
+    def _all(self) -> list[CircuitPicture]:
+        return [shown for pictures in self.pictures.values() for shown in pictures]
+
+
+def _by_circuit(table: pd.DataFrame, column: str) -> dict[tuple[Any, ...], float]:
+    """A column by (step, task, type, band)."""
+    keys = zip(table["step"], table["task"], table["type"], table["band"], strict=True)
+    return dict(zip(keys, table[column], strict=True))
+
+
+def _number(value: float | None) -> float | None:
+    """A number with four significant digits; None for one that is not known."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+
+
+def _base64(array: NDArray[Any]) -> str:
+    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode("ascii")
+
+
+def _base64_size(shown: CircuitPicture) -> int:
+    return 4 * math.ceil(shown.node_bytes.nbytes / 3) + 4 * math.ceil(shown.edge_numbers.nbytes / 3) + 60

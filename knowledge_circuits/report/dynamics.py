@@ -1,0 +1,210 @@
+"""The report's section on the probes inside training: what was acquired, what stayed, what stopping would have cost.
+
+Numbers come from `dynamics`; here they become sentences and tables of text, beside the figures of `dynamics_plots`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from knowledge_circuits.analysis import dynamics
+from knowledge_circuits.analysis.dynamics import Dynamics, FactHistory
+from knowledge_circuits.figures import dynamics as dynamics_plots
+from knowledge_circuits.figures.dynamics import correlation_text
+from knowledge_circuits.report.material import Material
+from knowledge_circuits.report.sections import DrawnFigure, embed
+from knowledge_circuits.study import KnowledgeType
+
+LACKING = "This run was trained without probes; train.py --probe_file writes knowledge_dynamics.jsonl."
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table as a page shows it.
+
+    Attributes:
+        caption: what it is.
+        header: the columns' names.
+        rows: [rows][columns] of text.
+        words: how many columns at the left hold words rather than numbers.
+    """
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    words: int = 1
+
+
+@dataclass(frozen=True)
+class DynamicsSection:
+    """What the page says of the probes; `lacking` says why there is nothing."""
+
+    lacking: str
+    sentences: tuple[str, ...] = ()
+    tables: tuple[TextTable, ...] = ()
+    figures: tuple[DrawnFigure, ...] = ()
+
+
+def dynamics_section(material: Material) -> DynamicsSection:
+    """Sentences, tables and figures on a run's probes."""
+    records = material.dynamics
+    if records is None or records.facts.empty:
+        return DynamicsSection(LACKING)
+    history = dynamics.fact_history(records.facts)
+    losses = material.evaluations if "loss" in material.evaluations else None
+    probes = dynamics.probe_table(records, losses)
+    saved = [checkpoint.step for checkpoint in material.run.checkpoints() if checkpoint.step is not None]
+    changes = dynamics.reconfiguration_table(material.circuits)
+    return DynamicsSection(
+        lacking="",
+        sentences=(_acquired(history), *_relations(history, probes, changes)),
+        tables=(_group_table(history), _rule_table(probes, saved)),
+        figures=tuple(_figures(material, records, history, probes, saved, changes)),
+    )
+
+
+def _figures(
+    material: Material,
+    records: Dynamics,
+    history: FactHistory,
+    probes: pd.DataFrame,
+    saved: list[int],
+    changes: pd.DataFrame,
+) -> Iterator[DrawnFigure]:
+    """The figures of `dynamics_plots`, with what to look for in each."""
+    name = material.name
+    yield embed(
+        dynamics_plots.knowledge_and_loss(probes, name),
+        "Left, facts known at each probe and those that stayed known at two probes in a row, beside the loss. Right, "
+        "facts gained and lost from probe to probe: what a smooth loss hides.",
+    )
+    yield embed(
+        dynamics_plots.known_facts(history, name),
+        "What the probes find known, by knowledge type within each frequency band.",
+    )
+    yield embed(
+        dynamics_plots.acquisition_epochs(history, name),
+        "When facts are first known. A short window says that a group is learned in a few epochs, all at once.",
+    )
+    yield embed(
+        dynamics_plots.acquisition_and_consolidation(history, name),
+        "The gap between a solid and a dashed line is what was learned and lost again before it settled.",
+    )
+    yield embed(
+        dynamics_plots.forgetting(history, name),
+        "How often facts were lost again, and which share of those ever known stayed.",
+    )
+    yield embed(
+        dynamics_plots.prior_exposure(history, name),
+        "Rising lines say that what the base model found likelier, or the corpus tells more often, is learned more.",
+    )
+    yield embed(
+        dynamics_plots.loss_and_knowledge(probes, name),
+        "If the loss told when facts are learned, points would fall from the upper left to the lower right.",
+    )
+    yield embed(
+        dynamics_plots.skills_text_and_circuits(records.skills, records.texts, changes, name),
+        "What training costs (general skill, text outside the domain) and how much it moves the circuits.",
+    )
+    yield embed(
+        dynamics_plots.selected_checkpoints(probes, name, saved),
+        "The checkpoint that each rule would take. Where they lie apart, loss is no proxy for knowledge.",
+    )
+
+
+# --- sentences --------------------------------------------------------------------------------------------------------
+
+
+def _acquired(history: FactHistory) -> str:
+    """Acquisition, consolidation and forgetting of all facts together."""
+    row = dynamics.describe_groups(history, by=()).iloc[0]
+    events = int(dynamics.forgetting_events(history.known).sum())
+    text = (
+        f"{len(history.known):,} facts were probed {len(history.steps)} times. {row['ever_known']:.0%} were known at "
+        f"some probe, {row['known_at_end']:.0%} at the last one."
+    )
+    if row["ever_known"] == 0:
+        return text
+    return (
+        f"{text} Of those ever known, {row['consolidated']:.0%} were consolidated (known from some epoch to the end) "
+        f"and {row['non_monotonic']:.0%} were forgotten at least once, {events:,} forgetting events in all. The middle "
+        f"80% of all acquisitions fell between epochs {row['window_start']:.3g} and {row['window_end']:.3g}."
+    )
+
+
+def _relations(history: FactHistory, probes: pd.DataFrame, changes: pd.DataFrame) -> list[str]:
+    """Loss and knowledge, prior exposure, reconfiguration."""
+    loss = dynamics.loss_knowledge_correlation(probes["loss"], probes["known"])
+    prior = dynamics.prior_exposure(history)
+    parts = [
+        f"The change of validation loss and the change of known facts: Pearson's correlation {correlation_text(loss)} "
+        "(near -1 the loss tells when facts are learned, near 0 it does not).",
+        "Epoch of acquisition against the base model's probability of the answer: Spearman's correlation "
+        f"{correlation_text(prior['acquisition ~ base_prob'])}; against the frequency of the biography: "
+        f"{correlation_text(prior['acquisition ~ frequency'])} (below 0: learned earlier).",
+    ]
+    rates = changes.groupby("epoch")["rate"].mean()
+    if len(rates):
+        parts.append(
+            f"From one checkpoint to the next {rates.iloc[0]:.0%} of the circuits' edges changed at first and "
+            f"{rates.iloc[-1]:.0%} at last (1 - edge Jaccard, mean of the groups)."
+        )
+    return parts
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _group_table(history: FactHistory) -> TextTable:
+    table = dynamics.describe_groups(history)
+    rows = [
+        [
+            KnowledgeType(row.type).symbol,
+            str(row.band),
+            f"{row.facts:,}",
+            *(_share(value) for value in (row.ever_known, row.known_at_end, row.consolidated, row.non_monotonic)),
+            _number(row.forgetting_events, ".2f"),
+            _number(row.acquisition, ".3g"),
+            "–" if math.isnan(row.window_start) else f"{row.window_start:.3g} to {row.window_end:.3g}",
+            _number(row.base_prob, ".2g"),
+        ]
+        for row in table.itertuples()
+    ]
+    header = ["type", "band", "facts", "ever known", "known at end", "consolidated", "non-monotonic"]
+    header += ["forgetting events a fact", "median acquisition (epoch)", "10% to 90% window", "base probability"]
+    caption = "Acquisition, consolidation and forgetting by group (consolidated and non-monotonic: of those ever known)"
+    return TextTable(caption, header, rows, words=2)
+
+
+def _rule_table(probes: pd.DataFrame, saved: list[int]) -> TextTable:
+    table = dynamics.select_checkpoints(probes, saved)
+    rows = [
+        [
+            str(row.rule),
+            f"{row.epoch:.3g}",
+            f"{row.step:,}",
+            _number(row.loss, ".3f"),
+            _number(row.loss_excess, "+.3f"),
+            _share(row.known_share),
+            f"{row.consolidated:,}",
+            f"{row.facts_forgone:,}",
+            _share(row.skill_lost),
+            _share(row.skill_forgone),
+        ]
+        for row in table.itertuples()
+    ]
+    header = ["rule", "epoch", "step", "loss", "over the lowest", "known", "consolidated", "facts forgone"]
+    header += ["skill lost", "more than need be"]
+    return TextTable("Which checkpoint each stopping rule would pick, and what that costs", header, rows)
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if pd.isna(value) else format(value, form)
+
+
+def _share(value: float) -> str:
+    return _number(value, ".0%")

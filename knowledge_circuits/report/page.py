@@ -1,0 +1,244 @@
+"""A run as one HTML page that needs nothing else: verdicts, numbers, figures, and its circuits to step through.
+
+`write_report` reads the run's saved files (`report_material`), draws the figures (`report_figures`), and fills
+templates/report.html.j2. The page opens from disk without a network (its content policy forbids any request), holds
+no time or path of the machine, and is the same, byte for byte, for the same files. All text from files is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis.findings import Finding, Statistic, Verdict
+from knowledge_circuits.files import atomic_write
+from knowledge_circuits.report.dynamics import dynamics_section
+from knowledge_circuits.report.material import Material, read_material
+from knowledge_circuits.report.sections import draw_sections, relevance_figure
+from knowledge_circuits.runs import Run
+from knowledge_circuits.study import KnowledgeType
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+#: What each verdict means for a reader, by finding.
+_MEANINGS: Mapping[str, Mapping[Verdict, str]] = {
+    "Relevance": {
+        Verdict.HOLDS: "In this run facts about people whom the model knew before are learned better than facts about "
+        "strangers.",
+        Verdict.FAILS: "In this run knowing a person before training does not help to learn new facts about them.",
+        Verdict.UNDECIDED: "This run cannot tell whether knowing a person before training helps: the measures or bands "
+        "disagree, or their intervals are too wide.",
+    },
+    "Phase shift": {
+        Verdict.HOLDS: "In this run circuits change fast up to the break and slowly after it: they form, then they are "
+        "refined.",
+        Verdict.FAILS: "In this run the circuits' entropy does not fall fast and then slowly: one line describes it as "
+        "well, or the change does not slow down.",
+        Verdict.UNDECIDED: "This run cannot tell whether the circuits' change has two phases.",
+    },
+    "Deep to shallow": {
+        Verdict.HOLDS: "In this run deep layers make their change before shallow layers do.",
+        Verdict.FAILS: "In this run shallow layers make their change before deep layers do.",
+        Verdict.UNDECIDED: "This run cannot tell in which order the layers change: the interval of the rank "
+        "correlation contains 0, or too few layers change.",
+    },
+}
+#: What the names of statistics share within a card.
+_ENTROPY, _DIFFERENCE = "circuit entropy: ", ", K_rel - K_compl"
+#: How many of a finding's statistics stand on its card, and which.
+_ON_CARD = 4
+
+
+@dataclass(frozen=True)
+class Card:
+    """A finding as the page shows it: what it means here, and the statistics that decide."""
+
+    finding: Finding
+    meaning: str
+    headlines: tuple[Statistic, ...]
+
+    @property
+    def labels(self) -> list[tuple[str, Statistic]]:
+        """The statistics with names as short as a card wants them."""
+        return [(s.name.removeprefix(_ENTROPY).removesuffix(_DIFFERENCE), s) for s in self.headlines]
+
+    @property
+    def measured(self) -> str:
+        """What the short names leave out, and of what part of the run the statistics are."""
+        if not self.headlines:
+            return ""
+        first = self.headlines[0]
+        left_out = [part.strip(":, ") for part in (_ENTROPY, _DIFFERENCE) if part in first.name]
+        return ", ".join([*left_out, first.where])
+
+    @property
+    def css(self) -> str:
+        """The class of the verdict's colour."""
+        return self.finding.verdict.name.lower()
+
+
+def card(finding: Finding) -> Card:
+    """Choose what stands on a finding's card."""
+    wanted = [s for s in finding.statistics if s.where == "all bands" or s.name.startswith(_ENTROPY)]
+    chosen = wanted or [s for s in finding.statistics if s.verdict is not None]
+    meaning = _MEANINGS.get(finding.title, {}).get(finding.verdict, "") if chosen else "This run cannot tell yet."
+    return Card(finding, meaning, tuple(chosen[:_ON_CARD]))
+
+
+def write_report(run: Run, output: Path | None = None) -> Path:
+    """Write a run's page.
+
+    Args:
+        run: the run; parts that it lacks are said on the page.
+        output: where to; None means report.html in the run's folder.
+
+    Returns:
+        The page's path.
+    """
+    return write_page(output or run.report, report_html(read_material(run)))
+
+
+def report_html(material: Material) -> str:
+    """The page of a run."""
+    circuits = material.circuits.table if material.circuits is not None else pd.DataFrame()
+    return render(
+        "report.html.j2",
+        material=material,
+        subtitle=_subtitle(material),
+        cards=[card(finding) for finding in material.findings],
+        relevance=relevance_figure(material),
+        last=_last_rows(material),
+        last_epoch=_last_epoch(material),
+        browser=material.browser.page_data(circuits, material.results) if material.circuits is not None else {},
+        sections=list(draw_sections(material)),
+        dynamics=dynamics_section(material),
+        configuration=configuration(material.config),
+        whole_configuration=json.dumps(material.config, indent=2, ensure_ascii=False),
+    )
+
+
+def render(template: str, **content: Any) -> str:
+    """Fill a template; all values are escaped, and names that it does not get are errors."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["share"] = lambda value: "–" if pd.isna(value) else f"{value:.2f}"
+    environment.filters["count"] = lambda value: "–" if pd.isna(value) else f"{value:,.0f}"
+    environment.filters["symbols"] = _with_subscripts
+    environment.filters["estimate"] = _estimate
+    parts = {
+        name: Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "circuit_browser.js")
+    }
+    return environment.get_template(template).render(
+        style=parts["style.css"], script=parts["circuit_browser.js"], **content
+    )
+
+
+def _estimate(value: float) -> str:
+    """Three significant digits, with a minus sign rather than a hyphen."""
+    return "–" if pd.isna(value) else f"{value:.3g}".replace("-", "−")
+
+
+def _with_subscripts(text: str) -> Markup:
+    """Escaped text with the knowledge types' symbols set as the paper sets them."""
+    escaped = str(escape(text))
+    for knowledge in KnowledgeType:
+        letter, index = knowledge.symbol.split("_")
+        escaped = escaped.replace(knowledge.symbol, f"<i>{letter}</i><sub>{index}</sub>")
+    return Markup(escaped)
+
+
+def write_page(path: Path, html: str) -> Path:
+    """Write a page, whole or not at all. Text that is no valid Unicode (lone surrogates) is replaced."""
+    with atomic_write(path) as file:
+        file.write(html.encode("utf-8", "replace").decode("utf-8"))
+    return path
+
+
+# --- parts of the page ------------------------------------------------------------------------------------------------
+
+
+def _subtitle(material: Material) -> str:
+    """One sentence on what the page is about."""
+    epochs = tables.epochs(material.run)
+    when = f", epochs 0 to {max(epochs.values()):g}" if epochs else ""
+    count = f"{len(epochs)} checkpoint{'s' if len(epochs) != 1 else ''}"
+    circuits = f"Circuits: {material.setting}." if material.setting else "No circuits yet."
+    return f"{count}{when}. {circuits}"
+
+
+def _last_rows(material: Material) -> list[dict[str, Any]]:
+    """The 18 groups' numbers at the last checkpoint, [] where there are none at all."""
+    table = tables.last_numbers(material.results, material.circuit_predictions, material.predictions)
+    measured = table.drop(columns=tables.GROUP_COLUMNS)
+    if measured.isna().all(axis=None):
+        return []
+    table["symbol"] = [KnowledgeType(name).symbol for name in table["type"]]
+    return table.to_dict("records")
+
+
+def _last_epoch(material: Material) -> str:
+    """Which checkpoints the last numbers are of, in words."""
+    found = []
+    for what, table in (("queries", material.predictions), ("circuits", material.results)):
+        if len(table):
+            row = table.loc[table["step"].idxmax()]
+            found.append(f"{what} at epoch {row['epoch']:g} (step {row['step']:,})")
+    text = "; ".join(found)
+    return text[:1].upper() + text[1:]
+
+
+def configuration(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The choices that a reader asks for first, with their names; what the configuration does not tell is left out."""
+    arguments, data = _part(config, "arguments"), _part(config, "data")
+    generated = _part(data, "generated")
+    wanted = [
+        ("Model", config.get("model")),
+        ("Trained from", arguments.get("model_name_or_path") or arguments.get("model_type")),
+        ("Training file", data.get("train_file")),
+        ("People (N)", generated.get("N")),
+        ("Seed of the data", data.get("seed")),
+        ("Seed of the training", arguments.get("seed")),
+        ("Epochs", arguments.get("num_train_epochs")),
+        ("Learning rate", _joined(arguments, "learning_rate", "lr_scheduler_type")),
+        ("Sequences a step", config.get("sequences_per_step")),
+        ("Tokens a sequence", data.get("block_size")),
+        ("Tokens an epoch", data.get("tokens")),
+        ("Replayed share", arguments.get("replay_ratio")),
+        ("Probes", arguments.get("probe_every") if arguments.get("probe_file") else None),
+        ("Stops on", arguments.get("stop_on")),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in _part(config, "versions").items())),
+    ]
+    return [(name, _text(value)) for name, value in wanted if value not in (None, "")]
+
+
+def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = config.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _joined(arguments: Mapping[str, Any], *keys: str) -> str:
+    return ", ".join(_text(arguments[key]) for key in keys if arguments.get(key) is not None)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

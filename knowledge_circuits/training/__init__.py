@@ -1,0 +1,17 @@
+"""Continual pre-training on the Hugging Face Trainer: from flags and documents to checkpoints and probe records.
+
+    arguments       the flags of train.py
+    documents       training files as documents
+    packing         documents as blocks of token ids
+    replay          a share of earlier documents among the new ones
+    data            the blocks that the Trainer reads, cached, in seeded order
+    starting_model  the checkpoint or configuration that training starts from
+    trainer         the Trainer, with atomic checkpoints and first-token accuracies
+    callbacks       when checkpoints are saved, and the record of every evaluation
+    probes          which facts the model knows at each probe, and which skills it keeps
+    skills          multiple-choice examples and held-out text
+    stopping        the rule that ends training on knowledge
+    run             a whole training run, resumable
+
+May import: `corpus`, `models` and the shared vocabulary.
+"""

@@ -1,0 +1,245 @@
+"""What training sees: documents read, mixed with replayed ones and packed (or taken from the cache), in seeded order.
+
+The order of the blocks is a function of the seed and the epoch alone. So it does not depend on how many processes
+share the work, and a run that goes on after an interruption sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from knowledge_circuits.files import InputError, read_json
+from knowledge_circuits.training.arguments import DataArguments
+from knowledge_circuits.training.documents import Document, hub_documents, read_documents, split_off_validation
+from knowledge_circuits.training.packing import (
+    PackedBlocks,
+    evaluation_stream,
+    pack_for_evaluation,
+    pack_for_training,
+    packing_key,
+    read_blocks,
+    token_stream,
+    write_blocks,
+)
+from knowledge_circuits.training.replay import mix_replay
+
+#: Labels of this value are not learned.
+IGNORED = -100
+
+#: Where packed data are kept unless --cache_dir says otherwise.
+CACHE = Path("outputs") / "cache"
+
+DEFAULT_BLOCK_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a run, after replay and limits.
+
+    Attributes:
+        train: what is learned.
+        evaluation: what is evaluated on; None where nothing is.
+    """
+
+    train: list[Document]
+    evaluation: list[Document] | None
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Packed data, and the hash that stands for all that decided them."""
+
+    train: PackedBlocks
+    evaluation: PackedBlocks | None
+    content_key: str
+
+
+def read_training_documents(
+    arguments: DataArguments, evaluates: bool, seed: int, cache_dir: str | None = None
+) -> Documents:
+    """Read the files or the hub data set that the flags name, and mix in replayed documents.
+
+    Args:
+        arguments: the data flags.
+        evaluates: whether documents to evaluate on are wanted.
+        seed: of replay and of a held-out share.
+        cache_dir: where a hub data set is kept; None: the library's own place.
+
+    Raises:
+        InputError: no data named, or what is named cannot be read.
+    """
+    train, evaluation = _named_documents(arguments, evaluates, cache_dir)
+    if evaluates and evaluation is None:
+        train, evaluation = split_off_validation(train, arguments.validation_split_percentage, seed)
+    train = train[: _limit("max_train_samples", arguments.max_train_samples)]
+    if arguments.replay_ratio is not None:
+        replayed = read_documents(arguments.replay_file) if arguments.replay_file else []
+        train = mix_replay(train, replayed, arguments.replay_ratio, seed)
+    elif arguments.replay_file is not None:
+        raise InputError("--replay_file needs --replay_ratio, the share of documents that it replaces")
+    if evaluation is not None:
+        evaluation = evaluation[: _limit("max_eval_samples", arguments.max_eval_samples)]
+    return Documents(train, evaluation)
+
+
+def _named_documents(
+    arguments: DataArguments, evaluates: bool, cache_dir: str | None
+) -> tuple[list[Document], list[Document] | None]:
+    evaluation = None
+    if arguments.train_file is not None:
+        train = read_documents(arguments.train_file)
+    elif arguments.dataset_name is not None:
+        train, evaluation = hub_documents(arguments.dataset_name, arguments.dataset_config_name, cache_dir)
+    else:
+        raise InputError("nothing to train on: give --train_file or --dataset_name")
+    if not evaluates:
+        return train, None
+    if arguments.validation_file is not None:
+        evaluation = read_documents(arguments.validation_file)
+    return train, evaluation
+
+
+def _limit(flag: str, count: int | None) -> int | None:
+    if count is not None and count < 1:
+        raise InputError(f"--{flag} {count}: at least one document is needed")
+    return count
+
+
+def pack_documents(
+    documents: Documents, tokenizer: PreTrainedTokenizerBase, block_size: int, arguments: DataArguments, cache: Path
+) -> TrainingData:
+    """Tokenize and pack, or take packed blocks of the same content from the cache.
+
+    Args:
+        documents: what is learned and what is evaluated on.
+        tokenizer: the model's.
+        block_size: tokens in a block.
+        arguments: whether the cache is read or written anew, and the number of tokenizing threads.
+        cache: the folder of packed data; a damaged file in it is packed again.
+    """
+    if arguments.preprocessing_num_workers:
+        # Read once, when the tokenizer first splits its work.
+        os.environ["RAYON_NUM_THREADS"] = str(arguments.preprocessing_num_workers)
+    reads = arguments.load_data_from_cache and not arguments.overwrite_cache
+    train_key = packing_key(documents.train, tokenizer, block_size, "train")
+    train = _cached(cache / f"train-{train_key}.safetensors", train_key, reads)
+    if train is None:
+        train = pack_for_training(token_stream(documents.train, tokenizer), block_size, tokenizer.eos_token_id)
+        write_blocks(cache / f"train-{train_key}.safetensors", train, train_key)
+    if documents.evaluation is None:
+        return TrainingData(train, None, train_key)
+    key = packing_key(documents.evaluation, tokenizer, block_size, "evaluation")
+    evaluation = _cached(cache / f"evaluation-{key}.safetensors", key, reads)
+    if evaluation is None:
+        stream = evaluation_stream(documents.evaluation, tokenizer)
+        evaluation = pack_for_evaluation(stream, block_size, tokenizer.eos_token_id)
+        write_blocks(cache / f"evaluation-{key}.safetensors", evaluation, key)
+    return TrainingData(train, evaluation, hashlib.sha256(f"{train_key} {key}".encode()).hexdigest()[:32])
+
+
+def _cached(path: Path, key: str, reads: bool) -> PackedBlocks | None:
+    if not reads or not path.exists():
+        return None
+    blocks = read_blocks(path, key)
+    if blocks is None:
+        print(f"{path}: damaged or of another content; packed again")
+    return blocks
+
+
+def choose_block_size(asked: int | None, *limits: int | None) -> int:
+    """The block size: what was asked for, else what the model's context and the tokenizer allow, at most 1,024.
+
+    Args:
+        asked: --block_size.
+        limits: the model's context, then others that only bound the default; None is no limit.
+
+    Raises:
+        InputError: the model cannot take blocks of that size.
+    """
+    if asked is None:
+        return min([DEFAULT_BLOCK_SIZE, *(limit for limit in limits if limit)])
+    if limits and limits[0] is not None and asked > limits[0]:
+        raise InputError(f"--block_size {asked}: the model's context holds only {limits[0]} tokens")
+    return asked
+
+
+def data_configuration(train_file: str | None) -> dict[str, Any]:
+    """How the data were generated, from the data_config.json beside a training file; empty where there is none."""
+    if train_file is None:
+        return {}
+    path = Path(train_file).parent / "data_config.json"
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    return content if isinstance(content, dict) else {}
+
+
+class TrainingBlocks(Dataset[dict[str, np.ndarray]]):
+    """The blocks of an epoch in its order; `set_epoch` shuffles them by seed and epoch.
+
+    So that several processes get whole batches, the blocks are filled up to a multiple of `together` with a block of
+    which nothing is learned. It comes last, so the real blocks meet in the same steps whatever the processes.
+    """
+
+    def __init__(self, blocks: PackedBlocks, seed: int, together: int = 1) -> None:
+        self.blocks = blocks
+        self.seed = seed
+        self.length = -(-len(blocks) // together) * together
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle for an epoch (counted from 0)."""
+        digest = hashlib.sha256(f"order of seed {self.seed}, epoch {epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+        self.order = torch.randperm(len(self.blocks), generator=generator).tolist()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if index >= len(self.order):
+            ids = self.blocks.input_ids[0]
+            return {"input_ids": ids, "counted": np.zeros(len(ids), dtype=bool)}
+        block = self.order[index]
+        return {"input_ids": self.blocks.input_ids[block], "counted": self.blocks.counted[block]}
+
+
+class EvaluationBlocks(Dataset[dict[str, np.ndarray]]):
+    """The blocks that are evaluated on, in their order, with the tokens that open attributes."""
+
+    def __init__(self, blocks: PackedBlocks) -> None:
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {
+            "input_ids": self.blocks.input_ids[index],
+            "counted": self.blocks.counted[index],
+            "attribute_types": self.blocks.attribute_types[index],
+        }
+
+
+def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+    """Stack b blocks into `input_ids` and `labels`, int64 [b, p], and `attribute_types` where the rows have them.
+
+    There is no attention mask: padding stands behind the last token, where causal attention never looks.
+    """
+    input_ids = torch.from_numpy(np.stack([row["input_ids"] for row in rows]).astype(np.int64))
+    counted = torch.from_numpy(np.stack([row["counted"] for row in rows]))
+    batch = {"input_ids": input_ids, "labels": input_ids.masked_fill(~counted, IGNORED)}
+    if "attribute_types" in rows[0]:
+        batch["attribute_types"] = torch.from_numpy(np.stack([row["attribute_types"] for row in rows]))
+    return batch

@@ -1,0 +1,437 @@
+"""Probes inside the training loop: which facts the model knows at each step, and which general skills it still has.
+
+Loss alone does not tell what is learned, so training is interleaved with three kinds of probes, before the first step
+and then every epoch or every N steps. Each becomes lines of the run's knowledge_dynamics.jsonl:
+
+- `fact`: every attribute of every person in the probe file: answered correctly or not, the target's first-token
+  probability and rank (0 is best), the full answer's log-probability (nats);
+- `skill`: multiple-choice accuracy outside the domain (skills.py);
+- `text`: perplexity of a held-out text.
+
+A fact's four numbers come from one teacher-forced pass over the prompt and its answer (scoring.py). Greedy generation,
+as in prediction.py, would begin with the answer if and only if each of its tokens is the likeliest one, and the token
+that the model would put next tells whether the answer ends there. (A model that spells the same answer in tokens that
+the tokenizer would not choose counts as wrong here and as right there.)
+
+Under several processes each of them runs all probes, so that sharded models work; the main one writes, and decides
+about stopping.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import distributed
+from tqdm import tqdm
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from knowledge_circuits.corpus.people import Person, read_entities
+from knowledge_circuits.corpus.queries import Query, build_queries, check_context, is_correct
+from knowledge_circuits.files import InputError, atomic_write, numbered_jsonl
+from knowledge_circuits.models.generation import MAX_NEW_TOKENS, generated_text
+from knowledge_circuits.models.scoring import score_continuations
+from knowledge_circuits.runs import Run
+from knowledge_circuits.study import Attribute
+from knowledge_circuits.training.callbacks import LoggingCallback
+from knowledge_circuits.training.skills import (
+    SkillExample,
+    SkillTest,
+    TextTest,
+    arithmetic_examples,
+    held_out_text,
+    read_skill_file,
+)
+from knowledge_circuits.training.stopping import StoppingRule
+
+Value = TypeVar("Value")
+
+
+class StopOn(StrEnum):
+    """What may end training before its last epoch."""
+
+    KNOWLEDGE = "knowledge"
+
+
+@dataclass(frozen=True)
+class ProbeArguments:
+    """The flags of train.py about probes."""
+
+    probe_file: str | None = field(
+        default=None, metadata={"help": "People whose facts are asked for while training, such as test.jsonl."}
+    )
+    probe_every: list[str] = field(
+        default_factory=lambda: ["epoch"], metadata={"help": "When to probe: epoch, or a number of steps (50 steps)."}
+    )
+    probe_max_facts: int | None = field(
+        default=None, metadata={"help": "Ask for at most so many facts, taken evenly from all types and bands."}
+    )
+    ood_file: str | None = field(
+        default=None, metadata={"help": "General skills: JSON lines of prompt, options, answer (and skill)."}
+    )
+    stop_on: StopOn | None = field(
+        default=None, metadata={"help": "knowledge: end training when consolidated facts no longer grow."}
+    )
+    patience: int = field(default=3, metadata={"help": "--stop_on: probes without growth before training ends."})
+    skill_drop: float | None = field(
+        default=None, metadata={"help": "--stop_on: also end when general skill fell by more than this share."}
+    )
+    stop_min_share: float = field(
+        default=0.1, metadata={"help": "--stop_on: wait for growth to begin until this share of facts is consolidated."}
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When probes are due after the first one: at the end of every epoch, or every so many steps and at the last."""
+
+    steps: int | None = None
+
+    @classmethod
+    def parse(cls, words: str | Sequence[str]) -> Schedule:
+        """Read `epoch`, `50` or `50 steps`.
+
+        Raises:
+            InputError: anything else.
+        """
+        text = words if isinstance(words, str) else " ".join(words)
+        if text.strip() == "epoch":
+            return cls()
+        number = text.removesuffix("steps").removesuffix("step").strip()
+        if not number.isdecimal() or int(number) < 1:
+            raise InputError(f"--probe_every {text!r}: epoch or a number of steps is wanted, such as 50 steps")
+        return cls(int(number))
+
+    def due(self, state: TrainerState) -> bool:
+        """Whether the state that training has reached is one to probe."""
+        if state.global_step == 0:
+            return True
+        if self.steps is None:
+            return float(state.epoch or 0).is_integer()
+        return state.global_step % self.steps == 0 or state.global_step >= state.max_steps
+
+
+class KnowledgeProbe:
+    """Facts, skills and a text made ready for one tokenizer, to be asked at every probe."""
+
+    def __init__(
+        self,
+        people: Sequence[Person],
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[SkillExample] = (),
+        texts: Mapping[str, str] | None = None,
+        max_facts: int | None = None,
+    ) -> None:
+        """Prepare the probes.
+
+        Args:
+            people: whose facts are asked for, all attributes of each.
+            tokenizer: the model's.
+            examples: of skills outside the domain.
+            texts: by name, whose perplexity is measured.
+            max_facts: ask for fewer facts, see `even_sample`.
+        """
+        if max_facts is not None:
+            people = even_sample(people, max_facts // len(Attribute))
+        self._tokenizer = tokenizer
+        self.queries: list[Query] = build_queries(people, tokenizer)
+        self._skills = SkillTest(examples, tokenizer)
+        self._texts = {name: TextTest(text, tokenizer) for name, text in (texts or {}).items()}
+
+    def check_fits(self, model: PreTrainedModel) -> None:
+        """Refuse, by name, what does not fit into the model's context."""
+        check_context(model, self.queries, MAX_NEW_TOKENS)
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if limit and self._skills.longest > limit:
+            raise InputError(
+                f"a skill example takes {self._skills.longest} tokens, but the model's context holds {limit}"
+            )
+
+    def records(self, model: PreTrainedModel, step: int, epoch: float) -> list[dict[str, Any]]:
+        """Ask everything; one JSON object per fact, skill and text.
+
+        Args:
+            model: in evaluation mode.
+            step: optimizer steps made.
+            epoch: epochs trained, with fractions.
+        """
+        when = {"step": step, "epoch": epoch}
+        rows = [{"kind": "fact", **when, **fact} for fact in self._facts(model)]
+        for skill, score in self._skills.scores(model).items():
+            rows.append(
+                {"kind": "skill", **when, "skill": skill, "accuracy": score.accuracy, "examples": score.examples}
+            )
+        for name, text in self._texts.items():
+            perplexity = _finite(text.perplexity(model), f"the perplexity of {name!r} at step {step}")
+            rows.append({"kind": "text", **when, "text": name, "perplexity": perplexity})
+        return rows
+
+    def _facts(self, model: PreTrainedModel) -> Iterator[dict[str, Any]]:
+        prompts = [query.prompt_ids for query in self.queries]
+        answers = [query.answer_ids for query in self.queries]
+        with tqdm(total=len(prompts), desc="probing facts", unit="fact", leave=False, delay=5) as bar:
+            scores = score_continuations(model, prompts, answers, bar.update)
+        for query, score in zip(self.queries, scores, strict=True):
+            yield {
+                "full_name": query.person.full_name,
+                "attribute": str(query.attribute),
+                "type": str(query.person.type),
+                "frequency": query.person.frequency,
+                "correct": would_answer(self._tokenizer, query, score.greedy),
+                "token_prob": score.first_prob,
+                "token_rank": score.first_rank,
+                "answer_log_prob": _finite(
+                    score.log_prob, f"the log-probability of {query.prompt + ' ' + query.value!r}"
+                ),
+            }
+
+
+def _finite(value: float, what: str) -> float:
+    if not np.isfinite(value):
+        raise InputError(f"{what} is {value}: the weights or activations are no longer finite numbers")
+    return value
+
+
+def would_answer(tokenizer: PreTrainedTokenizerBase, query: Query, greedy: Sequence[int]) -> bool:
+    """Whether greedy generation would answer the query correctly, from its choices along the right answer.
+
+    Args:
+        tokenizer: the model's.
+        query: with n answer tokens.
+        greedy: n + 1 choices: after the prompt, and after each answer token.
+    """
+    agreed = 0
+    while agreed < len(query.answer_ids) and greedy[agreed] == query.answer_ids[agreed]:
+        agreed += 1
+    # What generation gives for certain: the tokens on which it agrees with the answer, and its own next choice.
+    tokens = [*query.answer_ids[:agreed], greedy[agreed]][:MAX_NEW_TOKENS]
+    text, value = generated_text(tokenizer, tokens), query.value.strip()
+    if not is_correct(text, value):
+        return False
+    ended = len(tokens) == MAX_NEW_TOKENS or tokens[-1] == tokenizer.eos_token_id
+    return ended or text.strip() != value or "\n" in tokenizer.decode(tokens[-1:])
+
+
+def even_sample(people: Sequence[Person], count: int) -> list[Person]:
+    """At most `count` people, as many from each type and band as there are, evenly spaced, in their order.
+
+    Raises:
+        InputError: fewer than one person is wanted.
+    """
+    if count < 1:
+        raise InputError(f"--probe_max_facts must allow at least one person's {len(Attribute)} facts")
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, person in enumerate(people):
+        groups[person.type, person.band].append(index)
+    chosen: list[int] = []
+    # The smallest group first: what it cannot give is shared by the others.
+    for left, members in zip(range(len(groups), 0, -1), sorted(groups.values(), key=len), strict=True):
+        share = min(len(members), (count - len(chosen)) // left)
+        chosen += [members[place * len(members) // share] for place in range(share)]
+    return [people[index] for index in sorted(chosen)]
+
+
+class KnowledgeProbeCallback(LoggingCallback):
+    """Probes the model while a Trainer trains it and keeps the run's knowledge_dynamics.jsonl.
+
+    A resumed run first drops the records of later steps than the one it resumes from, so that in the end its file is
+    the same as an uninterrupted run's.
+    """
+
+    def __init__(
+        self, probe: KnowledgeProbe, schedule: Schedule, path: str | Path, stopping: StoppingRule | None = None
+    ) -> None:
+        """Set up the probes; train.py's runs take them as they are, `attach` adds them to any other Trainer.
+
+        Args:
+            probe: what is asked.
+            schedule: when.
+            path: the file of records.
+            stopping: ends training when it says so.
+        """
+        self._probe = probe
+        self._schedule = schedule
+        self._path = Path(path)
+        self._stopping = stopping
+        self._seconds, self._started = 0.0, time.monotonic()
+        self.stop_reason: str | None = None
+
+    def attach(self, trainer: Trainer) -> None:
+        """Add the probes to a Trainer; summaries go to whatever its `--report_to` names."""
+        trainer.add_callback(self)
+        self.log = trainer.log
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drop what an interrupted run recorded too much, and probe the model before its first step."""
+        self._seconds, self._started = 0.0, time.monotonic()
+        self._probe.check_fits(kwargs["model"])
+        recorded = state.is_world_process_zero and self._keep_until(state.global_step)
+        # A run killed between saving a checkpoint and its probe lacks the record of the step that it resumes from.
+        if not _from_main_process(recorded) and self._schedule.due(state):
+            self._run(args, state, control, kwargs["model"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Probe where steps are counted."""
+        if self._schedule.steps is not None and self._schedule.due(state):
+            self._run(args, state, control, kwargs["model"])
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Probe where epochs are counted."""
+        if self._schedule.steps is None:
+            self._run(args, state, control, kwargs["model"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say what the probes cost, and why training ended if they ended it."""
+        if state.is_world_process_zero:
+            total = max(time.monotonic() - self._started, 1e-9)
+            tqdm.write(f"probes took {self._seconds:.1f} s, {self._seconds / total:.0%} of the training time")
+            if self.stop_reason:
+                tqdm.write(f"training ended at step {state.global_step}: {self.stop_reason}")
+
+    def _run(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: PreTrainedModel
+    ) -> None:
+        """Probe the model as it is now: record, log, and decide about stopping."""
+        started = time.monotonic()
+        with _evaluating(model, args):
+            rows = self._probe.records(model, state.global_step, round(float(state.epoch or 0), 6))
+        if state.is_world_process_zero:
+            self._append(rows)
+            if self._stopping is not None:
+                self.stop_reason = self._stopping.reason(*history(self._path))
+        self._seconds += time.monotonic() - started
+        should_log = control.should_log
+        self.log(summary(rows))
+        control.should_log = should_log  # logging clears the flag by which the Trainer logs its own loss
+        if _from_main_process(self.stop_reason is not None):
+            control.should_training_stop = True
+
+    def _keep_until(self, step: int) -> bool:
+        """Drop records after `step` (all of them for a fresh start); whether some of `step` itself are left."""
+        if not self._path.exists():
+            return False
+        rows = [row for _, row in numbered_jsonl(self._path, keys=("kind", "step")) if row["step"] <= step]
+        kept = rows if step > 0 else []
+        self._refuse_other_facts(kept)
+        with atomic_write(self._path) as file:
+            file.writelines(json_line(row) for row in kept)
+        return any(row["step"] == step for row in kept)
+
+    def _refuse_other_facts(self, kept: Sequence[Mapping[str, Any]]) -> None:
+        """Records of one run are about the same facts."""
+        facts = [row for row in kept if row["kind"] == "fact"]
+        before = [(row.get("full_name"), row.get("attribute")) for row in facts if row["step"] == facts[0]["step"]]
+        if facts and before != [(query.person.full_name, query.attribute) for query in self._probe.queries]:
+            raise InputError(
+                f"{self._path}: the run has been probed for other facts so far; resume it with the same --probe_file "
+                "and --probe_max_facts, or start again with --overwrite_output_dir"
+            )
+
+    def _append(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write the file anew with more lines at its end: readers never meet half a line."""
+        before = self._path.read_bytes() if self._path.exists() else b""
+        with atomic_write(self._path, "wb") as file:
+            file.write(before + "".join(map(json_line, rows)).encode())
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """One record as a line of JSON."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel, args: TrainingArguments) -> Iterator[None]:
+    """Evaluation mode, in the mixed precision that training uses; the model's own mode comes back afterwards."""
+    was_training = model.training
+    model.eval()
+    dtype = torch.bfloat16 if args.bf16 else torch.float16
+    try:
+        with torch.autocast(args.device.type, dtype=dtype, enabled=bool(args.bf16 or args.fp16)):
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _from_main_process(value: Value) -> Value:
+    """The main process's value, in every process."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The numbers of one probe that are logged: shares of facts known and of right first tokens, skills, perplexity."""
+    facts = [row for row in rows if row["kind"] == "fact"]
+    logs: dict[str, float] = {}
+    if facts:
+        logs["probe_known_share"] = sum(row["correct"] for row in facts) / len(facts)
+        logs["probe_first_token_share"] = sum(row["token_rank"] == 0 for row in facts) / len(facts)
+        logs["probe_answer_log_prob"] = sum(row["answer_log_prob"] for row in facts) / len(facts)
+    logs |= {f"probe_{row['skill']}_accuracy": row["accuracy"] for row in rows if row["kind"] == "skill"}
+    logs |= {f"probe_{row['text']}_perplexity": row["perplexity"] for row in rows if row["kind"] == "text"}
+    return logs
+
+
+def history(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """What a stopping rule looks at: known [facts, probes] bool, and mean skill accuracy [probes] (NaN: no skills)."""
+    known: dict[int, list[bool]] = defaultdict(list)
+    skills: dict[int, list[float]] = defaultdict(list)
+    for _, row in numbered_jsonl(path, keys=("kind", "step")):
+        if row["kind"] == "fact":
+            known[row["step"]].append(bool(row["correct"]))
+        elif row["kind"] == "skill":
+            skills[row["step"]].append(float(row["accuracy"]))
+    steps = sorted(known)
+    means = [float(np.mean(skills[step])) if skills[step] else float("nan") for step in steps]
+    return np.array([known[step] for step in steps], dtype=bool).T, np.array(means)
+
+
+def probe_callbacks(
+    arguments: ProbeArguments, tokenizer: PreTrainedTokenizerBase, run: Run
+) -> list[KnowledgeProbeCallback]:
+    """The callbacks that train.py's flags ask for: one, or none without --probe_file.
+
+    Raises:
+        InputError: a flag or a file that cannot be used.
+    """
+    schedule = Schedule.parse(arguments.probe_every)
+    if arguments.probe_file is None:
+        if arguments.stop_on is not None:
+            raise InputError("--stop_on knowledge needs --probe_file: without probes nobody knows what is known")
+        return []
+    examples = [*arithmetic_examples(), *(read_skill_file(arguments.ood_file) if arguments.ood_file else [])]
+    probe = KnowledgeProbe(
+        read_entities(arguments.probe_file),
+        tokenizer,
+        examples,
+        {"held_out": held_out_text()},
+        arguments.probe_max_facts,
+    )
+    stopping = None
+    if arguments.stop_on is not None:
+        stopping = StoppingRule(arguments.patience, arguments.skill_drop, arguments.stop_min_share)
+    return [KnowledgeProbeCallback(probe, schedule, run.knowledge_dynamics, stopping)]

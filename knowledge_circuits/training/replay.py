@@ -1,0 +1,45 @@
+"""Replay: a share of the training examples is replaced by documents of an earlier corpus.
+
+With N new documents and ratio r, round(r N) of them make room for replayed ones, so that the number of training
+examples stays N whatever the ratio (Ou et al. 2025, forgetting experiment). The places are the head of one seeded
+permutation, so a larger ratio replaces what a smaller one does, and more.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from knowledge_circuits.files import InputError
+from knowledge_circuits.training.documents import Document
+
+
+def mix_replay(new: Sequence[Document], replayed: Sequence[Document], ratio: float, seed: int) -> list[Document]:
+    """Replace a share of the new documents by replayed ones.
+
+    Args:
+        new: the N documents to train on.
+        replayed: documents of the earlier corpus; where they are fewer than needed, they come round again.
+        ratio: the share r in [0, 1] that is replaced.
+        seed: fixes which places are taken and which documents take them.
+
+    Returns:
+        N documents; the new ones that stay are at their places.
+
+    Raises:
+        InputError: the ratio is not a share, or there is nothing to replay.
+    """
+    if not 0 <= ratio <= 1:
+        raise InputError(f"--replay_ratio {ratio}: a share between 0 and 1 is wanted")
+    count = round(ratio * len(new))
+    if count and not replayed:
+        raise InputError(f"--replay_ratio {ratio} needs documents to replay; give --replay_file")
+    generator = random.Random(f"replay {seed}")
+    places = generator.sample(range(len(new)), len(new))[:count]
+    mixed = list(new)
+    order: list[int] = []
+    for place in places:
+        if not order:
+            order = generator.sample(range(len(replayed)), len(replayed))
+        mixed[place] = replayed[order.pop()]
+    return mixed

@@ -1,0 +1,399 @@
+"""A training run: from flags to checkpoints, resumable at any moment.
+
+The run's folder has run_config.json (the whole configuration and the data's seed), evaluations.jsonl, and checkpoints/:
+checkpoint-0 is the model before the first step, the others are ordinary checkpoint folders, the newest of which also
+holds what training needs to go on. A run that is started again goes on from there; a finished one has nothing to do.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from knowledge_circuits import __version__
+from knowledge_circuits.files import InputError, read_json, write_json
+from knowledge_circuits.models.loading import weights_digest
+from knowledge_circuits.runs import Run
+from knowledge_circuits.training.arguments import (
+    DataArguments,
+    ModelArguments,
+    RunArguments,
+    SaveSchedule,
+    run_folder,
+    set_accumulation,
+)
+from knowledge_circuits.training.callbacks import (
+    EvaluationLog,
+    LoggingCallback,
+    SavingCallback,
+    evaluation_record,
+    exponential_steps,
+)
+from knowledge_circuits.training.data import (
+    CACHE,
+    EvaluationBlocks,
+    TrainingBlocks,
+    TrainingData,
+    choose_block_size,
+    collate,
+    data_configuration,
+    pack_documents,
+    read_training_documents,
+)
+from knowledge_circuits.training.probes import ProbeArguments, probe_callbacks
+from knowledge_circuits.training.starting_model import (
+    context_length,
+    model_configuration,
+    training_model,
+    training_tokenizer,
+)
+from knowledge_circuits.training.trainer import CheckpointTrainer, drop_older_resume_state, has_resume_state
+
+#: Training flags that decide the weights: a run cannot go on under other values.
+RECIPE = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "optim",
+    "optim_args",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "bf16",
+    "fp16",
+    "seed",
+    "data_seed",
+    "model_name_or_path",
+    "model_type",
+    "config_name",
+    "config_overrides",
+    "model_revision",
+    "dtype",
+)
+
+#: Makes the callbacks of a run that do more than keep it; called with the run's folder and the model's tokenizer.
+CallbackMaker = Callable[[Run, PreTrainedTokenizerBase], Sequence[TrainerCallback]]
+
+
+@dataclass(frozen=True)
+class Flags:
+    """All flags of a run."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: RunArguments
+    probes: ProbeArguments = field(default_factory=ProbeArguments)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of `train` came to.
+
+    Attributes:
+        run: the run's folder.
+        step: the newest checkpoint's optimizer step.
+        trained: whether there was something left to do.
+    """
+
+    run: Run
+    step: int
+    trained: bool
+
+
+def train(flags: Flags, make_callbacks: CallbackMaker = lambda run, tokenizer: ()) -> Outcome:
+    """Train, or go on training, or see that all is done.
+
+    Args:
+        flags: the run's flags.
+        make_callbacks: makes further callbacks than the flagged probes. All are called before evaluations are recorded
+            and checkpoints are saved, and may end the training (`control.should_training_stop`).
+
+    Raises:
+        InputError: flags, data, model or an earlier run of that name do not fit, or training diverged.
+    """
+    arguments = flags.training
+    refuse_unsupported(arguments)
+    set_accumulation(arguments)
+    run = Run(run_folder(flags.model, flags.data, arguments))
+    arguments.output_dir = str(run.path)
+    tokenizer = training_tokenizer(flags.model)
+    data, block_size = prepare_data(flags, tokenizer)
+    configuration = run_configuration(flags, data, block_size)
+    with arguments.main_process_first(desc="looking at the run's folder"):
+        resumed = prepare_folder(run, configuration, arguments)
+    done = finished_step(run, configuration, resumed, planned_steps(arguments, len(data.train)))
+    if done is not None:
+        return Outcome(run, done, trained=False)
+    model = training_model(flags.model, tokenizer, arguments.seed)
+    callbacks = [*probe_callbacks(flags.probes, tokenizer, run), *make_callbacks(run, tokenizer)]
+    trainer = make_trainer(arguments, run, model, tokenizer, data, callbacks)
+    _write_configuration(trainer, run, configuration)
+    if resumed is None:
+        trainer.save_start()
+    # The Trainer would evaluate again whenever it goes on, so this belongs to a fresh start only.
+    arguments.eval_on_start = resumed is None and data.evaluation is not None and arguments.eval_strategy != "no"
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    step = trainer.state.global_step
+    trainer.end()
+    return Outcome(run, step, trained=True)
+
+
+def evaluate(flags: Flags) -> dict[str, float]:
+    """Evaluate the model that the flags name on their validation documents, without training.
+
+    Returns:
+        loss, accuracy and first-token attribute accuracies.
+    """
+    arguments = flags.training
+    run = Run(run_folder(flags.model, flags.data, arguments))
+    arguments.output_dir = str(run.path)
+    tokenizer = training_tokenizer(flags.model)
+    data, _ = prepare_data(flags, tokenizer)
+    model = training_model(flags.model, tokenizer, arguments.seed)
+    metrics = make_trainer(arguments, run, model, tokenizer, data, ()).evaluate()
+    record = evaluation_record(metrics, 0, 0.0)
+    return {name: value for name, value in record.items() if name not in ("step", "epoch")}
+
+
+def refuse_unsupported(arguments: RunArguments) -> None:
+    """Refuse Trainer flags that would work against keeping every checkpoint as it was."""
+    if arguments.load_best_model_at_end:
+        raise InputError("--load_best_model_at_end: every checkpoint is kept, so there is none to go back to")
+    if arguments.auto_find_batch_size:
+        raise InputError("--auto_find_batch_size: sequences per step are part of what a run is; use a smaller batch")
+    if arguments.save_strategy == SaveStrategy.BEST:
+        raise InputError("--save_strategy best: give epoch or steps, or --save_schedule exponential")
+
+
+def prepare_data(flags: Flags, tokenizer: PreTrainedTokenizerBase) -> tuple[TrainingData, int]:
+    """Read and pack the documents; the main process packs, the others read what it left in the cache.
+
+    Returns:
+        The packed data and the block size.
+    """
+    arguments = flags.training
+    block_size = choose_block_size(
+        flags.data.block_size, context_length(model_configuration(flags.model)), tokenizer.model_max_length
+    )
+    evaluates = arguments.do_eval or arguments.eval_strategy != "no"
+    documents = read_training_documents(flags.data, evaluates, arguments.seed, flags.model.cache_dir)
+    cache = (Path(flags.model.cache_dir) if flags.model.cache_dir else CACHE) / "packed"
+    with arguments.main_process_first(desc="packing"):
+        return pack_documents(documents, tokenizer, block_size, flags.data, cache), block_size
+
+
+def planned_steps(arguments: RunArguments, blocks: int) -> int:
+    """Optimizer steps of the whole run."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    return math.ceil(arguments.num_train_epochs * steps_per_epoch(arguments, blocks))
+
+
+def steps_per_epoch(arguments: RunArguments, blocks: int) -> int:
+    """Optimizer steps of one epoch; the last one may have fewer sequences."""
+    batches = math.ceil(blocks / (arguments.train_batch_size * arguments.world_size))
+    return max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
+
+
+def run_configuration(flags: Flags, data: TrainingData, block_size: int) -> dict[str, Any]:
+    """All that a run is: its flags, what its data are, and the versions of what it ran on."""
+    arguments = flags.training
+    generated = data_configuration(flags.data.train_file)
+    training = {key: value for key, value in arguments.to_dict().items() if key not in ("local_rank", "eval_on_start")}
+    return {
+        "model": flags.model.model,
+        "starting_weights": weights_digest(flags.model.model_name_or_path) if flags.model.model_name_or_path else None,
+        "arguments": {**asdict(flags.model), **asdict(flags.data), **asdict(flags.probes), **training},
+        "data": {
+            "seed": generated.get("seed"),
+            "train_file": flags.data.train_file,
+            "content_key": data.content_key,
+            "block_size": block_size,
+            "blocks": len(data.train),
+            "tokens": int(data.train.counted.sum()),
+            "generated": generated,
+        },
+        "sequences_per_step": arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps,
+        "versions": {
+            "knowledge_circuits": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "accelerate", "tokenizers")},
+        },
+    }
+
+
+def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two configurations of one run say differently about things that decide its weights, in words."""
+    names = [("arguments", name) for name in RECIPE]
+    if now["arguments"]["lr_scheduler_type"] not in ("constant", "constant_with_warmup"):
+        names += [("arguments", "num_train_epochs"), ("arguments", "max_steps")]
+    pairs = [(name, earlier.get(part, {}).get(name), now[part].get(name)) for part, name in names]
+    pairs.append(("sequences per step", earlier.get("sequences_per_step"), now["sequences_per_step"]))
+    found = [f"{name} {old!r}, now {new!r}" for name, old, new in pairs if old != new]
+    weights = earlier.get("starting_weights"), now["starting_weights"]
+    if all(weights) and weights[0] != weights[1]:  # weights that were removed since, or are a hub's, tell nothing
+        found.append("other weights to start from")
+    if earlier.get("data", {}).get("content_key") != now["data"]["content_key"]:
+        found.append("other data, tokenizer or block size")
+    return found
+
+
+def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArguments) -> Path | None:
+    """Make a run's folder ready to start or to go on.
+
+    Args:
+        run: the folder; --overwrite_output_dir empties it.
+        configuration: what the run is now.
+        arguments: the training flags.
+
+    Returns:
+        The checkpoint to go on from; None to start from the beginning.
+
+    Raises:
+        InputError: the folder holds another run, or checkpoints that training cannot go on from.
+    """
+    main = arguments.process_index == 0
+    if main and arguments.overwrite_output_dir:
+        for path in (run.config, run.evaluations, run.knowledge_dynamics):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(run.checkpoints_folder, ignore_errors=True)
+    if main:
+        for partial in run.checkpoints_folder.glob(".checkpoint-*.partial"):
+            shutil.rmtree(partial)
+        if run.checkpoints_folder.is_dir() and not any(run.checkpoints_folder.iterdir()):
+            run.checkpoints_folder.rmdir()  # nothing was saved yet
+    differing = differences(read_json(run.config), configuration) if run.config.exists() else []
+    saved = [c for c in run.checkpoints() if c.step] if run.checkpoints_folder.is_dir() else []
+    remedy = "another --run keeps it, --overwrite_output_dir starts again"
+    if saved and differing:
+        raise InputError(f"{run.path} is a run of other settings ({'; '.join(differing)}); {remedy}")
+    if saved and not run.config.exists():
+        raise InputError(f"{run.path} has checkpoints but no run_config.json to say what they are; {remedy}")
+    if differing and main:
+        # A checkpoint-0 of other settings is all there is.
+        shutil.rmtree(run.checkpoints_folder, ignore_errors=True)
+    return _newest_resumable([Path(checkpoint.path) for checkpoint in saved], run, main)
+
+
+def _newest_resumable(folders: Sequence[Path], run: Run, main: bool) -> Path | None:
+    if main and folders:
+        drop_older_resume_state(run)
+    if not folders or is_finished(folders[-1]):
+        return folders[-1] if folders else None
+    resumable = [folder for folder in folders if has_resume_state(folder)]
+    if not resumable:
+        raise InputError(
+            f"{run.path}: training cannot go on, since no checkpoint has optimizer state; another --run keeps it, "
+            "--overwrite_output_dir starts again"
+        )
+    return resumable[-1]
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """Whether the run that saved this checkpoint ended with it (by its last step, or by a stopping rule)."""
+    control = _trainer_state(checkpoint).get("stateful_callbacks", {}).get("TrainerControl", {})
+    return bool(control.get("args", {}).get("should_training_stop"))
+
+
+def finished_step(run: Run, configuration: dict[str, Any], checkpoint: Path | None, steps: int) -> int | None:
+    """The step at which the run ended; None if there is training left to do.
+
+    Args:
+        run: the run's folder.
+        configuration: what the run is now; one that asks for more epochs than the saved one is not done.
+        checkpoint: the newest checkpoint.
+        steps: optimizer steps of the whole run.
+    """
+    if checkpoint is None:
+        return None
+    step = int(_trainer_state(checkpoint).get("global_step", 0))
+    earlier = read_json(run.config)["arguments"]
+    same_goal = all(earlier.get(key) == configuration["arguments"][key] for key in ("num_train_epochs", "max_steps"))
+    if step >= steps or (same_goal and is_finished(checkpoint)):
+        return step
+    if not has_resume_state(checkpoint):
+        raise InputError(f"{checkpoint}: training cannot go on from here, since it has no optimizer state")
+    return None
+
+
+def _trainer_state(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "trainer_state.json"
+    state = read_json(path) if path.exists() else {}
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: a JSON object is wanted")
+    return state
+
+
+def make_trainer(
+    arguments: RunArguments,
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TrainingData,
+    callbacks: Sequence[TrainerCallback],
+) -> CheckpointTrainer:
+    """The Trainer of a run. This is where callbacks are put together: the run's own come after the given ones."""
+    set_up_reporting(arguments, run)
+    arguments.remove_unused_columns = False  # the evaluation's attribute types are no argument of the model
+    arguments.logging_nan_inf_filter = False  # such a loss ends the training instead
+    arguments.dataloader_pin_memory &= torch.cuda.is_available()
+    schedule = None
+    if arguments.save_schedule == SaveSchedule.EXPONENTIAL:
+        schedule = exponential_steps(arguments.save_schedule_cap)
+        arguments.save_strategy = SaveStrategy.NO
+    together = arguments.train_batch_size * arguments.world_size if arguments.world_size > 1 else 1
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    trainer = CheckpointTrainer(
+        run=run,
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=TrainingBlocks(data.train, seed, together),
+        eval_dataset=EvaluationBlocks(data.evaluation) if data.evaluation is not None else None,
+        data_collator=collate,
+        callbacks=[
+            *callbacks,
+            EvaluationLog(run.evaluations, writes=arguments.process_index == 0),
+            SavingCallback(schedule, steps_per_epoch(arguments, len(data.train))),
+        ],
+    )
+    plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
+    if plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
+        raise InputError("FSDP must save whole models: its configuration needs fsdp_state_dict_type: FULL_STATE_DICT")
+    for callback in callbacks:
+        if isinstance(callback, LoggingCallback):
+            callback.log = trainer.log
+    return trainer
+
+
+def set_up_reporting(arguments: RunArguments, run: Run) -> None:
+    """Where logs go: wandb stays offline where no key is set, TensorBoard writes to --logging_dir."""
+    if arguments.logging_dir is not None:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = arguments.logging_dir
+    if "wandb" in (arguments.report_to or []):
+        netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+        known = netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")
+        if "WANDB_API_KEY" not in os.environ and not known:
+            os.environ.setdefault("WANDB_MODE", "offline")
+        os.environ.setdefault("WANDB_PROJECT", "knowledge-circuits")
+        os.environ.setdefault("WANDB_DIR", str(run.path))
+
+
+def _write_configuration(trainer: CheckpointTrainer, run: Run, configuration: dict[str, Any]) -> None:
+    if trainer.is_world_process_zero():
+        write_json(run.config, configuration)

@@ -1,0 +1,163 @@
+"""General skills outside the domain: what a model could do before it was taught biographies, and may lose.
+
+A skill is a set of multiple-choice examples: the option whose text is likeliest after the prompt (sum of its tokens'
+log-probabilities) is the model's choice. Two skills come with the project: addition of small numbers, in the wording
+that nano's prior corpus teaches, and the perplexity of a held-out text of ordinary expository English.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND, arithmetic_prompt
+from knowledge_circuits.files import InputError, numbered_jsonl, read_text
+from knowledge_circuits.models.scoring import encode_continuations, score_continuations, text_perplexity
+from knowledge_circuits.models.tokenization import start_token_id
+from knowledge_circuits.paths import HELD_OUT_TEXT
+
+
+@dataclass(frozen=True)
+class SkillExample:
+    """One multiple-choice example.
+
+    Attributes:
+        skill: the name under which accuracy is reported.
+        prompt: the text before the option; the option follows it after a space.
+        options: the texts to choose from, at least two, all different.
+        answer: the index of the right one.
+    """
+
+    skill: str
+    prompt: str
+    options: tuple[str, ...]
+    answer: int
+
+
+def arithmetic_examples(count: int = 100, seed: int = 0, largest: int = LARGEST_OPERAND) -> list[SkillExample]:
+    """A seeded multiple-choice set of sums, each with three wrong results close to the right one.
+
+    An option has the full stop that ends the sentence, so that `1` does not win over `12` by being its beginning.
+
+    Args:
+        count: how many; all the sums there are if these are fewer.
+        seed: of the choice of sums and of the options' order.
+        largest: operands go from 0 to this number.
+    """
+    rng = random.Random(seed)
+    pairs = [(a, b) for a in range(largest + 1) for b in range(largest + 1)]
+    examples = []
+    for a, b in rng.sample(pairs, min(count, len(pairs))):
+        total = a + b
+        near = [total + offset for offset in range(-5, 6) if offset and total + offset >= 0]
+        options = [f"{number}." for number in [total, *rng.sample(near, 3)]]
+        rng.shuffle(options)
+        examples.append(SkillExample("arithmetic", arithmetic_prompt(a, b), tuple(options), options.index(f"{total}.")))
+    return examples
+
+
+def read_skill_file(path: str | Path) -> list[SkillExample]:
+    """Read multiple-choice examples, one JSON object per line.
+
+    Keys: `prompt`, `options` (a list of different texts) and `answer` (the right option's text, or its index as a
+    number); `skill` names the skill, by default the file's name without its ending.
+
+    Raises:
+        InputError: with file, line and reason; a file without examples as well.
+    """
+    name = Path(path).name.split(".")[0]
+    examples = [
+        _example(row, f"{path}, line {number}", name)
+        for number, row in numbered_jsonl(path, keys=("prompt", "options", "answer"))
+    ]
+    if not examples:
+        raise InputError(f"{path}: no examples in this file")
+    return examples
+
+
+def _example(row: dict[str, Any], where: str, default_skill: str) -> SkillExample:
+    prompt, options, answer, skill = row["prompt"], row["options"], row["answer"], row.get("skill", default_skill)
+    for key, text in (("prompt", prompt), ("skill", skill)):
+        if not _is_text(text):
+            raise InputError(f"{where}: {key!r} must be a text that is not empty, not {text!r}")
+    if not isinstance(options, list) or len(options) < 2 or not all(map(_is_text, options)):
+        raise InputError(f"{where}: 'options' must be a list of at least two texts, not {options!r}")
+    if len(set(options)) < len(options):
+        raise InputError(f"{where}: an option stands twice in {options!r}")
+    if isinstance(answer, str):
+        if answer not in options:
+            raise InputError(f"{where}: the answer {answer!r} is not among the options {options!r}")
+        answer = options.index(answer)
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
+        raise InputError(f"{where}: 'answer' must be an option or its index (0 to {len(options) - 1}), not {answer!r}")
+    return SkillExample(skill, prompt, tuple(options), answer)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text with something in it that has a UTF-8 form (no half of a surrogate pair)."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+@dataclass(frozen=True)
+class SkillScore:
+    """How well a model does at one skill.
+
+    Attributes:
+        accuracy: the share of examples whose right option is the likeliest.
+        examples: how many there are.
+    """
+
+    accuracy: float
+    examples: int
+
+
+class SkillTest:
+    """Examples made ready for one tokenizer, to be asked many times."""
+
+    def __init__(self, examples: Sequence[SkillExample], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.examples = tuple(examples)
+        prompts = [example.prompt for example in examples for _ in example.options]
+        options = [option for example in examples for option in example.options]
+        self._pairs = encode_continuations(tokenizer, prompts, options)
+
+    def scores(self, model: PreTrainedModel) -> dict[str, SkillScore]:
+        """The score of every skill among the examples, by its name, in the examples' order."""
+        prompts, options = [prompt for prompt, _ in self._pairs], [option for _, option in self._pairs]
+        log_probs = iter([score.log_prob for score in score_continuations(model, prompts, options)])
+        right: dict[str, list[bool]] = defaultdict(list)
+        for example in self.examples:
+            likelihoods = [next(log_probs) for _ in example.options]
+            right[example.skill].append(max(range(len(likelihoods)), key=likelihoods.__getitem__) == example.answer)
+        return {skill: SkillScore(sum(answers) / len(answers), len(answers)) for skill, answers in right.items()}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its option."""
+        return max((len(prompt) + len(option) for prompt, option in self._pairs), default=0)
+
+
+class TextTest:
+    """A text made ready for one tokenizer, whose perplexity is asked for many times."""
+
+    def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None) -> None:
+        # Not verbose: tokenizers warn of texts that are longer than a context, which the blocks will not be.
+        self._ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])[:max_tokens]
+        self._start = start_token_id(tokenizer)
+        if not self._ids:
+            raise InputError("a text to measure perplexity on has at least one token")
+
+    def perplexity(self, model: PreTrainedModel, block_size: int = 256) -> float:
+        """exp of the mean loss per token, read in blocks that fit into the model's context."""
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or block_size + 1
+        return text_perplexity(model, self._ids, self._start, min(block_size, limit - 1))
+
+
+def held_out_text(path: str | Path = HELD_OUT_TEXT) -> str:
+    """The project's held-out text (or another file's): expository English that no corpus of the project contains."""
+    return read_text(path)

@@ -1,0 +1,223 @@
+"""The Hugging Face Trainer, with what a study of checkpoints needs of it.
+
+- A checkpoint is whole or absent: it is written under another name and renamed when it is complete.
+- Optimizer state is kept for the newest checkpoint only; no pickled arguments are written.
+- The order of the blocks does not depend on the number of processes (see training_data).
+- Evaluation counts every token once and asks for the attributes' first tokens; no logits are kept.
+- A loss or a weight that is not a finite number ends the training, with its step or name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+from transformers import EvalPrediction, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import rotate_checkpoints
+
+from knowledge_circuits.files import InputError
+from knowledge_circuits.models.loading import check_weights
+from knowledge_circuits.runs import Run
+from knowledge_circuits.training.data import IGNORED
+from knowledge_circuits.training.packing import TYPE_CODES
+
+#: What a checkpoint holds only so that training can go on from it (patterns; also what FSDP writes).
+RESUME_STATE = (
+    "optimizer.pt",
+    "optimizer.bin",
+    "optimizer_*",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "pytorch_model_fsdp*",
+)
+OPTIMIZER_STATE = RESUME_STATE[:3]
+
+_SPEED = ("_runtime", "_per_second")
+
+
+class CheckpointTrainer(Trainer):
+    """A Trainer whose checkpoints are whole or absent, and stay after it.
+
+    Args:
+        run: where the run is kept; the rest are the Trainer's own arguments.
+    """
+
+    def __init__(self, *args: Any, run: Run, **kwargs: Any) -> None:
+        self.run = run
+        self._staging: Path | None = None
+        config = kwargs["model"].config
+        self._saved_use_cache = getattr(config, "use_cache", None)
+        super().__init__(*args, compute_metrics=first_token_metrics, **kwargs)
+
+    # The Trainer's hooks
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or self.run.checkpoints_folder)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not bool(torch.isfinite(loss)):
+            raise InputError(
+                f"step {self.state.global_step + 1}: the training loss is {loss.item()}; the checkpoints before it are "
+                "kept; a lower --learning_rate or --max_grad_norm may help"
+            )
+        return loss
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, Tensor, Tensor]:
+        """Evaluate b blocks: only counts leave this function, never logits."""
+        inputs = self._prepare_inputs(inputs)
+        labels, types = inputs.pop("labels"), inputs.pop("attribute_types")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            counts = block_counts(model(**inputs).logits, labels, types)
+        return None, counts, counts[:, 0]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        # What is kept with a checkpoint is the same for every run of these arguments; timings are not.
+        kept = self.state.log_history[-1]
+        self.state.log_history[-1] = {key: value for key, value in kept.items() if not key.endswith(_SPEED)}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        config = model.config
+        if state_dict:  # of a sharded model, gathered: a weight that two layers share has become two
+            state_dict = {name: state_dict[name] for name in state_dict if name not in model.all_tied_weights_keys}
+        training_use_cache = config.use_cache
+        config.use_cache = self._saved_use_cache
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            config.use_cache = training_use_cache
+        if self.args.should_save and output_dir is not None:
+            Path(output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a whole checkpoint or none, then drop the resume state of the older ones."""
+        final = self.run.checkpoints_folder / f"checkpoint-{self.state.global_step}"
+        check_weights(self.model, f"step {self.state.global_step}")
+        self._staging = staging_folder(self.run, self.state.global_step)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                replace_folder(self._staging / final.name, final)
+                self._staging.rmdir()
+        except (RuntimeError, SafetensorError, OSError) as error:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            raise unwritable(final, error) from error
+        finally:
+            self._staging = None
+        if self.is_world_process_zero():
+            drop_older_resume_state(self.run)
+            if self.args.save_total_limit:
+                rotate_checkpoints(str(self.run.checkpoints_folder), self.args.save_total_limit, use_mtime=False)
+        self.accelerator.wait_for_everyone()
+
+    def save_start(self) -> None:
+        """Save the model as it is before the first step as checkpoint-0: weights and tokenizer, no trainer state."""
+        final = self.run.checkpoints_folder / "checkpoint-0"
+        if self.is_world_process_zero() and not final.exists():
+            staging = staging_folder(self.run, 0) / final.name
+            try:
+                self._save(str(staging))
+                replace_folder(staging, final)
+                staging.parent.rmdir()
+            except (RuntimeError, SafetensorError, OSError) as error:
+                shutil.rmtree(staging.parent, ignore_errors=True)
+                raise unwritable(final, error) from error
+        self.accelerator.wait_for_everyone()
+
+
+def staging_folder(run: Run, step: int) -> Path:
+    """Where a checkpoint is written before it takes its name; the same for all processes of a run."""
+    return run.checkpoints_folder / f".checkpoint-{step}.partial"
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Give a complete folder its final name, durably."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(source, target)
+
+
+def unwritable(path: Path, error: Exception) -> InputError | OSError:
+    """The error to raise when a checkpoint cannot be written; libraries hide a full disk behind errors of their own."""
+    if isinstance(error, OSError):
+        return error
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"{path}: cannot be written ({reason}); is the disk full? Earlier checkpoints are untouched")
+
+
+def drop_older_resume_state(run: Run) -> None:
+    """Remove optimizer, scheduler and random states from all checkpoints but the newest that training can go on from.
+
+    A process that was killed while it did so leaves a part of them, which goes too.
+    """
+    folders = [Path(checkpoint.path) for checkpoint in run.checkpoints()]
+    resumable = [folder for folder in folders if has_resume_state(folder)]
+    for folder in folders[: folders.index(resumable[-1])] if resumable else ():
+        for pattern in RESUME_STATE:
+            for path in folder.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def has_resume_state(folder: Path) -> bool:
+    """Whether training can go on from this checkpoint folder."""
+    optimizer = any(True for pattern in OPTIMIZER_STATE for _ in folder.glob(pattern))
+    return optimizer and (folder / "trainer_state.json").exists()
+
+
+def block_counts(logits: Tensor, labels: Tensor, attribute_types: Tensor) -> Tensor:
+    """What evaluation needs to know of a batch.
+
+    Args:
+        logits: [b, p, vocabulary].
+        labels: token ids, or IGNORED where a token does not count [b, p].
+        attribute_types: the type's code where a token opens an attribute, else 0 [b, p].
+
+    Returns:
+        float64 [b, 3 + 2 x types]: summed loss, tokens, correct tokens, then per type the attributes and those whose
+        first token is the most probable one.
+    """
+    rows = []
+    for row_logits, row_labels, row_types in zip(logits, labels, attribute_types, strict=True):
+        predicting, targets, types = row_logits[:-1].float(), row_labels[1:], row_types[1:]
+        loss = torch.nn.functional.cross_entropy(predicting, targets, ignore_index=IGNORED, reduction="sum")
+        right = predicting.argmax(dim=-1) == targets
+        counts = [loss, (targets != IGNORED).sum(), right.sum()]
+        for code in TYPE_CODES.values():
+            opens = (types == code) & (targets != IGNORED)
+            counts += [opens.sum(), (opens & right).sum()]
+        rows.append(torch.stack([count.double() for count in counts]))
+    return torch.stack(rows)
+
+
+def first_token_metrics(evaluated: EvalPrediction) -> dict[str, float]:
+    """Loss, next-token accuracy and first-token attribute accuracy by type, from the rows of `block_counts`.
+
+    A type of which no attribute is told has no accuracy.
+    """
+    totals = evaluated.predictions.sum(axis=0)
+    loss, tokens, right = totals[:3]
+    metrics = {"loss": float(loss / max(tokens, 1)), "accuracy": float(right / max(tokens, 1))}
+    for kind, attributes, predicted in zip(TYPE_CODES, totals[3::2], totals[4::2], strict=True):
+        if attributes:
+            metrics[f"{kind}_first_token_attribute_accuracy"] = float(predicted / attributes)
+    return metrics
