@@ -22,6 +22,11 @@ class InputError(Exception):
     """Something the user gave cannot be used; the message is one sentence with the place and the remedy."""
 
 
+def means_folder(name_or_path: str) -> bool:
+    """Return whether a model's name can only be a path on this machine, never a name on the hub."""
+    return Path(name_or_path).exists() or name_or_path.startswith((".", "/", "outputs/", "models/"))
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says, in one line for a sentence of our own."""
     return str(error).strip().split("\n")[0][:200] or type(error).__name__

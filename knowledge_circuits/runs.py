@@ -1,4 +1,4 @@
-"""Where a run keeps its files: one place that spells out every output path.
+"""Where a run keeps its files: the one module that spells out output paths and reads them back.
 
 outputs/train/<model>/<run>/                      run_config.json, evaluations.jsonl, knowledge_dynamics.jsonl
     checkpoints/checkpoint-<step>/                an ordinary Hugging Face checkpoint; 0 is the start
@@ -6,24 +6,163 @@ outputs/train/<model>/<run>/                      run_config.json, evaluations.j
         circuit_<n>/type_<t>/frequency_<b>/method_<m>/<task>_graph.json
             topn_<k>/<task>_graph.json, <task>_results.json
             topn_<k>/target_type_<t>/target_frequency_<b>/<task>_prediction.jsonl
+
+`Coordinates` holds the variable parts of the circuit files' paths.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
+from urllib.parse import quote, unquote
 
-from knowledge_circuits.files import InputError
+from knowledge_circuits.files import InputError, means_folder
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 GRAPH_SUFFIXES = (".json", ".json.gz", ".pt")
+PATCHING = "patching"
+
+#: Values of grouping columns in the order of the folders, such as (("type", "new"), ("frequency", "high")).
+Columns = tuple[tuple[str, str], ...]
+
+
+class Content(StrEnum):
+    """What a circuit file holds; the last word of its name."""
+
+    GRAPH = "graph"
+    RESULTS = "results"
+    PREDICTIONS = "prediction"
+    MANIFEST = "manifest"
+
+
+def group_columns(knowledge: KnowledgeType | str, band: Band | str) -> Columns:
+    """Return the study's own grouping columns."""
+    return (("type", str(knowledge)), ("frequency", str(band)))
+
+
+def method_name(method: str, gradient: str = "standard", metric: str = "logit_difference") -> str:
+    """Return how paths name a way of scoring: the method, then the gradient rule and metric that are not the default.
+
+    >>> method_name("EAP-IG", "gim", "kl_divergence")
+    'EAP-IG_gim_kl_divergence'
+    """
+    rules = [str(gradient)] if gradient != "standard" else []
+    return "_".join([str(method), *rules, *([str(metric)] if metric != "logit_difference" else [])])
+
+
+@dataclass(frozen=True, order=True)
+class Coordinates:
+    """What a circuit file is about: every variable part of its path under a checkpoint's output folder.
+
+    The columns of `group` and `target` are free: a study with other groups needs no change here.
+
+    Attributes:
+        circuit_n: prompts per group at most.
+        task: the attribute that is asked for.
+        group: the circuit's group, column by column.
+        method: how the graph was scored; see `method_name`.
+        topn: edges before pruning; None for the scored graph.
+        intervention: what replaces the edges outside the circuit.
+        origin: the step of the checkpoint whose circuit it is; None for the checkpoint's own.
+        target: the test items' group, for predictions.
+    """
+
+    circuit_n: int
+    task: str
+    group: Columns
+    method: str
+    topn: int | None = None
+    intervention: str = PATCHING
+    origin: int | None = None
+    target: Columns = ()
+
+    @classmethod
+    def of(cls, circuit_n: int, group: Group, method: str) -> Coordinates:
+        """Return the coordinates of a group's scored graph."""
+        return cls(circuit_n, str(group.task), group_columns(group.type, group.band), str(method))
+
+    @property
+    def study_group(self) -> Group | None:
+        """The circuit's group; None if its columns are not the study's type and band."""
+        return self._study_group(self.group)
+
+    @property
+    def study_target(self) -> Group | None:
+        """The test items' group; None without one, or if its columns are not the study's."""
+        return self._study_group(self.target)
+
+    def _study_group(self, columns: Columns) -> Group | None:
+        if [column for column, _ in columns] != ["type", "frequency"]:
+            return None
+        try:
+            return Group(Attribute(self.task), KnowledgeType(columns[0][1]), Band(columns[1][1]))
+        except ValueError:
+            return None
+
+    @property
+    def folder(self) -> Path:
+        """The folder, relative to the checkpoint's output folder."""
+        parts = [f"circuit_{self.circuit_n}", *map(_folder_name, self.group), f"method_{self.method}"]
+        if self.topn is not None:
+            parts.append(f"topn_{self.topn}" + ("" if self.intervention == PATCHING else f"_{self.intervention}"))
+        return Path(*parts, *(f"target_{_folder_name(column)}" for column in self.target))
+
+    def path(self, content: Content, suffix: str = ".json") -> Path:
+        """Return the file's path, relative to the checkpoint's output folder; `read` is the inverse."""
+        origin = "" if self.origin is None else f"_from_{self.origin}"
+        return self.folder / f"{_quoted(self.task)}{origin}_{content}{suffix}"
+
+    @classmethod
+    def read(cls, path: Path) -> tuple[Coordinates, Content] | None:
+        """Return the coordinates and content of a path relative to a checkpoint's output folder; None for others."""
+        match = _CIRCUIT_PATH.fullmatch(path.as_posix())
+        if match is None:
+            return None
+        columns = [_column(part) for part in match["group"].strip("/").split("/")]
+        targets = [_column(part.removeprefix("target_")) for part in (match["target"] or "").strip("/").split("/")]
+        return (
+            cls(
+                int(match["circuit_n"]),
+                unquote(match["task"]),
+                tuple(columns),
+                match["method"],
+                int(match["topn"]) if match["topn"] else None,
+                match["intervention"] or PATCHING,
+                int(match["origin"]) if match["origin"] else None,
+                tuple(targets) if match["target"] else (),
+            ),
+            Content(match["content"]),
+        )
+
+
+_CIRCUIT_PATH = re.compile(
+    r"circuit_(?P<circuit_n>\d+)/(?P<group>(?:[^/]+_[^/_]+/)+?)method_(?P<method>[^/]+)/"
+    r"(?:topn_(?P<topn>\d+)(?:_(?P<intervention>[^/]+))?/(?P<target>(?:target_[^/]+_[^/_]+/)+)?)?"
+    r"(?P<task>[^/_]+)(?:_from_(?P<origin>\d+))?_(?P<content>graph|results|prediction|manifest)(?:\.[a-z]+)+"
+)
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a part of a name that holds no underscore."""
+    return quote(text, safe=" ").replace("_", "%5F")
+
+
+def _folder_name(column: tuple[str, str]) -> str:
+    return f"{column[0]}_{_quoted(column[1])}"
+
+
+def _column(folder: str) -> tuple[str, str]:
+    name, _, value = folder.rpartition("_")
+    return name, unquote(value)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model folder and the place where its results go (the same folder unless another is asked for).
+    """One model folder and the folder of its results (the same unless an output folder is given).
 
     Attributes:
         path: the folder with the weights, or a hub name.
@@ -47,67 +186,84 @@ class Checkpoint:
     def predictions(self) -> Path:
         return self.output / "prediction.jsonl"
 
-    def circuit_folder(self, circuit_n: int, group: Group, method: str) -> CircuitFolder:
-        """The folder of one group's circuits under one attribution method."""
-        folder = self.output / f"circuit_{circuit_n}" / f"type_{group.type}" / f"frequency_{group.band}"
-        return CircuitFolder(folder / f"method_{method}", group.task)
+    def circuit_folder(self, circuit_n: int, group: Group, method: str, intervention: str = PATCHING) -> CircuitFolder:
+        """Return the files of one group's circuits under one way of scoring and one intervention."""
+        return CircuitFolder(self.output, replace(Coordinates.of(circuit_n, group, method), intervention=intervention))
+
+    def circuit_files(self) -> dict[tuple[Coordinates, Content], Path]:
+        """Return all circuit files, in the order of their coordinates; of a graph in several formats the first one."""
+        files: dict[tuple[Coordinates, Content], Path] = {}
+        for folder in self.output.glob("circuit_*"):
+            for parent, _, names in os.walk(folder):
+                for path in sorted(Path(parent, name) for name in names):  # .json before .json.gz before .pt
+                    if (key := Coordinates.read(path.relative_to(self.output))) is not None:
+                        files.setdefault(key, path)
+        return dict(sorted(files.items(), key=lambda item: str(item[1])))
 
 
 @dataclass(frozen=True)
 class CircuitFolder:
-    """The files of one group's circuits: the scored graph, then per circuit size its circuit, results, predictions."""
+    """The files of one group's circuits: the scored graph, then per circuit size its circuit, results, predictions.
 
-    folder: Path
-    task: Attribute
+    Attributes:
+        output: the checkpoint's output folder.
+        coordinates: those of the scored graph, and the intervention of evaluations.
+    """
+
+    output: Path
+    coordinates: Coordinates
+
+    @property
+    def folder(self) -> Path:
+        return self.output / self.coordinates.folder
 
     def graph(self, suffix: str = ".json") -> Path:
-        """The scored graph that circuit_discovery.py writes (every edge in the graph)."""
-        return self.folder / f"{self.task}_graph{suffix}"
+        """Return the scored graph that circuit_discovery.py writes (every edge in the graph)."""
+        return self.output / self.coordinates.path(Content.GRAPH, suffix)
 
     def topn_folder(self, topn: int) -> Path:
-        return self.folder / f"topn_{topn}"
+        return self.output / replace(self.coordinates, topn=topn).folder
 
-    def circuit(self, topn: int, suffix: str = ".json", source_step: int | None = None) -> Path:
-        """The pruned circuit; `source_step` names the checkpoint whose circuit it is, where it was moved."""
-        return self.topn_folder(topn) / f"{self._stem(source_step)}_graph{suffix}"
+    def circuit(self, topn: int, suffix: str = ".json", origin: int | None = None) -> Path:
+        """Return the pruned circuit; `origin` is the step of the checkpoint that a transferred circuit comes from."""
+        return self._of_circuit(topn, Content.GRAPH, origin, suffix)
 
-    def results(self, topn: int, source_step: int | None = None) -> Path:
-        return self.topn_folder(topn) / f"{self._stem(source_step)}_results.json"
+    def results(self, topn: int, origin: int | None = None) -> Path:
+        return self._of_circuit(topn, Content.RESULTS, origin)
 
-    def predictions(
-        self, topn: int, target_type: KnowledgeType, target_band: Band, source_step: int | None = None
-    ) -> Path:
-        """The circuit's standalone predictions on the test items of another (or the same) type and band."""
-        target = self.topn_folder(topn) / f"target_type_{target_type}" / f"target_frequency_{target_band}"
-        return target / f"{self._stem(source_step)}_prediction.jsonl"
+    def predictions(self, topn: int, target_type: KnowledgeType, target_band: Band, origin: int | None = None) -> Path:
+        """Return the circuit's standalone predictions on the test items of another (or the same) type and band."""
+        target = group_columns(target_type, target_band)
+        key = replace(self.coordinates, topn=topn, origin=origin, target=target)
+        return self.output / key.path(Content.PREDICTIONS, ".jsonl")
 
-    def _stem(self, source_step: int | None) -> str:
-        return str(self.task) if source_step is None else f"{self.task}_from_{source_step}"
+    def _of_circuit(self, topn: int, content: Content, origin: int | None, suffix: str = ".json") -> Path:
+        return self.output / replace(self.coordinates, topn=topn, origin=origin).path(content, suffix)
 
 
 def find_graph(path: Path) -> Path | None:
-    """The graph file at `path` in whichever format it was written (.json, .json.gz or .pt); None where there is none.
+    """Return the graph file at `path` in the format in which it was written; None if there is none.
 
     Args:
-        path: the name it would have as .json.
+        path: its name as .json.
     """
     stem = path.name.removesuffix(".json")
     return next((p for suffix in GRAPH_SUFFIXES if (p := path.with_name(stem + suffix)).exists()), None)
 
 
 def existing_graph(path: Path) -> Path:
-    """`find_graph` where there must be one.
+    """Return the graph file at `path` in the format in which it was written.
 
     Raises:
-        InputError: no format of it is there.
+        InputError: there is none in any format.
     """
-    if found := find_graph(path):
-        return found
+    if graph := find_graph(path):
+        return graph
     raise InputError(f"{path}: no such graph (nor as .json.gz or .pt); run circuit_discovery.py first")
 
 
 def checkpoints(model_path: str, output_dir: str | None = None) -> list[Checkpoint]:
-    """The checkpoints that a model path means, in step order.
+    """Return the checkpoints that a model path means, in step order.
 
     A folder with `checkpoint-<step>` folders in it (or in its `checkpoints/`) means all of them; any other folder or
     hub name means itself.
@@ -118,17 +274,17 @@ def checkpoints(model_path: str, output_dir: str | None = None) -> list[Checkpoi
     """
     root = Path(model_path)
     inner = root / "checkpoints" if (root / "checkpoints").is_dir() else root
-    found = []
+    folders = []
     if inner.is_dir():
-        found = [child for child in inner.iterdir() if child.is_dir() and _CHECKPOINT_NAME.fullmatch(child.name)]
-    if found and not (root / "config.json").exists():
-        found.sort(key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
-        return [Checkpoint(str(folder), Path(output_dir) / folder.name if output_dir else folder) for folder in found]
+        folders = [child for child in inner.iterdir() if child.is_dir() and _CHECKPOINT_NAME.fullmatch(child.name)]
+    if folders and not (root / "config.json").exists():
+        folders.sort(key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
+        return [Checkpoint(str(folder), Path(output_dir) / folder.name if output_dir else folder) for folder in folders]
     if root.is_dir():
         if not (root / "config.json").exists():
             raise InputError(f"{model_path}: neither a checkpoint (no config.json) nor a folder of checkpoint-<step>")
         return [Checkpoint(model_path, Path(output_dir) if output_dir else root)]
-    if root.exists() or model_path.startswith((".", "/", "outputs/", "models/")):
+    if means_folder(model_path):
         raise InputError(f"{model_path}: no such checkpoint folder")
     return [Checkpoint(model_path, Path(output_dir or Path("outputs") / "hub" / model_path.replace("/", "--")))]
 
@@ -165,7 +321,7 @@ class Run:
         return self.path / "checkpoints"
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The run's checkpoints in step order."""
+        """Return the run's checkpoints in step order."""
         if not self.checkpoints_folder.is_dir():
             raise InputError(f"{self.path}: not a run (it has no checkpoints/ folder)")
         return [checkpoint for checkpoint in checkpoints(str(self.checkpoints_folder)) if checkpoint.step is not None]

@@ -85,6 +85,11 @@ class Group:
         return f"{self.task} / {self.type} / {self.band}"
 
 
+def task_file(template: str, task: str) -> str:
+    """Return the data file of one task: `{task}` in the template stands for the task's name."""
+    return template.replace("{task}", task)
+
+
 def groups(
     tasks: Sequence[Attribute] = TASKS,
     types: Sequence[KnowledgeType] = tuple(KnowledgeType),

@@ -94,7 +94,7 @@ def _write_circuits(checkpoint: Checkpoint, group: Group, ratio: float, step: in
     folder = checkpoint.circuit_folder(30, group, "EAP-IG")
     for source, at, kept in ((None, step, 0.95), (100, 0, 0.95 * left(ratio, step))):
         circuit = prune(top_n(_scores(group, ratio, at), TOPN))
-        write_graph(folder.circuit(TOPN, source_step=source), circuit)
+        write_graph(folder.circuit(TOPN, origin=source), circuit)
         results = {
             "clean_baseline_performance": 5.0,
             "corrupted_baseline_performance": -5.0,

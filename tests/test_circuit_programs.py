@@ -227,7 +227,7 @@ def test_without_test_items_there_are_results_and_no_predictions(copy):
 def test_a_moved_circuit_keeps_its_topology_in_other_weights(copy):
     assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "40", "--circuit_from", "0", "4")) == 0
     there, here = circuits_of(copy, 0), circuits_of(copy, 4)
-    moved = read_graph(here.circuit(40, source_step=0))
+    moved = read_graph(here.circuit(40, origin=0))
     assert torch.equal(moved.in_graph, read_graph(there.circuit(40)).in_graph)
     results, own = read_json(here.results(40, 0)), read_json(here.results(40))
     assert results["circuit_from"] == 0 and results["edges_num"] == read_json(there.results(40))["edges_num"]

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 from knowledge_circuits.files import InputError
-from knowledge_circuits.runs import Checkpoint, Run, checkpoints, existing_graph, find_graph
+from knowledge_circuits.runs import (
+    Checkpoint,
+    Content,
+    Coordinates,
+    Run,
+    checkpoints,
+    existing_graph,
+    find_graph,
+    group_columns,
+    method_name,
+)
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
 
 GROUP = Group(Attribute.CITY, KnowledgeType.NEW, Band.HIGH)
@@ -59,11 +69,63 @@ def test_the_paths_of_circuits_are_the_documented_ones(tmp_path):
     base = tmp_path / "circuit_300" / "type_new" / "frequency_high" / "method_EAP-IG"
     assert folder.graph() == base / "city_graph.json"
     assert folder.circuit(40, ".pt") == base / "topn_40" / "city_graph.pt"
-    assert folder.circuit(40, source_step=7) == base / "topn_40" / "city_from_7_graph.json"
+    assert folder.circuit(40, origin=7) == base / "topn_40" / "city_from_7_graph.json"
     assert folder.results(40) == base / "topn_40" / "city_results.json"
     target = base / "topn_40" / "target_type_revised" / "target_frequency_low"
     assert folder.predictions(40, KnowledgeType.REVISED, Band.LOW) == target / "city_prediction.jsonl"
     assert folder.predictions(40, KnowledgeType.REVISED, Band.LOW, 7) == target / "city_from_7_prediction.jsonl"
+
+
+OWN = group_columns("new", "high")
+FREE = (("birth_year", "1900_to_1950"), ("name length", "3/4 words"))
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "content", "suffix"),
+    [
+        (Coordinates.of(300, GROUP, "EAP-IG"), Content.GRAPH, ".json.gz"),
+        (Coordinates(30, "city", OWN, method_name("EAP-IG", "gim", "kl_divergence"), 40), Content.GRAPH, ".pt"),
+        (Coordinates(30, "city", OWN, "EAP", 40, "zero", origin=7), Content.RESULTS, ".json"),
+        (Coordinates(30, "city", OWN, "EAP", 40, origin=0, target=OWN), Content.PREDICTIONS, ".jsonl"),
+        (Coordinates(30, "home_town", FREE, "EAP", 40, "mean-positional", 3, FREE), Content.PREDICTIONS, ".jsonl"),
+        (Coordinates(30, "city", FREE, "EAP_relp"), Content.MANIFEST, ".json"),
+    ],
+)
+def test_coordinates_are_read_back_from_the_path_that_they_make(coordinates, content, suffix):
+    assert Coordinates.read(coordinates.path(content, suffix)) == (coordinates, content)
+
+
+def test_only_the_study_s_own_columns_are_a_group_of_the_study():
+    assert Coordinates.of(30, GROUP, "EAP").study_group == GROUP
+    assert Coordinates(30, "city", FREE, "EAP").study_group is None
+    assert Coordinates(30, "city", group_columns("new", "often"), "EAP").study_group is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "prediction.jsonl",
+        "circuit_x/type_new/frequency_low/method_EAP/city_graph.json",
+        "circuit_30/type_new/frequency_low/method_EAP/notes.txt",
+        "circuit_30/type_new/frequency_low/method_EAP/topn_40/.city_graph.json.host-1.partial",
+        "circuit_30/method_EAP/city_graph.json",
+    ],
+)
+def test_other_files_have_no_coordinates(path):
+    assert Coordinates.read(Path(path)) is None
+
+
+def test_a_checkpoint_lists_its_circuit_files_each_graph_in_one_format(tmp_path):
+    folder = Checkpoint("x/checkpoint-9", tmp_path).circuit_folder(300, GROUP, "EAP-IG")
+    folder.topn_folder(40).mkdir(parents=True)
+    for path in (folder.graph(".pt"), folder.graph(".json"), folder.circuit(40, origin=3), folder.folder / "notes"):
+        path.write_text("")
+    files = Checkpoint("x/checkpoint-9", tmp_path).circuit_files()
+    assert [(key.topn, key.origin, content) for key, content in files] == [
+        (None, None, Content.GRAPH),
+        (40, 3, Content.GRAPH),
+    ]
+    assert next(iter(files.values())) == folder.graph(".json")
 
 
 @pytest.mark.parametrize("suffix", [".json", ".json.gz", ".pt"])

@@ -103,8 +103,8 @@ def test_results_keep_one_row_per_circuit_and_a_missing_faithfulness_is_no_numbe
 def test_a_moved_circuit_is_told_from_a_checkpoints_own(own_run: Run) -> None:
     folder = own_run.checkpoints()[-1].circuit_folder(30, GROUP, "EAP-IG")
     own = folder.predictions(TRUTH.topn, GROUP.type, GROUP.band)
-    shutil.copy(own, folder.predictions(TRUTH.topn, GROUP.type, GROUP.band, source_step=10))
-    shutil.copy(folder.results(TRUTH.topn), folder.results(TRUTH.topn, source_step=10))
+    shutil.copy(own, folder.predictions(TRUTH.topn, GROUP.type, GROUP.band, origin=10))
+    shutil.copy(folder.results(TRUTH.topn), folder.results(TRUTH.topn, origin=10))
     hits, results = tables.circuit_predictions(own_run), tables.results(own_run)
     for table, rows in ((hits, TRUTH.people), (results, 1)):
         moved = table[table["circuit_step"] != table["step"]]
@@ -118,8 +118,8 @@ def test_a_circuit_moved_to_where_it_comes_from_counts_once(own_run: Run) -> Non
     before = tables.circuit_predictions(own_run), tables.results(own_run)
     folder, step = own_run.checkpoints()[-1].circuit_folder(30, GROUP, "EAP-IG"), own_run.checkpoints()[-1].step
     own = folder.predictions(TRUTH.topn, GROUP.type, GROUP.band)
-    shutil.copy(own, folder.predictions(TRUTH.topn, GROUP.type, GROUP.band, source_step=step))
-    shutil.copy(folder.results(TRUTH.topn), folder.results(TRUTH.topn, source_step=step))
+    shutil.copy(own, folder.predictions(TRUTH.topn, GROUP.type, GROUP.band, origin=step))
+    shutil.copy(folder.results(TRUTH.topn), folder.results(TRUTH.topn, origin=step))
     pd.testing.assert_frame_equal(tables.circuit_predictions(own_run), before[0])
     pd.testing.assert_frame_equal(tables.results(own_run), before[1])
 

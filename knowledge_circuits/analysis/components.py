@@ -49,7 +49,7 @@ from knowledge_circuits.models.loading import load_model, no_loading_bars, weigh
 from knowledge_circuits.models.tokenization import load_tokenizer, subject_positions
 from knowledge_circuits.paths import REPOSITORY
 from knowledge_circuits.runs import Checkpoint, Run
-from knowledge_circuits.study import TASKS, Group, groups
+from knowledge_circuits.study import TASKS, Group, groups, task_file
 
 HEAD_COLUMNS = ["step", "epoch", *tables.GROUP_COLUMNS, "layer", "head", "subject", "relation", "kind"]
 HEAD_COLUMNS += ["original_subject", "original_relation", "original_kind"]
@@ -128,7 +128,7 @@ def read_group_prompts(
     found: list[tuple[Group, PromptPairs]] = []
     for group in wanted or tuple(groups()):
         rows = read_circuit_data(data_file, group.task)
-        pairs = group_pairs(rows, group, tokenizer, limit, data_file.replace("{task}", group.task))
+        pairs = group_pairs(rows, group, tokenizer, limit, task_file(data_file, group.task))
         if len(pairs):
             found.append((group, pairs))
     if not found:
@@ -280,7 +280,7 @@ class _Analysis:
 
 def has_circuit_data(data_file: str) -> bool:
     """Whether the circuit data of every task are there; `{task}` in the name stands for each task."""
-    return all(Path(data_file.replace("{task}", task)).is_file() for task in TASKS)
+    return all(Path(task_file(data_file, task)).is_file() for task in TASKS)
 
 
 def circuit_data_file(run: Run, setting: tables.Setting) -> str:
@@ -330,7 +330,7 @@ def _named(found: Sequence[Group], index: NDArray[np.int64], step: int, epoch: f
 def _data_digest(data_file: str) -> str:
     digest = hashlib.sha256()
     for task in TASKS:
-        digest.update(read_bytes(data_file.replace("{task}", task)))
+        digest.update(read_bytes(task_file(data_file, task)))
     return digest.hexdigest()[:16]
 
 

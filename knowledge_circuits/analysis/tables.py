@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from knowledge_circuits.engine.graph_files import read_graph
 from knowledge_circuits.files import InputError, read_json
 from knowledge_circuits.paths import PUBLISHED_ACCURACY, REPOSITORY
 from knowledge_circuits.records import Field, Kind, check_record, checked_json, checked_jsonl, parse_frequency
-from knowledge_circuits.runs import Checkpoint, Run, find_graph
+from knowledge_circuits.runs import PATCHING, Checkpoint, Content, Coordinates, Run
 from knowledge_circuits.study import Band, Group, KnowledgeType, groups
 
 _NUMBER, _COUNT, _FLAG, _TEXT = Kind.NUMBER, Kind.COUNT, Kind.FLAG, Kind.TEXT
@@ -258,25 +258,25 @@ def predictions(run: Run) -> pd.DataFrame:
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """One choice of circuits in a run: prompts per group, attribution method, circuit size."""
+    """One choice of circuits in a run: prompts per group, attribution method, circuit size, intervention."""
 
     circuit_n: int
     method: str
     topn: int
+    intervention: str = PATCHING
 
     def __str__(self) -> str:
-        return f"{self.method}, {self.circuit_n} prompts a group, top {self.topn:,} edges"
+        intervention = "" if self.intervention == PATCHING else f", {self.intervention} ablation"
+        return f"{self.method}, {self.circuit_n} prompts a group, top {self.topn:,} edges{intervention}"
 
 
 def settings(run: Run) -> list[Setting]:
     """The circuit settings that the run has circuits or results of, those with most files first."""
     count: Counter[Setting] = Counter()
     for checkpoint in run.checkpoints():
-        for folder in checkpoint.output.glob("circuit_*/type_*/frequency_*/method_*/topn_*"):
-            circuit_n, topn = folder.parts[-5].removeprefix("circuit_"), folder.name.removeprefix("topn_")
-            if circuit_n.isdecimal() and topn.isdecimal():
-                method = folder.parent.name.removeprefix("method_")
-                count[Setting(int(circuit_n), method, int(topn))] += sum(1 for _ in folder.glob("*_graph*"))
+        for key, content in checkpoint.circuit_files():
+            if key.topn is not None:
+                count[Setting(key.circuit_n, key.method, key.topn, key.intervention)] += content is Content.GRAPH
     return sorted(count, key=lambda setting: (-count[setting], setting.method != PREFERRED_METHOD, setting))
 
 
@@ -288,25 +288,14 @@ def main_setting(run: Run) -> Setting | None:
 def results(run: Run, setting: Setting | None = None) -> pd.DataFrame:
     """The evaluation of every circuit; see RESULT_COLUMNS. faithfulness is NaN where clean equals corrupted.
 
-    `circuit_step` is the checkpoint whose circuit it is: `step` itself unless the circuit was moved.
+    `circuit_step` is the circuit's origin: `step` itself unless the circuit was transferred.
 
     Args:
         setting: which circuits; None means `main_setting`.
     """
     parts = []
-    for step, epoch, group, folder in _topn_folders(run, setting):
-        for path in sorted(folder.glob(f"{group.task}*_results.json")):
-            source = _circuit_step(path, group, "_results", step)
-            if source is not None:
-                parts.append(
-                    {
-                        **checked_json(path, RESULT_FIELDS),
-                        "step": step,
-                        "epoch": epoch,
-                        "circuit_step": source,
-                        **_names(group),
-                    }
-                )
+    for file in _circuit_files(run, setting, Content.RESULTS):
+        parts.append({**checked_json(file.path, RESULT_FIELDS), **file.columns})
     table = pd.DataFrame(parts, columns=RESULT_COLUMNS)
     numbers = RESULT_COLUMNS[6:]
     return table.astype(dict.fromkeys(numbers, float)) if len(table) else table
@@ -323,19 +312,14 @@ def circuit_predictions(run: Run, setting: Setting | None = None) -> pd.DataFram
     """
     rows: list[dict[str, Any]] = []
     files, lengths = [], []
-    for step, epoch, group, folder in _topn_folders(run, setting):
-        for path in sorted(folder.glob(f"target_type_*/target_frequency_*/{group.task}*_prediction.jsonl")):
-            source = _circuit_step(path, group, "_prediction", step)
-            if source is None:
-                continue
-            items = list(checked_jsonl(path, CIRCUIT_PREDICTION_FIELDS))
-            rows += items
-            lengths.append(len(items))
-            target = {
-                "target_type": path.parent.parent.name.removeprefix("target_type_"),
-                "target_band": path.parent.name.removeprefix("target_frequency_"),
-            }
-            files.append({"step": step, "epoch": epoch, "circuit_step": source, **_names(group), **target})
+    for file in _circuit_files(run, setting, Content.PREDICTIONS):
+        items = list(checked_jsonl(file.path, CIRCUIT_PREDICTION_FIELDS))
+        rows += items
+        lengths.append(len(items))
+        target = file.coordinates.study_target
+        if target is None:
+            raise InputError(f"{file.path}: a prediction lies below target_type_<type>/target_frequency_<band>")
+        files.append({**file.columns, "target_type": str(target.type), "target_band": str(target.band)})
     if not rows:
         return pd.DataFrame(columns=CIRCUIT_PREDICTION_COLUMNS)
     table = pd.DataFrame(files).loc[np.repeat(np.arange(len(files)), lengths)].reset_index(drop=True)
@@ -404,27 +388,23 @@ def circuits(run: Run, setting: Setting | None = None, visit: Visitor | None = N
         visit: is shown each circuit in turn, so that what else is wanted of the scores needs no second reading.
     """
     rows, edges, nodes, activation, layout = [], [], [], [], None
-    places = [
-        (step, epoch, group, path)
-        for step, epoch, group, folder in _topn_folders(run, setting)
-        if (path := find_graph(folder / f"{group.task}_graph.json")) is not None
-    ]
-    for step, epoch, group, path in tqdm(places, desc="reading circuits", unit="circuit", leave=False, delay=5):
-        graph = read_graph(path)
+    files = [file for file in _circuit_files(run, setting, Content.GRAPH) if file.coordinates.origin is None]
+    for file in tqdm(files, desc="reading circuits", unit="circuit", leave=False, delay=5):
+        graph = read_graph(file.path)
         if layout is None:
             layout = graph.layout
         elif graph.layout != layout:
-            raise InputError(f"{path}: the graph of another model than the run's other circuits")
+            raise InputError(f"{file.path}: the graph of another model than the run's other circuits")
         if visit is not None:
-            visit(step, epoch, group, graph)
+            visit(file.step, file.epoch, file.group, graph)
         edges.append(topology.membership(graph))
         nodes.append(topology.nodes(graph))
         activation.append(topology.edge_activation_ratio(graph))
         rows.append(
             {
-                "step": step,
-                "epoch": epoch,
-                **_names(group),
+                "step": file.step,
+                "epoch": file.epoch,
+                **_names(file.group),
                 "edges": int(edges[-1].sum()),
                 "nodes": int(nodes[-1].sum()),
                 "entropy": topology.circuit_entropy(graph),
@@ -447,15 +427,8 @@ def group_circuits(run: Run, group: Group, setting: Setting | None = None) -> di
     Args:
         setting: which circuits; None means `main_setting`.
     """
-    setting = setting or main_setting(run)
-    found = {}
-    for checkpoint in run.checkpoints() if setting else []:
-        if setting is not None and checkpoint.step is not None:
-            folder = checkpoint.circuit_folder(setting.circuit_n, group, setting.method)
-            path = find_graph(folder.circuit(setting.topn))
-            if path is not None:
-                found[checkpoint.step] = path
-    return found
+    files = _circuit_files(run, setting, Content.GRAPH)
+    return {file.step: file.path for file in files if file.group == group and file.coordinates.origin is None}
 
 
 def circuits_at(run: Run, group: Group, epoch: Sequence[float], setting: Setting | None = None) -> dict[str, Graph]:
@@ -540,32 +513,47 @@ def _with_epochs(run: Run) -> Iterator[tuple[Checkpoint, float]]:
     return ((checkpoint, by_step[checkpoint.step]) for checkpoint in run.checkpoints() if checkpoint.step is not None)
 
 
-def _topn_folders(run: Run, setting: Setting | None) -> Iterator[tuple[int, float, Group, Path]]:
-    """Step, epoch, group and folder of every group's circuits under a setting (the main one if None)."""
+@dataclass(frozen=True)
+class _CircuitFile:
+    """One circuit file of a run and what it is about."""
+
+    step: int
+    epoch: float
+    group: Group
+    coordinates: Coordinates
+    path: Path
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Step, epoch and group, and whose circuit it is."""
+        origin = self.coordinates.origin
+        circuit_step = self.step if origin is None else origin
+        return {"step": self.step, "epoch": self.epoch, "circuit_step": circuit_step, **_names(self.group)}
+
+
+def _circuit_files(run: Run, setting: Setting | None, content: Content) -> Iterator[_CircuitFile]:
+    """The files of one content under a setting (the main one if None), in the order of steps, groups and paths.
+
+    A circuit that was transferred to its own checkpoint counts once.
+    """
     setting = setting or main_setting(run)
     if setting is None:
         return
+    order = {group: index for index, group in enumerate(groups())}
     for checkpoint, epoch in _with_epochs(run):
-        for group in groups():
-            folder = checkpoint.circuit_folder(setting.circuit_n, group, setting.method).topn_folder(setting.topn)
-            if checkpoint.step is not None and folder.is_dir():
-                yield checkpoint.step, epoch, group, folder
+        step = checkpoint.step or 0
+        files = checkpoint.circuit_files()
+        wanted = [
+            (group, key, path)
+            for (key, kind), path in files.items()
+            if kind is content
+            and Setting(key.circuit_n, key.method, key.topn or 0, key.intervention) == setting
+            and (group := key.study_group) in order
+            and not (key.origin == step and (replace(key, origin=None), kind) in files)
+        ]
+        for group, key, path in sorted(wanted, key=lambda one: order[one[0]]):
+            yield _CircuitFile(step, epoch, group, key, path)
 
 
 def _names(group: Group) -> dict[str, str]:
     return {"task": str(group.task), "type": str(group.type), "band": str(group.band)}
-
-
-def _circuit_step(path: Path, group: Group, ending: str, own: int) -> int | None:
-    """Whose circuit a file is about: `<task>_results.json` its own, `<task>_from_<step>_results.json` another's.
-
-    None for other files, and for the circuit that was "moved" to where it comes from: it counts once, as its own.
-    """
-    middle = path.stem.removeprefix(str(group.task)).removesuffix(ending)
-    if not middle:
-        return own
-    step = middle.removeprefix("_from_")
-    if not step.isdecimal():
-        return None
-    stayed = int(step) == own and path.with_name(f"{group.task}{ending}{path.suffix}").exists()
-    return None if stayed else int(step)

@@ -20,7 +20,7 @@ from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.files import InputError, numbered_jsonl
 from knowledge_circuits.models.tokenization import encode_prompt, label_text, label_token_id, start_token_id
 from knowledge_circuits.records import parse_frequency, parse_type
-from knowledge_circuits.study import Attribute, Band, Group
+from knowledge_circuits.study import Attribute, Band, Group, task_file
 
 #: What a row of circuit data must have.
 _KEYS = (
@@ -183,7 +183,7 @@ def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
     Raises:
         InputError: with file, line and reason.
     """
-    path = path.replace("{task}", task)
+    path = task_file(path, task)
     rows = []
     for number, row in numbered_jsonl(path, _KEYS):
         where = f"{path}, line {number}"

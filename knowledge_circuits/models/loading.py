@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from knowledge_circuits.files import InputError, first_line
+from knowledge_circuits.files import InputError, first_line, means_folder
 
 #: The names that flags give to data types.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -23,8 +23,7 @@ def require_folder(name_or_path: str) -> None:
     Raises:
         InputError: no such folder.
     """
-    path = Path(name_or_path)
-    if not path.is_dir() and (path.exists() or name_or_path.startswith((".", "/", "outputs/", "models/"))):
+    if means_folder(name_or_path) and not Path(name_or_path).is_dir():
         raise InputError(f"{name_or_path}: no such checkpoint folder")
 
 

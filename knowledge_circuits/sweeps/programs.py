@@ -30,7 +30,7 @@ from knowledge_circuits.files import InputError
 from knowledge_circuits.models.loading import DTYPES
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import GRAPH_SUFFIXES, Checkpoint
-from knowledge_circuits.study import TASKS, Attribute, Band, Group, KnowledgeType, groups
+from knowledge_circuits.study import TASKS, Attribute, Band, Group, KnowledgeType, groups, task_file
 from knowledge_circuits.sweeps.queue import Process, cores, pick_device
 
 
@@ -147,7 +147,7 @@ def read_groups(template: str, wanted: Sequence[Group], limit: int, quiet: bool 
         InputError: a bad file, or no group has any prompts.
     """
     rows = {name: read_circuit_data(template, name) for name in dict.fromkeys(group.task for group in wanted)}
-    data = [GroupData(group, template.replace("{task}", group.task), rows[group.task], limit) for group in wanted]
+    data = [GroupData(group, task_file(template, group.task), rows[group.task], limit) for group in wanted]
     for group in data:
         if not group.size and not quiet:
             print(f"{group.group}: no prompts in {group.file}; skipped", file=sys.stderr)
