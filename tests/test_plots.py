@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from knowledge_circuits.analysis import findings, tables
-from knowledge_circuits.figures import run as plots
+from knowledge_circuits.figures import circuit_evaluation, learning, topology
+from knowledge_circuits.figures import findings as findings_figures
 from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.figures.circuit_graph import circuit_graph
 from knowledge_circuits.runs import Run
@@ -36,24 +37,24 @@ def figures(synthetic_run: Run, circuits: tables.Circuits) -> dict[str, Figure]:
     run, name = synthetic_run, "nano/default"
     answers, hits, results = tables.predictions(run), tables.circuit_predictions(run), tables.results(run)
     return {
-        "accuracy": plots.first_token_and_query_accuracy(tables.first_token_accuracy(run), answers, name),
-        "loss": plots.loss(tables.evaluations(run), name),
-        "query_accuracy": plots.query_accuracy(answers, name),
-        "accuracy_by_attribute": plots.accuracy_by_attribute(answers, name),
-        "knowledge_heatmap": plots.knowledge_heatmap(answers, name),
-        "hits_by_type": plots.hits_by_type(hits, name),
-        "hits_by_band": plots.hits_by_band(hits, name),
-        "hits_across_bands": plots.hits_across_bands(hits, name),
-        "hits_across_types": plots.hits_across_types(hits, name),
-        "faithfulness": plots.faithfulness(results, name),
-        "circuit_entropy": plots.circuit_entropy(circuits, name),
-        "three_entropies": plots.three_entropies(circuits, name),
-        "similarity_to_last": plots.similarity_to_last(circuits, name),
-        "similarity_map": plots.similarity_map(circuits, name),
-        "activation_ratio": plots.activation_ratio(circuits, name),
-        "phase_shift": plots.phase_shift(circuits, name),
-        "layer_order": plots.layer_order(circuits, name),
-        "intervals": plots.intervals(findings.relevance(answers, hits), name),
+        "accuracy": learning.first_token_and_query_accuracy(tables.first_token_accuracy(run), answers, name),
+        "loss": learning.loss(tables.evaluations(run), name),
+        "query_accuracy": learning.query_accuracy(answers, name),
+        "accuracy_by_attribute": learning.accuracy_by_attribute(answers, name),
+        "knowledge_heatmap": learning.knowledge_heatmap(answers, name),
+        "hits_by_type": circuit_evaluation.hits_by_type(hits, name),
+        "hits_by_band": circuit_evaluation.hits_by_band(hits, name),
+        "hits_across_bands": circuit_evaluation.hits_across_bands(hits, name),
+        "hits_across_types": circuit_evaluation.hits_across_types(hits, name),
+        "faithfulness": circuit_evaluation.faithfulness(results, name),
+        "circuit_entropy": topology.circuit_entropy(circuits, name),
+        "three_entropies": topology.three_entropies(circuits, name),
+        "similarity_to_last": topology.similarity_to_last(circuits, name),
+        "similarity_map": topology.similarity_map(circuits, name),
+        "activation_ratio": topology.activation_ratio(circuits, name),
+        "phase_shift": findings_figures.phase_shift(circuits, name),
+        "layer_order": findings_figures.layer_order(circuits, name),
+        "intervals": findings_figures.intervals(findings.relevance(answers, hits), name),
         "circuit": circuit_graph(tables.circuits_at(run, GROUP, [0, 8]), name),
     }
 
@@ -116,7 +117,7 @@ def test_faithfulness_beyond_the_axis_is_marked_on_its_edge() -> None:
         for epoch in range(4)
     ]
     table = pd.DataFrame(rows).assign(faithfulness=[30.0, -8.0, 0.5, 0.9])
-    ax = plots.faithfulness(table, "run").axes[0]
+    ax = circuit_evaluation.faithfulness(table, "run").axes[0]
     marked = {line.get_marker(): line.get_ydata().tolist() for line in ax.lines if line.get_marker() in "^v"}
     assert marked == {"^": [ax.get_ylim()[1]], "v": [ax.get_ylim()[0]]}
 
@@ -127,7 +128,9 @@ def test_moved_circuits_are_compared_with_the_own_ones_of_the_same_groups() -> N
         return {"step": step, "epoch": step / 10, "circuit_step": circuit_step, **place, "hit": hit}
 
     moved = [row(step, source, "city", 1.0) for step in (0, 10, 20) for source in {0, step}]
-    figure = plots.hits_of_moved_circuits(pd.DataFrame([*moved, *(row(s, s, "major", 0.0) for s in (0, 10, 20))]), "r")
+    figure = circuit_evaluation.hits_of_transferred_circuits(
+        pd.DataFrame([*moved, *(row(s, s, "major", 0.0) for s in (0, 10, 20))]), "r"
+    )
     lines = {tuple(line.get_ydata()) for ax in figure.axes for line in ax.lines if len(line.get_ydata())}
     assert lines == {(1.0, 1.0, 1.0)}, "major's circuits were not moved, so they do not lower the own line"
 
@@ -146,7 +149,7 @@ def test_published_curves_stand_beside_ours(synthetic_run: Run) -> None:
     published = tables.published_first_token_accuracy("gpt2")
     first_token = tables.first_token_accuracy(synthetic_run)
     answers = tables.predictions(synthetic_run)
-    figure = plots.first_token_and_query_accuracy(first_token, answers, "gpt2/default", published)
+    figure = learning.first_token_and_query_accuracy(first_token, answers, "gpt2/default", published)
     assert ["published" in ax.get_title(loc="left") for ax in figure.axes] == [False, True, False]
 
 
@@ -154,16 +157,16 @@ def test_what_is_missing_is_said_instead_of_drawn() -> None:
     nothing = pd.DataFrame(columns=tables.PREDICTION_COLUMNS)
     no_hits = pd.DataFrame(columns=tables.CIRCUIT_PREDICTION_COLUMNS)
     said = {
-        "predict.py": [plots.query_accuracy(nothing, "r"), plots.knowledge_heatmap(nothing, "r")],
+        "predict.py": [learning.query_accuracy(nothing, "r"), learning.knowledge_heatmap(nothing, "r")],
         "circuit_discovery.py": [
-            plots.hits_by_type(no_hits, "r"),
-            plots.faithfulness(pd.DataFrame(columns=tables.RESULT_COLUMNS), "r"),
-            plots.circuit_entropy(None, "r"),
-            plots.activation_ratio(None, "r"),
+            circuit_evaluation.hits_by_type(no_hits, "r"),
+            circuit_evaluation.faithfulness(pd.DataFrame(columns=tables.RESULT_COLUMNS), "r"),
+            topology.circuit_entropy(None, "r"),
+            topology.activation_ratio(None, "r"),
             circuit_graph({}, "r"),
         ],
-        "--circuit_from": [plots.hits_of_moved_circuits(no_hits, "r")],
-        "train.py": [plots.loss(pd.DataFrame(columns=tables.EVALUATION_COLUMNS), "r")],
+        "--circuit_from": [circuit_evaluation.hits_of_transferred_circuits(no_hits, "r")],
+        "train.py": [learning.loss(pd.DataFrame(columns=tables.EVALUATION_COLUMNS), "r")],
     }
     for remedy, drawn in said.items():
         for figure in drawn:
@@ -172,7 +175,7 @@ def test_what_is_missing_is_said_instead_of_drawn() -> None:
 
 def test_figures_leave_matplotlibs_settings_alone(synthetic_run: Run) -> None:
     before = dict(mpl.rcParams)
-    plots.query_accuracy(tables.predictions(synthetic_run), "run")
+    learning.query_accuracy(tables.predictions(synthetic_run), "run")
     assert dict(mpl.rcParams) == before
 
 

@@ -358,6 +358,12 @@ class Circuits:
         by_step = self.table.drop_duplicates("step").set_index("step")["epoch"]
         return [float(by_step[step]) for step in self.steps]
 
+    @property
+    def saturation(self) -> str:
+        """One clause where nearly all nodes are in every circuit, so that node measures can hardly move; else ""."""
+        least, most, total = self.table["nodes"].min(), self.table["nodes"].max(), self.nodes.shape[1]
+        return f"nodes are saturated: {least} to {most} of {total} in every circuit" if least >= 0.9 * total else ""
+
     def activation_table(self) -> pd.DataFrame:
         """Edge activation ratio in long form: step, epoch, task, type, band, layer, ratio."""
         keys = self.table[["step", "epoch", *GROUP_COLUMNS]]
@@ -479,7 +485,6 @@ def last_numbers(results: pd.DataFrame, circuit_predictions: pd.DataFrame, predi
         test items), accuracy and first_token (of the task's queries); NaN where a part is missing.
     """
     table = pd.DataFrame([_names(group) for group in groups()])
-    found = results[results["circuit_step"] == results["step"]]
     hits = own_circuit_hits(circuit_predictions)
     answers = predictions.rename(
         columns={"attribute": "task", "correct": "accuracy", "first_token_correct": "first_token"}
@@ -487,7 +492,7 @@ def last_numbers(results: pd.DataFrame, circuit_predictions: pd.DataFrame, predi
     names = {"edges_num": "edges", "nodes_num": "nodes", "edge_entropy": "entropy"}
     wanted = [*names.values(), "faithfulness"]
     answered = ["accuracy", "first_token"]
-    for part, columns in ((found.rename(columns=names), wanted), (hits, ["hit"]), (answers, answered)):
+    for part, columns in ((own_circuits(results).rename(columns=names), wanted), (hits, ["hit"]), (answers, answered)):
         last = part[part["step"] == part["step"].max()] if len(part) else part
         means = last.groupby(GROUP_COLUMNS, as_index=False)[columns].mean() if len(last) else None
         table = (
@@ -498,10 +503,15 @@ def last_numbers(results: pd.DataFrame, circuit_predictions: pd.DataFrame, predi
     return table
 
 
+def own_circuits(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `results` or `circuit_predictions` about a checkpoint's own circuits, not transferred ones."""
+    return table[table["circuit_step"] == table["step"]]
+
+
 def own_circuit_hits(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of `circuit_predictions` where a checkpoint's own circuit runs on its own group's test items."""
-    own = table["circuit_step"] == table["step"]
-    return table[own & (table["type"] == table["target_type"]) & (table["band"] == table["target_band"])]
+    own = own_circuits(table)
+    return own[(own["type"] == own["target_type"]) & (own["band"] == own["target_band"])]
 
 
 def _optional_jsonl(path: Path, fields: Sequence[Field]) -> list[dict[str, Any]]:

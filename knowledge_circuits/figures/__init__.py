@@ -1,11 +1,15 @@
 """Figures: functions from tables to Matplotlib figures, one module per subject, one style.
 
-    style           colours, names, grids, saving
-    run             learning, circuit evaluation, topology and findings of a run
-    circuit_graph   a circuit as a graph
-    components      head kinds, logit lens, one prompt
-    dynamics        probes inside training
-    forgetting      a forgetting experiment
+    style               colours, names, grids, saving
+    panels              line panels, layer maps, markers beyond an axis
+    learning            what was learned: accuracy, loss, known facts
+    circuit_evaluation  faithfulness and Hit@10 of the circuits
+    topology            entropy, similarity and layers of the circuits
+    findings            the paper's findings with their intervals
+    circuit_graph       a circuit as a graph
+    components          head kinds, logit lens, one prompt
+    dynamics            probes inside training
+    forgetting          a forgetting experiment
 
 May import: `analysis` and below. Reads no files.
 """

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from knowledge_circuits.analysis import components as analysis
 from knowledge_circuits.analysis import tables
@@ -25,6 +23,14 @@ from knowledge_circuits.analysis.components import Components
 from knowledge_circuits.analysis.head_kinds import DOMINANCE, HeadKind
 from knowledge_circuits.analysis.prompt_view import PromptView
 from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures.panels import (
+    draw_lines,
+    label_axes,
+    layer_maps,
+    rank_scale,
+    share_scale,
+    type_band_panels,
+)
 from knowledge_circuits.figures.style import BANDS, TYPES, Look
 
 KINDS: Mapping[str, Look] = {
@@ -71,14 +77,11 @@ def head_proportions(components: Components, circuits: tables.Circuits | None, r
     figure, axes = figure_style.grid(
         title, run, len(TYPES), len(BANDS), height=4.8, note="mean of the tasks; heads of the kind over circuit nodes"
     )
-    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
-        for ax, (band, tested) in zip(row, BANDS.items(), strict=True):
-            part = table[(table["type"] == knowledge) & (table["band"] == band)]
-            figure_style.draw_lines(ax, part, "proportion", "kind", KINDS)
-            ax.yaxis.set_major_formatter(PercentFormatter(1))
-            ax.set_title(f"{look.symbol}, {tested.label}", color=look.color)
+    for ax, part in type_band_panels(axes, table):
+        draw_lines(ax, part, "proportion", "kind", KINDS)
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
     axes[0, 0].set_ylim(bottom=0)
-    figure_style.label_axes(axes, "share of the circuit's nodes")
+    label_axes(axes, "share of the circuit's nodes")
     return figure_style.legend(figure, KINDS)
 
 
@@ -90,21 +93,10 @@ def head_layers(components: Components, circuits: tables.Circuits | None, run: s
     if table.empty:
         return figure_style.missing(title, components.missing or tables.NO_CIRCUITS, run)
     shares = table.set_index(["type", "kind", "layer", "epoch"])["share"]
-    norm = Normalize(0, max(float(shares.max()), 1e-9))
-    figure, axes = figure_style.grid(
-        title, run, len(TYPES), len(KINDS), height=5.0, note="heads in the circuit and of the kind; mean of the groups"
-    )
-    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
-        for ax, (name, of_kind) in zip(row, KINDS.items(), strict=True):
-            if knowledge not in shares.index.get_level_values("type"):
-                figure_style.blank(ax, "no circuits")
-                continue
-            image = _layer_map(ax, shares[knowledge, name].unstack("epoch"), "cividis", norm)
-            ax.set_title(f"{look.symbol}, {of_kind.label}", color=look.color)
-    _label_maps(axes, "layer")
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015, format=PercentFormatter(1))
-    bar.set_label("of the layer's heads")
-    return figure
+    columns = {name: look.label for name, look in KINDS.items()}
+    note = "heads in the circuit and of the kind; mean of the groups"
+    labels = ("layer", "of the layer's heads")
+    return layer_maps(title, run, shares, columns, share_scale(shares), labels, note, PercentFormatter(1))
 
 
 @figure_style.styled
@@ -127,7 +119,7 @@ def head_scatter(components: Components, circuits: tables.Circuits | None, run: 
         _scatter(ax, inside[inside["epoch"] == epoch], prefix, _limits(shown, prefix))
         ax.set_xlabel(f"|relation part| ({unit})")
         ax.set_ylabel(f"|subject part| ({unit})")
-        ax.set_title(f"epoch {epoch:g}, {'original_ratio' if prefix else 'exact split'}")
+        ax.set_title(f"epoch {epoch:g}, " + ("the original's ratios" if prefix else "exact split"))
     handles = [
         Line2D([], [], linestyle="none", color=look.color, marker=look.marker, markersize=5, label=look.label)
         for look in KINDS.values()
@@ -187,44 +179,10 @@ def lens(components: Components, measure: str, run: str) -> Figure:
     if components.lens.empty:
         return figure_style.missing(look.title, components.missing, run)
     means = components.lens.groupby(["type", "band", "layer", "epoch"])[measure].mean()
-    if look.ranks:
-        norm, colors = LogNorm(max(float(means.min()), 1), max(float(means.max()), 2)), "cividis_r"
-    else:
-        norm, colors = Normalize(0, float(means.max())), "cividis"
-    figure, axes = figure_style.grid(
-        look.title, run, len(TYPES), len(BANDS), height=5.0, note="mean of the tasks; layer 0 = embeddings"
-    )
-    for row, (knowledge, type_look) in zip(axes, TYPES.items(), strict=True):
-        for ax, (band, tested) in zip(row, BANDS.items(), strict=True):
-            if (knowledge, band) not in means.index.droplevel(["layer", "epoch"]):
-                figure_style.blank(ax, "no prompts")
-                continue
-            image = _layer_map(ax, means[knowledge, band].unstack("epoch"), colors, norm)
-            ax.set_title(f"{type_look.symbol}, {tested.label}", color=type_look.color)
-    _label_maps(axes, "after layer")
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015)
-    bar.set_label(look.label)
-    if look.ranks:
-        bar.ax.invert_yaxis()  # best on top
-        bar.ax.yaxis.set_major_formatter(LogFormatter())
-        bar.ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
-    return figure
-
-
-def _layer_map(ax: Axes, wide: pd.DataFrame, colors: str, norm: Normalize) -> mpl.image.AxesImage:
-    """A heat map of layers (upward) by epochs."""
-    image = ax.imshow(wide.to_numpy(), origin="lower", aspect="auto", cmap=colors, norm=norm, interpolation="nearest")
-    ax.grid(False)
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    figure_style.epoch_ticks(ax, wide.columns)
-    return image
-
-
-def _label_maps(axes: np.ndarray, label: str) -> None:
-    for ax in axes[:, 0]:
-        ax.set_ylabel(label)
-    for ax in axes[0]:
-        ax.set_xlabel("")
+    columns = {band: band_look.label for band, band_look in BANDS.items()}
+    scale = rank_scale(means) if look.ranks else share_scale(means)
+    note = "mean of the tasks; layer 0 = embeddings"
+    return layer_maps(look.title, run, means, columns, scale, ("after layer", look.label), note)
 
 
 # --- one prompt -------------------------------------------------------------------------------------------------------
@@ -289,7 +247,7 @@ def prompt_layers(view: PromptView | None, run: str) -> Figure:
     title = "One prompt by layer"
     if view is None:
         return figure_style.missing(title, _NO_PROMPT, run)
-    heading = f'"{_plain(view.text)}" → "{_plain(view.answer)}", {view.where}'
+    heading = f'"{figure_style.plain(view.text)}" → "{figure_style.plain(view.answer)}", {view.where}'
     note = "layer 0 = embeddings; left: colour = probability, framed = the answer"
     figure, axes = figure_style.grid(
         f"{title}: {heading}", run, 1, 3, height=min(2.2 + 0.3 * len(view.layers), 12), note=note
@@ -337,7 +295,7 @@ def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Fig
     if view is None:
         return figure_style.missing(title, _NO_PROMPT, run)
     shown = view.components[:count]
-    heading = f'"{_plain(view.text)}" → "{_plain(view.answer)}", {view.where}'
+    heading = f'"{figure_style.plain(view.text)}" → "{figure_style.plain(view.answer)}", {view.where}'
     figure, axes = figure_style.grid(
         f"{title}: {heading}",
         run,
@@ -371,8 +329,3 @@ def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Fig
                 fontweight="bold" if answer else "normal",
             )
     return figure
-
-
-def _plain(text: str) -> str:
-    """Text in a title: one line, dollar signs no formula."""
-    return " ".join(text.split()).replace("$", r"\$")

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from knowledge_circuits.analysis import dynamics
 from knowledge_circuits.analysis.dynamics import Correlation, FactHistory, SelectionRule
 from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures.panels import label_axes, line_panels, share_axis
 from knowledge_circuits.figures.style import BANDS, BLACK, BLUE, GREEN, GREY, ORANGE, TYPES, VERMILION, Look
 
 _NO_PROBES = "This run was trained without probes: train.py --probe_file writes knowledge_dynamics.jsonl."
@@ -41,7 +42,7 @@ def known_facts(history: FactHistory, run: str) -> Figure:
     table = pd.DataFrame(history.known, columns=history.epochs).assign(type=facts["type"], band=facts["band"])
     table = table.melt(["type", "band"], var_name="epoch", value_name="known")
     table["known"] = table["known"].astype(float)
-    return figure_style.panels(title, table, "known", ("band", BANDS), ("type", TYPES), "share of facts known", run)
+    return line_panels(title, table, "known", ("band", BANDS), ("type", TYPES), "share of facts known", run)
 
 
 @figure_style.styled
@@ -113,7 +114,7 @@ def acquisition_epochs(history: FactHistory, run: str) -> Figure:
         ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
     axes[0, 0].set_ylim(0, max(1.3 * highest, 0.01))
     _draw_windows(axes[0], history, highest)
-    figure_style.label_axes(axes, "share of the group's facts")
+    label_axes(axes, "share of the group's facts")
     return figure_style.legend(figure, {key: Look(line.label, line.color, "s") for key, line in TYPES.items()})
 
 
@@ -150,10 +151,10 @@ def acquisition_and_consolidation(history: FactHistory, run: str) -> Figure:
                 for column, style in (("acquisition", "-"), ("consolidation", "--")):
                     reached = [(part[column] <= epoch).mean() for epoch in history.epochs]
                     ax.plot(history.epochs, reached, style, color=line.color, linewidth=1.7)
-        figure_style.share_axis(ax)
+        share_axis(ax)
         ax.set_title(look.label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure_style.label_axes(axes, "share of facts")
+    label_axes(axes, "share of facts")
     return figure_style.legend(figure, {key: Look(line.label, line.color, "") for key, line in TYPES.items()})
 
 
@@ -230,7 +231,7 @@ def prior_exposure(history: FactHistory, run: str, bins: int = 5) -> Figure:
             x = means[cause].median()
             ax.plot(x, means["known_at_end"].mean(), f"{line.marker}-", color=line.color, markersize=4, linewidth=1.6)
             ax.plot(x, means["ever_known"].mean(), ":", color=line.color, linewidth=1.4)
-        figure_style.share_axis(ax)
+        share_axis(ax)
         ax.set_title(f"correlation {correlation_text(found[f'known_at_end ~ {cause}'])}")
         ax.set_xlabel(label)
     if (facts["base_prob"] > 0).all():
@@ -318,7 +319,7 @@ def _looks(names: Sequence[str]) -> dict[str, Look]:
     """Colours and marks of things that have none of their own."""
     colors = (BLUE, ORANGE, GREEN, VERMILION, BLACK, GREY)
     return {
-        name: Look(str(name).replace("_", " "), colors[place % len(colors)], "osD^vP"[place % 6])
+        name: Look(figure_style.plain(str(name).replace("_", " ")), colors[place % len(colors)], "osD^vP"[place % 6])
         for place, name in enumerate(names)
     }
 

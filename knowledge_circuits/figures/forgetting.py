@@ -14,12 +14,23 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, PercentFormatter
 
 from knowledge_circuits.analysis.forgetting import Origin
 from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures.circuit_evaluation import FAITHFULNESS_LIMITS
+from knowledge_circuits.figures.panels import (
+    label_axes,
+    layer_maps,
+    mark_beyond,
+    rank_scale,
+    share_axis,
+    share_scale,
+    type_band_panels,
+    within,
+)
 from knowledge_circuits.figures.style import BANDS, TYPES, Look
 
 _PREDICT = "No query predictions in these runs yet: predict.py writes them."
@@ -55,12 +66,9 @@ def old_facts(predictions: pd.DataFrame, name: str) -> Figure:
     figure, axes = figure_style.grid(
         title, name, len(TYPES), len(BANDS), height=4.8, note="test people, all attributes"
     )
-    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
-        for ax, (band, tested) in zip(row, BANDS.items(), strict=True):
-            part = predictions[(predictions["type"] == knowledge) & (predictions["band"] == band)]
-            _draw_lines(ax, part, "correct", looks)
-            figure_style.share_axis(ax)
-            ax.set_title(f"{look.symbol}, {tested.label}", color=look.color)
+    for ax, part in type_band_panels(axes, predictions):
+        _draw_lines(ax, part, "correct", looks)
+        share_axis(ax)
     return _finish(figure, axes, "share of queries answered", looks)
 
 
@@ -79,7 +87,7 @@ def first_token(accuracy: pd.DataFrame, evaluations: pd.DataFrame, name: str) ->
     figure, axes = figure_style.grid(title, name, 1, len(TYPES) + 1, share_y=False)
     for ax, (knowledge, look) in zip(axes[0], TYPES.items(), strict=False):
         _draw_lines(ax, accuracy[accuracy["type"] == knowledge], "accuracy", looks, markers=False)
-        figure_style.share_axis(ax)
+        share_axis(ax)
         ax.set_title(look.label, color=look.color)
     _draw_lines(axes[0, -1], evaluations, "loss", looks, markers=False)
     axes[0, -1].set(title="loss", ylabel="cross-entropy (nats per token)")
@@ -98,26 +106,16 @@ def faithfulness(results: pd.DataFrame, name: str) -> Figure:
     title = "Faithfulness in the drifting weights"
     if results.empty or results["faithfulness"].isna().all():
         return figure_style.missing(title, _DISCOVER, name)
-    looks, (bottom, top) = _looks(results), (-0.25, 1.5)
+    looks = _looks(results)
     medians = results.groupby(["ratio", "type", "origin", "step"], as_index=False)["faithfulness"].median()
     note = "1 = the whole model; median of the groups; open triangles lie beyond the axis"
     figure, axes = figure_style.grid(title, name, len(TYPES), len(Origin), width=8.8, height=4.8, note=note)
     for ax, part in _by_type_and_origin(axes, medians):
         ax.axhline(1, color=figure_style.GREY, linewidth=0.8, linestyle=":")
-        shown = part.assign(faithfulness=part["faithfulness"].where(part["faithfulness"].between(bottom, top)))
+        shown = part.assign(faithfulness=within(part["faithfulness"], FAITHFULNESS_LIMITS))
         _draw_lines(ax, shown, "faithfulness", looks)
-        for row in part.itertuples():
-            if not bottom <= row.faithfulness <= top:
-                above = row.faithfulness > top
-                ax.plot(
-                    row.step,
-                    top if above else bottom,
-                    "^" if above else "v",
-                    mfc="none",
-                    color=looks[row.ratio].color,
-                    clip_on=False,
-                )
-        ax.set_ylim(bottom, top)
+        for ratio, rows in part.groupby("ratio"):
+            mark_beyond(ax, rows["step"], rows["faithfulness"], FAITHFULNESS_LIMITS, looks[float(ratio)].color)
     return _finish(figure, axes, "faithfulness", looks)
 
 
@@ -133,7 +131,7 @@ def hits(circuit_predictions: pd.DataFrame, name: str) -> Figure:
     )
     for ax, part in _by_type_and_origin(axes, circuit_predictions):
         _draw_lines(ax, part, "hit", looks)
-        figure_style.share_axis(ax)
+        share_axis(ax)
     return _finish(figure, axes, "Hit@10", looks)
 
 
@@ -173,16 +171,10 @@ def activation_change(activation: pd.DataFrame, name: str) -> Figure:
     table = activation[activation["layer"] < layers]
     means = table.groupby(["type", "ratio", "layer", "step"])["change"].mean()
     widest = max(float(means.abs().max()), 1e-9)
-    return _maps(
-        title,
-        means,
-        "layer of the edge's parent",
-        ("PuOr_r", TwoSlopeNorm(0, -widest, widest)),
-        "change since step 0",
-        name,
-        "mean of the groups; last layer left out; orange: more of the layer's edges than at step 0",
-        PercentFormatter(1),
-    )
+    note = "mean of the groups; last layer left out; orange: more of the layer's edges than at step 0"
+    labels = ("layer of the edge's source", "change since step 0")
+    scale = ("PuOr_r", TwoSlopeNorm(0, -widest, widest))
+    return layer_maps(title, name, means, _columns(means), scale, labels, note, PercentFormatter(1), below=_STEPS)
 
 
 @figure_style.styled
@@ -202,27 +194,10 @@ def lens(lens: pd.DataFrame, missing: str, name: str, measure: str = "rank") -> 
     if lens.empty:
         return figure_style.missing(title, missing, name)
     means = lens.groupby(["type", "ratio", "layer", "step"])[measure].mean()
-    if measure == "prob":
-        return _maps(
-            title,
-            means,
-            "after layer",
-            ("cividis", Normalize(0, float(means.max()))),
-            "mean probability",
-            name,
-            "mean of the groups; layer 0 = embeddings",
-        )
-    norm = LogNorm(max(float(means.min()), 1), max(float(means.max()), 2))
-    return _maps(
-        title,
-        means,
-        "after layer",
-        ("cividis_r", norm),
-        "mean of rank + 1 (1 is best)",
-        name,
-        "mean of the groups; layer 0 = embeddings",
-        LogFormatter(),
-    )
+    scale = share_scale(means) if measure == "prob" else rank_scale(means)
+    labels = ("after layer", "mean probability" if measure == "prob" else "mean of rank + 1 (1 is best)")
+    note = "mean of the groups; layer 0 = embeddings"
+    return layer_maps(title, name, means, _columns(means), scale, labels, note, below=_STEPS)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -230,6 +205,11 @@ def lens(lens: pd.DataFrame, missing: str, name: str, measure: str = "rank") -> 
 
 def _looks(table: pd.DataFrame) -> dict[float, Look]:
     return ratio_looks(sorted(table["ratio"].unique()))
+
+
+def _columns(means: pd.Series) -> dict[float, str]:
+    """The replay ratios of layer maps and their titles."""
+    return {ratio: f"ratio {ratio:g}" for ratio in sorted(means.index.get_level_values("ratio").unique())}
 
 
 def _by_type_and_origin(axes: Any, table: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]]:
@@ -267,59 +247,5 @@ def _step_axis(ax: Axes) -> None:
 
 
 def _finish(figure: Figure, axes: Any, label: str, looks: Mapping[float, Look]) -> Figure:
-    figure_style.label_axes(axes, label)
-    for ax in axes[-1]:
-        ax.set_xlabel(f"{_STEPS} (square-root axis)")
+    label_axes(axes, label, f"{_STEPS} (square-root axis)")
     return figure_style.legend(figure, looks, "replay ratio")
-
-
-def _maps(
-    title: str,
-    means: pd.Series,
-    rows_label: str,
-    scale: tuple[str, Normalize],
-    bar_label: str,
-    name: str,
-    note: str,
-    bar_format: Any = None,
-) -> Figure:
-    """Heat maps of layers (upward) by steps: a row per type, a column per ratio.
-
-    Args:
-        means: indexed by type, ratio, layer and step.
-        scale: the colour map and its norm.
-    """
-    ratios = sorted(means.index.get_level_values("ratio").unique())
-    columns = max(len(ratios), 2)
-    figure, axes = figure_style.grid(title, name, len(TYPES), columns, height=4.6, note=note)
-    image = None
-    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
-        for ax in row[len(ratios) :]:
-            ax.set_axis_off()
-        for ax, ratio in zip(row, ratios, strict=False):
-            if (knowledge, ratio) not in means.index.droplevel(["layer", "step"]):
-                figure_style.blank(ax, "no data")
-                continue
-            wide = means[knowledge, ratio].unstack("step")
-            colors, norm = scale
-            image = ax.imshow(wide, origin="lower", aspect="auto", cmap=colors, norm=norm, interpolation="nearest")
-            ax.grid(False)
-            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-            _map_ticks(ax, wide.columns)
-            ax.set_title(f"{look.symbol}, ratio {ratio:g}", color=look.color)
-    for ax in axes[:, 0]:
-        ax.set_ylabel(rows_label)
-    for ax in axes[-1]:
-        ax.set_xlabel(_STEPS)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015, format=bar_format)
-    bar.set_label(bar_label)
-    if isinstance(scale[1], LogNorm):
-        bar.ax.invert_yaxis()  # best on top
-        bar.ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
-    return figure
-
-
-def _map_ticks(ax: Axes, steps: Sequence[int]) -> None:
-    """At most six ticks, labelled with the columns' steps."""
-    at = range(0, len(steps), max(1, -(-len(steps) // 6)))
-    ax.set_xticks(list(at), [str(int(steps[index])) for index in at])

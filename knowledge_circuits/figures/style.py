@@ -17,16 +17,12 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
-import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
-from knowledge_circuits.analysis import curves
 from knowledge_circuits.files import atomic_write
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
 
@@ -139,6 +135,11 @@ def save(figure: Figure, path: Path, dpi: int = 150) -> Path:
 # --- parts of figures -------------------------------------------------------------------------------------------------
 
 
+def plain(text: str) -> str:
+    """Return text from outside as Matplotlib shows it as it is: on one line, a dollar sign no mathematics."""
+    return " ".join(text.split()).replace("$", r"\$")
+
+
 @styled
 def missing(title: str, message: str, run: str) -> Figure:
     """A small figure that says what the run does not have yet."""
@@ -157,12 +158,19 @@ def grid(
     share_y: bool | str = True,
     note: str = "",
 ) -> tuple[Figure, Any]:
-    """A titled figure with a grid of axes [rows, columns] and a footer that names the run."""
+    """Open a titled figure with a grid of axes [rows, columns] and a footer that names the run.
+
+    Args:
+        title: with `$...$` for symbols; a name from outside goes through `plain` first.
+        run: the run's name as it is.
+        width, height: inches.
+        note: what the reader must know to read the figure, in the footer.
+    """
     figure = NotebookFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     _reserve(figure, _TITLE)
     figure.text(0.008, 1 - 0.06 / height, title, va="top", fontsize=11.5, fontweight="bold")
-    footer = f"run {run}" + (f"  ·  {note}" if note else "")
+    footer = f"run {plain(run)}" + (f"  ·  {note}" if note else "")
     figure.text(0.008, 0.05 / height, footer, fontsize=7.5, color=GREY, va="bottom")
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=share_y)
 
@@ -173,69 +181,6 @@ def _reserve(figure: Figure, top: float) -> None:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.set(rect=(0, _FOOTER / height, 1, 1 - (top + _FOOTER) / height))
-
-
-def panels(
-    title: str,
-    table: pd.DataFrame,
-    value: str,
-    panels: tuple[str, Mapping[str, Look]],
-    lines: tuple[str, Mapping[str, Look]],
-    label: str,
-    run: str,
-    share: bool = True,
-    note: str = "",
-) -> Figure:
-    """Small multiples: a panel for each value of one column, in it a line for each value of another."""
-    column, looks = panels
-    figure, axes = grid(title, run, 1, len(looks), width=10.6 if len(looks) > 2 else 8.6, note=note)
-    for ax, (key, look) in zip(axes[0], looks.items(), strict=True):
-        draw_lines(ax, table[table[column] == key], value, *lines)
-        ax.set_title(look.label, color=look.color if looks is TYPES else BLACK)
-        if share:
-            share_axis(ax)
-    label_axes(axes, label)
-    return legend(figure, lines[1])
-
-
-def draw_lines(ax: Axes, table: pd.DataFrame, value: str, column: str, looks: Mapping[str, Look]) -> None:
-    """A line per value of `column`: the mean over the rows of each epoch."""
-    drawn = False
-    for key, look in looks.items():
-        rows = table[table[column] == key] if len(table) else table
-        if len(rows):
-            mean = rows.groupby("epoch")[value].mean()
-            draw_curve(ax, mean.index, mean, look)
-            drawn = True
-    if not drawn:
-        blank(ax, "no data")
-
-
-def draw_curve(ax: Axes, epochs: Any, values: Any, look: Look, band: bool = True) -> None:
-    """Points, their moving average and, if asked for, the band of the residuals."""
-    x, y = np.asarray(epochs, dtype=float), np.asarray(values, dtype=float)
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    if len(x) == 0:
-        return
-    smoothed = curves.smooth(y)
-    if band and smoothed.half_width > 0:
-        ax.fill_between(x, smoothed.low, smoothed.high, color=look.color, alpha=0.13, linewidth=0)
-    ax.plot(x, y, look.marker, color=look.color, markersize=3.2, alpha=0.55, markeredgewidth=0.8)
-    ax.plot(x, smoothed.center, color=look.color, linewidth=1.7, label=look.label)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def share_axis(ax: Axes) -> None:
-    ax.set_ylim(-0.03, 1.03)
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
-
-
-def label_axes(axes: Any, label: str) -> None:
-    """The y label on the first column, `epoch` under the last row."""
-    for ax in axes[:, 0]:
-        ax.set_ylabel(label)
-    for ax in axes[-1]:
-        ax.set_xlabel("epoch")
 
 
 def legend(figure: Figure, looks: Mapping[Any, Look], title: str = "") -> Figure:
@@ -263,19 +208,6 @@ def legend_row(figure: Figure, handles: list[Line2D]) -> Figure:
     )
     _reserve(figure, _TITLE + _ROW)
     return figure
-
-
-def epoch_ticks(ax: Axes, epochs: Any, vertical: bool = False) -> None:
-    """Ticks of a heat map whose columns (or rows) are checkpoints: at most ten, labelled with their epochs."""
-    values = list(epochs)
-    at = list(range(0, len(values), max(1, -(-len(values) // 10))))
-    labels = [f"{values[index]:.3g}" for index in at]
-    if vertical:
-        ax.set_yticks(at, labels)
-        ax.set_ylabel("epoch")
-    else:
-        ax.set_xticks(at, labels)
-        ax.set_xlabel("epoch")
 
 
 def blank(ax: Axes, message: str) -> None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from knowledge_circuits.analysis import tables
 from knowledge_circuits.analysis.findings import Finding, Statistic, Verdict, judge
 from knowledge_circuits.figures import style as figure_style
-from knowledge_circuits.figures.run import VERDICT_COLORS
+from knowledge_circuits.figures.findings import VERDICT_COLORS
 from knowledge_circuits.files import InputError
 from knowledge_circuits.report.dynamics import TextTable
 from knowledge_circuits.report.material import read_config

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from knowledge_circuits.analysis import tables
 from knowledge_circuits.analysis.components import Components
+from knowledge_circuits.figures import circuit_evaluation, learning, topology
 from knowledge_circuits.figures import components as component_plots
-from knowledge_circuits.figures import run as plots
+from knowledge_circuits.figures import findings as findings_figures
 from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.report.material import Material
 
@@ -80,7 +81,7 @@ LEARNED = Section(
     lambda m: _NO_PREDICTIONS if m.predictions.empty and m.evaluations.empty else "",
     (
         Drawing(
-            lambda m: plots.first_token_and_query_accuracy(
+            lambda m: learning.first_token_and_query_accuracy(
                 tables.first_token_accuracy(m.run),
                 m.predictions,
                 m.name,
@@ -90,21 +91,21 @@ LEARNED = Section(
             "memorized. Right, the share of query prompts that it answers whole: what can be asked for.",
         ),
         Drawing(
-            lambda m: plots.query_accuracy(m.predictions, m.name),
+            lambda m: learning.query_accuracy(m.predictions, m.name),
             "People told of more often are learned sooner. A vermilion line above a blue one says that prior knowledge "
             "of a person helps.",
         ),
         Drawing(
-            lambda m: plots.knowledge_heatmap(m.predictions, m.name),
+            lambda m: learning.knowledge_heatmap(m.predictions, m.name),
             "Each row is a person. A border that slants to the right as frequency falls says that rarer people are "
             "learned later; specks within a row are facts that were lost again.",
         ),
         Drawing(
-            lambda m: plots.accuracy_by_attribute(m.predictions, m.name),
+            lambda m: learning.accuracy_by_attribute(m.predictions, m.name),
             "The five attributes differ in how many values they can take and in the length of the answer.",
         ),
         Drawing(
-            lambda m: plots.loss(m.evaluations, m.name, tables.training_loss(m.run)),
+            lambda m: learning.loss(m.evaluations, m.name, tables.training_loss(m.run)),
             "Loss falls smoothly; compare it with the accuracies, which do not follow it step by step.",
         ),
     ),
@@ -118,24 +119,24 @@ ANSWERS = Section(
     lambda m: tables.NO_CIRCUITS if m.setting is None else _NO_HITS if m.circuit_predictions.empty else "",
     (
         Drawing(
-            lambda m: plots.hits_by_type(m.circuit_predictions, m.name),
+            lambda m: circuit_evaluation.hits_by_type(m.circuit_predictions, m.name),
             "Relevant against completely new knowledge within each frequency band: the paper's first finding.",
         ),
         Drawing(
-            lambda m: plots.hits_by_band(m.circuit_predictions, m.name),
+            lambda m: circuit_evaluation.hits_by_band(m.circuit_predictions, m.name),
             "The same numbers by frequency band: circuits of facts that are told of more often answer sooner.",
         ),
         Drawing(
-            lambda m: plots.hits_across_bands(m.circuit_predictions, m.name),
+            lambda m: circuit_evaluation.hits_across_bands(m.circuit_predictions, m.name),
             "Circuits found on one band, tested on another. Where lines coincide, frequency changes how well a fact is "
             "stored rather than the circuit that reads it.",
         ),
         Drawing(
-            lambda m: plots.hits_across_types(m.circuit_predictions, m.name),
+            lambda m: circuit_evaluation.hits_across_types(m.circuit_predictions, m.name),
             "Circuits found on one knowledge type, tested on the other.",
         ),
         Drawing(
-            lambda m: plots.hits_of_moved_circuits(m.circuit_predictions, m.name),
+            lambda m: circuit_evaluation.hits_of_transferred_circuits(m.circuit_predictions, m.name),
             "One checkpoint's circuit in the weights of all others. A circuit from after the break that does as well "
             "as each epoch's own says that the shift made the circuit that counts.",
         ),
@@ -149,38 +150,38 @@ SHAPE = Section(
     lambda m: tables.NO_CIRCUITS if m.circuits is None else "",
     (
         Drawing(
-            lambda m: plots.faithfulness(m.results, m.name),
+            lambda m: circuit_evaluation.faithfulness(m.results, m.name),
             "How much of the model's preference for the right answer the circuit keeps. Before the model knows the "
             "facts this is a ratio of two small numbers; trust the other figures from where it settles near 1.",
         ),
         Drawing(
-            lambda m: plots.circuit_entropy(m.circuits, m.name),
+            lambda m: topology.circuit_entropy(m.circuits, m.name),
             "Lower entropy: fewer edges carry the effect. Look for a fast fall that turns into a slow one.",
         ),
         Drawing(
-            lambda m: plots.phase_shift(m.circuits, m.name),
+            lambda m: findings_figures.phase_shift(m.circuits, m.name),
             "The mean of all groups with the best single line and the best line that bends once: the paper's second "
             "finding. The shaded stretch is the 95% interval of the break.",
         ),
         Drawing(
-            lambda m: plots.similarity_to_last(m.circuits, m.name),
+            lambda m: topology.similarity_to_last(m.circuits, m.name),
             "How much of each circuit is already the last one's. Nodes are alike early; edges are what is rewired.",
         ),
         Drawing(
-            lambda m: plots.similarity_map(m.circuits, m.name),
+            lambda m: topology.similarity_map(m.circuits, m.name),
             "All pairs of checkpoints. A bright block on the diagonal is a stretch in which circuits stay alike.",
         ),
         Drawing(
-            lambda m: plots.activation_ratio(m.circuits, m.name),
+            lambda m: topology.activation_ratio(m.circuits, m.name),
             "Which layers' outgoing edges are in the circuit. Look for rows that brighten or fade, deep ones first.",
         ),
         Drawing(
-            lambda m: plots.layer_order(m.circuits, m.name),
+            lambda m: findings_figures.layer_order(m.circuits, m.name),
             "When each layer has made half of its change: the paper's third finding. Points that lean to the upper "
             "left say deep to shallow.",
         ),
         Drawing(
-            lambda m: plots.three_entropies(m.circuits, m.name),
+            lambda m: topology.three_entropies(m.circuits, m.name),
             "Two further entropies of the original code. The random walk mostly counts edges and hardly moves.",
         ),
     ),
@@ -248,7 +249,7 @@ def relevance_figure(material: Material) -> DrawnFigure | None:
     if not finding.statistics:
         return None
     caption = "K_rel minus K_compl of the mean level over training, with 95% bootstrap intervals over people."
-    return embed(plots.intervals(finding, material.name), caption)
+    return embed(findings_figures.intervals(finding, material.name), caption)
 
 
 def embed(figure: Figure, caption: str, dpi: int = 144, colors: int = 64) -> DrawnFigure:

@@ -1,0 +1,146 @@
+"""Figures of the paper's findings: what each verdict is read from, and the intervals that decide it.
+
+Each function takes circuits or a `findings.Finding` and the run's name and returns a Matplotlib `Figure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from knowledge_circuits.analysis import curves, findings, tables
+from knowledge_circuits.figures.panels import draw_curve
+from knowledge_circuits.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILION,
+    Look,
+    blank,
+    grid,
+    legend,
+    missing,
+    styled,
+)
+
+#: How verdicts are coloured, in every figure that shows them.
+VERDICT_COLORS: Mapping[findings.Verdict, str] = {
+    findings.Verdict.HOLDS: GREEN,
+    findings.Verdict.FAILS: VERMILION,
+    findings.Verdict.UNDECIDED: GREY,
+}
+
+
+@styled
+def phase_shift(circuits: tables.Circuits | None, run: str, seed: int = 0) -> Figure:
+    """Mean circuit entropy and edge Jaccard with the two-segment fit, its break point and the point's 95% interval."""
+    title = "Phase shift: one line or two?"
+    fits = {}
+    if circuits is not None:
+        for column, label in (
+            ("entropy", "circuit entropy (nats)"),
+            ("edge_jaccard", "edge Jaccard with the last circuit"),
+        ):
+            fits[label] = findings.fit_phase_shift(circuits, column, seed)
+    if not any(fits.values()):
+        return missing(title, f"A bend needs circuits at {curves.FEWEST_POINTS} checkpoints or more.", run)
+    figure, axes = grid(
+        title,
+        run,
+        1,
+        len(fits),
+        width=9.0,
+        share_y=False,
+        note="mean of the groups; 95% interval by bootstrap over groups",
+    )
+    for ax, (label, shift) in zip(axes[0], fits.items(), strict=True):
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(label)
+        if shift is None:
+            blank(ax, "too few checkpoints")
+            continue
+        ax.axvspan(
+            shift.break_low, shift.break_high, color=ORANGE, alpha=0.2, linewidth=0, label="95% interval of the break"
+        )
+        ax.axvline(float(shift.fit.break_point), color=ORANGE, linewidth=1.2)
+        ax.plot(shift.epochs, shift.mean, "o", color=BLACK, markersize=4, label="checkpoints")
+        x = np.array([shift.epochs[0], float(shift.fit.break_point), shift.epochs[-1]])
+        ax.plot(x, shift.fit.line(x), color=BLUE, linewidth=1.8, label="two segments")
+        straight = np.poly1d(np.polyfit(shift.epochs, shift.mean, 1))
+        ax.plot(x[[0, -1]], straight(x[[0, -1]]), color=GREY, linestyle="--", linewidth=1.1, label="one line")
+        gain = float(shift.fit.gain)
+        verdict = f"two segments: BIC {'better' if gain > 0 else 'worse'} by {abs(gain):.1f}"
+        ax.set_title(f"break at epoch {float(shift.fit.break_point):.1f}; {verdict}")
+    axes[0, 0].legend()
+    return figure
+
+
+@styled
+def layer_order(circuits: tables.Circuits | None, run: str, seed: int = 0) -> Figure:
+    """The epoch at which each layer's edge activation ratio has made half of its change, with 95% intervals."""
+    title = "Deep to shallow: when each layer has made half of its change"
+    order = findings.layer_order(circuits, seed) if circuits is not None else None
+    if order is None:
+        return missing(title, "An order needs circuits at 3 checkpoints or more.", run)
+    figure, axes = grid(
+        title, run, 1, 2, width=9.0, share_y=False, note="mean of the groups; 95% intervals by bootstrap over groups"
+    )
+    curve, when = axes[0]
+    colors = mpl.colormaps["cividis"](np.linspace(0, 0.92, len(order.layers)))
+    looks = {int(n): Look(f"layer {n}", mpl.colors.to_hex(c), "o") for n, c in zip(order.layers, colors, strict=True)}
+    table = circuits.activation_table() if circuits is not None else pd.DataFrame()
+    means = table.groupby(["layer", "epoch"])["ratio"].mean()
+    for layer, look in looks.items():
+        draw_curve(curve, means[layer].index, means[layer], look, band=False)
+    curve.set_ylabel("edge activation ratio")
+    curve.set_xlabel("epoch")
+    _draw_order(when, order, colors)
+    named = order.layers[:: -(-len(order.layers) // 8)]  # eight names at most; the colours tell the rest
+    return legend(figure, {int(layer): looks[int(layer)] for layer in named})
+
+
+def _draw_order(ax: Axes, order: findings.LayerOrder, colors: np.ndarray) -> None:
+    """Half-change epochs with their intervals, layers upward."""
+    moved = np.isfinite(order.epochs)
+    if not moved.any():
+        blank(ax, "no layer changes more than its noise")
+        return
+    layers, epochs = order.layers[moved], order.epochs[moved]
+    sides = np.abs(np.stack([epochs - order.low[moved], order.high[moved] - epochs]))
+    ax.errorbar(epochs, layers, xerr=sides, fmt="none", ecolor=GREY, elinewidth=1.2, capsize=3)
+    ax.scatter(epochs, layers, c=colors[moved], s=45, zorder=3)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylim(-0.5, len(order.layers) - 0.5)
+    ax.set_xlabel("epoch of half of the change (none: change within the noise)")
+    ax.set_ylabel("layer")
+    correlation = f"{order.correlation:+.2f}" if np.isfinite(order.correlation) else "not defined"
+    ax.set_title(f"rank correlation with depth: {correlation}")
+
+
+@styled
+def intervals(finding: findings.Finding, run: str) -> Figure:
+    """A finding's judged statistics of one unit as points with 95% intervals (used for the relevance differences)."""
+    judged = [s for s in finding.statistics if s.verdict is not None and np.isfinite(s.estimate)]
+    if not judged:
+        return missing(finding.title, finding.reason, run)
+    figure, axes = grid(f"{finding.title}: {finding.verdict}", run, 1, 1, width=7.4, height=0.34 * len(judged) + 1.5)
+    ax = axes[0, 0]
+    ax.axvline(0, color=BLACK, linewidth=0.9)
+    for row, statistic in enumerate(reversed(judged)):
+        color = VERDICT_COLORS[findings.Verdict(str(statistic.verdict))]
+        ax.plot([statistic.low, statistic.high], [row, row], color=color, linewidth=2.4)
+        ax.plot(statistic.estimate, row, "o", color=color, markersize=6)
+        ax.annotate(str(statistic.verdict), (1.01, row), xycoords=("axes fraction", "data"), va="center", color=color)
+    ax.set_yticks(range(len(judged)), [f"{s.name}, {s.where}" for s in reversed(judged)])
+    ax.set_ylim(-0.6, len(judged) - 0.4)
+    ax.set_xlabel("difference of the mean level over training, 95% interval")
+    ax.set_ylabel("measure, frequency band")
+    return figure

@@ -1,0 +1,134 @@
+"""Figures of what a run learned: accuracy and loss over training, and which facts are known of whom.
+
+Each function takes tables (see `tables`) and the run's name and returns a Matplotlib `Figure`. For an empty table the
+figure says what is missing and which program writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+
+from knowledge_circuits.analysis import tables
+from knowledge_circuits.figures.panels import (
+    By,
+    checkpoint_ticks,
+    draw_lines,
+    draw_map,
+    label_axes,
+    line_panels,
+    share_axis,
+)
+from knowledge_circuits.figures.style import ATTRIBUTES, BANDS, BLACK, GREY, TYPES, blank, grid, legend, missing, styled
+from knowledge_circuits.study import Attribute
+
+_PREDICT = "No query predictions in this run yet: predict.py writes them."
+
+
+@styled
+def first_token_and_query_accuracy(
+    first_token: pd.DataFrame, predictions: pd.DataFrame, run: str, published: pd.DataFrame | None = None
+) -> Figure:
+    """Draw first-token accuracy on the biographies and query accuracy by type, with the paper's curves beside them.
+
+    Args:
+        first_token, predictions: the tables of those names.
+        published: `tables.published_first_token_accuracy`, for one of the paper's models.
+    """
+    columns = [
+        ("First token in the biographies", first_token, "accuracy"),
+        ("Whole answer to the query prompts", predictions, "correct"),
+    ]
+    if published is not None and len(published):
+        columns.insert(1, ("First token, published (Ou et al. 2025)", published, "accuracy"))
+    if all(table.empty for _, table, _ in columns):
+        return missing("Accuracy by knowledge type", "No evaluations.jsonl and no predictions in this run yet.", run)
+    figure, axes = grid("Facts learned over training, by knowledge type", run, 1, len(columns))
+    for ax, (title, table, value) in zip(axes[0], columns, strict=True):
+        ax.set_title(title)
+        draw_lines(ax, table, value, "type", TYPES)
+        share_axis(ax)
+    label_axes(axes, "accuracy")
+    return legend(figure, TYPES)
+
+
+@styled
+def loss(evaluations: pd.DataFrame, run: str, training: pd.DataFrame | None = None) -> Figure:
+    """Draw the validation loss at each evaluation and, where the Trainer logged it, the training loss."""
+    if evaluations.empty or evaluations["loss"].isna().all():
+        return missing("Loss", "No evaluations.jsonl in this run yet: train.py writes it.", run)
+    figure, axes = grid("Loss over training", run, 1, 1, width=6.4)
+    ax = axes[0, 0]
+    if training is not None and len(training):
+        ax.plot(training["epoch"], training["loss"], color=GREY, linewidth=0.9, alpha=0.7, label="training")
+    ax.plot(evaluations["epoch"], evaluations["loss"], "o-", color=BLACK, markersize=3.5, label="validation")
+    label_axes(axes, "cross-entropy (nats per token)")
+    ax.legend()
+    return figure
+
+
+@styled
+def query_accuracy(predictions: pd.DataFrame, run: str) -> Figure:
+    """Draw query accuracy over epochs: a panel per frequency band, a line per type."""
+    title = "Query accuracy by knowledge type within each frequency band"
+    return _accuracy(title, predictions, ("band", BANDS), ("type", TYPES), run)
+
+
+@styled
+def accuracy_by_attribute(predictions: pd.DataFrame, run: str) -> Figure:
+    """Draw query accuracy over epochs: a panel per type, a line per attribute."""
+    return _accuracy("Query accuracy by attribute", predictions, ("type", TYPES), ("attribute", ATTRIBUTES), run)
+
+
+def _accuracy(title: str, predictions: pd.DataFrame, panels: By, lines: By, run: str) -> Figure:
+    if predictions.empty:
+        return missing(title, _PREDICT, run)
+    return line_panels(title, predictions, "correct", panels, lines, "share of queries answered", run)
+
+
+@styled
+def knowledge_heatmap(predictions: pd.DataFrame, run: str) -> Figure:
+    """Draw people (most frequent on top) by epochs, coloured by how many of the five attributes the model knows."""
+    title = "Known attributes of each person over training"
+    table = tables.attributes_known(predictions)
+    if table.empty:
+        return missing(title, _PREDICT, run)
+    epochs = [column for column in table.columns if not isinstance(column, str)]
+    most = len(Attribute)
+    colors = ListedColormap(mpl.colormaps["cividis"](np.linspace(0, 1, most + 1)))
+    norm = BoundaryNorm(np.arange(-0.5, most + 1), most + 1)
+    note = "within a frequency, people whose facts are known sooner are higher"
+    figure, axes = grid(title, run, 1, len(TYPES), width=9.5, height=5.2, share_y=False, note=note)
+    for ax, (knowledge, look) in zip(axes[0], TYPES.items(), strict=True):
+        rows = table[table["type"] == knowledge]
+        rows = rows.assign(total=rows[epochs].sum(axis=1)).sort_values(["frequency", "total"], ascending=False)
+        if rows.empty:
+            blank(ax, "no predictions")
+            continue
+        image = draw_map(ax, rows[epochs], colors, norm)
+        ax.invert_yaxis()
+        _name_bands(ax, rows["band"].tolist())
+        checkpoint_ticks(ax, epochs)
+        ax.set_xlabel("epoch")
+        ax.set_title(f"{look.label}: {len(rows)} people", color=look.color)
+    axes[0, 0].set_ylabel("people, by frequency of their biography")
+    bar = figure.colorbar(image, ax=axes, ticks=range(most + 1), shrink=0.7, pad=0.015)
+    bar.set_label("attributes known (of 5)")
+    return figure
+
+
+def _name_bands(ax: Axes, bands: Sequence[str]) -> None:
+    """Mark where a heat map's rows change from one frequency band to the next, and name the bands."""
+    starts = [index for index, band in enumerate(bands) if index == 0 or bands[index - 1] != band]
+    ends = [*starts[1:], len(bands)]
+    for start in starts[1:]:
+        ax.axhline(start - 0.5, color="white", linewidth=2)
+    ax.set_yticks([(start + end - 1) / 2 for start, end in zip(starts, ends, strict=True)])
+    ax.set_yticklabels([bands[start] for start in starts], rotation=90, va="center")
+    ax.tick_params(axis="y", length=0)

@@ -1,0 +1,192 @@
+"""The parts from which figures are made: line panels, heat maps over layers, markers for values beyond an axis.
+
+A line shows the mean over the rows of each epoch: points are checkpoints, the line is their moving average over 3, the
+band 1.96 standard deviations of the residuals. A layer map has a row of panels for each knowledge type; in each panel
+layers go upward and checkpoints to the right. A panel without data says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
+
+from knowledge_circuits.analysis import curves
+from knowledge_circuits.figures.style import BANDS, BLACK, TYPES, Look, blank, grid, legend
+
+#: What lines or panels stand for: the table's column and the look of each of its values.
+By = tuple[str, Mapping[Any, Look]]
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+
+def line_panels(
+    title: str,
+    table: pd.DataFrame,
+    value: str,
+    panels: By,
+    lines: By,
+    label: str,
+    run: str,
+    share: bool = True,
+    note: str = "",
+) -> Figure:
+    """Draw a panel for each value of one column, in it a line for each value of another.
+
+    Args:
+        table: one row per observation, with `epoch` and the columns of `value`, `panels` and `lines`.
+        label: the y axis.
+        share: whether values are shares: an axis from 0% to 100%.
+    """
+    column, looks = panels
+    figure, axes = grid(title, run, 1, len(looks), width=10.6 if len(looks) > 2 else 8.6, note=note)
+    for ax, (key, look) in zip(axes[0], looks.items(), strict=True):
+        draw_lines(ax, table[table[column] == key], value, *lines)
+        ax.set_title(look.label, color=look.color if looks is TYPES else BLACK)
+        if share:
+            share_axis(ax)
+    label_axes(axes, label)
+    return legend(figure, lines[1])
+
+
+def type_band_panels(axes: Any, table: pd.DataFrame, prefix: str = "") -> Iterator[tuple[Axes, pd.DataFrame]]:
+    """Yield each of axes [types, bands] with its rows of the table; titles are set.
+
+    Args:
+        prefix: "target_" where the panels stand for the test items' type and band rather than the circuit's.
+    """
+    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
+        for ax, (band, of_band) in zip(row, BANDS.items(), strict=True):
+            ax.set_title(f"{look.symbol}, {of_band.label}", color=look.color)
+            yield ax, table[(table[f"{prefix}type"] == knowledge) & (table[f"{prefix}band"] == band)]
+
+
+def draw_lines(ax: Axes, table: pd.DataFrame, value: str, column: str, looks: Mapping[Any, Look]) -> None:
+    """Draw a line for each value of `column`: the mean over the rows of each epoch."""
+    drawn = False
+    for key, look in looks.items():
+        rows = table[table[column] == key] if len(table) else table
+        if len(rows):
+            mean = rows.groupby("epoch")[value].mean()
+            draw_curve(ax, mean.index, mean, look)
+            drawn = True
+    if not drawn:
+        blank(ax, "no data")
+
+
+def draw_curve(ax: Axes, epochs: Any, values: Any, look: Look, band: bool = True) -> None:
+    """Draw points, their moving average and, if asked for, the band of the residuals."""
+    x, y = np.asarray(epochs, dtype=float), np.asarray(values, dtype=float)
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    if len(x) == 0:
+        return
+    smoothed = curves.smooth(y)
+    if band and smoothed.half_width > 0:
+        ax.fill_between(x, smoothed.low, smoothed.high, color=look.color, alpha=0.13, linewidth=0)
+    ax.plot(x, y, look.marker, color=look.color, markersize=3.2, alpha=0.55, markeredgewidth=0.8)
+    ax.plot(x, smoothed.center, color=look.color, linewidth=1.7, label=look.label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def within(values: pd.Series, limits: tuple[float, float]) -> pd.Series:
+    """Values that lie within the limits; NaN for the others, which `mark_beyond` draws."""
+    return values.where(values.between(*limits))
+
+
+def mark_beyond(ax: Axes, x: Any, values: Any, limits: tuple[float, float], color: str) -> None:
+    """Draw values beyond the limits as open triangles on the axis' edge that point away from it."""
+    at, y = np.asarray(x, dtype=float), np.asarray(values, dtype=float)
+    for beyond, edge, marker in ((y < limits[0], limits[0], "v"), (y > limits[1], limits[1], "^")):
+        if beyond.any():
+            ax.plot(at[beyond], np.full(beyond.sum(), edge), marker, mfc="none", color=color, clip_on=False)
+    ax.set_ylim(*limits)
+
+
+def share_axis(ax: Axes) -> None:
+    """Let the y axis go from 0% to 100%."""
+    ax.set_ylim(-0.03, 1.03)
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def label_axes(axes: Any, label: str, below: str = "epoch") -> None:
+    """Put the y label beside the first column of axes [rows, columns] and the x label under the last row."""
+    for ax in axes[:, 0]:
+        ax.set_ylabel(label)
+    for ax in axes[-1]:
+        ax.set_xlabel(below)
+
+
+# --- heat maps --------------------------------------------------------------------------------------------------------
+
+
+def draw_map(ax: Axes, values: Any, colors: Any, norm: Normalize, aspect: str = "auto") -> AxesImage:
+    """Draw a matrix [rows, columns] as a heat map, its first row at the bottom."""
+    ax.grid(False)
+    return ax.imshow(np.asarray(values), origin="lower", aspect=aspect, cmap=colors, norm=norm, interpolation="nearest")
+
+
+def layer_maps(
+    title: str,
+    run: str,
+    means: pd.Series,
+    columns: Mapping[Any, str],
+    scale: tuple[Any, Normalize],
+    labels: tuple[str, str],
+    note: str,
+    bar_format: Any = None,
+    below: str = "epoch",
+) -> Figure:
+    """Draw heat maps of layers (upward) over checkpoints: a row per knowledge type and a column per value of a level.
+
+    Args:
+        means: indexed by type, the columns' level, layer, and epoch or step.
+        columns: value of the second level -> the panel's title.
+        scale: colour map and norm. A logarithmic one is of ranks: the bar has the best rank on top.
+        labels: of the y axis and of the colour bar.
+        below: the x axis.
+    """
+    figure, axes = grid(title, run, len(TYPES), len(columns), height=5.0, note=note)
+    image, present = None, set(zip(*(means.index.get_level_values(level) for level in (0, 1)), strict=True))
+    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
+        for ax, (key, heading) in zip(row, columns.items(), strict=True):
+            if (knowledge, key) not in present:
+                blank(ax, "no data")
+                continue
+            wide = means[knowledge, key].unstack()
+            image = draw_map(ax, wide, *scale)
+            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+            checkpoint_ticks(ax, wide.columns)
+            ax.set_title(f"{look.symbol}, {heading}", color=look.color)
+    label_axes(axes, labels[0], below)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015, format=bar_format)
+    bar.set_label(labels[1])
+    if isinstance(scale[1], LogNorm):
+        bar.ax.invert_yaxis()
+        bar.ax.yaxis.set_major_formatter(LogFormatter())
+        bar.ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+    return figure
+
+
+def rank_scale(means: pd.Series) -> tuple[str, Normalize]:
+    """Colours of mean ranks (1 is best and brightest), on a logarithmic scale."""
+    return "cividis_r", LogNorm(max(float(means.min()), 1), max(float(means.max()), 2))
+
+
+def share_scale(means: pd.Series) -> tuple[str, Normalize]:
+    """Colours of shares or probabilities, from 0 to the largest."""
+    return "cividis", Normalize(0, max(float(means.max()), 1e-9))
+
+
+def checkpoint_ticks(ax: Axes, values: Sequence[float], vertical: bool = False, most: int = 7) -> None:
+    """Label a heat map's columns (or rows), which are checkpoints, with at most `most` of their epochs or steps."""
+    at = list(range(0, len(values), max(1, -(-len(values) // most))))
+    label: Callable[..., Any] = ax.set_yticks if vertical else ax.set_xticks
+    label(at, [f"{values[index]:.4g}" for index in at])
