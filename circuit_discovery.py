@@ -11,19 +11,9 @@ from __future__ import annotations
 
 import argparse
 
-from knowledge_circuits.command_line import run_program
+from knowledge_circuits.command_line import positive, run_program
 from knowledge_circuits.runs import checkpoints
-from knowledge_circuits.sweeps.discovery import DiscoverySettings, discovery_items
-from knowledge_circuits.sweeps.programs import (
-    add_group_flags,
-    add_shared_flags,
-    chosen_groups,
-    loader_from,
-    positive,
-    prepare,
-    read_groups,
-)
-from knowledge_circuits.sweeps.queue import report_sweep, sweep, this_process
+from knowledge_circuits.sweeps.flags import add_group_flags, add_shared_flags, chosen_groups
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,6 +27,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
+    from knowledge_circuits.sweeps.discovery import DiscoverySettings, discovery_items
+    from knowledge_circuits.sweeps.programs import loader_from, prepare, read_groups
+    from knowledge_circuits.sweeps.queue import report_sweep, sweep, this_process
+
     process = this_process()
     prepare(args.threads, process)
     wanted = chosen_groups(args.task, args.type, args.frequency)

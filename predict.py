@@ -13,16 +13,11 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from knowledge_circuits.command_line import run_program
+from knowledge_circuits.command_line import DTYPE_NAMES, cores, positive, run_program
 from knowledge_circuits.corpus.people import read_entities
 from knowledge_circuits.files import InputError
-from knowledge_circuits.models.generation import MAX_NEW_TOKENS
-from knowledge_circuits.models.loading import DTYPES
 from knowledge_circuits.runs import Checkpoint, checkpoints
-from knowledge_circuits.sweeps.prediction import Settings, predict_checkpoint, refuse_other_questions
-from knowledge_circuits.sweeps.queue import WorkItem, cores, pick_device, report_sweep, sweep, this_process
+from knowledge_circuits.study import MAX_NEW_TOKENS
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,25 +30,25 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--input_file", required=True, help="the entities to ask about, such as test.jsonl")
     parser.add_argument("--output_file", help="where one checkpoint's answers go (default: its prediction.jsonl)")
     parser.add_argument("--output_dir", help="a folder for the results instead of the checkpoint folders")
-    parser.add_argument("--max_new_tokens", type=_positive, default=MAX_NEW_TOKENS, help="default: %(default)s")
-    parser.add_argument("--batch_size", type=_positive, default=256, help="prompts at once (default: %(default)s)")
-    parser.add_argument("--max_predict_samples", type=_positive, help="ask about the first so many entities only")
+    parser.add_argument("--max_new_tokens", type=positive, default=MAX_NEW_TOKENS, help="default: %(default)s")
+    parser.add_argument("--batch_size", type=positive, default=256, help="prompts at once (default: %(default)s)")
+    parser.add_argument("--max_predict_samples", type=positive, help="ask about the first so many entities only")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number> (default: %(default)s)")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of weights and activations (float32)")
-    parser.add_argument("--threads", type=_positive, default=cores(), help="CPU threads (default: all cores)")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="float32", help="of weights and activations (float32)")
+    parser.add_argument("--threads", type=positive, default=cores(), help="CPU threads (default: all cores)")
     parser.add_argument("--trust_remote_code", action="store_true", help="allow code in the model's folder to run")
     parser.add_argument("--overwrite", action="store_true", help="ask again where answers are there already")
     return parser.parse_args()
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def main() -> int:
     arguments = parse_arguments()
+    import torch
+
+    from knowledge_circuits.models.loading import DTYPES
+    from knowledge_circuits.sweeps.prediction import Settings, predict_checkpoint, refuse_other_questions
+    from knowledge_circuits.sweeps.queue import WorkItem, pick_device, report_sweep, sweep, this_process
+
     torch.set_num_threads(arguments.threads)
     process = this_process()
     people = read_entities(arguments.input_file)[: arguments.max_predict_samples]

@@ -13,10 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from knowledge_circuits.analysis.tables import find_run
 from knowledge_circuits.command_line import run_program
-from knowledge_circuits.report.comparison import write_comparison
-from knowledge_circuits.report.page import write_report
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,6 +27,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    from knowledge_circuits.analysis.tables import find_run
+    from knowledge_circuits.report.comparison import write_comparison
+    from knowledge_circuits.report.page import write_report
+
     if args.run is not None:
         page = write_report(find_run(args.run), args.output)
     else:

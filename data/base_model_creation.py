@@ -7,10 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from knowledge_circuits.command_line import run_program
-from knowledge_circuits.corpus.folder import DataFolder, data_parser, positive
+from knowledge_circuits.command_line import positive, run_program
+from knowledge_circuits.corpus.folder import DataFolder, data_parser
 from knowledge_circuits.corpus.other_corpora import read_texts
-from knowledge_circuits.models.nano import Shape, random_gpt2, save_checkpoint, train_tokenizer
+from knowledge_circuits.models.shape import Shape
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
         "--initializer_range", type=float, default=default.initializer_range, help="standard deviation of the weights"
     )
     arguments = parser.parse_args()
+    from knowledge_circuits.models.nano import random_gpt2, save_checkpoint, train_tokenizer
 
     folder = DataFolder.of(arguments.data_dir, arguments.N)
     shape = Shape(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from knowledge_circuits.command_line import choice, run_program
-from knowledge_circuits.corpus.folder import DataFolder, data_parser, positive
+from knowledge_circuits.command_line import choice, positive, run_program
+from knowledge_circuits.corpus.folder import DataFolder, data_parser
 from knowledge_circuits.corpus.people import count_table, read_entities
-from knowledge_circuits.corpus.prompt_pairs import RARE_LENGTH, CircuitData, circuit_data
 from knowledge_circuits.files import write_jsonl
-from knowledge_circuits.models.tokenization import load_tokenizer
-from knowledge_circuits.study import TASKS, Attribute
+from knowledge_circuits.study import RARE_LENGTH, TASKS, Attribute
+
+if TYPE_CHECKING:
+    from knowledge_circuits.corpus.prompt_pairs import CircuitData
 
 
 def main() -> None:
@@ -34,6 +36,8 @@ def main() -> None:
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="allow code from the model's repository")
     arguments = parser.parse_args()
+    from knowledge_circuits.corpus.prompt_pairs import circuit_data
+    from knowledge_circuits.models.tokenization import load_tokenizer
 
     folder = DataFolder.of(arguments.data_dir, arguments.N)
     people = read_entities(folder.require(folder.test, "query_data_generation.py"))

@@ -10,16 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from knowledge_circuits.command_line import run_program
+from knowledge_circuits.command_line import natural, positive, run_program
 from knowledge_circuits.corpus.biographies import load_templates
-from knowledge_circuits.corpus.folder import (
-    DataFolder,
-    add_pool_arguments,
-    add_template_argument,
-    data_parser,
-    natural,
-    positive,
-)
+from knowledge_circuits.corpus.folder import DataFolder, add_pool_arguments, add_template_argument, data_parser
 from knowledge_circuits.corpus.other_corpora import PriorSizes, prior_corpus
 from knowledge_circuits.corpus.people import load_pools, read_people_of
 from knowledge_circuits.files import write_jsonl

@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from knowledge_circuits.command_line import run_program
-from knowledge_circuits.corpus.folder import DataFolder, data_parser, positive
+from knowledge_circuits.command_line import positive, run_program
+from knowledge_circuits.corpus.folder import DataFolder, data_parser
 from knowledge_circuits.corpus.people import count_table, read_people_of, sample_test
 from knowledge_circuits.files import write_jsonl
 from knowledge_circuits.study import Band, KnowledgeType

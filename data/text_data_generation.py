@@ -7,9 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from knowledge_circuits.command_line import run_program
+from knowledge_circuits.command_line import positive, run_program
 from knowledge_circuits.corpus.biographies import load_templates, sample_validation, training_corpus
-from knowledge_circuits.corpus.folder import DataFolder, add_template_argument, data_parser, positive
+from knowledge_circuits.corpus.folder import DataFolder, add_template_argument, data_parser
 from knowledge_circuits.corpus.people import read_people_of
 from knowledge_circuits.files import write_jsonl
 

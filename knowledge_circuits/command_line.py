@@ -1,12 +1,20 @@
-"""What the command line programs share: one clear sentence instead of a traceback, lists of choices, help texts.
+"""What the command line programs share: errors in one line, types of flags, help texts.
 
-A program is `if __name__ == "__main__": run_program(main)`; the library raises `InputError` where a bad value enters.
+A program ends with `if __name__ == "__main__": run_program(main)`; the library raises `InputError` where a bad value
+enters.
+
+Imports: `--help` and a mistyped flag answer within a second, and Ctrl-C prints one line at any time. Therefore a
+program's top imports only light modules: this one, `files`, `paths`, `study`, `runs`, `records`, `engine.options`,
+`models.shape`, `sweeps.flags`, the corpus without its tokenizers. Whatever imports torch, transformers, pandas or
+matplotlib is imported inside `main`, after `parse_args`. A choice or a default that a flag states lives in a light
+module, and the heavy module imports it from there. `tests/test_command_line.py` checks this for every program.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -55,6 +63,35 @@ def is_mendable(error: OSError) -> bool:
 def _complain(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 1
+
+
+#: The data types that `--dtype` offers, by their names in torch.
+DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use: the default of `--threads`, however many processes there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def positive(text: str) -> int:
+    """Parse an integer of at least 1: an argparse type."""
+    return _at_least(text, 1)
+
+
+def natural(text: str) -> int:
+    """Parse an integer of at least 0: an argparse type."""
+    return _at_least(text, 0)
+
+
+def _at_least(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return number
 
 
 def choice(kind: type[Choice], members: Sequence[Choice] = ()) -> Callable[[str], Choice]:

@@ -72,6 +72,12 @@ _RELATIONS = {
 #: The attributes whose circuits are found.
 TASKS: tuple[Attribute, ...] = (Attribute.CITY, Attribute.COMPANY, Attribute.MAJOR)
 
+#: The longest generated answer to a query, in tokens.
+MAX_NEW_TOKENS = 15
+
+#: A name length with this many subjects or fewer gives too little choice of corrupted subjects.
+RARE_LENGTH = 5
+
 
 @dataclass(frozen=True, order=True)
 class Group:

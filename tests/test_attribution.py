@@ -14,7 +14,8 @@ from torch import Tensor
 
 from knowledge_circuits.engine.attribution import EmbeddingPath, Method, attribute
 from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Block, Decoder
-from knowledge_circuits.engine.metrics import Metric
+from knowledge_circuits.engine.metrics import metric_function
+from knowledge_circuits.engine.options import Metric
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.weights import decoder_from_model
 from knowledge_circuits.files import InputError
@@ -198,7 +199,7 @@ def test_a_metric_of_a_bfloat16_models_logits_is_computed_in_float32() -> None:
 
     def watched(logits: Tensor, clean_logits: Tensor, labels: Tensor) -> Tensor:
         seen.update((logits.dtype, clean_logits.dtype))
-        return Metric.KL_DIVERGENCE.function(logits, clean_logits, labels)
+        return metric_function(Metric.KL_DIVERGENCE)(logits, clean_logits, labels)
 
     decoder = decoder_from_model(families.random_model(FAMILIES["gpt2"](), 0, torch.bfloat16))
     for method in (Method.EAP_IG, Method.EAP_IG_ACTIVATIONS):

@@ -21,7 +21,7 @@ from benchmarks import hook_based
 from knowledge_circuits.engine.attribution import Method, attribute
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.forward import all_logits
-from knowledge_circuits.engine.metrics import Metric
+from knowledge_circuits.engine.options import Metric
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.weights import load_decoder
 

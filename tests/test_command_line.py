@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +70,24 @@ def test_a_choice_is_parsed_or_answered_with_the_valid_ones():
     assert choice(Band)("low") is Band.LOW
     with pytest.raises(argparse.ArgumentTypeError, match="'lo' is not one of: low, medium, high"):
         choice(Band)("lo")
+
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "transformers", "pandas", "matplotlib", "scipy", "datasets"}
+PROGRAMS = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]
+    if "run_program(" in path.read_text() and path.name != "train.py"
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(("flag", "status"), [("--help", 0), ("--no_such_flag", 2)])
+def test_help_and_a_mistyped_flag_answer_before_anything_heavy_is_imported(program, flag, status):
+    after = (
+        f"import runpy, sys; sys.argv = [{program!r}, {flag!r}]\n"
+        f"try: runpy.run_path({program!r}, run_name='__main__')\n"
+        f"except SystemExit as end: print(end.code, *sorted(set(sys.modules) & {HEAVY}))"
+    )
+    process = subprocess.run([sys.executable, "-c", after], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout.splitlines()[-1] == str(status), process.stdout[-500:] + process.stderr

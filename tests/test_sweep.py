@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import distributed
 
+from knowledge_circuits.command_line import cores
 from knowledge_circuits.files import InputError, atomic_write
-from knowledge_circuits.sweeps.queue import Process, WorkItem, cores, pick_device, report_sweep, sweep, this_process
+from knowledge_circuits.sweeps.queue import Process, WorkItem, pick_device, report_sweep, sweep, this_process
 
 ROOT = Path(__file__).parents[1]
 

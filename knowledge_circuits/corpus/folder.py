@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from knowledge_circuits.command_line import HelpFormatter
+from knowledge_circuits.command_line import HelpFormatter, natural, positive
 from knowledge_circuits.files import InputError, read_json, write_json
 from knowledge_circuits.paths import SELECTION_POOL, TEMPLATES, shown
 from knowledge_circuits.study import Attribute
@@ -114,26 +114,6 @@ class DataFolder:
         if first and config.get(program) != flags:
             config = {"N": flags.get("N"), "seed": flags.get("seed")}
         write_json(self.config, {**config, program: flags})
-
-
-def positive(text: str) -> int:
-    """An argparse type: an integer of at least 1."""
-    return _at_least(text, 1)
-
-
-def natural(text: str) -> int:
-    """An argparse type: an integer of at least 0."""
-    return _at_least(text, 0)
-
-
-def _at_least(text: str, least: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{number} is less than {least}")
-    return number
 
 
 def data_parser(description: str | None) -> argparse.ArgumentParser:

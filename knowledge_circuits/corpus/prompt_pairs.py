@@ -20,7 +20,7 @@ from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.files import InputError, numbered_jsonl
 from knowledge_circuits.models.tokenization import encode_prompt, label_text, label_token_id, start_token_id
 from knowledge_circuits.records import parse_frequency, parse_type
-from knowledge_circuits.study import Attribute, Band, Group, task_file
+from knowledge_circuits.study import RARE_LENGTH, Attribute, Band, Group, task_file
 
 #: What a row of circuit data must have.
 _KEYS = (
@@ -33,9 +33,6 @@ _KEYS = (
     "frequency",
     "type",
 )
-
-#: A name length with this many subjects or fewer gives too little choice of corrupted subjects.
-RARE_LENGTH = 5
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ In the order in which data meet them:
     prompts         clean and corrupted prompts with labels, batched by length
     forward         the forward pass, keeping the activations that the backward pass needs
     backward        the backward pass, written out: gradients at every target's input
+    options         methods, interventions and metrics by name, without importing torch
     metrics         the losses that are attributed
     attribution     edge scores: EAP, EAP-IG and variants, from activation differences and gradients
     exact           edge scores by activation patching, one edge at a time (slow; for comparison)

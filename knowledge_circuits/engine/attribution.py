@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -48,29 +47,10 @@ from knowledge_circuits.engine.forward import (
 )
 from knowledge_circuits.engine.graph import Graph, Layout, layout_of
 from knowledge_circuits.engine.memory import AttributionPlan, budget_bytes, plan_attribution
-from knowledge_circuits.engine.metrics import Metric, MetricFunction
+from knowledge_circuits.engine.metrics import MetricFunction, metric_function
+from knowledge_circuits.engine.options import Method, Metric
 from knowledge_circuits.engine.prompts import Batch, PromptPairs
 from knowledge_circuits.files import InputError
-
-
-class Method(StrEnum):
-    """Where the gradient g_v is taken."""
-
-    EAP = "EAP"
-    """In the clean run."""
-    EAP_IG = "EAP-IG"
-    """Mean over runs whose token embedding is corrupted + k/m (clean - corrupted)."""
-    CLEAN_CORRUPTED = "clean-corrupted"
-    """Mean of the clean and the corrupted run."""
-    EAP_IG_ACTIVATIONS = "EAP-IG-activations"
-    """Mean over source groups and k of the clean run with the group's outputs replaced by interpolated constants."""
-    EXACT = "exact"
-    """No gradient: the loss with that one edge corrupted, minus the clean loss. Slow; the oracle."""
-
-    @property
-    def uses_steps(self) -> bool:
-        """Whether it integrates gradients, so that `ig_steps` and `first_step` count."""
-        return self in (Method.EAP_IG, Method.EAP_IG_ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -194,7 +174,7 @@ def _batch_scorer(
 ) -> _BatchScorer:
     """A function that adds one batch's scores (summed over items) to a [u, v] tensor."""
     if method is Method.EXACT:
-        function = metric.function if isinstance(metric, Metric) else metric
+        function = metric_function(metric)
         return lambda batch, plan, total: add_exact_scores(decoder, layout, batch, function, total)
     path = EmbeddingPath.of(method, ig_steps, first_step)
     if method is Method.EAP_IG_ACTIVATIONS:
@@ -313,7 +293,7 @@ def _final_gradient(
         columns = decoder.unembedding.T[labels]  # [b, 2, d]
         parts = [columns[:, 1] - columns[:, 0]] * runs
     else:
-        function = metric.function if isinstance(metric, Metric) else metric
+        function = metric_function(metric)
         with torch.enable_grad():
             logits = at_least_float32(logits_of(decoder, normalized.value[:, -1])).detach().requires_grad_()
             losses = function(logits, at_least_float32(clean_logits).repeat(runs, 1), labels.repeat(runs, 1))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 import torch
@@ -22,23 +21,11 @@ from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.forward import Prefix, Trace, at_least_float32, embed, forward, prefix_of
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.memory import budget_bytes, circuit_items
+from knowledge_circuits.engine.options import Intervention
 from knowledge_circuits.engine.prompts import Batch, PromptPairs
 from knowledge_circuits.engine.runner import CircuitRunner, Reference
 from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.files import InputError
-
-
-class Intervention(StrEnum):
-    """What stands in for edges outside the circuit."""
-
-    PATCHING = "patching"
-    """The corrupted prompt's outputs."""
-    ZERO = "zero"
-    """Nothing; biases and positional embeddings stay."""
-    MEAN = "mean"
-    """The mean output over all positions of the clean prompts."""
-    MEAN_POSITIONAL = "mean-positional"
-    """The mean output per position of the clean prompts."""
 
 
 @dataclass(frozen=True)

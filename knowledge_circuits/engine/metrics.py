@@ -9,27 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
+from knowledge_circuits.engine.options import Metric
+
 #: (logits [b, n] at the last position, the clean run's [b, n], labels [b, 2]) -> loss [b], differentiable in the first.
 #: Logits come in float32 (from a bfloat16 model too) or float64.
 MetricFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-class Metric(StrEnum):
-    """The metrics that have names."""
-
-    LOGIT_DIFFERENCE = "logit_difference"
-    PROBABILITY_DIFFERENCE = "probability_difference"
-    KL_DIVERGENCE = "kl_divergence"
-    JS_DIVERGENCE = "js_divergence"
-
-    @property
-    def function(self) -> MetricFunction:
-        return _FUNCTIONS[self]
 
 
 def label_difference(values: Tensor, labels: Tensor) -> Tensor:
@@ -65,3 +53,12 @@ _FUNCTIONS: dict[Metric, MetricFunction] = {
     Metric.KL_DIVERGENCE: _kl_divergence,
     Metric.JS_DIVERGENCE: _js_divergence,
 }
+
+
+def metric_function(metric: Metric | str | MetricFunction) -> MetricFunction:
+    """The function of a named metric; a function of one's own is returned as it is.
+
+    Raises:
+        InputError: no metric has that name.
+    """
+    return _FUNCTIONS[Metric(metric)] if isinstance(metric, str) else metric

@@ -5,6 +5,7 @@
     scoring         log probabilities, ranks and greedy choices of given continuations, in one forward pass
     generation      greedy continuation of prompts in batches
     nano            a GPT-2 with random weights and a tokenizer trained on given texts
+    shape           its layers, heads, width and context
 
 May import: `files`. Imported by every room above. Knows nothing of people, groups or runs.
 """

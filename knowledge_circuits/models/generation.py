@@ -11,9 +11,6 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from knowledge_circuits.models.scoring import last_logits, left_padded
 
-#: What a query answer may at most be long, in tokens.
-MAX_NEW_TOKENS = 15
-
 
 def generated_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     """The text of generated tokens, up to EOS or to the first line break that follows some text."""

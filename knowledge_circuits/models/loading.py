@@ -11,10 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from knowledge_circuits.command_line import DTYPE_NAMES
 from knowledge_circuits.files import InputError, first_line, means_folder
 
-#: The names that flags give to data types.
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+#: The data types by the names that flags give them.
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def require_folder(name_or_path: str) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from knowledge_circuits import __version__
-from knowledge_circuits.engine.attribution import Method, attribute, provenance
+from knowledge_circuits.engine.attribution import attribute, provenance
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.graph_files import read_graph
+from knowledge_circuits.engine.options import Method
 from knowledge_circuits.runs import Checkpoint, find_graph
 from knowledge_circuits.sweeps.programs import GroupData, LoadedModel, ModelLoader, refuse_stale, replace_graph
 from knowledge_circuits.sweeps.queue import WorkItem

@@ -26,11 +26,11 @@ from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.corpus.people import read_entities
 from knowledge_circuits.corpus.prompt_pairs import in_group, read_circuit_data
-from knowledge_circuits.engine.attribution import Method
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.evaluation import Evaluation, evaluate, standalone
 from knowledge_circuits.engine.graph import Graph, Layout, layout_of
 from knowledge_circuits.engine.graph_files import read_graph
+from knowledge_circuits.engine.options import Method
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.engine.topology import circuit_entropy

@@ -26,11 +26,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from knowledge_circuits.corpus.people import Person
 from knowledge_circuits.corpus.queries import Query, build_queries, check_context, is_correct
 from knowledge_circuits.files import InputError, numbered_jsonl, write_jsonl
-from knowledge_circuits.models.generation import MAX_NEW_TOKENS, Vocabulary, generate, generated_text
+from knowledge_circuits.models.generation import Vocabulary, generate, generated_text
 from knowledge_circuits.models.loading import load_model
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Checkpoint
-from knowledge_circuits.study import Attribute
+from knowledge_circuits.study import MAX_NEW_TOKENS, Attribute
 
 
 @dataclass(frozen=True)

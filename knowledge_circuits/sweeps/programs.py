@@ -1,6 +1,6 @@
-"""What circuit_discovery.py and circuit_eval.py share: flags, circuit data by group, one loaded model at a time.
+"""What circuit_discovery.py and circuit_eval.py share: circuit data by group, one loaded model at a time.
 
-Flags of the original keep their names and meaning. Both programs sweep checkpoints x groups (`queue`). The items of one
+Both programs sweep checkpoints x groups (`queue`). The items of one
 checkpoint follow each other, so a `ModelLoader` that keeps the last checkpoint loads the weights once per checkpoint
 and process, not once per group.
 """
@@ -18,9 +18,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from knowledge_circuits.command_line import choice
+from knowledge_circuits.command_line import cores
 from knowledge_circuits.corpus.prompt_pairs import group_pairs, in_group, read_circuit_data
-from knowledge_circuits.engine.attribution import Method
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.graph_files import write_graph
@@ -30,73 +29,8 @@ from knowledge_circuits.files import InputError
 from knowledge_circuits.models.loading import DTYPES
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import GRAPH_SUFFIXES, Checkpoint
-from knowledge_circuits.study import TASKS, Attribute, Band, Group, KnowledgeType, groups, task_file
-from knowledge_circuits.sweeps.queue import Process, cores, pick_device
-
-
-def add_group_flags(parser: argparse.ArgumentParser, prefix: str = "", meaning: str = "") -> None:
-    """Add `--<prefix>type` and `--<prefix>frequency`; several values mean their product."""
-    parser.add_argument(
-        f"--{prefix}type",
-        nargs="+",
-        type=choice(KnowledgeType),
-        default=list(KnowledgeType),
-        metavar="TYPE",
-        help=f"{meaning}types of knowledge: new (K_compl), revised (K_rel); default both",
-    )
-    parser.add_argument(
-        f"--{prefix}frequency",
-        nargs="+",
-        type=choice(Band),
-        default=list(Band),
-        metavar="BAND",
-        help=f"{meaning}frequency bands: low (1), medium (2 to 5), high (above 5); default all",
-    )
-
-
-def add_shared_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which model, which circuits, and how the engine runs."""
-    add = parser.add_argument
-    add(
-        "--model",
-        required=True,
-        help="the model's name in output paths and for defaults; the weights come from --model_path",
-    )
-    add(
-        "--model_path",
-        required=True,
-        help="a checkpoint, a run's checkpoints/ folder (all of it, in step order), or a hub name",
-    )
-    add(
-        "--task",
-        nargs="+",
-        type=choice(Attribute, TASKS),
-        default=list(TASKS),
-        metavar="TASK",
-        help=f"any of {', '.join(TASKS)}; default all",
-    )
-    add("--circuit_n", type=positive, default=300, help="prompts per group at most; part of the output path (300)")
-    add("--batch_size", type=positive, default=32, help="prompts at a time; changes speed and memory, not results (32)")
-    add("--method", type=choice(Method), default=Method.EAP_IG, help=f"{', '.join(Method)}; default EAP-IG")
-    add("--output_dir", help="where results go instead of into the checkpoint folders")
-    add("--overwrite", action="store_true", help="do again what is on disk already")
-    add("--format", choices=[suffix[1:] for suffix in GRAPH_SUFFIXES], default="json", help="of graph files (json)")
-    add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:<number>")
-    add("--dtype", choices=list(DTYPES), default="float32", help="of weights and activations (float32)")
-    add("--threads", type=positive, default=cores(), help="CPU threads of each process (all cores)")
-    add("--memory_gb", type=float, help="memory the engine may use; found when absent; changes rounding only")
-    add("--trust_remote_code", action="store_true", help="run code that comes with a model; off by default")
-
-
-def positive(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return number
+from knowledge_circuits.study import Group, task_file
+from knowledge_circuits.sweeps.queue import Process, pick_device
 
 
 def prepare(threads: int, process: Process) -> None:
@@ -155,11 +89,6 @@ def read_groups(template: str, wanted: Sequence[Group], limit: int, quiet: bool 
     if not found:
         raise InputError(f"{template}: no prompts of any chosen group ({'; '.join(map(str, wanted))})")
     return found
-
-
-def chosen_groups(tasks: Sequence[Attribute], types: Sequence[KnowledgeType], bands: Sequence[Band]) -> list[Group]:
-    """The product of the flags' values without repetitions."""
-    return list(groups(list(dict.fromkeys(tasks)), list(dict.fromkeys(types)), list(dict.fromkeys(bands))))
 
 
 @dataclass(frozen=True)

@@ -118,11 +118,6 @@ def this_process() -> Process:
     return Process(rank, count, int(os.environ.get("LOCAL_RANK", rank)), store)
 
 
-def cores() -> int:
-    """CPU cores that this process may use; the default of `--threads`, whatever the number of processes."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def pick_device(name: str, process: Process) -> torch.device:
     """The torch device for `--device`: `auto` is this process's GPU where there is one, the CPU otherwise.
 

@@ -45,10 +45,10 @@ from transformers import (
 from knowledge_circuits.corpus.people import Person, read_entities
 from knowledge_circuits.corpus.queries import Query, build_queries, check_context, is_correct
 from knowledge_circuits.files import InputError, atomic_write, numbered_jsonl
-from knowledge_circuits.models.generation import MAX_NEW_TOKENS, generated_text
+from knowledge_circuits.models.generation import generated_text
 from knowledge_circuits.models.scoring import score_continuations
 from knowledge_circuits.runs import Run
-from knowledge_circuits.study import Attribute
+from knowledge_circuits.study import MAX_NEW_TOKENS, Attribute
 from knowledge_circuits.training.callbacks import LoggingCallback
 from knowledge_circuits.training.skills import (
     SkillExample,
