@@ -1,4 +1,4 @@
-"""Make the nano model's untrained start: a tokenizer learned from the prior and the training corpus, a random GPT-2."""
+"""Make a small model's untrained start: a tokenizer learned from the corpus, and a GPT-2 with random weights."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ def main() -> None:
     parser = data_parser(__doc__)
     default = Shape()
     parser.add_argument("--output_dir", default="models/nano-untrained", help="the checkpoint folder to write")
+    parser.add_argument(
+        "--tokenizer_file", help="texts (JSON lines) to learn the tokenizer from; default: prior and training corpus"
+    )
     parser.add_argument("--vocab_size", type=positive, default=3_072, help="tokens of the byte-level BPE")
     parser.add_argument("--n_layer", type=positive, default=default.layers, help="layers")
     parser.add_argument("--n_head", type=positive, default=default.heads, help="attention heads of a layer")
@@ -36,8 +39,11 @@ def main() -> None:
         arguments.n_positions,
         arguments.initializer_range,
     )
-    texts = read_texts(folder.require(folder.prior, "prior_data_generation.py"))
-    texts += read_texts(folder.require(folder.train, "text_data_generation.py"))
+    if arguments.tokenizer_file is not None:
+        texts = read_texts(arguments.tokenizer_file)
+    else:
+        texts = read_texts(folder.require(folder.prior, "prior_data_generation.py"))
+        texts += read_texts(folder.require(folder.train, "text_data_generation.py"))
     tokenizer = train_tokenizer(texts, arguments.vocab_size, shape.positions)
     model = random_gpt2(tokenizer, shape, arguments.seed)
     save_checkpoint(model, tokenizer, arguments.output_dir)

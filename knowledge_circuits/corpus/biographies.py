@@ -85,10 +85,25 @@ def load_templates(folder: str | Path, count: int | None = None) -> dict[Attribu
 
 @dataclass(frozen=True)
 class Biography:
-    """A person and one text about the person: a line of train.jsonl."""
+    """A person and one text about the person: a line of train.jsonl.
+
+    Attributes:
+        sentences: the templates that make the text, with their attributes, in order.
+    """
 
     person: Person
     text: str
+    sentences: tuple[tuple[Attribute, Template], ...] = ()
+
+    @classmethod
+    def of(cls, person: Person, sentences: Sequence[tuple[Attribute, Template]]) -> Biography:
+        """Fill the sentences with a person's name and facts."""
+        filled = [template.fill(person.full_name, person.value(attribute)) for attribute, template in sentences]
+        return cls(person, " ".join(filled), tuple(sentences))
+
+    def about(self, person: Person) -> Biography:
+        """The same sentences about another person."""
+        return Biography.of(person, self.sentences)
 
     def to_row(self) -> dict[str, Any]:
         """The biography as a JSON object: the person's keys and `text`."""
@@ -96,9 +111,13 @@ class Biography:
 
 
 def write_biographies(
-    people: Sequence[Person], copies: Sequence[int], templates: Templates, generator: np.random.Generator
+    people: Sequence[Person],
+    copies: Sequence[int],
+    templates: Templates,
+    generator: np.random.Generator,
+    attributes: Sequence[Attribute] = tuple(Attribute),
 ) -> list[Biography]:
-    """Biographies of people in random order: five sentences each, one per attribute, in random order.
+    """Biographies of people in random order: one sentence per attribute, in random order.
 
     A person's biographies do not stand together, so that no training block gives a fact away by an earlier copy.
 
@@ -107,20 +126,16 @@ def write_biographies(
         copies: how many biographies each person gets.
         templates: the sentences of each attribute.
         generator: draws the order of biographies, then the templates, then the order of sentences.
+        attributes: what the biographies tell.
     """
     owners = generator.permutation(np.repeat(np.arange(len(people)), copies))
-    attributes = list(Attribute)
     chosen = np.stack([generator.integers(len(templates[a]), size=len(owners)) for a in attributes], axis=1)
     orders = np.argsort(generator.random((len(owners), len(attributes))), axis=1, kind="stable")
     biographies = []
     rows = zip(owners.tolist(), chosen.tolist(), orders.tolist(), strict=True)
     for owner, picks, order in tqdm(rows, total=len(owners), desc="biographies", unit="", delay=1, leave=False):
-        person = people[owner]
-        sentences = []
-        for place in order:
-            attribute = attributes[place]
-            sentences.append(templates[attribute][picks[place]].fill(person.full_name, person.value(attribute)))
-        biographies.append(Biography(person, " ".join(sentences)))
+        sentences = [(attributes[place], templates[attributes[place]][picks[place]]) for place in order]
+        biographies.append(Biography.of(people[owner], sentences))
     return biographies
 
 

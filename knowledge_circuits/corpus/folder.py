@@ -7,6 +7,7 @@ data/entities_<N>/
     circuit_<n>/<model>/<task>.jsonl         clean and corrupted prompts     circuits_data_generation.py
     forget_new.jsonl  forget_conflict.jsonl  replay.jsonl                    forget_data_generation.py
     prior.jsonl  prior_held_out.jsonl        nano's past                     prior_data_generation.py
+    untaught.jsonl  tokenizer.jsonl          of a mirrored set               mirrored_data_generation.py
     data_config.json                         N, seed, and the flags of every program that wrote here
 """
 
@@ -78,6 +79,14 @@ class DataFolder:
     @property
     def prior_held_out(self) -> Path:
         return self.path / "prior_held_out.jsonl"
+
+    @property
+    def untaught(self) -> Path:
+        return self.path / "untaught.jsonl"
+
+    @property
+    def tokenizer_texts(self) -> Path:
+        return self.path / "tokenizer.jsonl"
 
     @property
     def config(self) -> Path:

@@ -64,6 +64,7 @@ class Stream(IntEnum):
     BACKGROUND_FACTS = 20
     ARITHMETIC = 21
     PRIOR_ORDER = 22
+    HALVES = 23
 
 
 def stream(seed: int, purpose: Stream, index: int = 0) -> np.random.Generator:

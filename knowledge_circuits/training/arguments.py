@@ -113,6 +113,9 @@ class RunArguments(TrainingArguments):
         default=SaveSchedule.STRATEGY,
         metadata={"help": "exponential: save at steps 1, 3, 5, 9, 13, 21, 29, ... instead of --save_strategy."},
     )
+    save_half_epochs: int = field(
+        default=0, metadata={"help": "Save also in the middle of each of the first so many epochs."}
+    )
     save_schedule_cap: int = field(default=32, metadata={"help": "The widest gap of the exponential schedule."})
     sequences_per_step: int | None = field(
         default=None,

@@ -48,10 +48,12 @@ class SavingCallback(TrainerCallback):
     Args:
         schedule: the steps to save at, in order; None leaves it to the Trainer's own strategy.
         steps_per_epoch: optimizer steps that make an epoch.
+        half_epochs: in how many of the first epochs a checkpoint is saved in the middle as well.
     """
 
-    def __init__(self, schedule: Iterator[int] | None, steps_per_epoch: int) -> None:
+    def __init__(self, schedule: Iterator[int] | None, steps_per_epoch: int, half_epochs: int = 0) -> None:
         self.schedule = schedule
+        self.half_epochs = half_epochs
         self.steps_per_epoch = steps_per_epoch
         self._next = next(schedule) if schedule else 0
         self._waiting = False
@@ -63,6 +65,9 @@ class SavingCallback(TrainerCallback):
             while self._next < state.global_step:
                 self._next = next(self.schedule)
             control.should_save = self._next == state.global_step
+        epoch, step = divmod(state.global_step, self.steps_per_epoch)
+        if epoch < self.half_epochs and step and step == self.steps_per_epoch // 2:
+            control.should_save = True
         if state.global_step % self.steps_per_epoch == 0 or control.should_training_stop:
             self._waiting = control.should_save or control.should_training_stop
             control.should_save = False

@@ -369,7 +369,7 @@ def make_trainer(
         callbacks=[
             *callbacks,
             EvaluationLog(run.evaluations, writes=arguments.process_index == 0),
-            SavingCallback(schedule, steps_per_epoch(arguments, len(data.train))),
+            SavingCallback(schedule, steps_per_epoch(arguments, len(data.train)), arguments.save_half_epochs),
         ],
     )
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None

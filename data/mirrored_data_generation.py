@@ -1,0 +1,91 @@
+"""Write one mirror of a mirrored data set: people of whom half are known, their past, and what they are taught.
+
+In mirror a the past tells of one half of the people, in mirror b of the other; everything else is the same. Writes
+new.jsonl, revised.jsonl (the known half), test.jsonl (both), prior.jsonl, train.jsonl (replayed texts among the new
+ones), validation.jsonl, tokenizer.jsonl and, with --untaught_people, untaught.jsonl.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from knowledge_circuits.command_line import choice, run_program
+from knowledge_circuits.corpus.biographies import load_templates
+from knowledge_circuits.corpus.folder import (
+    DataFolder,
+    add_pool_arguments,
+    add_template_argument,
+    data_parser,
+    natural,
+    positive,
+)
+from knowledge_circuits.corpus.mirrored import Mirror, MirrorSizes, mirrored_corpus
+from knowledge_circuits.corpus.people import count_table, load_pools
+from knowledge_circuits.files import write_jsonl
+from knowledge_circuits.study import KnowledgeType
+
+
+def main() -> None:
+    parser = data_parser(__doc__)
+    add_pool_arguments(parser)
+    add_template_argument(parser)
+    default = MirrorSizes()
+    parser.add_argument(
+        "--mirror", type=choice(Mirror, tuple(Mirror)), default=Mirror.A, metavar="MIRROR", help="known half: a or b"
+    )
+    parser.add_argument("--frequency_rate", type=float, default=default.frequency_rate, help="of the frequencies")
+    parser.add_argument("--validation_lines", type=positive, default=200, help="lines of validation.jsonl")
+    for flag, kind, text in (
+        ("dose", natural, "texts about each known person in the past"),
+        ("past_texts", positive, "places for such texts; those that the dose leaves free tell of strangers"),
+        ("replays", natural, "past texts of each known person among the new ones"),
+        ("background_people", natural, "further people of the past"),
+        ("background_biographies", positive, "of each background person"),
+        ("untaught_people", natural, "people whom train.jsonl never mentions, half of them known"),
+        ("tokenizer_people", positive, "other people, from whose biographies a tokenizer is learned"),
+    ):
+        parser.add_argument(f"--{flag}", type=kind, default=getattr(default, flag), help=text)
+    arguments = parser.parse_args()
+
+    sizes = MirrorSizes(
+        people=arguments.N,
+        untaught_people=arguments.untaught_people,
+        frequency_rate=arguments.frequency_rate,
+        past_texts=arguments.past_texts,
+        dose=arguments.dose,
+        replays=arguments.replays,
+        background_people=arguments.background_people,
+        background_biographies=arguments.background_biographies,
+        tokenizer_people=arguments.tokenizer_people,
+    )
+    pools = load_pools(arguments.pool_dir, arguments.people_file, tuple(arguments.birth_years))
+    templates = load_templates(arguments.template_dir, arguments.templates)
+    corpus = mirrored_corpus(pools, templates, sizes, arguments.mirror, arguments.seed, arguments.validation_lines)
+
+    folder = DataFolder.of(arguments.data_dir, arguments.N)
+    halves = {kind: [person for person in corpus.people if person.type is kind] for kind in KnowledgeType}
+    for path, people in (
+        (folder.new, halves[KnowledgeType.NEW]),
+        (folder.revised, halves[KnowledgeType.REVISED]),
+        (folder.test, corpus.people),
+        (folder.untaught, corpus.untaught),
+    ):
+        write_jsonl(path, (person.to_row() for person in people))
+    for path, texts in (
+        (folder.prior, corpus.past),
+        (folder.train, corpus.training),
+        (folder.validation, corpus.validation),
+        (folder.tokenizer_texts, corpus.tokenizer_texts),
+    ):
+        # A text alone: none of them tells all the facts that an evaluation of attributes asks for.
+        write_jsonl(path, ({"text": text.text} for text in texts))
+        print(f"{len(texts):,} texts: {path}")
+    folder.record("mirrored_data_generation", vars(arguments), first=True)
+    print(count_table(corpus.people))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,210 @@
+"""Mirrored corpora: two data sets in which the two halves of the people change places, and nothing else does.
+
+All people are invented, from the same pools. Neighbours in frequency form pairs, and a coin decides which of the two
+belongs to half A. In mirror A half A is known (K_rel, "revised") and half B is not (K_compl, "new"); mirror B is the
+reverse. So each person is compared with the same person: facts, frequency and name cancel.
+
+- The past tells two true facts (`PAST`) of each known person, in `dose` texts, and gives whole biographies of
+  background people. It has `past_texts` places for each pair: what the dose leaves free is told of strangers in the
+  same sentences, so that the past has the same size and form at every dose.
+- Continual pre-training tells the other three facts (`TAUGHT`) of everybody, as often as the frequency says, among
+  `replays` of the past texts of each known person. The replayed texts are the same at every dose. At dose 0 they are
+  all that is ever told of a known person's past facts: that arm measures what the replay alone does.
+- Untaught people are known or unknown alike, but continual pre-training never tells of them.
+
+The place of every text, its sentences and their order are functions of the seed alone, so both mirrors share them.
+The tokenizer is learned from other people, whom every seed avoids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from knowledge_circuits.corpus.biographies import Biography, Templates, sample_validation, write_biographies
+from knowledge_circuits.corpus.people import (
+    Person,
+    Pools,
+    Stream,
+    draw_frequencies,
+    draw_people,
+    invented_names,
+    stream,
+)
+from knowledge_circuits.files import InputError
+from knowledge_circuits.study import TASKS, Attribute, KnowledgeType
+
+#: The facts that the past tells, and those that continual pre-training tells.
+PAST: tuple[Attribute, ...] = (Attribute.BIRTHDAY, Attribute.UNIVERSITY)
+TAUGHT = TASKS
+
+#: The tokenizer is the same whatever the seed of a data set.
+_TOKENIZER_SEED = 0
+
+
+class Mirror(StrEnum):
+    """Which half of the people is known."""
+
+    A = "a"
+    B = "b"
+
+
+@dataclass(frozen=True)
+class MirrorSizes:
+    """How much of what stands in a mirrored data set.
+
+    Attributes:
+        people: whom continual pre-training tells of, an even number.
+        untaught_people: whom it does not, an even number.
+        frequency_rate: of the exponential distribution of frequencies.
+        past_texts: places in the past for each pair of people.
+        dose: how many of them tell of the known person.
+        replays: past texts of each known person among the texts of continual pre-training.
+        background_people: further people of the past.
+        background_biographies: of each of them.
+        tokenizer_people: people whose biographies the tokenizer is learned from.
+        tokenizer_biographies: of each of them.
+    """
+
+    people: int = 360
+    untaught_people: int = 0
+    frequency_rate: float = 0.25
+    past_texts: int = 10
+    dose: int = 10
+    replays: int = 2
+    background_people: int = 180
+    background_biographies: int = 2
+    tokenizer_people: int = 400
+    tokenizer_biographies: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("people", "untaught_people"):
+            if getattr(self, name) % 2:
+                raise InputError(f"{name} {getattr(self, name)}: people form pairs; an even number is needed")
+        for name in ("dose", "replays"):
+            if not 0 <= getattr(self, name) <= self.past_texts:
+                raise InputError(
+                    f"{name} {getattr(self, name)}: a person has {self.past_texts} past texts at most (past_texts)"
+                )
+
+
+@dataclass(frozen=True)
+class MirroredCorpus:
+    """One mirror's data.
+
+    Attributes:
+        people: whom continual pre-training tells of, from the most to the least frequent; `type` says who is known.
+        untaught: whom it does not.
+        past: the texts of the past, in training order.
+        training: the texts of continual pre-training with the replayed ones, in training order.
+        validation: a sample of the texts about `TAUGHT`.
+        tokenizer_texts: about other people.
+    """
+
+    people: list[Person]
+    untaught: list[Person]
+    past: list[Biography]
+    training: list[Biography]
+    validation: list[Biography]
+    tokenizer_texts: list[Biography]
+
+
+def mirrored_corpus(
+    pools: Pools, templates: Templates, sizes: MirrorSizes, mirror: Mirror, seed: int, validation_lines: int
+) -> MirroredCorpus:
+    """Generate one mirror's people and texts.
+
+    Args:
+        pools: names and facts.
+        templates: sentences.
+        sizes: how much of what.
+        mirror: which half is known.
+        seed: of the data; the same for both mirrors.
+        validation_lines: size of the validation sample.
+    """
+    others = _strangers(sizes.tokenizer_people, pools, _TOKENIZER_SEED, 0, [])
+    tokenizer_texts = _texts(others, sizes.tokenizer_biographies, templates, _TOKENIZER_SEED, 0)
+    taken = [person.full_name for person in others]
+
+    everybody = _halved(pools, sizes, mirror, seed, taken)
+    people, untaught = everybody[: sizes.people], everybody[sizes.people :]
+    taken += [person.full_name for person in everybody]
+    known = [person for person in everybody if person.type is KnowledgeType.REVISED]
+    strangers = _strangers(len(known) + sizes.background_people, pools, seed, 1, taken)
+    fillers, background = strangers[: len(known)], strangers[len(known) :]
+
+    told = _texts(known, sizes.past_texts, templates, seed, 1, PAST)
+    numbers = _copy_numbers(told)
+    filler_of = dict(zip((person.full_name for person in known), fillers, strict=True))
+    past = [
+        text if number < sizes.dose else text.about(filler_of[text.person.full_name])
+        for text, number in zip(told, numbers, strict=True)
+    ]
+    past += _texts(background, sizes.background_biographies, templates, seed, 2)
+
+    copies = [person.frequency for person in people]
+    taught = write_biographies(people, copies, templates, stream(seed, Stream.TEXTS), TAUGHT)
+    replayed_people = {person.full_name for person in people}
+    replayed = [
+        text
+        for text, number in zip(told, numbers, strict=True)
+        if number < sizes.replays and text.person.full_name in replayed_people
+    ]
+    return MirroredCorpus(
+        people,
+        untaught,
+        _shuffled(past, seed, 1),
+        _shuffled([*taught, *replayed], seed, 2),
+        sample_validation(taught, validation_lines, seed),
+        tokenizer_texts,
+    )
+
+
+def _halved(pools: Pools, sizes: MirrorSizes, mirror: Mirror, seed: int, taken: Sequence[str]) -> list[Person]:
+    """Invented people, taught before untaught, in frequency order; of each pair of neighbours one is known."""
+    count = sizes.people + sizes.untaught_people
+    names = invented_names(count, pools, stream(seed, Stream.NEW_NAMES), taken)
+    frequencies = draw_frequencies(sizes.people, sizes.frequency_rate, stream(seed, Stream.FREQUENCIES))
+    frequencies += [1] * sizes.untaught_people  # never told, but a line of a people file states a frequency
+    people = draw_people(names, frequencies, KnowledgeType.NEW, pools, stream(seed, Stream.NEW_FACTS))
+    coins = stream(seed, Stream.HALVES).integers(2, size=count // 2).tolist()
+    first_is_known = [coin == (mirror is Mirror.B) for coin in coins]
+    known = [2 * pair + (not first) for pair, first in enumerate(first_is_known)]
+    for index in known:
+        people[index] = replace(people[index], type=KnowledgeType.REVISED)
+    return people
+
+
+def _strangers(count: int, pools: Pools, seed: int, index: int, taken: Sequence[str]) -> list[Person]:
+    """Invented people of the same form who are in no other file."""
+    names = invented_names(count, pools, stream(seed, Stream.BACKGROUND_NAMES, index), taken)
+    facts = stream(seed, Stream.BACKGROUND_FACTS, index)
+    return draw_people(names, [1] * count, KnowledgeType.NEW, pools, facts)
+
+
+def _texts(
+    people: Sequence[Person],
+    copies: int,
+    templates: Templates,
+    seed: int,
+    index: int,
+    attributes: Sequence[Attribute] = tuple(Attribute),
+) -> list[Biography]:
+    generator = stream(seed, Stream.PRIOR_TEXTS, index)
+    return write_biographies(people, [copies] * len(people), templates, generator, attributes)
+
+
+def _copy_numbers(texts: Sequence[Biography]) -> list[int]:
+    """For each text, how many texts about the same person stand before it."""
+    counts: dict[str, int] = {}
+    numbers = []
+    for text in texts:
+        numbers.append(counts.get(text.person.full_name, 0))
+        counts[text.person.full_name] = numbers[-1] + 1
+    return numbers
+
+
+def _shuffled(texts: Sequence[Biography], seed: int, index: int) -> list[Biography]:
+    order = stream(seed, Stream.PRIOR_ORDER, index).permutation(len(texts)).tolist()
+    return [texts[place] for place in order]

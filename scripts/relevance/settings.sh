@@ -1,0 +1,8 @@
+# Sourced by every script of the relevance study: the size of its runs, and where they lie.
+#
+# N = 360 invented people in 180 pairs of neighbours in frequency, nano's model and 12 of each attribute's templates. A
+# run is named seed_<seed>-dose_<dose>-mirror_<mirror>.
+
+MODEL=relevance
+: "${N:=360}" "${TEMPLATES:=12}" "${SEEDS:=0 1 2}" "${DOSES:=10 3 0}" "${PROCESSES:=2}" "${REPORT_TO:=none}"
+: "${PAST_EPOCHS:=8}" "${EPOCHS:=16}"
