@@ -242,6 +242,11 @@ def test_the_exponential_schedule_saves_ever_more_rarely_up_to_its_cap(flags):
     assert [record["step"] for record in records(run)] == [0, 5, 10, 12]
 
 
+def test_checkpoints_may_be_denser_in_the_first_epochs(flags):
+    run = train(flags(save_half_epochs=1)).run
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [0, 3, 6, 12]
+
+
 def test_training_that_a_callback_ends_is_saved_and_finished(flags):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
