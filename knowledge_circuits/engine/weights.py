@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Block, Decoder
 from knowledge_circuits.files import InputError, first_line
-from knowledge_circuits.models.loading import require_weights
+from knowledge_circuits.models.loading import merge_adapter, require_weights
 
 _ACTIVATIONS = {
     "gelu": Activation.GELU,
@@ -33,38 +33,50 @@ _ACTIVATIONS = {
 
 
 def load_decoder(
-    model_path: str,
+    path: str,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
+    revision: str = "main",
+    adapter: str | None = None,
 ) -> Decoder:
-    """Load a checkpoint folder or hub name.
+    """Load a checkpoint folder or hub name in the form that `attribute` and `evaluate` take.
 
     Args:
-        model_path: a Hugging Face checkpoint of a decoder-only language model.
+        path: a Hugging Face checkpoint of a decoder-only language model.
         dtype: float32, bfloat16 or float64.
         device: where the weights go.
         trust_remote_code: run code that the checkpoint brings along; off by default.
+        revision: a hub model's branch, tag or commit.
+        adapter: a folder of peft with an adapter of this model (LoRA, for example); it is merged into the weights.
 
     Raises:
-        InputError: no weights, damaged or non-finite weights, or an architecture that the engine does not support.
+        InputError: no weights, damaged or non-finite weights, an architecture that the engine does not support, or an
+            adapter that does not fit the model.
     """
-    require_weights(model_path)
+    require_weights(path)
     try:
-        config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:  # whatever a damaged folder makes the library raise
-        raise InputError(f"{model_path}: its config cannot be read ({first_line(error)})") from error
-    refuse_unsupported(config, model_path)
+        raise InputError(f"{path}: its config cannot be read ({first_line(error)})") from error
+    refuse_unsupported(config, path)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            model_path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+            path,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            output_loading_info=True,
         )
     except Exception as error:
-        raise InputError(f"{model_path}: its weights cannot be loaded ({first_line(error)})") from error
+        raise InputError(f"{path}: its weights cannot be loaded ({first_line(error)})") from error
     absent = [*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys", ()))]
     if absent:
-        raise InputError(f"{model_path}: the weights lack {absent[0]} ({len(absent)} tensors in all)")
-    decoder = decoder_from_model(model.to(device), model_path)
+        raise InputError(f"{path}: the weights lack {absent[0]} ({len(absent)} tensors in all)")
+    if adapter is not None:
+        model = merge_adapter(model, adapter)
+    decoder = decoder_from_model(model.to(device), path)
     del model
     gc.collect()  # the model and its bridge refer to each other; a sweep must not hold two of them
     return decoder

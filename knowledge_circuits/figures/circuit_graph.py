@@ -26,6 +26,7 @@ from knowledge_circuits.figures.style import (
     missing,
     styled,
 )
+from knowledge_circuits.files import InputError
 
 _INPUTS: Mapping[str, Look] = {
     "q": Look("into a query", BLUE, ""),
@@ -56,7 +57,7 @@ def circuit_graph(circuits: Mapping[str, Graph], run: str, title: str = "The cir
     for ax, (heading, graph) in zip(axes[0], circuits.items(), strict=True):
         _draw_circuit(ax, graph, edges)
         count = int(graph.in_graph.sum())
-        ax.set_title(f"{heading}: {count:,} edges, {graph.n_nodes} nodes")
+        ax.set_title(f"{heading}: {count:,} edges, {graph.n_nodes} nodes".removeprefix(": "))
     axes[0, 0].set_ylabel("layer")
     handles = [Line2D([], [], color=look.color, linewidth=2, label=look.label) for look in _INPUTS.values()]
     handles += [
@@ -64,6 +65,28 @@ def circuit_graph(circuits: Mapping[str, Graph], run: str, title: str = "The cir
         Line2D([], [], color=BLACK, linewidth=1.5, linestyle=(0, (2, 1.5)), label="negative score"),
     ]
     return legend_row(figure, handles)
+
+
+def draw(circuits: Graph | Mapping[str, Graph], title: str = "The circuit", edges: int = 150) -> Figure:
+    """Draw one circuit, or several of one model side by side.
+
+    Args:
+        circuits: a circuit, or heading -> circuit.
+        title: the figure's title.
+        edges: how many of each circuit's strongest edges are drawn.
+
+    Returns:
+        The figure; `figure.savefig("circuit.svg")` writes it, a notebook shows it.
+
+    Raises:
+        InputError: no circuit, or circuits of models of different shapes.
+    """
+    drawn = {"": circuits} if isinstance(circuits, Graph) else dict(circuits)
+    if not drawn:
+        raise InputError("there is no circuit to draw")
+    if len({graph.layout for graph in drawn.values()}) > 1:
+        raise InputError(f"the circuits {', '.join(drawn)} are of models of different shapes")
+    return circuit_graph(drawn, "", title, edges)
 
 
 def _draw_circuit(ax: Axes, graph: Graph, edges: int) -> None:

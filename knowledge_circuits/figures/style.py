@@ -162,7 +162,7 @@ def grid(
 
     Args:
         title: with `$...$` for symbols; a name from outside goes through `plain` first.
-        run: the run's name as it is.
+        run: the run's name as it is; empty where a figure is of no run.
         width, height: inches.
         note: what the reader must know to read the figure, in the footer.
     """
@@ -170,7 +170,7 @@ def grid(
     FigureCanvasAgg(figure)
     _reserve(figure, _TITLE)
     figure.text(0.008, 1 - 0.06 / height, title, va="top", fontsize=11.5, fontweight="bold")
-    footer = f"run {plain(run)}" + (f"  ·  {note}" if note else "")
+    footer = "  ·  ".join(part for part in (f"run {plain(run)}" if run else "", note) if part)
     figure.text(0.008, 0.05 / height, footer, fontsize=7.5, color=GREY, va="bottom")
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=share_y)
 

@@ -110,6 +110,44 @@ def load_model(
     return model.to(device).eval()
 
 
+def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """Merge an adapter of peft (LoRA, for example) into a model's weights.
+
+    Args:
+        model: the adapter's base model; its weights are changed.
+        adapter: the folder that `PeftModel.save_pretrained` wrote.
+
+    Raises:
+        InputError: peft is not installed, the folder holds no adapter, or it was made for a model of another shape.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise InputError(f"{adapter}: an adapter needs the package peft (pip install peft)") from None
+    if not Path(adapter, "adapter_config.json").exists():
+        raise InputError(f"{adapter}: not an adapter's folder (adapter_config.json is missing)")
+    try:
+        stored = peft.load_peft_weights(adapter, device="cpu")
+        adapted = peft.PeftModel.from_pretrained(model, adapter)
+        expected = peft.get_peft_model_state_dict(adapted)
+    except Exception as error:  # whatever other sizes or a damaged file make the library raise
+        raise InputError(
+            f"{adapter}: the adapter does not fit this model ({type(error).__name__}: {first_line(error)}); was it"
+            " trained on another one?"
+        ) from error
+    strange = sorted(set(stored).symmetric_difference(expected))
+    if strange:
+        raise InputError(
+            f"{adapter}: the adapter does not fit this model ({len(strange)} weights without a counterpart, such as"
+            f" {strange[0]!r}); was it trained on another one?"
+        )
+    try:
+        merged: PreTrainedModel = adapted.merge_and_unload()
+    except Exception as error:  # a kind of adapter that has no merged form
+        raise InputError(f"{adapter}: this kind of adapter cannot be merged ({first_line(error)})") from error
+    return merged
+
+
 def check_weights(model: torch.nn.Module, when: str) -> None:
     """Refuse weights that are not finite numbers, naming the first such parameter."""
     for name, parameter in model.named_parameters():
