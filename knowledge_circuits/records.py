@@ -1,120 +1,246 @@
-"""What the values of a JSON record must be: checked where a file is read, so that nothing later meets a wrong one."""
+"""The JSON records that several parts of the project share, and the readers that check them.
+
+A record is a TypedDict: its rows are plain dictionaries, and pydantic checks their values while the file is read. A
+wrong value is one sentence with the file, the line, the key, what the value must be and what it is. Keys that a record
+does not name are kept unchecked. Records of one part only (a person, a row of circuit data, a skill's example) stand
+with that part and use the field types of this module.
+"""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from knowledge_circuits.files import InputError, numbered_jsonl, read_json
-from knowledge_circuits.study import KnowledgeType
+from knowledge_circuits.study import Attribute, KnowledgeType
+
+Row = TypeVar("Row")
 
 #: More biographies of one person than any corpus has; beyond it a frequency is taken for a mistake.
 LARGEST_FREQUENCY = 1_000_000
 
-
-class Kind(StrEnum):
-    """What a value is; the text completes "... is not"."""
-
-    NUMBER = "a finite number"
-    COUNT = "a whole number of at least 0"
-    FLAG = "true or false"
-    TEXT = "a text"
+#: Integers are integers, texts are texts, numbers are finite; other keys stay.
+RECORD = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
-@dataclass(frozen=True)
-class Field:
-    """One key of a record.
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must be a text that is not empty")
+    return text
 
-    Attributes:
-        key: its name.
-        kind: what its value must be.
-        required: whether every record has it.
-        nullable: whether null is a value too.
+
+def _number_of_digits(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()) else value
+
+
+def _text_of_number(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
+Text = Annotated[str, Field(strict=True), AfterValidator(_not_blank)]
+Texts = Annotated[list[Text], Field(min_length=1)]
+#: A day or a year, given as its text or as an integer.
+Digits = Annotated[Text, BeforeValidator(_text_of_number)]
+Share = Annotated[float, Field(ge=0, le=1)]
+#: A probability; rounding may lift 1 a little.
+Probability = Annotated[float, Field(ge=0, le=1.0001)]
+#: Files give a frequency as an integer or as its digits.
+Frequency = Annotated[int, BeforeValidator(_number_of_digits), Field(strict=True, ge=1, le=LARGEST_FREQUENCY)]
+#: An enum's member given by its name, and (in rows that become tables) that name.
+Type = Annotated[KnowledgeType, Field(strict=False)]
+TypeName = Annotated[KnowledgeType, Field(strict=False), AfterValidator(str)]
+AttributeName = Annotated[Attribute, Field(strict=False), AfterValidator(str)]
+
+
+class TextRow(TypedDict):
+    """A line of a corpus."""
+
+    __pydantic_config__ = RECORD  # type: ignore[misc]
+    text: str
+
+
+class Evaluation(TypedDict):
+    """A line of evaluations.jsonl."""
+
+    __pydantic_config__ = RECORD  # type: ignore[misc]
+    step: Count
+    epoch: float
+    loss: NotRequired[float | None]
+    accuracy: NotRequired[float | None]
+    new_first_token_attribute_accuracy: NotRequired[float | None]
+    revised_first_token_attribute_accuracy: NotRequired[float | None]
+
+
+class LoggedState(TypedDict):
+    """What tables need of a checkpoint's trainer_state.json."""
+
+    __pydantic_config__ = RECORD  # type: ignore[misc]
+    epoch: NotRequired[float | None]
+    global_step: NotRequired[Count]
+    log_history: NotRequired[list[dict[str, Any]]]
+
+
+class LoggedLoss(TypedDict):
+    """An entry of the log history that tells a training loss."""
+
+    __pydantic_config__ = RECORD  # type: ignore[misc]
+    step: Count
+    epoch: float
+    loss: float
+
+
+class Prediction(TypedDict):
+    """A line of a checkpoint's prediction.jsonl."""
+
+    __pydantic_config__ = RECORD  # type: ignore[misc]
+    full_name: Text
+    attribute: str
+    type: TypeName
+    frequency: Frequency
+    correct: bool
+    first_token_correct: NotRequired[bool]
+
+
+class CircuitResults(TypedDict):
+    """A circuit's results.json."""
+
+    __pydantic_config__ = RECORD  # type: ignore[misc]
+    clean_baseline_performance: float
+    corrupted_baseline_performance: float
+    circuit_performance: float
+    edges_num: Count
+    nodes_num: Count
+    edge_entropy: float | None
+    faithfulness: float | None
+
+
+class CircuitPrediction(TypedDict):
+    """A line of a circuit's standalone predictions."""
+
+    __pydantic_config__ = RECORD  # type: ignore[misc]
+    token_prob: float
+    token_rank: Count
+
+
+class _Probed(TypedDict):
+    __pydantic_config__ = RECORD  # type: ignore[misc]
+    step: Count
+    epoch: Annotated[float, Field(ge=0)]
+
+
+class ProbedFact(_Probed):
+    """A line of knowledge_dynamics.jsonl about one attribute of one person."""
+
+    kind: Literal["fact"]
+    full_name: Text
+    attribute: AttributeName
+    type: TypeName
+    frequency: Frequency
+    correct: bool
+    token_prob: Probability
+    token_rank: Count
+    answer_log_prob: float
+
+
+class ProbedSkill(_Probed):
+    """A line of knowledge_dynamics.jsonl about one skill."""
+
+    kind: Literal["skill"]
+    skill: Text
+    accuracy: Share
+    examples: Count
+
+
+class ProbedText(_Probed):
+    """A line of knowledge_dynamics.jsonl about one held-out text."""
+
+    kind: Literal["text"]
+    text: Text
+    perplexity: Annotated[float, Field(ge=0)]
+
+
+ProbeRecord = ProbedFact | ProbedSkill | ProbedText
+
+
+class Shape(Generic[Row]):
+    """The check of one kind of record.
+
+    Args:
+        kind: a TypedDict, a dataclass, a pydantic model or an annotated type.
     """
 
-    key: str
-    kind: Kind
-    required: bool = True
-    nullable: bool = False
+    def __init__(self, kind: Any) -> None:
+        self._adapter: TypeAdapter[Row] = TypeAdapter(kind)
+
+    def check(self, value: Any, where: str) -> Row:
+        """Return the value as this kind of record.
+
+        Raises:
+            InputError: a key is missing or a value is wrong; `where` names the file and line.
+        """
+        try:
+            return self._adapter.validate_python(value)
+        except ValidationError as error:
+            raise InputError(f"{where}: {explain(error)}") from None
+
+    def numbered(self, path: str | Path) -> Iterator[tuple[int, Row]]:
+        """Read a JSON lines file: each line's number (from 1) and record."""
+        for number, row in numbered_jsonl(path):
+            yield number, self.check(row, f"{path}, line {number}")
+
+    def lines(self, path: str | Path) -> list[Row]:
+        """Read a JSON lines file."""
+        return [row for _, row in self.numbered(path)]
+
+    def file(self, path: str | Path) -> Row:
+        """Read a JSON file that holds one record."""
+        return self.check(read_json(path), str(path))
 
 
-def check_record(record: Mapping[str, Any], fields: Sequence[Field], where: str) -> None:
-    """Check a record's values.
-
-    Raises:
-        InputError: a key is missing or its value is not of its kind; `where` names the file and line.
-    """
-    for field in fields:
-        if field.key not in record:
-            if field.required:
-                raise InputError(f"{where}: no key {field.key!r}")
-            continue
-        value = record[field.key]
-        if not (value is None and field.nullable) and not _is(value, field.kind):
-            raise InputError(f"{where}: {field.key!r} is {_shown(value)}, which is not {field.kind}")
+def shape(kind: Any) -> Shape[Any]:
+    """Return the check of a kind of record, made once."""
+    return _shape(kind)
 
 
-def checked_jsonl(path: str | Path, fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
-    """The records of a JSON lines file, each checked; see `check_record`."""
-    for number, record in numbered_jsonl(path):
-        check_record(record, fields, f"{path}, line {number}")
-        yield record
+_shape: Callable[[Any], Shape[Any]] = cache(Shape)
 
 
-def checked_json(path: str | Path, fields: Sequence[Field]) -> dict[str, Any]:
-    """The record of a JSON file, checked; see `check_record`."""
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: a JSON object is wanted, not {type(record).__name__}")
-    check_record(record, fields, str(path))
-    return record
+#: Lines of knowledge_dynamics.jsonl, told apart by their `kind`.
+PROBE_RECORD: Annotated[Any, "a type"] = Annotated[ProbeRecord, Discriminator("kind")]
 
 
-def _is(value: Any, kind: Kind) -> bool:
-    if kind is Kind.TEXT:
-        return isinstance(value, str)
-    if kind is Kind.FLAG:
-        return isinstance(value, bool)
-    if isinstance(value, bool):
-        return False
-    if kind is Kind.COUNT:
-        return isinstance(value, int) and 0 <= value < 2**63
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and abs(value) < 2**63
+def explain(error: ValidationError) -> str:
+    """Say in one clause what the first wrong value is and must be."""
+    first = error.errors(include_url=False)[0]
+    kind, value = first["type"], first["input"]
+    keys = [part for part in first["loc"] if isinstance(part, str)]
+    key = keys[-1] if keys else None
+    entry = f"entry {first['loc'][-1]} " if first["loc"] and isinstance(first["loc"][-1], int) else ""
+    if kind == "missing":
+        return f"no key {key!r}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        key = str(first["ctx"]["discriminator"]).strip("'")
+        if kind == "union_tag_not_found":
+            return f"no key {key!r}"
+        return f"{key!r} must be one of {first['ctx']['expected_tags']}, not {_shown(first['ctx']['tag'])}"
+    if key is None and kind in ("dict_type", "model_type", "dataclass_type", "model_attributes_type"):
+        return f"a JSON object is wanted, not {type(value).__name__}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be", "must be").replace("should have", "must have")
+    message = message.replace("a valid integer", "a whole number").replace("a valid boolean", "true or false")
+    message = message.replace("a valid string", "a text").replace("valid number", "number")
+    message = message.replace("List must", "must").replace("a valid list", "a list")
+    message = message.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    return f"{repr(key) + ' ' if key else ''}{entry}{message}, not {_shown(value)}"
 
 
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def parse_frequency(value: Any, where: str) -> int:
-    """A frequency given as an integer or as its text.
-
-    Raises:
-        InputError: neither, or not between 1 and `LARGEST_FREQUENCY`.
-    """
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_FREQUENCY:
-        raise InputError(f"{where}: 'frequency' must be an integer from 1 to {LARGEST_FREQUENCY:,}, not {value!r}")
-    return value
-
-
-def parse_type(value: Any, where: str) -> KnowledgeType:
-    """A knowledge type given by its name.
-
-    Raises:
-        InputError: not one of them.
-    """
-    try:
-        return KnowledgeType(value)
-    except ValueError:
-        valid = ", ".join(KnowledgeType)
-        raise InputError(f"{where}: 'type' must be one of {valid}, not {value!r}") from None

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from made_up import POOLS, TEMPLATES, write_pools, write_templates
 from knowledge_circuits.corpus.biographies import Template, load_templates, sample_validation, training_corpus
 from knowledge_circuits.corpus.folder import DataFolder
 from knowledge_circuits.corpus.people import (
-    PERSON_KEYS,
     Person,
     Stream,
     contradict,
@@ -226,7 +225,7 @@ def test_any_name_is_told_and_read_back_as_it_is(name: str, tmp_path: Path) -> N
 def test_a_template_without_both_places_exactly_once_is_refused(text: object, tmp_path: Path) -> None:
     folder = write_templates(tmp_path)
     (folder / "city.json").write_text(json.dumps(["{subject} is in {value}.", text]), encoding="utf-8")
-    with pytest.raises(InputError, match=r"city\.json, entry 1"):
+    with pytest.raises(InputError, match=r"city\.json[:,] entry 1"):
         load_templates(folder)
 
 
@@ -240,14 +239,14 @@ def test_entities_may_have_frequencies_as_text_and_keys_of_their_own(tmp_path: P
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("frequency", 0, "from 1 to 1,000,000"),
-        ("frequency", 2.5, "from 1 to 1,000,000"),
-        ("frequency", True, "from 1 to 1,000,000"),
-        ("frequency", 10**300, "from 1 to 1,000,000"),
-        ("frequency", "many", "from 1 to 1,000,000"),
-        ("frequency", None, "from 1 to 1,000,000"),
-        ("type", "newish", "one of new, revised"),
-        ("type", ["new"], "one of new, revised"),
+        ("frequency", 0, "'frequency' must be"),
+        ("frequency", 2.5, "'frequency' must be"),
+        ("frequency", True, "'frequency' must be"),
+        ("frequency", 10**300, "'frequency' must be"),
+        ("frequency", "many", "'frequency' must be"),
+        ("frequency", None, "'frequency' must be"),
+        ("type", "newish", "'type' must be 'new' or 'revised'"),
+        ("type", ["new"], "'type' must be 'new' or 'revised'"),
         ("full_name", "  ", "'full_name' must be a text"),
         ("city", 3, "'city' must be a text"),
         ("major", "\ud800", "surrogate"),
@@ -264,7 +263,7 @@ def test_a_bad_value_is_refused_with_file_line_and_reason(key: str, value: objec
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    key=st.sampled_from(PERSON_KEYS),
+    key=st.sampled_from([field.name for field in fields(Person)]),
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
         lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),

@@ -21,6 +21,7 @@ from knowledge_circuits.files import InputError, write_json, write_jsonl
 from knowledge_circuits.report.comparison import spread, summarize, write_comparison
 from knowledge_circuits.report.material import Material, read_material
 from knowledge_circuits.report.page import configuration, report_html
+from knowledge_circuits.run_config import RunConfig
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, KnowledgeType, groups
 
@@ -176,18 +177,18 @@ def test_a_broken_configuration_is_an_error_that_names_the_file(bare_run: Run, t
 def test_the_configuration_s_main_choices_come_first() -> None:
     shown = dict(
         configuration(
-            {
-                "model": "nano",
-                "arguments": {
+            RunConfig(
+                model="nano",
+                arguments={
                     "learning_rate": 0.0015,
                     "lr_scheduler_type": "constant",
                     "num_train_epochs": 18.0,
                     "probe_file": "test.jsonl",
                     "probe_every": ["50", "steps"],
                 },
-                "data": {"seed": 0, "tokens": 143_000, "generated": {"N": 540}},
-                "versions": {"torch": "2.13.0", "python": "3.11"},
-            }
+                data={"seed": 0, "tokens": 143_000, "generated": {"N": 540}},
+                versions={"torch": "2.13.0", "python": "3.11"},
+            )
         )
     )
     assert shown["Learning rate"] == "0.0015, constant"

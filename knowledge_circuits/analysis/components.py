@@ -48,6 +48,7 @@ from knowledge_circuits.files import InputError, read_bytes, read_json, write_js
 from knowledge_circuits.models.loading import load_model, no_loading_bars, weight_files, weights_digest
 from knowledge_circuits.models.tokenization import load_tokenizer, subject_positions
 from knowledge_circuits.paths import REPOSITORY
+from knowledge_circuits.run_config import read_run_config
 from knowledge_circuits.runs import Checkpoint, Run
 from knowledge_circuits.study import TASKS, Group, groups, task_file
 
@@ -285,10 +286,8 @@ def has_circuit_data(data_file: str) -> bool:
 
 def circuit_data_file(run: Run, setting: tables.Setting) -> str:
     """Where the run's circuit data lie, by its configuration: beside its training file; `{task}` for each task."""
-    config = read_json(run.config) if run.config.exists() else {}
-    arguments = config.get("arguments") if isinstance(config, dict) else None
-    train_file = arguments.get("train_file") if isinstance(arguments, dict) else None
-    folder = Path(train_file).parent if isinstance(train_file, str) else Path("data")
+    train_file = read_run_config(run).arguments.train_file
+    folder = Path("data") if train_file is None else Path(train_file).parent
     place = folder if folder.is_dir() else REPOSITORY / folder
     any_task = DataFolder(place).circuit(setting.circuit_n, tables.model_name(run), TASKS[0])
     return str(any_task.with_name("{task}.jsonl"))

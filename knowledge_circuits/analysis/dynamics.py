@@ -17,8 +17,7 @@ and tidy tables; nothing here loads a model.
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -30,8 +29,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from knowledge_circuits.engine import topology
-from knowledge_circuits.files import InputError, numbered_jsonl
-from knowledge_circuits.records import parse_frequency, parse_type
+from knowledge_circuits.files import InputError
+from knowledge_circuits.records import PROBE_RECORD, shape
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
 from knowledge_circuits.training.stopping import Known, consolidated_counts, skill_lost
@@ -94,19 +93,16 @@ def read_dynamics(path: str | Path) -> Dynamics:
     """
     tables: dict[str, list[dict[str, Any]]] = {"fact": [], "skill": [], "text": []}
     seen: dict[tuple[Any, ...], int] = {}
-    for number, row in numbered_jsonl(path, keys=("kind", "step", "epoch")):
-        where = f"{path}, line {number}"
-        checked = _checked(row, where)
-        key = (
-            row["kind"],
-            checked["step"],
-            *(checked.get(name) for name in ("full_name", "attribute", "skill", "text")),
-        )
+    for number, row in shape(PROBE_RECORD).numbered(path):
+        key = (row["kind"], row["step"], *(row.get(name) for name in ("full_name", "attribute", "skill", "text")))
         if key in seen:
-            raise InputError(f"{where}: the same probe at the same step already stands on line {seen[key]}")
+            raise InputError(
+                f"{path}, line {number}: the same probe at the same step already stands on line {seen[key]}"
+            )
         seen[key] = number
-        tables[row["kind"]].append(checked)
+        tables[row["kind"]].append(row)
     facts = pd.DataFrame(tables["fact"], columns=FACT_COLUMNS)
+    facts["band"] = [str(Band.of(frequency)) for frequency in facts["frequency"]]
     counts = facts.groupby("step").size()
     if counts.nunique() > 1 or len(facts) != counts.size * len(facts[["full_name", "attribute"]].drop_duplicates()):
         raise InputError(f"{path}: the probes do not all ask for the same facts ({counts.to_dict()} facts by step)")
@@ -123,72 +119,6 @@ def run_dynamics(run: Run) -> Dynamics:
         return read_dynamics(run.knowledge_dynamics)
     columns = (FACT_COLUMNS, SKILL_COLUMNS, TEXT_COLUMNS)
     return Dynamics(*(pd.DataFrame(columns=names) for names in columns))
-
-
-def _checked(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A record with the columns of its table."""
-    when = {"step": _whole(row, "step", where), "epoch": _number(row, "epoch", where, least=0)}
-    if row["kind"] == "fact":
-        return when | _checked_fact(row, where)
-    if row["kind"] == "skill":
-        accuracy = _number(row, "accuracy", where, least=0, most=1)
-        return when | {
-            "skill": _text(row, "skill", where),
-            "accuracy": accuracy,
-            "examples": _whole(row, "examples", where),
-        }
-    if row["kind"] == "text":
-        return when | {"text": _text(row, "text", where), "perplexity": _number(row, "perplexity", where, least=0)}
-    raise InputError(f"{where}: kind {row['kind']!r} is not one of: fact, skill, text")
-
-
-def _checked_fact(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    attribute = _text(row, "attribute", where)
-    if attribute not in list(Attribute):
-        raise InputError(f"{where}: attribute {attribute!r} is not one of: {', '.join(Attribute)}")
-    if not isinstance(row.get("correct"), bool):
-        raise InputError(f"{where}: 'correct' must be true or false, not {row.get('correct')!r}")
-    frequency = parse_frequency(row.get("frequency"), where)
-    return {
-        "full_name": _text(row, "full_name", where),
-        "attribute": attribute,
-        "type": str(parse_type(row.get("type"), where)),
-        "band": str(Band.of(frequency)),
-        "frequency": frequency,
-        "correct": row["correct"],
-        "token_prob": _number(row, "token_prob", where, least=0, most=1.0001),  # rounding may lift 1 a little
-        "token_rank": _whole(row, "token_rank", where),
-        "answer_log_prob": _number(row, "answer_log_prob", where),
-    }
-
-
-def _number(row: Mapping[str, Any], key: str, where: str, least: float = -math.inf, most: float = math.inf) -> float:
-    value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise InputError(f"{where}: {key!r} must be a number{_bounds(least, most)}, not {value!r}")
-    if not abs(value) <= sys.float_info.max:  # also an integer too large for a float
-        raise InputError(f"{where}: {key!r} must be a finite number")
-    return float(value)
-
-
-def _bounds(least: float, most: float) -> str:
-    if math.isfinite(least) and math.isfinite(most):
-        return f" from {least:g} to {most:g}"
-    return f" of at least {least:g}" if math.isfinite(least) else ""
-
-
-def _whole(row: Mapping[str, Any], key: str, where: str) -> int:
-    value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
-        raise InputError(f"{where}: {key!r} must be a whole number of at least 0, not {value!r}")
-    return value
-
-
-def _text(row: Mapping[str, Any], key: str, where: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{where}: {key!r} must be a text, not {value!r}")
-    return value
 
 
 def fact_history(facts: pd.DataFrame) -> FactHistory:

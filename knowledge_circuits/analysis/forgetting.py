@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,8 +29,9 @@ from numpy.typing import NDArray
 from knowledge_circuits.analysis import components, tables
 from knowledge_circuits.analysis.tables import GROUP_COLUMNS, Circuits
 from knowledge_circuits.engine import topology
-from knowledge_circuits.files import InputError, read_json
+from knowledge_circuits.files import InputError
 from knowledge_circuits.paths import REPOSITORY
+from knowledge_circuits.run_config import Flags, read_run_config
 from knowledge_circuits.runs import Checkpoint, Run
 
 _PREFIX = "replay_"
@@ -123,33 +123,27 @@ def _runs_in(folder: Path) -> list[ForgettingRun]:
     found = []
     for place in sorted(folder.glob(f"{_PREFIX}*/checkpoints")):
         run = Run(place.parent)
-        arguments = _arguments(run)
-        found.append(ForgettingRun(_ratio(run, arguments), run, _start(arguments)))
+        flags = read_run_config(run).arguments
+        found.append(ForgettingRun(_ratio(run, flags), run, _start(flags)))
     return found
 
 
-def _arguments(run: Run) -> Mapping[str, Any]:
-    """The flags that the run was trained with; none where it keeps no configuration."""
-    config = read_json(run.config) if run.config.exists() else {}
-    arguments = config.get("arguments") if isinstance(config, dict) else None
-    return arguments if isinstance(arguments, dict) else {}
-
-
-def _ratio(run: Run, arguments: Mapping[str, Any]) -> float:
+def _ratio(run: Run, flags: Flags) -> float:
     """The replay ratio by the run's configuration or, without one, by its folder's name."""
-    said = arguments.get("replay_ratio")
+    if flags.replay_ratio is not None:
+        return flags.replay_ratio
     try:
-        ratio = float(run.path.name.removeprefix(_PREFIX) if said is None else said)
-    except (TypeError, ValueError):
+        ratio = float(run.path.name.removeprefix(_PREFIX))
+    except ValueError:
         ratio = math.nan
     if not 0 <= ratio <= 1:
         raise InputError(f"{run.path}: neither run_config.json nor the folder's name tells a replay ratio from 0 to 1")
     return ratio
 
 
-def _start(arguments: Mapping[str, Any]) -> Checkpoint | None:
-    path = arguments.get("model_name_or_path")
-    checkpoint = Checkpoint(path, Path(path)) if isinstance(path, str) else None
+def _start(flags: Flags) -> Checkpoint | None:
+    path = flags.model_name_or_path
+    checkpoint = Checkpoint(path, Path(path)) if path is not None else None
     return checkpoint if checkpoint and checkpoint.step is not None else None
 
 

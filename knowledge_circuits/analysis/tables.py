@@ -30,29 +30,18 @@ from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.graph_files import read_graph
 from knowledge_circuits.files import InputError, read_json
 from knowledge_circuits.paths import PUBLISHED_ACCURACY, REPOSITORY
-from knowledge_circuits.records import Field, Kind, check_record, checked_json, checked_jsonl, parse_frequency
+from knowledge_circuits.records import (
+    CircuitPrediction,
+    CircuitResults,
+    Evaluation,
+    LoggedLoss,
+    LoggedState,
+    Prediction,
+    shape,
+)
+from knowledge_circuits.run_config import read_run_config
 from knowledge_circuits.runs import PATCHING, Checkpoint, Content, Coordinates, Run
 from knowledge_circuits.study import Band, Group, KnowledgeType, groups
-
-_NUMBER, _COUNT, _FLAG, _TEXT = Kind.NUMBER, Kind.COUNT, Kind.FLAG, Kind.TEXT
-_STEP = (Field("step", _COUNT), Field("epoch", _NUMBER))
-#: What the run's files must say; see `records`.
-EVALUATION_FIELDS = (
-    *_STEP,
-    *(Field(key, _NUMBER, required=False, nullable=True) for key in ("loss", "accuracy")),
-    *(Field(f"{t}_first_token_attribute_accuracy", _NUMBER, False, True) for t in KnowledgeType),
-)
-STATE_FIELDS = (Field("epoch", _NUMBER, required=False, nullable=True),)
-PREDICTION_FIELDS = (
-    *(Field("full_name", _TEXT), Field("attribute", _TEXT), Field("type", _TEXT)),
-    *(Field("correct", _FLAG), Field("first_token_correct", _FLAG, required=False)),
-)
-RESULT_FIELDS = (
-    *(Field(f"{run}_performance", _NUMBER) for run in ("clean_baseline", "corrupted_baseline", "circuit")),
-    *(Field("edges_num", _COUNT), Field("nodes_num", _COUNT)),
-    *(Field("edge_entropy", _NUMBER, nullable=True), Field("faithfulness", _NUMBER, nullable=True)),
-)
-CIRCUIT_PREDICTION_FIELDS = (Field("token_prob", _NUMBER), Field("token_rank", _COUNT))
 
 #: What is said where a figure or table would show circuits and there are none.
 NO_CIRCUITS = "No circuits in this run yet: circuit_discovery.py and circuit_eval.py write them."
@@ -143,11 +132,7 @@ def run_name(run: Run) -> str:
 
 def model_name(run: Run) -> str:
     """The run's `--model`, from its configuration or, without one, from its path."""
-    if run.config.exists():
-        config = read_json(run.config)
-        if isinstance(config, dict) and isinstance(config.get("model"), str):
-            return config["model"]
-    return run.path.resolve().parent.name
+    return read_run_config(run).model or run.path.resolve().parent.name
 
 
 def epochs(run: Run) -> dict[int, float]:
@@ -161,12 +146,12 @@ def epochs(run: Run) -> dict[int, float]:
     """
     checkpoints = run.checkpoints()
     known: dict[int, float] = {0: 0.0}
-    for row in _optional_jsonl(run.evaluations, EVALUATION_FIELDS):
+    for row in _optional_lines(run.evaluations, Evaluation):
         known[int(row["step"])] = float(row["epoch"])
     for checkpoint in checkpoints:
         state = Path(checkpoint.path) / "trainer_state.json"
         if checkpoint.step is not None and state.exists():
-            content = checked_json(state, STATE_FIELDS)
+            content = shape(LoggedState).file(state)
             if content.get("epoch") is not None:
                 known[checkpoint.step] = float(content["epoch"])
     pairs = [(step, epoch) for step, epoch in known.items() if step > 0 and epoch > 0]
@@ -181,7 +166,7 @@ def epochs(run: Run) -> dict[int, float]:
 
 def evaluations(run: Run) -> pd.DataFrame:
     """All evaluations in step order; first-token accuracy by type in columns named by `first_token_column`."""
-    rows = _optional_jsonl(run.evaluations, EVALUATION_FIELDS)
+    rows = _optional_lines(run.evaluations, Evaluation)
     table = pd.DataFrame(rows, columns=None if rows else EVALUATION_COLUMNS)
     return table.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
 
@@ -191,12 +176,9 @@ def training_loss(run: Run) -> pd.DataFrame:
     for checkpoint in reversed(run.checkpoints()):
         state = Path(checkpoint.path) / "trainer_state.json"
         if state.exists():
-            history = checked_json(state, STATE_FIELDS).get("log_history", [])
-            if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
-                raise InputError(f"{state}: 'log_history' is not a list of objects")
-            rows = [row for row in history if "loss" in row and "epoch" in row]
-            for row in rows:
-                check_record(row, (*_STEP, Field("loss", _NUMBER)), f"{state}, log_history")
+            history = shape(LoggedState).file(state).get("log_history", [])
+            losses = [row for row in history if "loss" in row and "epoch" in row]
+            rows = [shape(LoggedLoss).check(row, f"{state}, log_history") for row in losses]
             return pd.DataFrame(rows, columns=["step", "epoch", "loss"])
     return pd.DataFrame(columns=["step", "epoch", "loss"])
 
@@ -240,9 +222,7 @@ def predictions(run: Run) -> pd.DataFrame:
     parts = []
     keys = ("full_name", "attribute", "type", "frequency", "correct")
     for checkpoint, epoch in _with_epochs(run):
-        rows = _optional_jsonl(checkpoint.predictions, PREDICTION_FIELDS)
-        for number, row in enumerate(rows, start=1):
-            row["frequency"] = parse_frequency(row.get("frequency"), f"{checkpoint.predictions}, item {number}")
+        rows = _optional_lines(checkpoint.predictions, Prediction)
         if rows:
             table = pd.DataFrame(rows).reindex(columns=[*keys, "first_token_correct"])
             parts.append(table.assign(step=checkpoint.step, epoch=epoch))
@@ -295,7 +275,7 @@ def results(run: Run, setting: Setting | None = None) -> pd.DataFrame:
     """
     parts = []
     for file in _circuit_files(run, setting, Content.RESULTS):
-        parts.append({**checked_json(file.path, RESULT_FIELDS), **file.columns})
+        parts.append({**shape(CircuitResults).file(file.path), **file.columns})
     table = pd.DataFrame(parts, columns=RESULT_COLUMNS)
     numbers = RESULT_COLUMNS[6:]
     return table.astype(dict.fromkeys(numbers, float)) if len(table) else table
@@ -313,7 +293,7 @@ def circuit_predictions(run: Run, setting: Setting | None = None) -> pd.DataFram
     rows: list[dict[str, Any]] = []
     files, lengths = [], []
     for file in _circuit_files(run, setting, Content.PREDICTIONS):
-        items = list(checked_jsonl(file.path, CIRCUIT_PREDICTION_FIELDS))
+        items = shape(CircuitPrediction).lines(file.path)
         rows += items
         lengths.append(len(items))
         target = file.coordinates.study_target
@@ -514,8 +494,8 @@ def own_circuit_hits(table: pd.DataFrame) -> pd.DataFrame:
     return own[(own["type"] == own["target_type"]) & (own["band"] == own["target_band"])]
 
 
-def _optional_jsonl(path: Path, fields: Sequence[Field]) -> list[dict[str, Any]]:
-    return list(checked_jsonl(path, fields)) if path.exists() else []
+def _optional_lines(path: Path, kind: type) -> list[dict[str, Any]]:
+    return shape(kind).lines(path) if path.exists() else []
 
 
 def _with_epochs(run: Run) -> Iterator[tuple[Checkpoint, float]]:

@@ -22,7 +22,8 @@ import numpy as np
 from tqdm import tqdm
 
 from knowledge_circuits.corpus.people import Person, Stream, stream
-from knowledge_circuits.files import InputError, read_json
+from knowledge_circuits.files import InputError
+from knowledge_circuits.records import Texts, shape
 from knowledge_circuits.study import Attribute
 
 
@@ -39,13 +40,13 @@ class Template:
     subject_first: bool
 
     @classmethod
-    def parse(cls, text: Any, where: str) -> Template:
+    def parse(cls, text: str, where: str) -> Template:
         """Split a text at `{subject}` and `{value}`.
 
         Raises:
             InputError: it does not have both exactly once.
         """
-        parts = re.split(r"(\{subject\}|\{value\})", text) if isinstance(text, str) else []
+        parts = re.split(r"(\{subject\}|\{value\})", text)
         if len(parts) != 5 or parts[1] == parts[3]:
             raise InputError(f"{where}: a template has {{subject}} and {{value}} exactly once each, unlike {text!r}")
         return cls(parts[0], parts[2], parts[4], parts[1] == "{subject}")
@@ -72,14 +73,11 @@ def load_templates(folder: str | Path, count: int | None = None) -> dict[Attribu
     templates = {}
     for attribute in Attribute:
         path = Path(folder) / f"{attribute}.json"
-        content = read_json(path)
-        if not isinstance(content, list) or not content:
-            raise InputError(f"{path}: a JSON list of texts is wanted")
-        found = [Template.parse(text, f"{path}, entry {index}") for index, text in enumerate(content)]
-        if count is not None and count > len(found):
-            raise InputError(f"{path}: {count} templates were asked for, but it holds {len(found)}")
-        wanted = len(found) if count is None else count
-        templates[attribute] = tuple(found[index * len(found) // wanted] for index in range(wanted))
+        all_ = [Template.parse(text, f"{path}, entry {index}") for index, text in enumerate(shape(Texts).file(path))]
+        if count is not None and count > len(all_):
+            raise InputError(f"{path}: {count} templates were requested, but it holds {len(all_)}")
+        wanted = len(all_) if count is None else count
+        templates[attribute] = tuple(all_[index * len(all_) // wanted] for index in range(wanted))
     return templates
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND, arithmetic_text
 from knowledge_circuits.corpus.biographies import Biography, Templates, write_biographies
 from knowledge_circuits.corpus.people import Person, Pools, Stream, contradict, draw_people, invented_names, stream
-from knowledge_circuits.files import InputError, numbered_jsonl
+from knowledge_circuits.records import TextRow, shape
 from knowledge_circuits.study import KnowledgeType
 
 # --- forgetting -----------------------------------------------------------------------------------------------------
@@ -128,12 +128,7 @@ def read_texts(path: str | Path) -> list[str]:
     Raises:
         InputError: with file, line and reason.
     """
-    texts = []
-    for number, row in numbered_jsonl(path, ["text"]):
-        if not isinstance(row["text"], str):
-            raise InputError(f"{path}, line {number}: 'text' must be a text, not {row['text']!r}")
-        texts.append(row["text"])
-    return texts
+    return [row["text"] for row in shape(TextRow).lines(path)]
 
 
 def arithmetic_corpus(lines: int, generator: np.random.Generator) -> list[str]:

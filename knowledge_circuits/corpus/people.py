@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from knowledge_circuits.corpus.folder import DataFolder
-from knowledge_circuits.files import InputError, numbered_jsonl, read_json, read_text
-from knowledge_circuits.records import parse_frequency, parse_type
+from knowledge_circuits.files import InputError, read_text
+from knowledge_circuits.records import Digits, Frequency, Text, Texts, Type, shape
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
 
 MONTHS = (
@@ -87,17 +87,17 @@ class Person:
         type: whether the model knew the person before.
     """
 
-    full_name: str
-    birth_date: str
-    birth_month: str
-    birth_year: str
-    birthday: str
-    city: str
-    major: str
-    university: str
-    company: str
-    frequency: int
-    type: KnowledgeType
+    full_name: Text
+    birth_date: Digits
+    birth_month: Text
+    birth_year: Digits
+    birthday: Text
+    city: Text
+    major: Text
+    university: Text
+    company: Text
+    frequency: Frequency
+    type: Type
 
     @property
     def band(self) -> Band:
@@ -122,31 +122,8 @@ class Person:
         Raises:
             InputError: a key is missing, or a value is not what it must be.
         """
-        missing = [key for key in PERSON_KEYS if key not in row]
-        if missing:
-            raise InputError(f"{where}: no key {', '.join(map(repr, missing))}")
-        texts = {key: _text_of(row[key], key, where) for key in TEXT_KEYS}
-        return cls(**texts, frequency=parse_frequency(row["frequency"], where), type=parse_type(row["type"], where))
-
-
-TEXT_KEYS = (
-    *("full_name", "birth_date", "birth_month", "birth_year"),
-    *("birthday", "city", "major", "university", "company"),
-)
-
-
-PERSON_KEYS = (*TEXT_KEYS, "frequency", "type")
-
-
-def _text_of(value: Any, key: str, where: str) -> str:
-    """A non-empty text; day and year may be given as integers."""
-    if isinstance(value, int) and not isinstance(value, bool) and key in ("birth_date", "birth_year"):
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: {key!r} must be a text that is not empty, not {value!r}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise InputError(f"{where}: {key!r} has half a surrogate pair, which is no character: {value!r}")
-    return value
+        person: Person = shape(cls).check(row, where)
+        return person
 
 
 def read_entities(path: str | Path, least: int = 1) -> list[Person]:
@@ -161,8 +138,7 @@ def read_entities(path: str | Path, least: int = 1) -> list[Person]:
     """
     people: list[Person] = []
     lines: dict[str, int] = {}
-    for number, row in numbered_jsonl(path):
-        person = Person.from_row(row, f"{path}, line {number}")
+    for number, person in shape(Person).numbered(path):
         if person.full_name in lines:
             first = lines[person.full_name]
             raise InputError(f"{path}, line {number}: {person.full_name!r} already stands on line {first}")
@@ -240,10 +216,7 @@ def load_pools(
 
 
 def _read_pool(path: Path) -> tuple[str, ...]:
-    content = read_json(path)
-    if not isinstance(content, list) or not content:
-        raise InputError(f"{path}: a JSON list of texts is wanted")
-    return tuple(dict.fromkeys(_text_of(entry, f"entry {index}", str(path)) for index, entry in enumerate(content)))
+    return tuple(dict.fromkeys(shape(Texts).file(path)))
 
 
 def read_people(path: str | Path) -> tuple[str, ...]:
@@ -262,7 +235,7 @@ def read_people(path: str | Path) -> tuple[str, ...]:
         raise InputError(f"{path}: not valid CSV ({error})") from None
     finally:
         csv.field_size_limit(limit)
-    names = [_text_of(name, "name", str(path)) for name in names if name]
+    names = [name for name in names if name]
     different = tuple(dict.fromkeys(names))
     if not different:
         raise InputError(f"{path}: no names in its column `name`")

@@ -14,25 +14,28 @@ from typing import Any
 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import TypedDict
 
 from knowledge_circuits.corpus.people import Person, Stream, sample_groups, stream
 from knowledge_circuits.engine.prompts import PromptPairs
-from knowledge_circuits.files import InputError, numbered_jsonl
+from knowledge_circuits.files import InputError
 from knowledge_circuits.models.tokenization import encode_prompt, label_text, label_token_id, start_token_id
-from knowledge_circuits.records import parse_frequency, parse_type
+from knowledge_circuits.records import RECORD, Count, Frequency, Text, TypeName, shape
 from knowledge_circuits.study import RARE_LENGTH, Attribute, Band, Group, task_file
 
-#: What a row of circuit data must have.
-_KEYS = (
-    "clean_subject",
-    "clean_label",
-    "clean_label_idx",
-    "corrupted_subject",
-    "corrupted_label",
-    "corrupted_label_idx",
-    "frequency",
-    "type",
-)
+
+class CircuitRow(TypedDict):
+    """A line of circuit data as it stands in the file."""
+
+    __pydantic_config__ = RECORD  # type: ignore[misc]
+    clean_subject: Text
+    clean_label: Text
+    clean_label_idx: Count
+    corrupted_subject: Text
+    corrupted_label: Text
+    corrupted_label_idx: Count
+    frequency: Frequency
+    type: TypeName
 
 
 @dataclass(frozen=True)
@@ -180,20 +183,7 @@ def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
     Raises:
         InputError: with file, line and reason.
     """
-    path = task_file(path, task)
-    rows = []
-    for number, row in numbered_jsonl(path, _KEYS):
-        where = f"{path}, line {number}"
-        for key in ("clean_subject", "clean_label", "corrupted_subject", "corrupted_label"):
-            if not isinstance(row[key], str) or not row[key].strip():
-                raise InputError(f"{where}: {key} is {row[key]!r}, not a text")
-        for key in ("clean_label_idx", "corrupted_label_idx"):
-            if type(row[key]) is not int or row[key] < 0:
-                raise InputError(f"{where}: {key} is {row[key]!r}, not a token id")
-        parse_type(row["type"], where)
-        row["frequency"] = parse_frequency(row["frequency"], where)
-        rows.append(row)
-    return rows
+    return shape(CircuitRow).lines(task_file(path, task))
 
 
 def in_group(row: Mapping[str, Any], group: Group) -> bool:

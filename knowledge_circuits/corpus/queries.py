@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from knowledge_circuits.corpus.people import Person
 from knowledge_circuits.files import InputError
+from knowledge_circuits.models.loading import context_length
 from knowledge_circuits.models.scoring import encode_continuations
 from knowledge_circuits.study import Attribute
 
@@ -66,7 +67,7 @@ def is_correct(output: str, value: str) -> bool:
 
 def check_context(model: PreTrainedModel, queries: Sequence[Query], room: int) -> None:
     """Refuse, by name, a prompt that with `room` more tokens does not fit into the model's context."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(model.config)
     for query in queries:
         needed = len(query.prompt_ids) + room
         if limit and needed > limit:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Block, Decoder
 from knowledge_circuits.files import InputError, first_line
-from knowledge_circuits.models.loading import merge_adapter, require_weights
+from knowledge_circuits.models.loading import context_length, merge_adapter, require_weights
 
 _ACTIVATIONS = {
     "gelu": Activation.GELU,
@@ -297,10 +297,13 @@ def _rotary_frequencies(config: Any, d_head: int, device: torch.device) -> tuple
 
 def _max_positions(config: Any) -> int:
     """The longest prompt for which attention is full: the context, or a sliding window that is shorter."""
+    length = context_length(config)
+    if length is None:
+        raise InputError("the configuration names no context length (max_position_embeddings)")
     window = getattr(config, "sliding_window", None)
     if not window or getattr(config, "use_sliding_window", True) is False:
-        return int(config.max_position_embeddings)
-    return min(int(config.max_position_embeddings), int(window))
+        return length
+    return min(length, int(window))
 
 
 def _compare_logits(decoder: Decoder, ids: Tensor, expected: Tensor, name: str) -> None:

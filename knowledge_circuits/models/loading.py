@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from knowledge_circuits.command_line import DTYPE_NAMES
@@ -146,6 +146,12 @@ def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     except Exception as error:  # a kind of adapter that has no merged form
         raise InputError(f"{adapter}: this kind of adapter cannot be merged ({first_line(error)})") from error
     return merged
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Return the longest input, in tokens, that a model of this configuration takes; None where it says nothing."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if length is None else int(length)
 
 
 def check_weights(model: torch.nn.Module, when: str) -> None:

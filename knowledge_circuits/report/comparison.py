@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,9 +23,9 @@ from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.figures.findings import VERDICT_COLORS
 from knowledge_circuits.files import InputError
 from knowledge_circuits.report.dynamics import TextTable
-from knowledge_circuits.report.material import read_config
 from knowledge_circuits.report.page import card, render, write_page
 from knowledge_circuits.report.sections import embed
+from knowledge_circuits.run_config import read_run_config
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Band, KnowledgeType
 
@@ -79,21 +78,19 @@ class FindingSpread:
 
 def summarize(run: Run) -> RunSummary:
     """Read a run and judge the findings on it."""
-    config = read_config(run)
+    config = read_run_config(run)
     predictions, circuit_predictions = tables.predictions(run), tables.circuit_predictions(run)
     return RunSummary(
         name=tables.run_name(run),
-        data_seed=_seed(config, "data"),
-        training_seed=_seed(config, "arguments"),
+        data_seed=_seed(config.data.seed),
+        training_seed=_seed(config.arguments.seed),
         findings=judge(predictions, circuit_predictions, tables.circuits(run)),
         last=tables.last_numbers(tables.results(run), circuit_predictions, predictions),
     )
 
 
-def _seed(config: dict[str, Any], part: str) -> str:
-    """The seed that a part of the configuration tells; "" where it tells none."""
-    value = config.get(part)
-    return str(value["seed"]) if isinstance(value, dict) and value.get("seed") is not None else ""
+def _seed(seed: int | None) -> str:
+    return "" if seed is None else str(seed)
 
 
 def spread(runs: Sequence[RunSummary]) -> list[FindingSpread]:

@@ -7,7 +7,6 @@ Circuits are read one at a time; what stays of each is its membership row and th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -15,8 +14,8 @@ from knowledge_circuits.analysis import tables
 from knowledge_circuits.analysis.components import Components, analyse_run
 from knowledge_circuits.analysis.dynamics import Dynamics, read_dynamics
 from knowledge_circuits.analysis.findings import Finding, judge
-from knowledge_circuits.files import InputError, read_json
 from knowledge_circuits.report.circuit_browser import CircuitBrowser
+from knowledge_circuits.run_config import RunConfig, read_run_config
 from knowledge_circuits.runs import Run
 
 
@@ -26,7 +25,7 @@ class Material:
 
     Attributes:
         run, name: the run and what figures call it.
-        config: run_config.json; {} without one.
+        config: run_config.json; empty without one.
         setting: which circuits; None where the run has none.
         evaluations, predictions, results, circuit_predictions: the tables of those names; empty where missing.
         circuits: their topology; None where the run has none.
@@ -38,7 +37,7 @@ class Material:
 
     run: Run
     name: str
-    config: dict[str, Any]
+    config: RunConfig
     setting: tables.Setting | None
     evaluations: pd.DataFrame
     predictions: pd.DataFrame
@@ -64,7 +63,7 @@ def read_material(run: Run) -> Material:
     return Material(
         run=run,
         name=tables.run_name(run),
-        config=read_config(run),
+        config=read_run_config(run),
         setting=setting,
         evaluations=tables.evaluations(run),
         predictions=predictions,
@@ -76,16 +75,6 @@ def read_material(run: Run) -> Material:
         components=_components(run, setting),
         dynamics=read_dynamics(run.knowledge_dynamics) if run.knowledge_dynamics.exists() else None,
     )
-
-
-def read_config(run: Run) -> dict[str, Any]:
-    """run_config.json; {} where the run has none."""
-    if not run.config.exists():
-        return {}
-    config = read_json(run.config)
-    if not isinstance(config, dict):
-        raise InputError(f"{run.config}: a JSON object is wanted, not {type(config).__name__}")
-    return config
 
 
 def _components(run: Run, setting: tables.Setting | None) -> Components | None:

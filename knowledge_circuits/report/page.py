@@ -23,6 +23,7 @@ from knowledge_circuits.files import atomic_write
 from knowledge_circuits.report.dynamics import dynamics_section
 from knowledge_circuits.report.material import Material, read_material
 from knowledge_circuits.report.sections import draw_sections, relevance_figure
+from knowledge_circuits.run_config import RunConfig
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import KnowledgeType
 
@@ -121,7 +122,7 @@ def report_html(material: Material) -> str:
         sections=list(draw_sections(material)),
         dynamics=dynamics_section(material),
         configuration=configuration(material.config),
-        whole_configuration=json.dumps(material.config, indent=2, ensure_ascii=False),
+        whole_configuration=json.dumps(material.config.as_dict(), indent=2, ensure_ascii=False),
     )
 
 
@@ -201,33 +202,27 @@ def _last_epoch(material: Material) -> str:
     return text[:1].upper() + text[1:]
 
 
-def configuration(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+def configuration(config: RunConfig) -> list[tuple[str, str]]:
     """The choices that a reader asks for first, with their names; what the configuration does not tell is left out."""
-    arguments, data = _part(config, "arguments"), _part(config, "data")
-    generated = _part(data, "generated")
+    arguments, data = config.arguments.as_dict(), config.data.as_dict()
     wanted = [
-        ("Model", config.get("model")),
+        ("Model", config.model),
         ("Trained from", arguments.get("model_name_or_path") or arguments.get("model_type")),
         ("Training file", data.get("train_file")),
-        ("People (N)", generated.get("N")),
+        ("People (N)", config.data.generated.get("N")),
         ("Seed of the data", data.get("seed")),
         ("Seed of the training", arguments.get("seed")),
         ("Epochs", arguments.get("num_train_epochs")),
         ("Learning rate", _joined(arguments, "learning_rate", "lr_scheduler_type")),
-        ("Sequences a step", config.get("sequences_per_step")),
+        ("Sequences a step", config.sequences_per_step),
         ("Tokens a sequence", data.get("block_size")),
         ("Tokens an epoch", data.get("tokens")),
         ("Replayed share", arguments.get("replay_ratio")),
         ("Probes", arguments.get("probe_every") if arguments.get("probe_file") else None),
         ("Stops on", arguments.get("stop_on")),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in _part(config, "versions").items())),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in config.versions.items())),
     ]
     return [(name, _text(value)) for name, value in wanted if value not in (None, "")]
-
-
-def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = config.get(key)
-    return value if isinstance(value, Mapping) else {}
 
 
 def _joined(arguments: Mapping[str, Any], *keys: str) -> str:

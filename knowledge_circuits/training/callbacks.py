@@ -15,7 +15,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
+from knowledge_circuits.files import InputError, write_jsonl
+from knowledge_circuits.records import Evaluation, shape
 
 
 def exponential_steps(cap: int) -> Iterator[int]:
@@ -113,7 +114,7 @@ class EvaluationLog(TrainerCallback):
     ) -> None:
         """Forget evaluations later than the checkpoint that training goes on from: they come again."""
         if self.writes and self.path.exists():
-            records = read_jsonl(self.path, keys=("step",))
+            records = shape(Evaluation).lines(self.path)
             kept = [record for record in records if record["step"] <= state.global_step and state.global_step > 0]
             if len(kept) < len(records):
                 write_jsonl(self.path, kept)
@@ -128,7 +129,7 @@ class EvaluationLog(TrainerCallback):
     ) -> None:
         record = evaluation_record(metrics or {}, state.global_step, state.epoch or 0.0)
         if self.writes:
-            records = read_jsonl(self.path, keys=("step",)) if self.path.exists() else []
+            records = shape(Evaluation).lines(self.path) if self.path.exists() else []
             records = [other for other in records if other["step"] < record["step"]]
             write_jsonl(self.path, [*records, record])
 

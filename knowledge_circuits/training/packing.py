@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.files import InputError, atomic_write
-from knowledge_circuits.records import parse_type
+from knowledge_circuits.records import Type, shape
 from knowledge_circuits.study import Attribute, KnowledgeType
 from knowledge_circuits.training.documents import TEXT, Document
 
@@ -190,7 +190,7 @@ def attribute_openings(document: Document, offsets: Sequence[tuple[int, int]], n
     """
     if not {"full_name", "type", *Attribute} <= document.keys():
         return []
-    parse_type(document["type"], f"document {number}")
+    shape(Type).check(document["type"], f"document {number}, 'type'")
     values = {attribute: str(document[attribute]) for attribute in Attribute}
     places = locate_values(document[TEXT], str(document["full_name"]), values)
     missing = [attribute for attribute in Attribute if attribute not in places]

@@ -44,9 +44,11 @@ from transformers import (
 
 from knowledge_circuits.corpus.people import Person, read_entities
 from knowledge_circuits.corpus.queries import Query, build_queries, check_context, is_correct
-from knowledge_circuits.files import InputError, atomic_write, numbered_jsonl
+from knowledge_circuits.files import InputError, atomic_write
 from knowledge_circuits.models.generation import generated_text
+from knowledge_circuits.models.loading import context_length
 from knowledge_circuits.models.scoring import score_continuations
+from knowledge_circuits.records import PROBE_RECORD, shape
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import MAX_NEW_TOKENS, Attribute
 from knowledge_circuits.training.callbacks import LoggingCallback
@@ -157,7 +159,7 @@ class KnowledgeProbe:
     def check_fits(self, model: PreTrainedModel) -> None:
         """Refuse, by name, what does not fit into the model's context."""
         check_context(model, self.queries, MAX_NEW_TOKENS)
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        limit = context_length(model.config)
         if limit and self._skills.longest > limit:
             raise InputError(
                 f"a skill example takes {self._skills.longest} tokens, but the model's context holds {limit}"
@@ -332,7 +334,7 @@ class KnowledgeProbeCallback(LoggingCallback):
         """Drop records after `step` (all of them for a fresh start); whether some of `step` itself are left."""
         if not self._path.exists():
             return False
-        rows = [row for _, row in numbered_jsonl(self._path, keys=("kind", "step")) if row["step"] <= step]
+        rows = [row for row in shape(PROBE_RECORD).lines(self._path) if row["step"] <= step]
         kept = rows if step > 0 else []
         self._refuse_other_facts(kept)
         with atomic_write(self._path) as file:
@@ -400,7 +402,7 @@ def history(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """What a stopping rule looks at: known [facts, probes] bool, and mean skill accuracy [probes] (NaN: no skills)."""
     known: dict[int, list[bool]] = defaultdict(list)
     skills: dict[int, list[float]] = defaultdict(list)
-    for _, row in numbered_jsonl(path, keys=("kind", "step")):
+    for row in shape(PROBE_RECORD).lines(path):
         if row["kind"] == "fact":
             known[row["step"]].append(bool(row["correct"]))
         elif row["kind"] == "skill":

@@ -23,7 +23,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from knowledge_circuits import __version__
 from knowledge_circuits.files import InputError, read_json, write_json
-from knowledge_circuits.models.loading import weights_digest
+from knowledge_circuits.models.loading import context_length, weights_digest
 from knowledge_circuits.runs import Run
 from knowledge_circuits.training.arguments import (
     DataArguments,
@@ -53,7 +53,6 @@ from knowledge_circuits.training.data import (
 )
 from knowledge_circuits.training.probes import ProbeArguments, probe_callbacks
 from knowledge_circuits.training.starting_model import (
-    context_length,
     model_configuration,
     training_model,
     training_tokenizer,

@@ -12,15 +12,35 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
+from pydantic import AfterValidator, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import TypedDict
 
 from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND, arithmetic_prompt
-from knowledge_circuits.files import InputError, numbered_jsonl, read_text
+from knowledge_circuits.files import InputError, read_text
+from knowledge_circuits.models.loading import context_length
 from knowledge_circuits.models.scoring import encode_continuations, score_continuations, text_perplexity
 from knowledge_circuits.models.tokenization import start_token_id
 from knowledge_circuits.paths import HELD_OUT_TEXT
+from knowledge_circuits.records import RECORD, Text, shape
+
+
+def _text_or_index(value: Any) -> Any:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ValueError("must be an option or its index")
+    return value
+
+
+class SkillRow(TypedDict):
+    """A line of a skill file."""
+
+    __pydantic_config__ = RECORD  # type: ignore[misc]
+    prompt: Text
+    options: Annotated[list[Text], Field(min_length=2)]
+    answer: Annotated[Any, AfterValidator(_text_or_index)]
+    skill: NotRequired[Text]
 
 
 @dataclass(frozen=True)
@@ -72,36 +92,23 @@ def read_skill_file(path: str | Path) -> list[SkillExample]:
         InputError: with file, line and reason; a file without examples as well.
     """
     name = Path(path).name.split(".")[0]
-    examples = [
-        _example(row, f"{path}, line {number}", name)
-        for number, row in numbered_jsonl(path, keys=("prompt", "options", "answer"))
-    ]
+    examples = [_example(row, f"{path}, line {number}", name) for number, row in shape(SkillRow).numbered(path)]
     if not examples:
         raise InputError(f"{path}: no examples in this file")
     return examples
 
 
-def _example(row: dict[str, Any], where: str, default_skill: str) -> SkillExample:
-    prompt, options, answer, skill = row["prompt"], row["options"], row["answer"], row.get("skill", default_skill)
-    for key, text in (("prompt", prompt), ("skill", skill)):
-        if not _is_text(text):
-            raise InputError(f"{where}: {key!r} must be a text that is not empty, not {text!r}")
-    if not isinstance(options, list) or len(options) < 2 or not all(map(_is_text, options)):
-        raise InputError(f"{where}: 'options' must be a list of at least two texts, not {options!r}")
+def _example(row: SkillRow, where: str, default_skill: str) -> SkillExample:
+    options, answer = row["options"], row["answer"]
     if len(set(options)) < len(options):
         raise InputError(f"{where}: an option stands twice in {options!r}")
     if isinstance(answer, str):
         if answer not in options:
             raise InputError(f"{where}: the answer {answer!r} is not among the options {options!r}")
         answer = options.index(answer)
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
+    if not 0 <= answer < len(options):
         raise InputError(f"{where}: 'answer' must be an option or its index (0 to {len(options) - 1}), not {answer!r}")
-    return SkillExample(skill, prompt, tuple(options), answer)
-
-
-def _is_text(value: Any) -> bool:
-    """Whether a value is text with something in it that has a UTF-8 form (no half of a surrogate pair)."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+    return SkillExample(row.get("skill", default_skill), row["prompt"], tuple(options), answer)
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ class TextTest:
 
     def perplexity(self, model: PreTrainedModel, block_size: int = 256) -> float:
         """exp of the mean loss per token, read in blocks that fit into the model's context."""
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or block_size + 1
+        limit = context_length(model.config) or block_size + 1
         return text_perplexity(model, self._ids, self._start, min(block_size, limit - 1))
 
 

@@ -117,8 +117,3 @@ def _load_configuration(name: str, arguments: ModelArguments) -> PreTrainedConfi
         )
     except Exception as error:  # whatever a missing or damaged file makes the library raise
         raise InputError(f"{name}: no configuration could be loaded ({first_line(error)})") from error
-
-
-def context_length(config: PreTrainedConfig) -> int | None:
-    """The longest input that a model of this configuration takes; None where it says nothing."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)

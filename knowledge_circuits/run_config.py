@@ -1,0 +1,68 @@
+"""A run's run_config.json: how a run was made. Training writes it; reports and analyses read it.
+
+Every key may be missing, since folders of foreign or older runs lack some; what a key says is checked. Keys that are
+not listed here (the Trainer's flags, for example) are kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from knowledge_circuits.records import RECORD, Count, Share, shape
+from knowledge_circuits.runs import Run
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(**RECORD, protected_namespaces=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the file says, as it says it."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Flags(_Part):
+    """The flags of train.py that other parts read; the others are extra keys."""
+
+    train_file: str | None = None
+    model_name_or_path: str | None = None
+    replay_ratio: Share | None = None
+    seed: Count | None = None
+
+
+class DataOfRun(_Part):
+    """What the run was trained on: the data's seed, size and content key, and how they were generated."""
+
+    seed: Count | None = None
+    content_key: str | None = None
+    generated: dict[str, Any] = {}
+
+
+class RunConfig(_Part):
+    """A run's configuration.
+
+    Attributes:
+        model: the name that output paths use.
+        starting_weights: the digest of the weights that training started from.
+        arguments: every flag of train.py.
+        data: what was learned.
+        sequences_per_step: sequences that made one optimizer step.
+        versions: of Python and the libraries.
+    """
+
+    model: str = ""
+    starting_weights: str | None = None
+    arguments: Flags = Flags()
+    data: DataOfRun = DataOfRun()
+    sequences_per_step: Count | None = None
+    versions: dict[str, str] = {}
+
+
+def read_run_config(run: Run) -> RunConfig:
+    """Read a run's configuration; an empty one where the run has none.
+
+    Raises:
+        InputError: with the file, the key and the reason.
+    """
+    return shape(RunConfig).file(run.config) if run.config.exists() else RunConfig()
