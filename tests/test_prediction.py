@@ -15,6 +15,7 @@ import tiny
 import torch
 from memorizing import memorizing_model, persons
 from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
 
 from knowledge_circuits.corpus.queries import build_queries, is_correct
 from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
@@ -63,6 +64,14 @@ def test_predictions_do_not_depend_on_the_batch_size_and_equal_plain_generation(
         assert record["output"] == generated_text(tokenizer, tokens)
         assert record["first_token_correct"] == (tokens[0] == label_token_id(tokenizer, query.prompt, query.value))
     assert len({record["output"] for record in records}) > 5
+
+
+def test_a_model_s_own_generation_settings_do_not_count():
+    model, tokenizer, people = memorizing_model()
+    expected = predict(model, tokenizer, people[:4])
+    model.generation_config = own = GenerationConfig(do_sample=True, no_repeat_ngram_size=1, repetition_penalty=9.0)
+    assert predict(model, tokenizer, people[:4]) == expected
+    assert model.generation_config is own
 
 
 def test_results_stand_in_the_input_order_with_the_person_s_own_keys():

@@ -7,13 +7,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from knowledge_circuits.models.scoring import last_logits, left_padded
+from knowledge_circuits.models.scoring import left_padded
 
 
 def generated_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """The text of generated tokens, up to EOS or to the first line break that follows some text."""
+    """Return the text of generated tokens, up to EOS or to the first line break after some text."""
     tokens = list(tokens)
     if tokenizer.eos_token_id in tokens:
         tokens = tokens[: tokens.index(tokenizer.eos_token_id)]
@@ -25,7 +31,7 @@ def generated_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) ->
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What greedy decoding must know of the tokens to stop in time.
+    """Which tokens can end an answer.
 
     Attributes:
         blank: [tokens] bool, whether a token's text is only white space.
@@ -39,7 +45,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Vocabulary:
-        """Look at every token's text once; ids beyond the tokenizer's (padding of the embedding) count as text."""
+        """Read every token's text once; ids beyond the tokenizer's (padding of the embedding) count as text."""
         size = int(model.config.get_text_config().vocab_size)
         known = min(len(tokenizer), size)
         texts = tokenizer.batch_decode([[token] for token in range(known)], clean_up_tokenization_spaces=False)
@@ -50,11 +56,26 @@ class Vocabulary:
         return cls(blank.to(model.device), breaks.to(model.device), ends)
 
 
+class _LineEnded(StoppingCriteria):
+    """Ends each row at the first line break after some text."""
+
+    def __init__(self, vocabulary: Vocabulary, rows: int) -> None:
+        self._vocabulary = vocabulary
+        self._begun = torch.zeros(rows, dtype=torch.bool, device=vocabulary.blank.device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+        token = input_ids[:, -1]
+        self._begun |= ~self._vocabulary.blank[token]
+        return self._begun & self._vocabulary.breaks[token]
+
+
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, vocabulary: Vocabulary
 ) -> list[list[int]]:
     """Continue prompts greedily until every one of them has ended or has `max_new_tokens` more tokens.
+
+    The model's own generation settings (sampling, repetition penalty, ...) do not count.
 
     Args:
         model: in evaluation mode.
@@ -63,26 +84,20 @@ def generate(
         vocabulary: which tokens end an answer.
 
     Returns:
-        b lists of generated ids, all of the same length; what follows an answer's end in them means nothing.
+        b lists of generated ids, all of the same length; ids after an answer's end have no meaning.
     """
-    ids, mask, positions = left_padded(prompts, model.device)
-    cache = DynamicCache(config=model.config)
-    generated: list[Tensor] = []
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
-    begun = torch.zeros_like(ended)
-    for _ in range(max_new_tokens):
-        logits = last_logits(
-            model, 1, input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        token = logits[:, -1].argmax(dim=-1)  # [b]
-        generated.append(token)
-        begun |= ~vocabulary.blank[token]
-        ended |= begun & vocabulary.breaks[token]
-        for end in vocabulary.ends:
-            ended |= token == end
-        if bool(ended.all()):
-            break
-        ids = token[:, None]
-        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-        positions = positions[:, -1:] + 1
-    return torch.stack(generated, dim=1).tolist()
+    ids, mask, _ = left_padded(prompts, model.device)
+    own = model.generation_config
+    # `generate` would fill what a configuration leaves open from the model's own, so that one is replaced.
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(vocabulary.ends) or None,
+        pad_token_id=vocabulary.ends[0] if vocabulary.ends else 0,
+    )
+    try:
+        stopping = StoppingCriteriaList([_LineEnded(vocabulary, len(prompts))])
+        whole = model.generate(ids, attention_mask=mask, stopping_criteria=stopping)
+    finally:
+        model.generation_config = own
+    return whole[:, ids.shape[1] :].tolist()
