@@ -27,6 +27,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -292,7 +293,7 @@ def measure(setting: Setting, sides: list[str], repeats: int, hook_repeats: int,
         runs = repeats if side == "engine" else hook_repeats
         works: dict[str, Callable[[], Tensor]] = {
             "attribution": made.scores,
-            "circuit": lambda made=made: made.circuit(edges),
+            "circuit": partial(made.circuit, edges),
         }
         for work, call in works.items():
             answers[work][side] = call().detach().double().cpu()  # the run that is not counted

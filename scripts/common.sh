@@ -1,21 +1,26 @@
-# Sourced by every model's scripts, which state their numbers and call one of the stages below.
+# Sourced by the settings.sh of every model: the stages that the scripts call.
 #
-# A model's script sets MODEL (the name in output and data paths) before sourcing this. A user may set:
-#   N           entities of the corpus (50000)           MODEL_PATH  the weights to start from: a hub name or a folder
-#   SEED        seed of data and training (0)            RUN         the run's name: outputs/train/<MODEL>/<RUN> (default, or
-#   DATA_DIR    where entities_<N> lies (data, or                    seed_<SEED> where SEED is set)
-#               outputs/data/seed_<SEED> where SEED is set)
-#   CIRCUIT_N   circuit prompts per group (300)          CHECKPOINTS what predict, eap and circuit_eval work on (the run)
-#   RATIOS      what forget.sh does (0 0.1 0.2 0.4 1)
-#   REPORT_TO   wandb (offline where no key is set), tensorboard or none
-# Paths are relative to the repository's root. What else a script is given goes to the one program that it is named for:
-# train and forget train.py, predict predict.py, eap circuit_discovery.py, circuit_eval and moved_circuits circuit_eval.py;
-# not to others that it calls. data, figures and report take none; notebooks takes names of notebooks.
-# Finished work on disk is skipped everywhere, so an interrupted script is simply started again.
+# A model's settings.sh sets MODEL and its hyperparameters, then sources this file. A user may set:
+#
+#   N            entities of the corpus (50000)
+#   SEED         seed of data and training (0)
+#   RUN          name of the run (default; seed_<SEED> if SEED is set); the run's folder is outputs/train/<MODEL>/<RUN>
+#   MODEL_PATH   weights to start from: a hub name or a folder
+#   DATA_DIR     folder of entities_<N> (data; outputs/data/seed_<SEED> if SEED is set)
+#   CIRCUIT_N    circuit prompts per group (300)
+#   CHECKPOINTS  checkpoints that predict, eap and circuit_eval read (those of the run)
+#   RATIOS       replay ratios of forget.sh (0 0.1 0.2 0.4 1)
+#   REPORT_TO    wandb (offline without a key), tensorboard or none
+#
+# A script passes its own arguments on to one program: train.sh and forget.sh to train.py, predict.sh to predict.py, eap.sh
+# to circuit_discovery.py, circuit_eval.sh and transferred_circuits.sh to circuit_eval.py. The other scripts take none, but
+# notebooks.sh takes names of notebooks. Paths are relative to the repository's root.
+# Finished work on disk is skipped: start an interrupted script again to continue.
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 : "${N:=50000}" "${SEED:=0}" "${CIRCUIT_N:=300}" "${REPORT_TO:=wandb}" "${RATIOS:=0 0.1 0.2 0.4 1}"
+: "${PREDICTION_BATCH:=256}" "${GRAPH_FORMAT:=json.gz}"
 if [[ "$SEED" == 0 ]]; then
   : "${RUN:=default}" "${DATA_DIR:=data}"
 else
@@ -27,28 +32,56 @@ FORGET_FOLDER="outputs/forget/$MODEL"
 if [[ "$RUN" != default ]]; then FORGET_FOLDER="$FORGET_FOLDER/$RUN"; fi
 : "${CHECKPOINTS:=$RUN_FOLDER/checkpoints}"
 
-launch() { # program arguments...: in one process, or in one per GPU of every machine (scripts/slurm sets MACHINES)
-  local devices processes kind=(--multi_gpu) place=()
-  devices="$(python -c 'import torch; print(torch.cuda.device_count())')"
-  if ((devices == 0)); then devices=1; fi # without a GPU, one process on each machine
+# The paper's optimizer, the same for all models.
+OPTIMIZER=(--optim adamw_torch --weight_decay 0.1 --adam_beta1 0.9 --adam_beta2 0.95 --adam_epsilon 1e-6
+  --lr_scheduler_type constant)
+
+# Processes -----------------------------------------------------------------------------------------------------------
+
+count_gpus() {
+  python -c 'import torch; print(torch.cuda.device_count())'
+}
+
+# Run a program in one process, or in one process per GPU on each of MACHINES machines (set by scripts/slurm).
+launch() { # program arguments...
+  local devices processes kind=(--multi_gpu) network=()
+  devices="$(count_gpus)"
+  if ((devices == 0)); then devices=1; fi
   processes=$((devices * ${MACHINES:-1}))
   if ((processes <= 1)); then
     python "$@"
     return
   fi
-  if [[ -n "${ACCELERATE_CONFIG:-}" ]]; then kind=(--config_file "$ACCELERATE_CONFIG"); fi # FSDP, for example
+  if [[ -n "${ACCELERATE_CONFIG:-}" ]]; then kind=(--config_file "$ACCELERATE_CONFIG"); fi # for example FSDP
   if ((${MACHINES:-1} > 1)); then
-    place=(--num_machines "$MACHINES" --machine_rank "$MACHINE_RANK" --main_process_ip "$MAIN_ADDRESS"
+    network=(--num_machines "$MACHINES" --machine_rank "$MACHINE_RANK" --main_process_ip "$MAIN_ADDRESS"
       --main_process_port "${MAIN_PORT:-29500}")
   fi
-  python -m accelerate.commands.launch "${kind[@]}" ${place[@]+"${place[@]}"} --num_processes "$processes" "$@"
+  python -m accelerate.commands.launch "${kind[@]}" ${network[@]+"${network[@]}"} --num_processes "$processes" "$@"
 }
 
-data() { # program of data/ without .py, further arguments...
+# The same, but without a GPU run PROCESSES processes of one thread each, if PROCESSES is set. A model as small as nano
+# does not use two cores in one process. The files do not depend on the number of processes.
+launch_sweep() { # program arguments...
+  if [[ -z "${PROCESSES:-}" || "$(count_gpus)" != 0 ]]; then
+    launch "$@"
+  elif ((PROCESSES == 1)); then
+    python "$@" --threads 1
+  else
+    # `accelerate launch --cpu` starts one process only.
+    OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" "$@" --threads 1
+  fi
+}
+
+# Data ----------------------------------------------------------------------------------------------------------------
+
+# Run a program of data/.
+data() { # name without .py, arguments...
   python "data/$1.py" --N "$N" --seed "$SEED" --data_dir "$DATA_DIR" "${@:2}"
 }
 
-generate_corpus() { # people, biographies, queries
+# Generate people, biographies and queries, unless they are there.
+generate_corpus() {
   [[ -e "$DATA/test.jsonl" ]] && return
   echo "== Generating the biographies of $N people in $DATA"
   data datapoint_generation
@@ -56,7 +89,18 @@ generate_corpus() { # people, biographies, queries
   data query_data_generation
 }
 
-last_checkpoint() { # run's folder: prints its newest checkpoint
+# Generate the circuit prompts for this model's tokenizer, unless they are there.
+generate_circuit_data() {
+  [[ -e "$DATA/circuit_$CIRCUIT_N/$MODEL/major.jsonl" ]] && return
+  echo "== Generating circuit prompts for $MODEL in $DATA/circuit_$CIRCUIT_N"
+  data circuits_data_generation --circuit_n "$CIRCUIT_N" --model "$MODEL" \
+    --model_name_or_path "${MODEL_PATH:-$CHECKPOINTS/checkpoint-0}"
+}
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+# Print the newest checkpoint of a run.
+last_checkpoint() { # run's folder
   local newest
   newest="$(cd "$1/checkpoints" 2>/dev/null && ls -d checkpoint-* | sort -t- -k2 -n | tail -n 1)" || true
   if [[ -z "$newest" ]]; then
@@ -66,57 +110,72 @@ last_checkpoint() { # run's folder: prints its newest checkpoint
   echo "$1/checkpoints/$newest"
 }
 
-generate_circuit_data() { # pairs for this model's tokenizer, which each of its checkpoints has
-  [[ -e "$DATA/circuit_$CIRCUIT_N/$MODEL/major.jsonl" ]] && return
-  echo "== Generating circuit prompts for $MODEL in $DATA/circuit_$CIRCUIT_N"
-  data circuits_data_generation --circuit_n "$CIRCUIT_N" --model "$MODEL" \
-    --model_name_or_path "${MODEL_PATH:-$CHECKPOINTS/checkpoint-0}"
-}
-
-# The paper's optimizer, the same for all models.
-OPTIMIZER=(--optim adamw_torch --weight_decay 0.1 --adam_beta1 0.9 --adam_beta2 0.95 --adam_epsilon 1e-6
-  --lr_scheduler_type constant)
-
-train() { # arguments for train.py...: a run with a checkpoint and an evaluation each epoch
+# Train a run, with a checkpoint and an evaluation after each epoch.
+train() { # arguments of train.py...
   launch train.py --model "$MODEL" --do_train --do_eval --seed "$SEED" \
     --train_file "$DATA/train.jsonl" --validation_file "$DATA/validation.jsonl" --run "$RUN" \
     "${OPTIMIZER[@]}" --save_strategy epoch --eval_strategy epoch --logging_steps 10 \
     --run_name "$MODEL/$RUN" --report_to "$REPORT_TO" "$@"
 }
 
-share_out() { # program arguments...: one GPU per process as above; without a GPU, PROCESSES processes of one thread each
-  # A model as small as nano keeps one core busy, not two; the same files come from any number of processes.
-  if [[ -z "${PROCESSES:-}" || "$(python -c 'import torch; print(torch.cuda.device_count())')" != 0 ]]; then
-    launch "$@"
-  elif ((PROCESSES == 1)); then
-    python "$@" --threads 1
-  else
-    # (accelerate launch --cpu would start one process only.)
-    OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" "$@" --threads 1
-  fi
+# Train with the hyperparameters of settings.sh.
+# How long: docs/scaling.md. If memory is short, add --bf16 or --gradient_checkpointing.
+# Output: checkpoint-0 and one checkpoint per epoch in <run>/checkpoints, and <run>/evaluations.jsonl.
+train_with_settings() { # arguments of train.py...
+  train --model_name_or_path "${MODEL_PATH:-$HUB_NAME}" --learning_rate "$LEARNING_RATE" \
+    --num_train_epochs "$EPOCHS" --block_size "$BLOCK_SIZE" --per_device_train_batch_size "$DEVICE_BATCH" \
+    --sequences_per_step "$SEQUENCES_PER_STEP" "$@"
 }
 
-predict() { # arguments for predict.py...
-  share_out predict.py --model_name_or_path "$CHECKPOINTS" --input_file "$DATA/test.jsonl" "$@"
+# Queries and circuits ------------------------------------------------------------------------------------------------
+
+# Generate answers to the queries (five per person of test.jsonl, greedy) with every checkpoint.
+# Output: prediction.jsonl in each checkpoint.
+predict() { # arguments of predict.py...
+  launch_sweep predict.py --model_name_or_path "$CHECKPOINTS" --input_file "$DATA/test.jsonl" \
+    --batch_size "$PREDICTION_BATCH" "$@"
 }
 
-discover() { # arguments for circuit_discovery.py...
+# Find the circuits of the 18 groups (task x type x frequency band) at every checkpoint with EAP-IG.
+# Circuit prompts are generated first if they are missing. An empty group is named and skipped.
+# Output: <task>_graph.json.gz (or .json) in checkpoint-*/circuit_<n>/type_*/frequency_*/method_EAP-IG.
+discover() { # arguments of circuit_discovery.py...
   generate_circuit_data
-  share_out circuit_discovery.py --model "$MODEL" --model_path "$CHECKPOINTS" --circuit_n "$CIRCUIT_N" \
-    --data_file "$DATA/circuit_$CIRCUIT_N/$MODEL/{task}.jsonl" "$@"
+  launch_sweep circuit_discovery.py --model "$MODEL" --model_path "$CHECKPOINTS" --circuit_n "$CIRCUIT_N" \
+    --data_file "$DATA/circuit_$CIRCUIT_N/$MODEL/{task}.jsonl" --method EAP-IG --batch_size "$ATTRIBUTION_BATCH" \
+    --format "$GRAPH_FORMAT" "$@"
 }
 
-evaluate() { # arguments for circuit_eval.py...
-  share_out circuit_eval.py --model "$MODEL" --model_path "$CHECKPOINTS" --circuit_n "$CIRCUIT_N" \
-    --eval_data_file "$DATA/circuit_$CIRCUIT_N/$MODEL/{task}.jsonl" --test_data_file "$DATA/test.jsonl" "$@"
+# Evaluate the circuits: faithfulness, and the answers of each circuit alone for the test people of every type and band.
+# A circuit has the TOPN edges of largest score; without TOPN a quarter of all edges.
+# Output: <task>_graph, <task>_results.json and <task>_prediction.jsonl in topn_<TOPN> beside every graph.
+evaluate() { # arguments of circuit_eval.py...
+  launch_sweep circuit_eval.py --model "$MODEL" --model_path "$CHECKPOINTS" --circuit_n "$CIRCUIT_N" \
+    --eval_data_file "$DATA/circuit_$CIRCUIT_N/$MODEL/{task}.jsonl" --test_data_file "$DATA/test.jsonl" \
+    --method EAP-IG --batch_size "${EVALUATION_BATCH:-$ATTRIBUTION_BATCH}" ${TOPN:+--topn "$TOPN"} \
+    --format "$GRAPH_FORMAT" "$@"
 }
 
-forget() { # arguments for train.py...: at every replay ratio, continue the finished run on new people, once each
+# Evaluate transferred circuits: those of the first and the last checkpoint and of both sides of the break of circuit
+# entropy, each in the weights of every checkpoint.
+# Output: <task>_from_<step>_results.json beside the results of the checkpoints' own circuits.
+transfer_circuits() { # arguments of circuit_eval.py...
+  local -a origins
+  read -ra origins -d '' < <(python -m knowledge_circuits.analysis.transferred_circuits "$RUN_FOLDER") || true
+  evaluate --circuit_from "${origins[@]}" "$@"
+}
+
+# Forgetting ----------------------------------------------------------------------------------------------------------
+
+# Continue the finished run on N other people, with each replay ratio (the share of training examples that are replaced by
+# examples of the run). Checkpoints lie at exponential gaps; old biographies are evaluated every 5 steps.
+# Output: outputs/forget/<MODEL>/replay_<ratio>.
+forget() { # arguments of train.py...
   local start ratio
   start="$(last_checkpoint "$RUN_FOLDER")"
   [[ -e "$DATA/replay.jsonl" ]] || data forget_data_generation
   for ratio in $RATIOS; do
-    echo "== Training on with replay ratio $ratio, from $start"
+    echo "== Continuing with replay ratio $ratio from $start"
     launch train.py --model "$MODEL" --model_name_or_path "$start" --do_train --do_eval --seed "$SEED" \
       --train_file "$DATA/forget_new.jsonl" --validation_file "$DATA/validation.jsonl" \
       --replay_file "$DATA/replay.jsonl" --replay_ratio "$ratio" "${OPTIMIZER[@]}" --learning_rate 1e-4 \
@@ -125,44 +184,53 @@ forget() { # arguments for train.py...: at every replay ratio, continue the fini
   done
 }
 
-follow_old_facts() { # attribution batch, topn, bands: what the drifting checkpoints of every ratio know, and their circuits
-  local start ratio bands=("${@:3}")
-  local circuits=(--batch_size "$1" --topn "$2" --format json.gz)
-  circuits+=(--source_frequency "${bands[@]}" --target_frequency "${bands[@]}")
+# Evaluate the old facts at every checkpoint of the forgetting experiment: the queries, new circuits of the given bands,
+# and the circuits of the run's last checkpoint in the changed weights.
+evaluate_old_facts() { # frequency bands...
+  local start ratio
+  local circuits=(--source_frequency "$@" --target_frequency "$@")
   start="$(last_checkpoint "$RUN_FOLDER")"
   for ratio in $RATIOS; do
     echo "== Old facts and their circuits with replay ratio $ratio"
     CHECKPOINTS="$FORGET_FOLDER/replay_$ratio/checkpoints"
     predict
-    discover --batch_size "$1" --format json.gz --frequency "${bands[@]}"
+    discover --frequency "$@"
     evaluate "${circuits[@]}"
     evaluate "${circuits[@]}" --circuit_from "$start"
   done
 }
 
-move_circuits() { # arguments for circuit_eval.py...: circuits of the ends of the run and of both sides of its break, everywhere
-  local -a sources
-  read -ra sources -d '' < <(python -m knowledge_circuits.analysis.transferred_circuits "$RUN_FOLDER") || true
-  evaluate --circuit_from "${sources[@]}" "$@"
+# Run the forgetting experiment with the hyperparameters of settings.sh. How long: for each ratio, one training on N biographies, and
+# for each of its checkpoints what docs/scaling.md states. Draw the result with RUN=<folder> in analysis/forgetting.ipynb.
+forget_with_settings() { # arguments of train.py...
+  forget --num_train_epochs "$FORGET_EPOCHS" --block_size "$BLOCK_SIZE" \
+    --per_device_train_batch_size "$DEVICE_BATCH" --sequences_per_step "$SEQUENCES_PER_STEP" "$@"
+  evaluate_old_facts low medium high
 }
 
-notebook() { # name of a notebook in analysis/, run's folder: executes it on the run; its figures go beside the run
-  # A progress bar in an executed notebook would stay in it as a line of text.
-  TQDM_DISABLE=1 RUN="$2" python -m jupyter nbconvert --to notebook --execute --log-level ERROR --output-dir "$2/notebooks" \
-    --ExecutePreprocessor.timeout=-1 "analysis/$1.ipynb" 2> >(grep -v 'Kernel is running over TCP' >&2)
+# Figures -------------------------------------------------------------------------------------------------------------
+
+# Execute a notebook of analysis/ on a run. The copy goes to <run>/notebooks, its figures to <run>/figures.
+notebook() { # name, run's folder
+  # A progress bar would stay in the executed notebook as a line of text.
+  TQDM_DISABLE=1 RUN="$2" python -m jupyter nbconvert --to notebook --execute --log-level ERROR \
+    --output-dir "$2/notebooks" --ExecutePreprocessor.timeout=-1 "analysis/$1.ipynb" \
+    2> >(grep -v 'Kernel is running over TCP' >&2)
 }
 
-figures() { # names of notebooks...: executes them, or all that draw a run
+# Execute the named notebooks on the run, or all that draw a run.
+figures() { # names...
   local -a names=("$@")
-  local place
+  local index
   (($#)) || read -ra names -d '' < <(cd analysis && ls ./*.ipynb | sed 's/^..//; s/.ipynb$//' | grep -v forgetting) || true
-  for place in "${!names[@]}"; do
-    echo "-- analysis/${names[place]}.ipynb ($((place + 1)) of ${#names[@]})"
-    notebook "${names[place]}" "$RUN_FOLDER"
+  for index in "${!names[@]}"; do
+    echo "-- analysis/${names[index]}.ipynb ($((index + 1)) of ${#names[@]})"
+    notebook "${names[index]}" "$RUN_FOLDER"
   done
 }
 
-report() { # one HTML page, and a table of what was learned
+# Write the run's report.html and the table of what was learned, summary.txt.
+report() {
   python report.py --run "$RUN_FOLDER"
   python -m knowledge_circuits.analysis.summary "$RUN_FOLDER"
 }

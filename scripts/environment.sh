@@ -1,10 +1,13 @@
-# Sourced by every script: moves to the repository's root and makes its environment in .venv.
+# Sourced by every script: changes to the repository's root and makes the environment .venv.
 #
-# What: finds Python 3.11 or newer, makes .venv, installs requirements.txt into it (once; about 2 minutes). A stamp in
-# .venv holds the checksum of requirements.txt and is written last, so an interrupted installation is taken up again and a
-# finished one costs nothing. Set PYTHON to choose the interpreter that .venv is made from, or VENV=none to use the
-# `python` on your PATH with what is installed there (a container's, a cluster's module, a machine without a network).
-# Afterwards: `python` is .venv's, paths are relative to the repository's root.
+# The first time, it finds Python 3.11 or newer, makes .venv, and installs requirements.txt and this package (editable) into
+# it; this takes about 2 minutes. The checksum of what was installed is written last, so that an interrupted installation is
+# repeated and a finished one costs nothing. Variables:
+#
+#   PYTHON      the interpreter that .venv is made from
+#   VENV=none   use the `python` on the PATH and the packages that are installed there (containers, cluster modules)
+#
+# Afterwards `python` is the one of .venv.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$ROOT"
@@ -21,33 +24,34 @@ find_python() { # prints a Python that is new enough
   return 1
 }
 
-install_requirements() { # into .venv, which may be half made
+install_requirements() { # .venv may be incomplete
   local base
   if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     base="$(find_python)"
     echo "== Making .venv with $("$base" --version)"
-    # Where Python comes without ensurepip (Debian's python3 alone), its own pip fills the environment.
+    # Python without ensurepip (Debian's python3 package): install pip with the pip of the base interpreter.
     "$base" -m venv --clear .venv >/dev/null 2>&1 ||
       { "$base" -m venv --clear --without-pip .venv && "$base" -m pip --python .venv/bin/python install -q pip; }
   fi
   echo "== Installing requirements.txt into .venv (once, about 2 minutes)"
   .venv/bin/python -m pip install --disable-pip-version-check --no-input -r requirements.txt |
     awk '/^(Collecting|Processing|Installing)/ { printf "\r\033[K   %s", substr($0, 1, 76); fflush() } END { print "" }'
+  .venv/bin/python -m pip install --disable-pip-version-check --no-input -q --no-deps -e .
 }
 
 make_environment() {
-  local key
-  key="$(cksum <requirements.txt)"
-  [[ "$(cat .venv/requirements.installed 2>/dev/null)" == "$key" ]] && return
+  local checksum
+  checksum="$(cksum requirements.txt constraints.txt pyproject.toml)"
+  [[ "$(cat .venv/installed 2>/dev/null)" == "$checksum" ]] && return
   install_requirements
-  echo "$key" >.venv/requirements.installed
+  echo "$checksum" >.venv/installed
 }
 
 if [[ "${VENV:-}" != none ]]; then
   # One installation at a time, where the system has flock.
   {
     if command -v flock >/dev/null; then flock 9; fi
-    (set -euo pipefail; make_environment) # whatever the caller has set, a failed installation gets no stamp
+    (set -euo pipefail; make_environment) # whatever options the caller has set
   } 9<requirements.txt
   export PATH="$ROOT/.venv/bin:$PATH"
 fi

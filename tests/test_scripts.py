@@ -1,17 +1,21 @@
-"""The shell scripts: whole pipelines that go on where they were, and what a reader finds at the top of each."""
+"""The shell scripts: the command lines that they run, pipelines that continue after an interruption, their headers."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 ALL = sorted([*SCRIPTS.glob("*.sh"), *SCRIPTS.glob("*/*.sh"), *SCRIPTS.glob("*/*.sbatch")])
+INSTALLED_FROM = ("requirements.txt", "constraints.txt", "pyproject.toml")
 PAPERS_MODELS = {
     # learning rate, block, sequences a step, epochs, attribution batch, edges of a circuit
     "gpt2": ("1e-3", 1024, 128, 25, 64, 8_000),
@@ -73,17 +77,48 @@ def test_a_stage_that_outlasts_the_deadline_ends_the_slice_with_its_own_status(p
     assert run(pipeline, "DEADLINE=$((SECONDS + 1));") == (124, ["one"])
 
 
-def test_a_failed_installation_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with environment.sh, the files that it installs from, and a .venv whose `python` only records."""
     (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "environment.sh").write_text((SCRIPTS / "environment.sh").read_text())
-    (tmp_path / "requirements.txt").write_text("torch\n")
+    shutil.copy(SCRIPTS / "environment.sh", tmp_path / "scripts")
+    for name in INSTALLED_FROM:
+        (tmp_path / name).write_text("something\n")
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/sh\n" + 'case "$*" in *install*) exit 1;; esac\n')
+    python.write_text('#!/bin/sh\necho "$*" >>record\n')
     python.chmod(0o755)
-    for options in ("", "set -euo pipefail; "):
-        subprocess.run(["bash", "-c", f"{options}source scripts/environment.sh"], cwd=tmp_path, timeout=60)
-        assert not (tmp_path / ".venv" / "requirements.installed").exists()
+    return tmp_path
+
+
+def installations(checkout: Path, options: str = "") -> list[str]:
+    """Source environment.sh and return the pip commands of it."""
+    (checkout / "record").write_text("")
+    subprocess.run(["bash", "-c", f"{options}source scripts/environment.sh"], cwd=checkout, timeout=60)
+    return re.findall(r"pip install .*", (checkout / "record").read_text())
+
+
+def test_the_environment_gets_the_requirements_and_the_package_itself(checkout: Path) -> None:
+    requirements, package = installations(checkout)
+    assert requirements.endswith("-r requirements.txt")
+    assert package.endswith("--no-deps -e .")
+    assert installations(checkout) == []
+
+
+@pytest.mark.parametrize("name", INSTALLED_FROM)
+def test_a_change_of_what_is_installed_installs_again(checkout: Path, name: str) -> None:
+    installations(checkout)
+    (checkout / name).write_text("something else\n")
+    assert len(installations(checkout)) == 2
+
+
+@pytest.mark.parametrize("options", ["", "set -euo pipefail; "])
+@pytest.mark.parametrize("fails", ["-r requirements.txt", "-e ."])
+def test_a_failed_installation_is_not_taken_for_a_finished_one(checkout: Path, options: str, fails: str) -> None:
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text(f'{python.read_text()}case "$*" in *"{fails}"*) exit 1;; esac\n')
+    installations(checkout, options)
+    assert not (checkout / ".venv" / "installed").exists()
 
 
 @pytest.mark.parametrize("script", ALL, ids=lambda path: str(path.relative_to(SCRIPTS)))
@@ -96,25 +131,111 @@ def test_a_script_is_sound_bash_and_opens_with_what_it_does(script: Path) -> Non
         assert "set -euo pipefail" in lines
 
 
+PYTHON_THAT_ONLY_RECORDS = """#!/usr/bin/env bash
+if [[ "$*" == *device_count* ]]; then echo "$GPUS"; else printf '%q ' "$@" >>"$RECORD"; echo >>"$RECORD"; fi
+"""
+Command = dict[str, list[str]]
+
+
+@pytest.fixture
+def dry_run(tmp_path: Path) -> Callable[..., list[Command]]:
+    """A function that runs a script with a `python` that only records, and returns the recorded command lines.
+
+    A command is a dict of flags to values; the key "" holds what stands before the first flag.
+    """
+    shutil.copytree(SCRIPTS, tmp_path / "scripts")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(PYTHON_THAT_ONLY_RECORDS)
+    (tmp_path / "bin" / "python").chmod(0o755)
+
+    def run_script(script: str, *arguments: str, gpus: int = 0, **variables: str) -> list[Command]:
+        model = script.split("/")[0]
+        (tmp_path / "outputs" / "train" / model / "default" / "checkpoints" / "checkpoint-7").mkdir(parents=True)
+        environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "VENV": "none", "GPUS": str(gpus), **variables}
+        subprocess.run(
+            ["bash", str(tmp_path / "scripts" / script), *arguments],
+            env={**environment, "RECORD": str(tmp_path / "record")},
+            check=True,
+            capture_output=True,
+        )
+        return [as_command(shlex.split(line)) for line in (tmp_path / "record").read_text().splitlines()]
+
+    return run_script
+
+
+def as_command(words: list[str]) -> Command:
+    command: Command = {"": []}
+    flag = ""
+    for word in words:
+        if word.startswith("--"):
+            flag = word
+            command[flag] = []
+        else:
+            command[flag].append(word)
+    return command
+
+
+def only(commands: list[Command], program: str) -> Command:
+    (command,) = (command for command in commands if program in [word for words in command.values() for word in words])
+    return command
+
+
 @pytest.mark.parametrize("model", PAPERS_MODELS)
-def test_the_papers_models_have_the_papers_numbers(model: str) -> None:
-    rate, block, sequences, epochs, batch, edges = PAPERS_MODELS[model]
-    text = {name: (SCRIPTS / model / f"{name}.sh").read_text() for name in ("train", "eap", "circuit_eval")}
-    for flag in (
-        f"--learning_rate {rate} ",
-        f"--block_size {block} ",
-        f"--sequences_per_step {sequences} ",
-        f"--num_train_epochs {epochs} ",
-    ):
-        assert flag in text["train"]
-    assert f"--batch_size {batch} " in text["eap"]
-    assert f"--topn {edges} " in text["circuit_eval"]
+def test_the_papers_models_are_trained_with_the_papers_numbers(model: str, dry_run: Callable) -> None:
+    rate, block, sequences, epochs, _, _ = PAPERS_MODELS[model]
+    commands = dry_run(f"{model}/train.sh", "--bf16", SEED="3", N="70")
+    train = only(commands, "train.py")
+    assert train["--learning_rate"] == [rate]
+    assert train["--block_size"] == [str(block)]
+    assert train["--sequences_per_step"] == [str(sequences)]
+    assert train["--num_train_epochs"] == [str(epochs)]
+    assert train["--run"] == ["seed_3"] and train["--seed"] == ["3"]
+    assert train["--train_file"] == ["outputs/data/seed_3/entities_70/train.jsonl"]
+    assert train["--bf16"] == []
+    assert [command[""] for command in commands[:3]] == [
+        [f"data/{name}_generation.py"] for name in ("datapoint", "text_data", "query_data")
+    ]
 
 
-def test_the_optimizer_is_the_papers() -> None:
-    text = (SCRIPTS / "common.sh").read_text()
-    for flag in ("--weight_decay 0.1", "--adam_beta1 0.9 ", "--adam_beta2 0.95", "--adam_epsilon 1e-6", "constant"):
-        assert flag in text
+@pytest.mark.parametrize("model", PAPERS_MODELS)
+def test_the_papers_models_are_attributed_in_their_batches(model: str, dry_run: Callable) -> None:
+    batch = PAPERS_MODELS[model][4]
+    eap = only(dry_run(f"{model}/eap.sh", "--ig_steps", "9"), "circuit_discovery.py")
+    assert (eap["--batch_size"], eap["--ig_steps"]) == ([str(batch)], ["9"])
+
+
+@pytest.mark.parametrize("model", PAPERS_MODELS)
+def test_the_papers_models_have_circuits_of_the_papers_size(model: str, dry_run: Callable) -> None:
+    batch, edges = PAPERS_MODELS[model][4:]
+    evaluation = only(dry_run(f"{model}/circuit_eval.sh"), "circuit_eval.py")
+    assert (evaluation["--batch_size"], evaluation["--topn"]) == ([str(batch)], [str(edges)])
+
+
+@pytest.mark.parametrize("model", PAPERS_MODELS)
+def test_forgetting_trains_and_evaluates_at_every_ratio(model: str, dry_run: Callable) -> None:
+    commands = dry_run(f"{model}/forget.sh", RATIOS="0 0.4")
+    assert [c["--replay_ratio"] for c in commands if c[""] == ["train.py"]] == [["0"], ["0.4"]]
+    evaluations = [c for c in commands if c[""] == ["circuit_eval.py"]]
+    last = f"outputs/train/{model}/default/checkpoints/checkpoint-7"
+    assert [c.get("--circuit_from") for c in evaluations] == [None, [last]] * 2
+    assert all(c["--source_frequency"] == ["low", "medium", "high"] for c in evaluations)
+
+
+def test_a_circuit_of_smollm2_is_a_quarter_of_the_edges(dry_run: Callable) -> None:
+    assert "--topn" not in only(dry_run("SmolLM2-135M/circuit_eval.sh"), "circuit_eval.py")
+
+
+def test_one_process_is_started_per_gpu(dry_run: Callable) -> None:
+    command = only(dry_run("gpt2/predict.sh", gpus=4), "predict.py")
+    assert command[""][:2] == ["-m", "accelerate.commands.launch"]
+    assert command["--num_processes"] == ["4", "predict.py"]
+
+
+def test_the_optimizer_is_the_papers(dry_run: Callable) -> None:
+    train = only(dry_run("gpt2/train.sh"), "train.py")
+    paper = {"weight_decay": "0.1", "adam_beta1": "0.9", "adam_beta2": "0.95", "adam_epsilon": "1e-6"}
+    assert {name: train[f"--{name}"] for name in paper} == {name: [value] for name, value in paper.items()}
+    assert train["--lr_scheduler_type"] == ["constant"]
 
 
 PROGRAMS = sorted([*SCRIPTS.parent.glob("data/*.py"), *SCRIPTS.glob("*/*.py")])

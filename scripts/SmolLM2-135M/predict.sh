@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Asks every checkpoint of the SmolLM2 run for the facts: five prompts per person of test.jsonl, greedy answers.
-# How long: docs/results.md has the times that we saw. Expect: prediction.jsonl in every checkpoint.
+# Answer the queries with every checkpoint of the SmolLM2 run: predict in ../common.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-predict --batch_size 64 "$@"
+predict "$@"

@@ -1,17 +1,6 @@
 #!/usr/bin/env bash
-# Forgetting and replay: trains a TinyLlama 1.1 run's last checkpoint on other people's facts and watches the old ones.
-#
-# What: for each replay ratio 0, 0.1, 0.2, 0.4 and 1 (the share of training examples replaced by the originals),
-# continues training on N new people once each (16 sequences a step, 5 epochs; the original has no such experiment for
-# this model, so the numbers are ours), with checkpoints at exponential gaps, evaluation on the old validation.jsonl
-# every 5 steps; then finds and evaluates the circuits again. RATIOS chooses others.
-# How long: per ratio a training on N biographies, and at each of its checkpoints what docs/scaling.md has for a
-# checkpoint of the run.
-# Expect: outputs/forget/TinyLlama_v1.1/replay_<ratio>/ with evaluations.jsonl and checkpoints, for
-# analysis/forgetting.ipynb.
+# Train the TinyLlama 1.1 run on other people's facts and evaluate the old ones: forget_with_settings in ../common.sh.
 set -euo pipefail
-MODEL=TinyLlama_v1.1
-source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-forget --num_train_epochs 5 --block_size 2048 --per_device_train_batch_size 2 --sequences_per_step 16 "$@"
-follow_old_facts 16 50000 low medium high
+forget_with_settings "$@"

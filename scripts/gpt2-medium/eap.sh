@@ -1,9 +1,6 @@
 #!/usr/bin/env bash
-# Finds the circuits of all 18 groups (task x type x frequency band) at every checkpoint of a GPT-2 medium run with EAP-IG.
-# Generates the circuit prompts first if they are missing. How long: docs/scaling.md has the estimate.
-# Expect: <task>_graph.json.gz with 231,877 edges under checkpoint-*/circuit_300/type_*/frequency_*/method_EAP-IG.
+# Find the circuits of the GPT-2 medium run with EAP-IG: discover in ../common.sh.
 set -euo pipefail
-MODEL=gpt2-medium
-source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-discover --method EAP-IG --batch_size 64 --format json.gz "$@"
+discover "$@"

@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
-# Asks every checkpoint of a GPT-2 medium run for the facts: five prompts per person of test.jsonl, greedy answers.
-# How long: 16 checkpoints x 9,000 prompts, minutes on a GPU each. Expect: prediction.jsonl in every checkpoint.
+# Answer the queries with every checkpoint of the GPT-2 medium run: predict in ../common.sh.
 set -euo pipefail
-MODEL=gpt2-medium
-source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-predict --batch_size 256 "$@"
+predict "$@"

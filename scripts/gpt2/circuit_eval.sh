@@ -1,9 +1,6 @@
 #!/usr/bin/env bash
-# Evaluates the circuits of a GPT-2 small run: faithfulness of the top 8,000 edges, and what each circuit alone answers
-# on the test people of every type and band. How long: docs/scaling.md has the estimate.
-# Expect: <task>_results.json and <task>_prediction.jsonl in topn_8000 beside every graph.
+# Evaluate the circuits of the GPT-2 small run: evaluate in ../common.sh.
 set -euo pipefail
-MODEL=gpt2
-source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-evaluate --method EAP-IG --batch_size 64 --topn 8000 --format json.gz "$@"
+evaluate "$@"

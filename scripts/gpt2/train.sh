@@ -1,15 +1,7 @@
 #!/usr/bin/env bash
-# Continual pre-training of GPT-2 small (124M parameters) on the biographies, with the paper's hyperparameters.
-#
-# What: generates the corpus of N people if it is missing, then trains 25 epochs: learning rate 1e-3, blocks of
-# 1,024 tokens, 128 sequences a step (16 per device x 4 accumulated x 2 devices; with more or fewer devices the
-# accumulation changes). Other settings: ../common.sh, which also says what N, SEED, RUN, MODEL_PATH and REPORT_TO do.
-# How long: hours on GPUs; docs/scaling.md has the estimate. Too little memory? Add `--bf16` or `--gradient_checkpointing`.
-# Expect: checkpoint-0 and 25 more in outputs/train/gpt2/<RUN>/checkpoints, and evaluations.jsonl in the run.
+# Train GPT-2 small on the biographies: train_with_settings in ../common.sh.
 set -euo pipefail
-MODEL=gpt2
-source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 generate_corpus
-train --model_name_or_path "${MODEL_PATH:-openai-community/gpt2}" --learning_rate 1e-3 --num_train_epochs 25 \
-  --block_size 1024 --per_device_train_batch_size 16 --sequences_per_step 128 "$@"
+train_with_settings "$@"

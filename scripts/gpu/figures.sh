@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Draws the run: executes the notebooks of analysis/ on it. One that was executed since the circuits' evaluation is left.
-# Expect: PNG files in outputs/train/gpt2-scratch/default/figures.
+# Execute the notebooks of analysis/ on the run, except those executed since the circuits were evaluated.
+# Output: PNG files in outputs/train/gpt2-scratch/default/figures.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 

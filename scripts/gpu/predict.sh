@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Asks all 26 checkpoints for the facts.
+# Answer the queries with all 26 checkpoints: predict in ../common.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-predict --batch_size 1024 "$@"
+predict "$@"

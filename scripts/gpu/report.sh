@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sums up the run: the table of what was learned, and one HTML page with findings and figures.
-# Expect: summary.txt and report.html in outputs/train/gpt2-scratch/default.
+# Write the table of what was learned and the HTML report of the run.
+# Output: summary.txt and report.html in outputs/train/gpt2-scratch/default.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 

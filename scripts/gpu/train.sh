@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# 10 epochs on the prior corpus from scratch, then 25 epochs of continual pre-training with the paper's numbers, in bfloat16.
-# Stopped in between, it goes on from the last epoch's checkpoint.
+# Train 10 epochs on the prior corpus, then 25 epochs on the biographies with the paper's hyperparameters, in bfloat16.
+# An interrupted training continues from the checkpoint of the last epoch.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Nano's data and its untrained start: people, biographies, queries, the prior corpus, a tokenizer, random weights.
-# How long: half a minute. Expect: data/entities_360 (a JSON lines file for each) and models/nano-untrained/<RUN>.
+# Generate nano's data and initial model: people, biographies, queries, prior corpus, tokenizer, random weights.
+# How long: half a minute. Output: data/entities_360 (one JSON lines file each) and models/nano-untrained/<RUN>.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 

@@ -1,9 +1,6 @@
 #!/usr/bin/env bash
-# Evaluates the circuits of a Phi-1.5 run: faithfulness of the top 50,000 edges, and what each circuit alone answers
-# on the test people of every type and band. How long: docs/scaling.md has the estimate.
-# Expect: <task>_results.json and <task>_prediction.jsonl in topn_50000 beside every graph.
+# Evaluate the circuits of the Phi-1.5 run: evaluate in ../common.sh.
 set -euo pipefail
-MODEL=phi-1_5
-source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-evaluate --method EAP-IG --batch_size 4 --topn 50000 --format json.gz "$@"
+evaluate "$@"

@@ -1,0 +1,78 @@
+"""What is imported is declared, what is declared is pinned, and one file installs all of it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RUNTIME = PROJECT["dependencies"]
+EXTRAS = [requirement for extra in PROJECT["optional-dependencies"].values() for requirement in extra]
+
+
+def normalized(requirement: str) -> str:
+    """The name of a requirement, as package indices compare names."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def requirements(name: str) -> list[str]:
+    """The lines of a requirements file that name a package."""
+    return [line for line in (ROOT / name).read_text().splitlines() if re.match(r"\w", line)]
+
+
+def imported(folders: list[str]) -> Iterator[tuple[str, str]]:
+    """The third-party packages that Python files import, each with the file."""
+    ours = {path.stem for path in ROOT.glob("*.py")} | {"knowledge_circuits", "benchmarks", "data"}
+    for file in (file for pattern in folders for file in ROOT.glob(pattern)):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            else:
+                modules = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for module in modules:
+                top = module.split(".")[0]
+                if top not in sys.stdlib_module_names and top not in ours and top != "__future__":
+                    yield top, str(file.relative_to(ROOT))
+
+
+def test_what_is_imported_is_declared() -> None:
+    distributions = packages_distributions()
+    declared = {normalized(requirement) for requirement in RUNTIME + EXTRAS}
+    folders = ["*.py", "knowledge_circuits/**/*.py", "data/**/*.py", "benchmarks/*.py", "scripts/**/*.py"]
+    undeclared = {
+        (top, file)
+        for top, file in imported(folders)
+        if declared.isdisjoint(normalized(name) for name in distributions.get(top, [top]))
+    }
+    assert not undeclared
+
+
+def test_the_engine_needs_no_extra() -> None:
+    distributions = packages_distributions()
+    runtime = {normalized(requirement) for requirement in RUNTIME}
+    folders = [f"knowledge_circuits/{room}/*.py" for room in ("engine", "models", "figures")]
+    for top, file in imported(["knowledge_circuits/*.py", *folders]):
+        assert not runtime.isdisjoint(normalized(name) for name in distributions[top]), (top, file)
+
+
+def test_requirements_txt_installs_exactly_what_the_project_declares() -> None:
+    names = [normalized(requirement) for requirement in requirements("requirements.txt")]
+    assert sorted(names) == sorted({normalized(requirement) for requirement in RUNTIME + EXTRAS})
+
+
+def test_the_first_requirement_is_the_tested_torch() -> None:
+    assert requirements("requirements.txt")[0] in requirements("constraints.txt")
+
+
+@pytest.mark.parametrize("requirement", sorted({normalized(requirement) for requirement in RUNTIME + EXTRAS}))
+def test_every_dependency_has_its_tested_version(requirement: str) -> None:
+    (pin,) = (line for line in requirements("constraints.txt") if normalized(line) == requirement)
+    assert pin.split("==")[1] == version(requirement).split("+")[0]
