@@ -28,11 +28,12 @@ def requirements(name: str) -> list[str]:
     return [line for line in (ROOT / name).read_text().splitlines() if re.match(r"\w", line)]
 
 
-def imported(folders: list[str]) -> Iterator[tuple[str, str]]:
-    """The third-party packages that Python files import, each with the file."""
+def imported(folders: list[str], on_import: bool = False) -> Iterator[tuple[str, str]]:
+    """The third-party packages that Python files import (anywhere, or at their top level only), each with the file."""
     ours = {path.stem for path in ROOT.glob("*.py")} | {"knowledge_circuits", "benchmarks", "data"}
     for file in (file for pattern in folders for file in ROOT.glob(pattern)):
-        for node in ast.walk(ast.parse(file.read_text())):
+        tree = ast.parse(file.read_text())
+        for node in tree.body if on_import else ast.walk(tree):
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
             else:
@@ -59,7 +60,7 @@ def test_the_engine_needs_no_extra() -> None:
     distributions = packages_distributions()
     runtime = {normalized(requirement) for requirement in RUNTIME}
     folders = [f"knowledge_circuits/{room}/*.py" for room in ("engine", "models", "figures")]
-    for top, file in imported(["knowledge_circuits/*.py", *folders]):
+    for top, file in imported(["knowledge_circuits/*.py", *folders], on_import=True):
         assert not runtime.isdisjoint(normalized(name) for name in distributions[top]), (top, file)
 
 
