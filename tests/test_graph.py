@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pandas as pd
 import pytest
 import torch
 
 from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.selection import top_n
+from knowledge_circuits.files import InputError
 
 
 @pytest.mark.parametrize(
@@ -61,3 +66,64 @@ def test_scores_of_another_shape_are_refused() -> None:
         Graph(Layout(1, 2), torch.zeros(3, 3), torch.zeros(3, 3, dtype=torch.bool), 4)
     with pytest.raises(ValueError, match="needs layers and heads"):
         Layout(0, 2)
+
+
+def scored(layout: Layout, seed: int = 0) -> Graph:
+    scores = torch.randn(layout.real_edges.shape, generator=torch.Generator().manual_seed(seed)) * layout.real_edges
+    return Graph(layout, scores, layout.real_edges, 8, {"method": "EAP-IG"})
+
+
+def test_a_graph_is_shown_in_one_line() -> None:
+    graph = scored(Layout(2, 2))
+    assert repr(graph) == "Graph(2 layers x 2 heads: 46 of 46 edges, 8 of 8 nodes, EAP-IG)"
+
+
+def test_the_table_of_edges_has_each_edge_once_with_its_score() -> None:
+    circuit = top_n(scored(Layout(2, 2)), 7)
+    table = circuit.edges()
+    assert list(table.columns) == ["source", "target", "score", "in_graph"]
+    assert [f"{row.source}->{row.target}" for row in table.itertuples()] == list(circuit.layout.edge_names)
+    assert table["score"].tolist() == circuit.scores[circuit.layout.real_edges].tolist()
+    assert table["in_graph"].sum() == 7
+
+
+def test_the_strongest_edges_of_a_circuit_are_those_that_a_smaller_circuit_takes() -> None:
+    circuit = top_n(scored(Layout(2, 2)), 7)
+    strongest = circuit.top(3)
+    sizes = strongest["score"].abs().tolist()
+    assert sizes == sorted(sizes, reverse=True)
+    inside = top_n(circuit, 3).edges().query("in_graph")
+    assert set(zip(strongest["source"], strongest["target"], strict=True)) == set(
+        zip(inside["source"], inside["target"], strict=True)
+    )
+    assert len(circuit.top(100)) == 7
+
+
+def test_shared_and_lost_edges_add_up() -> None:
+    layout = Layout(2, 2)
+    before, after = top_n(scored(layout), 12), top_n(scored(layout, seed=1), 12)
+    shared, lost = before & after, before - after
+    assert shared.n_edges + lost.n_edges == before.n_edges
+    assert not bool((lost.in_graph & after.in_graph).any())
+    assert torch.equal(lost.scores, before.scores)
+    assert before.jaccard(after) == shared.n_edges / (24 - shared.n_edges) == after.jaccard(before)
+    empty = top_n(before, 0)
+    assert (empty.jaccard(empty), empty.jaccard(before)) == (1, 0)
+    with pytest.raises(InputError, match="different models: 2 layers x 2 heads, and 1 layers x 2 heads, parallel"):
+        _ = before & scored(Layout(1, 2, parallel=True))
+
+
+def test_other_tools_get_the_circuits_nodes_and_edges(tmp_path: Path) -> None:
+    circuit = top_n(scored(Layout(2, 2)), 7)
+    exported = circuit.to_networkx()
+    assert (exported.number_of_edges(), exported.number_of_nodes()) == (7, circuit.n_nodes)
+    for source, node, kind, values in exported.edges(keys=True, data=True):
+        assert values["target"] == (f"{node}<{kind}>" if kind else node)
+        place = circuit.layout.sources.index(source), circuit.layout.targets.index(values["target"])
+        assert circuit.in_graph[place] and circuit.scores[place] == values["score"]
+    circuit.to_csv(tmp_path / "edges.csv")
+    written = pd.read_csv(tmp_path / "edges.csv")
+    assert len(written) == circuit.layout.n_edges and written["in_graph"].sum() == 7
+    dot = circuit.to_dot()
+    assert dot.count(" -> ") == 7 and dot.count("style=dashed") == int((circuit.scores[circuit.in_graph] < 0).sum())
+    assert top_n(circuit, 0).to_dot().count(" -> ") == 0

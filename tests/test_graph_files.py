@@ -129,6 +129,56 @@ def test_a_damaged_graph_is_refused_with_the_reason(tmp_path: Path, change, reas
         read_graph(tmp_path / "g.json")
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_circuits_own_edges_come_back_exactly_and_others_score_nothing(
+    tmp_path: Path, suffix: str, dtype: torch.dtype
+) -> None:
+    graph = random_graph(dtype)
+    write_graph(tmp_path / f"c{suffix}", graph, edges="circuit")
+    again = read_graph(tmp_path / f"c{suffix}")
+    assert torch.equal(again.in_graph, graph.in_graph)
+    assert torch.equal(again.scores, graph.scores * graph.in_graph) and again.scores.dtype == dtype
+    assert again.meta == {**graph.meta, "edges": "circuit"}
+    write_graph(tmp_path / f"d{suffix}", again)
+    assert torch.equal(read_graph(tmp_path / f"d{suffix}").scores, again.scores)
+
+
+def test_a_circuits_file_is_smaller_by_the_edges_that_it_leaves_out(tmp_path: Path) -> None:
+    graph = random_graph(layout=Layout(4, 8))
+    circuit = graph.with_edges(graph.in_graph & (graph.scores.abs() > 2))
+    for suffix in SUFFIXES:
+        write_graph(tmp_path / f"whole{suffix}", circuit)
+        write_graph(tmp_path / f"circuit{suffix}", circuit, edges="circuit")
+        sizes = [(tmp_path / f"{name}{suffix}").stat().st_size for name in ("whole", "circuit")]
+        assert sizes[1] < sizes[0] / 2
+    assert len(json.loads((tmp_path / "circuit.json").read_text())["edges"]) == circuit.n_edges
+
+
+def test_a_damaged_circuits_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds all edges or the circuit's"):
+        write_graph(tmp_path / "c.json", random_graph(), edges="some")  # type: ignore[arg-type]
+    write_graph(tmp_path / "c.json", random_graph(), edges="circuit")
+    content = json.loads((tmp_path / "c.json").read_text())
+    content["edges"]["m1->m0"] = {"score": 1.0, "in_graph": True}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="no edge 'm1->m0'"):
+        read_graph(tmp_path / "c.json")
+    write_graph(tmp_path / "c.pt", random_graph(), edges="circuit")
+    tensors = torch.load(tmp_path / "c.pt", weights_only=True)
+    count = len(tensors["edges"])
+    for key, value, reason in (
+        ("edges", torch.full((count, 2), 99), "does not exist"),
+        ("edges", torch.full((count, 2), -1), "does not exist"),
+        ("edges", tensors["edges"][1:], "with a score for each"),
+        ("edges_scores", torch.full((count,), torch.nan), "not a finite number"),
+        ("edges_scores", [1.0], "no 'edges_scores'"),
+    ):
+        torch.save({**tensors, key: value}, tmp_path / "c.pt")
+        with pytest.raises(InputError, match=reason):
+            read_graph(tmp_path / "c.pt")
+
+
 def test_a_strange_edge_is_named(tmp_path: Path) -> None:
     content = json.loads(HAND_WRITTEN.read_text())
     content["edges"]["m0->m0"] = content["edges"].pop("input->m0")

@@ -10,10 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from knowledge_circuits.files import InputError, atomic_write
+
+if TYPE_CHECKING:
+    import networkx
+    import pandas
 
 _INPUT_KINDS = "qkv"
 
@@ -96,6 +104,9 @@ class Layout:
         """Names of the nodes: the sources, then `logits`."""
         return (*self.sources, "logits")
 
+    def __str__(self) -> str:
+        return f"{self.n_layers} layers x {self.n_heads} heads" + (", parallel" if self.parallel else "")
+
     @cached_property
     def real_edges(self) -> Tensor:
         """[u, v] True where the edge exists."""
@@ -141,9 +152,11 @@ def layout_of(n_layers: int, n_heads: int, parallel: bool) -> Layout:
     return Layout(n_layers, n_heads, parallel)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
-    """A scored graph or a circuit.
+    """A scored graph or a circuit: the model's edges, their scores, and which of them are in the graph.
+
+    `a & b` has the edges that are in both and `a - b` those that are in `a` only, with the scores of `a`.
 
     Attributes:
         layout: the graph's shape.
@@ -163,6 +176,33 @@ class Graph:
         shape = (self.layout.n_sources, self.layout.n_targets)
         if tuple(self.scores.shape) != shape or tuple(self.in_graph.shape) != shape:
             raise ValueError(f"scores and membership of this layout are {shape}, not {tuple(self.scores.shape)}")
+
+    def __repr__(self) -> str:
+        method = f", {self.meta['method']}" if "method" in self.meta else ""
+        return (
+            f"Graph({self.layout}: {self.n_edges:,} of {self.layout.n_edges:,} edges, {self.n_nodes:,} of"
+            f" {len(self.layout.nodes):,} nodes{method})"
+        )
+
+    def __and__(self, other: Graph) -> Graph:
+        return self.with_edges(self.in_graph & self._same_shape(other).in_graph)
+
+    def __sub__(self, other: Graph) -> Graph:
+        return self.with_edges(self.in_graph & ~self._same_shape(other).in_graph)
+
+    def jaccard(self, other: Graph) -> float:
+        """Return the edges in both graphs over those in either; 1 where neither has any.
+
+        Raises:
+            InputError: the other graph is of a model of another shape.
+        """
+        either = int((self.in_graph | self._same_shape(other).in_graph).sum())
+        return int((self.in_graph & other.in_graph).sum()) / either if either else 1.0
+
+    def _same_shape(self, other: Graph) -> Graph:
+        if other.layout != self.layout:
+            raise InputError(f"graphs of different models: {self.layout}, and {other.layout}")
+        return other
 
     @property
     def nodes_in_graph(self) -> Tensor:
@@ -189,3 +229,69 @@ class Graph:
     def with_meta(self, **entries: Any) -> Graph:
         """The same graph with more said about it."""
         return replace(self, meta={**self.meta, **entries})
+
+    def edges(self) -> pandas.DataFrame:
+        """Return all of the model's edges as a table: source, target, score, in_graph; one row per edge."""
+        return self._table(self.layout.real_edges)
+
+    def top(self, k: int) -> pandas.DataFrame:
+        """Return the k edges of largest |score| among those in the graph, strongest first, as in `edges`."""
+        table = self._table(self.in_graph)
+        return table.loc[table["score"].abs().sort_values(ascending=False, kind="stable").index[:k]]
+
+    def _table(self, chosen: Tensor) -> pandas.DataFrame:
+        """The chosen edges [u, v] as a table in row-major order."""
+        import pandas
+
+        rows, columns = chosen.nonzero(as_tuple=True)
+        return pandas.DataFrame(
+            {
+                "source": np.array(self.layout.sources, dtype=object)[rows.numpy()],
+                "target": np.array(self.layout.targets, dtype=object)[columns.numpy()],
+                "score": self.scores[chosen].numpy(),
+                "in_graph": self.in_graph[chosen].numpy(),
+            }
+        )
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the table of `edges` as CSV, atomically."""
+        with atomic_write(path) as file:
+            self.edges().to_csv(file, index=False)
+
+    def to_networkx(self) -> networkx.MultiDiGraph:
+        """Return the nodes and edges in the graph as a networkx graph.
+
+        An edge's key is the input that it feeds: q, k or v of a head, "" of an MLP or the logits. Its attributes are
+        `score` and `target`, the target's name.
+        """
+        import networkx
+
+        graph = networkx.MultiDiGraph(**self.meta)
+        present = self.nodes_in_graph.tolist()
+        graph.add_nodes_from(name for name, inside in zip(self.layout.nodes, present, strict=True) if inside)
+        for source, target, score in self._named_edges():
+            node, _, kind = target.removesuffix(">").partition("<")
+            graph.add_edge(source, node, key=kind, score=score, target=target)
+        return graph
+
+    def to_dot(self) -> str:
+        """Return the nodes and edges in the graph in Graphviz's language.
+
+        Negative scores are dashed; a line's width grows with the square root of |score|.
+        """
+        largest = float(self.scores[self.in_graph].abs().max()) if self.n_edges else 0.0
+        lines = ["digraph circuit {", "  rankdir=BT;", "  node [shape=box];"]
+        present = self.nodes_in_graph.tolist()
+        lines += [f'  "{name}";' for name, inside in zip(self.layout.nodes, present, strict=True) if inside]
+        for source, target, score in self._named_edges():
+            node, _, kind = target.removesuffix(">").partition("<")
+            width = 0.3 + 3 * (abs(score) / largest) ** 0.5 if largest else 0.3
+            style = "dashed" if score < 0 else "solid"
+            lines.append(f'  "{source}" -> "{node}" [label="{kind}", penwidth={width:.2f}, style={style}];')
+        return "\n".join([*lines, "}"]) + "\n"
+
+    def _named_edges(self) -> list[tuple[str, str, float]]:
+        """Source, target and score of the edges in the graph, in row-major order."""
+        rows, columns = (part.tolist() for part in self.in_graph.nonzero(as_tuple=True))
+        sources, targets, scores = self.layout.sources, self.layout.targets, self.scores[self.in_graph].tolist()
+        return [(sources[u], targets[v], score) for u, v, score in zip(rows, columns, scores, strict=True)]

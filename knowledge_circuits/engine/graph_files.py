@@ -3,8 +3,11 @@
     {"cfg": {"n_layers", "n_heads", "parallel_attn_mlp", "d_model"}, "nodes": {name: {"in_graph"}},
      "edges": {"parent->a2.h3<k>": {"score", "in_graph"}}, "meta": {...}}
 
-Reading also accepts EAP-IG 1's nodes (`name: bool`). No per-edge object survives loading: scores and membership are
-matrices. The format follows from the file's name: .json, .json.gz or .pt.
+Reading also accepts EAP-IG 1's nodes (`name: bool`). Scores and membership are read into matrices. The format follows
+from the file's name: .json, .json.gz or .pt.
+
+A file may hold the circuit's own edges only; its meta then has `"edges": "circuit"`. Scores of other edges read as 0.
+EAP-IG's own reader needs the whole graph.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import io
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,14 +28,28 @@ from knowledge_circuits.files import InputError, atomic_write, parse_json, read_
 #: More layers x heads than any model has; a damaged file must not make us allocate without bound.
 _MOST_HEADS = 100_000
 
+#: What an edge reads as that a circuit's file leaves out.
+_OUTSIDE = {"score": 0.0, "in_graph": False}
 
-def write_graph(path: str | Path, graph: Graph) -> None:
+
+def write_graph(path: str | Path, graph: Graph, edges: Literal["all", "circuit"] = "all") -> None:
     """Write a graph atomically, in the format that the name asks for.
+
+    Args:
+        path: ends in .json, .json.gz or .pt.
+        graph: a scored graph or a circuit.
+        edges: "all" writes every edge of the model, as EAP-IG reads it; "circuit" only the edges in the graph, which
+            takes a fraction of the space and loses the other scores. A graph that was read from a file without them
+            is always written without them.
 
     Raises:
         InputError: a score is not finite, or the name ends in none of .json, .json.gz, .pt.
     """
     path = Path(path)
+    if edges not in ("all", "circuit"):
+        raise InputError(f"edges {edges!r}: a graph file holds all edges or the circuit's")
+    if edges == "circuit":
+        graph = graph.with_meta(edges="circuit")
     if not bool(torch.isfinite(graph.scores).all()):
         raise InputError(f"{path}: a graph with NaN or infinite scores is not written")
     if path.name.endswith(".pt"):
@@ -80,16 +97,23 @@ def _configuration(graph: Graph) -> dict[str, Any]:
 def _to_json(graph: Graph) -> str:
     """The JSON text; edges are formatted directly because 32,491 small dicts take longer than the rest together."""
     layout = graph.layout
-    real = layout.real_edges
-    scores = graph.scores[real]
+    if _circuit_only(graph.meta):
+        rows, columns = (part.tolist() for part in graph.in_graph.nonzero(as_tuple=True))
+        written, names = (
+            graph.in_graph,
+            tuple(f"{layout.sources[u]}->{layout.targets[v]}" for u, v in zip(rows, columns, strict=True)),
+        )
+    else:
+        written, names = layout.real_edges, layout.edge_names
+    scores = graph.scores[written]
     # 9 digits bring a float32 back exactly; Python's own repr does it for float64.
     values = (
         [f"{score:.9g}" for score in scores.tolist()] if scores.dtype == torch.float32 else map(repr, scores.tolist())
     )
-    members = ("true" if member else "false" for member in graph.in_graph[real].tolist())
+    members = ("true" if member else "false" for member in graph.in_graph[written].tolist())
     edges = ",\n".join(
         f'"{name}": {{"score": {value}, "in_graph": {member}}}'
-        for name, value, member in zip(layout.edge_names, values, members, strict=True)
+        for name, value, member in zip(names, values, members, strict=True)
     )
     nodes = {
         name: {"in_graph": present} for name, present in zip(layout.nodes, graph.nodes_in_graph.tolist(), strict=True)
@@ -99,7 +123,16 @@ def _to_json(graph: Graph) -> str:
     return f'{{"cfg": {head},\n"nodes": {json.dumps(nodes)},\n"edges": {{\n{edges}\n}},\n"meta": {meta}}}\n'
 
 
+def _circuit_only(meta: dict[str, Any]) -> bool:
+    """Whether the scores of edges outside the circuit are unknown."""
+    return meta.get("edges") == "circuit"
+
+
 def _tensor_form(graph: Graph) -> dict[str, Any]:
+    """EAP-IG 2.0's content; of a circuit alone, membership as [u, v] indices [E, 2] and the scores of these [E]."""
+    if _circuit_only(graph.meta):
+        edges = {"edges": graph.in_graph.nonzero(), "edges_scores": graph.scores[graph.in_graph]}
+        return {"cfg": _configuration(graph), **edges, "meta": graph.meta}
     return {
         "cfg": _configuration(graph),
         "src_nodes": list(graph.layout.sources),
@@ -146,20 +179,19 @@ class _Checked:
         """The graph, every edge and node accounted for."""
         edges = self.part("edges", dict)
         self._check_nodes(layout)
-        if len(edges) != layout.n_edges:
-            raise InputError(f"{self.path}: {len(edges)} edges where a model of this shape has {layout.n_edges}")
+        meta = self.meta()
         names = layout.edge_names
-        if tuple(edges) == names:
+        if _circuit_only(meta):
+            self._refuse_strange(edges, names)
+            ordered = [edges.get(name, _OUTSIDE) for name in names]
+        elif len(edges) != layout.n_edges:
+            raise InputError(f"{self.path}: {len(edges)} edges where a model of this shape has {layout.n_edges}")
+        elif tuple(edges) == names:
             ordered = list(edges.values())
         else:
-            strange = next((name for name in edges if name not in set(names)), None)
-            if strange is not None:
-                raise InputError(f"{self.path}: no edge {strange!r} exists in a model of this shape")
+            self._refuse_strange(edges, names)
             ordered = [edges[name] for name in names]
         scores, members = self._edge_values(names, ordered)
-        meta = self.content.get("meta", {})
-        if not isinstance(meta, dict):
-            raise InputError(f"{self.path}: meta is {type(meta).__name__}, not an object")
         real = layout.real_edges
         dtype = torch.float64 if meta.get("dtype") == "float64" else torch.float32
         score_matrix = torch.zeros(real.shape, dtype=dtype)
@@ -169,6 +201,18 @@ class _Checked:
         if not bool(torch.isfinite(score_matrix).all()):
             raise InputError(f"{self.path}: a score is too large for {dtype}")
         return Graph(layout, score_matrix, member_matrix, d_model, meta)
+
+    def meta(self) -> dict[str, Any]:
+        """What the file says of itself; empty in EAP-IG's own files."""
+        meta = self.content.get("meta", {})
+        if not isinstance(meta, dict):
+            raise InputError(f"{self.path}: meta is {type(meta).__name__}, not an object")
+        return meta
+
+    def _refuse_strange(self, edges: dict[str, Any], names: tuple[str, ...]) -> None:
+        strange = edges.keys() - set(names)
+        if strange:
+            raise InputError(f"{self.path}: no edge {min(strange)!r} exists in a model of this shape")
 
     def _check_nodes(self, layout: Layout) -> None:
         nodes = self.part("nodes", dict)
@@ -222,6 +266,8 @@ def _read_tensors(path: Path) -> Graph:
         raise InputError(f"{path}: not a graph in tensor form ({reason})") from None
     checked = _Checked(content, str(path))
     layout, d_model = checked.configuration()
+    if _circuit_only(checked.meta()):
+        return _read_circuit_tensors(checked, layout, d_model)
     for key, names in (("src_nodes", layout.sources), ("dst_nodes", layout.targets)):
         found = content.get(key)
         if not isinstance(found, list | tuple) or list(found) != list(names):
@@ -237,7 +283,21 @@ def _read_tensors(path: Path) -> Graph:
         raise InputError(f"{path}: a score is not a finite number")
     real = layout.real_edges
     scores = torch.where(real, tensors["edges_scores"], 0.0)
-    meta = content.get("meta", {})
-    if not isinstance(meta, dict):
-        raise InputError(f"{path}: meta is {type(meta).__name__}, not an object")
-    return Graph(layout, scores, tensors["edges_in_graph"] & real, d_model, meta)
+    return Graph(layout, scores, tensors["edges_in_graph"] & real, d_model, checked.meta())
+
+
+def _read_circuit_tensors(content: _Checked, layout: Layout, d_model: int) -> Graph:
+    """The tensor form of a circuit's own edges."""
+    path, real = content.path, layout.real_edges
+    edges, values = content.part("edges", torch.Tensor), content.part("edges_scores", torch.Tensor)
+    if edges.dtype != torch.long or edges.dim() != 2 or edges.shape[1] != 2 or values.shape != edges.shape[:1]:
+        raise InputError(f"{path}: edges are not [E, 2] indices with a score for each")
+    if values.dtype not in (torch.float32, torch.float64) or not bool(torch.isfinite(values).all()):
+        raise InputError(f"{path}: a score is not a finite number")
+    inside = ((edges >= 0) & (edges < torch.tensor(real.shape))).all(1)
+    if not bool(inside.all()) or not bool(real[edges[:, 0], edges[:, 1]].all()):
+        raise InputError(f"{path}: an edge does not exist in a model of this shape")
+    scores, members = torch.zeros(real.shape, dtype=values.dtype), torch.zeros_like(real)
+    scores[edges[:, 0], edges[:, 1]] = values
+    members[edges[:, 0], edges[:, 1]] = True
+    return Graph(layout, scores, members, d_model, content.meta())

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.files import InputError
-from knowledge_circuits.models.tokenization import encode_prompt
+from knowledge_circuits.models.tokenization import encode_prompt, label_token_id, plain_ids
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class PromptPairs:
-    """Clean and corrupted prompts with the labels of their answers.
+    """Clean and corrupted prompts with the labels of their answers; `from_text` and `match_lengths` make them of text.
 
     Attributes:
         clean, corrupted: token ids, one list per pair, the start token included; equal lengths within a pair.
-        labels: one (clean, corrupted) pair of token ids each.
-        rows: what else is known of each pair (the data file's row).
+        labels: one pair of token ids each: the first tokens of the clean and of the corrupted prompt's answer.
+        rows: what else is known of each pair (the data file's row, or the texts of the prompts).
 
     Raises:
         InputError: lengths differ within a pair, a prompt is empty, or the lists do not match.
@@ -89,12 +90,91 @@ class PromptPairs:
                 raise InputError(f"{self.name(number)} is empty")
             if len(clean) != len(corrupted):
                 raise InputError(
-                    f"{self.name(number)}: clean, it has {len(clean)} tokens and corrupted {len(corrupted)};"
-                    " they must be of one length"
+                    f"{self.name(number)}: the clean prompt has {len(clean)} tokens and the corrupted one"
+                    f" {len(corrupted)}; they must have the same number"
                 )
 
     def __len__(self) -> int:
         return len(self.clean)
+
+    @classmethod
+    def from_text(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        clean: Sequence[str],
+        corrupted: Sequence[str],
+        labels: Sequence[tuple[str | int, str | int]],
+        rows: Sequence[dict[str, Any]] = (),
+    ) -> PromptPairs:
+        """Tokenize prompts and answers; each prompt starts with exactly one start token.
+
+        Args:
+            tokenizer: the model's.
+            clean: prompts that the answer follows after a space, such as "The capital of France is".
+            corrupted: for each clean prompt one of the same number of tokens with another answer, such as "The
+                capital of Poland is". Prompts of different pairs may differ in length.
+            labels: for each pair the answers to the clean and to the corrupted prompt, such as ("Paris", "Warsaw").
+                Of an answer only the first token counts: that by which `prompt + " " + answer` extends the prompt,
+                which for the corrupted answer is the corrupted prompt. Token ids are taken as they are.
+            rows: what else is known of each pair; by default the texts of its prompts.
+
+        Raises:
+            InputError: the numbers of prompts and labels differ, the two prompts of a pair differ in length (with
+                both texts and their tokens), or an answer adds no token.
+        """
+        if not len(clean) == len(corrupted) == len(labels):
+            raise InputError(
+                f"{len(clean)} clean prompts, {len(corrupted)} corrupted ones and {len(labels)} pairs of labels: one of"
+                " each is wanted per item"
+            )
+        ids = [[encode_prompt(tokenizer, text) for text in texts] for texts in (clean, corrupted)]
+        for number, texts in enumerate(zip(clean, corrupted, strict=True)):
+            _refuse_unequal(f"prompt {number + 1}", tokenizer, texts, (len(ids[0][number]), len(ids[1][number])))
+        tokens = [
+            tuple(
+                answer if isinstance(answer, int) else label_token_id(tokenizer, text, answer)
+                for text, answer in zip(texts, answers, strict=True)
+            )
+            for texts, answers in zip(zip(clean, corrupted, strict=True), labels, strict=True)
+        ]
+        texts_of = [{"clean": first, "corrupted": second} for first, second in zip(clean, corrupted, strict=True)]
+        return cls(ids[0], ids[1], [(first, second) for first, second in tokens], list(rows) or texts_of)
+
+    @classmethod
+    def match_lengths(
+        cls, tokenizer: PreTrainedTokenizerBase, answers: Mapping[str, str], seed: int = 0
+    ) -> tuple[PromptPairs, list[str]]:
+        """Pair every prompt with another one of the same number of tokens and a different answer.
+
+        Args:
+            tokenizer: the model's.
+            answers: prompt -> its answer, such as {"The capital of France is": "Paris", ...}. Answers differ when
+                their first tokens do.
+            seed: the corrupted prompt is drawn among those that fit; the same seed draws the same ones.
+
+        Returns:
+            The pairs in the given order, and the prompts for which no other one fits.
+
+        Raises:
+            InputError: no prompt has a partner.
+        """
+        lengths = {prompt: len(plain_ids(tokenizer, prompt)) for prompt in answers}
+        tokens = {prompt: label_token_id(tokenizer, prompt, answer) for prompt, answer in answers.items()}
+        generator = random.Random(seed)
+        partners: dict[str, str] = {}
+        for prompt in answers:
+            fitting = [o for o in answers if lengths[o] == lengths[prompt] and tokens[o] != tokens[prompt]]
+            if fitting:
+                partners[prompt] = generator.choice(fitting)
+        if not partners:
+            counts = ", ".join(f"{prompt!r}: {length}" for prompt, length in list(lengths.items())[:5])
+            raise InputError(
+                "no two prompts have the same number of tokens and answers with different first tokens; tokens per"
+                f" prompt: {counts or 'there is no prompt'}"
+            )
+        labels = [(tokens[clean], tokens[corrupted]) for clean, corrupted in partners.items()]
+        pairs = cls.from_text(tokenizer, list(partners), list(partners.values()), labels)
+        return pairs, [prompt for prompt in answers if prompt not in partners]
 
     @classmethod
     def joined(cls, parts: Sequence[PromptPairs]) -> PromptPairs:
@@ -158,22 +238,22 @@ class PromptPairs:
                     )
 
     def name(self, number: int) -> str:
-        """What a message calls an item: its place, from 1, and whom it asks about where that is known."""
-        subject = self.rows[number].get("clean_subject") if self.rows else None
-        return f"prompt {number + 1}" + (f" ({subject})" if subject else "")
+        """What a message calls an item: its number, from 1, and its subject or text where that is known."""
+        row = self.rows[number] if self.rows else {}
+        known = row.get("clean_subject") or row.get("clean")
+        return f"prompt {number + 1}" + (f" ({known})" if known else "")
 
 
-def pairs_from_text(
-    tokenizer: PreTrainedTokenizerBase,
-    clean: Sequence[str],
-    corrupted: Sequence[str],
-    labels: Sequence[tuple[int, int]],
-    rows: Sequence[dict[str, Any]] = (),
-) -> PromptPairs:
-    """Prompt pairs from text; each prompt starts with exactly one start token."""
-    return PromptPairs(
-        [encode_prompt(tokenizer, text) for text in clean],
-        [encode_prompt(tokenizer, text) for text in corrupted],
-        list(labels),
-        list(rows),
-    )
+def _refuse_unequal(
+    name: str, tokenizer: PreTrainedTokenizerBase, texts: tuple[str, str], lengths: tuple[int, int]
+) -> None:
+    """Raise InputError with both prompts and their tokens where the lengths differ."""
+    if lengths[0] != lengths[1]:
+        said = (
+            f"{text!r} has {length} tokens ({' | '.join(tokenizer.tokenize(text))})"
+            for text, length in zip(texts, lengths, strict=True)
+        )
+        raise InputError(
+            f"{name}: the clean prompt {' and the corrupted prompt '.join(said)}, the start token included; they must"
+            " have the same number. PromptPairs.match_lengths finds partners of the same length"
+        )
