@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from families import Pair
@@ -158,12 +158,21 @@ def _output_heads(affine: Affine, heads: int) -> list[Affine]:
 
 
 def from_hugging_face(model: PreTrainedModel) -> Model:
-    """Read a model of one of the families from its state dict, in float64."""
+    """Read a model of one of the families from its state dict, in float64, with value biases in the output bias."""
     config = model.config
     state = {name: tensor.detach().double() for name, tensor in model.state_dict().items()}
-    return {"gpt2": _read_gpt2, "phi": _read_phi, "gpt_neox": _read_gpt_neox}.get(config.model_type, _read_llama)(
-        config, state
-    )
+    read = {"gpt2": _read_gpt2, "phi": _read_phi, "gpt_neox": _read_gpt_neox}.get(config.model_type, _read_llama)
+    plain = read(config, state)
+    return replace(plain, layers=[_without_value_biases(layer) for layer in plain.layers])
+
+
+def _without_value_biases(layer: Layer) -> Layer:
+    """The same layer with what the value biases put out, b_V W_O of every head, in the output bias."""
+    bias = layer.o_bias
+    for v, o in zip(layer.v, layer.o, strict=True):
+        if v.bias is not None:
+            bias = bias + o(v.bias)
+    return replace(layer, v=[Affine(v.weight) for v in layer.v], o_bias=bias)
 
 
 def _bias(affine: Affine) -> Tensor | float:

@@ -13,6 +13,7 @@ from test_attribution_oracles import prompt_pairs
 from torch import Tensor
 
 from knowledge_circuits.engine.attribution import EmbeddingPath, Method, attribute
+from knowledge_circuits.engine.backward import Backward
 from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Block, Decoder
 from knowledge_circuits.engine.metrics import metric_function
 from knowledge_circuits.engine.options import Metric
@@ -57,17 +58,15 @@ def test_scores_do_not_depend_on_the_order_of_items(gpt2: Decoder) -> None:
 def test_a_small_memory_budget_changes_nothing_but_the_number_of_passes(
     family: str, method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from knowledge_circuits.engine import attribution
-
     passes = 0
-    original = attribution.backward
+    original = Backward.layers
 
     def counted(*args, **kwargs):  # type: ignore[no-untyped-def]
         nonlocal passes
         passes += 1
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(attribution, "backward", counted)
+    monkeypatch.setattr(Backward, "layers", counted)
     decoder = decoder_of(family)
     roomy = attribute(decoder, PAIRS, method).scores
     few, passes = passes, 0
@@ -219,6 +218,18 @@ def test_a_metric_must_give_one_number_per_item(gpt2: Decoder) -> None:
 def test_senseless_settings_are_refused(gpt2: Decoder, arguments: dict, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         attribute(gpt2, PAIRS, **arguments)
+
+
+def test_options_are_taken_by_name_and_nonsense_is_refused_with_the_valid_names(gpt2: Decoder) -> None:
+    by_name = attribute(gpt2, PAIRS, "EAP", metric="kl_divergence", ig_steps=2)
+    by_member = attribute(gpt2, PAIRS, Method.EAP, metric=Metric.KL_DIVERGENCE, ig_steps=2)
+    assert torch.equal(by_name.scores, by_member.scores) and by_name.meta == by_member.meta
+    with pytest.raises(InputError, match=r"no method is called 'nonsense'; choose one of: EAP, EAP-IG"):
+        attribute(gpt2, PAIRS, "nonsense")
+    with pytest.raises(InputError, match=r"no metric is called 'nonsense'; choose one of: logit_difference"):
+        attribute(gpt2, PAIRS, metric="nonsense")
+    with pytest.raises(InputError, match=r"no gradient rule is called 'nonsense'; choose one of: standard, gim, relp"):
+        attribute(gpt2, PAIRS, gradient="nonsense")
 
 
 def test_no_prompts_are_refused(gpt2: Decoder) -> None:

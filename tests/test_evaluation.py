@@ -121,6 +121,43 @@ def test_means_over_many_prompts_do_not_lose_count_in_bfloat16() -> None:
             torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
 
 
+def test_a_circuit_is_judged_by_the_metric_that_is_named(decoder: Decoder) -> None:
+    full, empty, half = evaluate(
+        decoder,
+        [graph_of(decoder, "all"), graph_of(decoder, "none"), prune(top_n(attribute(decoder, PAIRS), 60))],
+        PAIRS,
+        metric="kl_divergence",
+    )
+    assert torch.allclose(full.clean, torch.zeros(len(PAIRS), dtype=torch.float64), atol=1e-10)
+    assert full.faithfulness == pytest.approx(1, abs=1e-9)
+    assert empty.faithfulness == pytest.approx(0, abs=1e-9)
+    assert half.faithfulness == pytest.approx(1 - float(half.circuit.mean() / half.corrupted.mean()))
+    for number, (clean, corrupted) in enumerate(zip(PAIRS.clean, PAIRS.corrupted, strict=True)):
+        p, q = (all_logits(decoder, torch.tensor([list(ids)]))[0, -1].log_softmax(-1) for ids in (clean, corrupted))
+        assert half.corrupted[number] == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-10)
+
+
+def test_a_probability_difference_is_reported_as_the_clean_labels_lead(decoder: Decoder) -> None:
+    (outcome,) = evaluate(decoder, [graph_of(decoder, "none")], PAIRS, metric="probability_difference")
+    probabilities = all_logits(decoder, torch.tensor([list(PAIRS.clean[0])]))[0, -1].softmax(-1)
+    clean, corrupted = PAIRS.labels[0]
+    assert outcome.clean[0] == pytest.approx(float(probabilities[clean] - probabilities[corrupted]), abs=1e-10)
+
+
+def test_options_are_taken_by_name_and_nonsense_is_refused_with_the_valid_names(decoder: Decoder) -> None:
+    circuit = prune(top_n(attribute(decoder, PAIRS), 60))
+    by_name, by_member = (evaluate(decoder, [circuit], PAIRS, choice)[0] for choice in ("zero", Intervention.ZERO))
+    assert torch.equal(by_name.circuit, by_member.circuit)
+    (patched,) = evaluate(decoder, [circuit], PAIRS, "patching")
+    assert not torch.allclose(patched.circuit, by_name.circuit)
+    with pytest.raises(InputError, match=r"'nonsense'; choose one of: patching, zero, mean, mean-positional"):
+        evaluate(decoder, [circuit], PAIRS, "nonsense")
+    with pytest.raises(InputError, match=r"'nonsense'; choose one of: logit_difference"):
+        evaluate(decoder, [circuit], PAIRS, metric="nonsense")
+    with pytest.raises(InputError, match="no intervention is called 'nonsense'"):
+        standalone(decoder, circuit, PAIRS, "nonsense")
+
+
 def test_faithfulness_is_undefined_where_clean_equals_corrupted() -> None:
     same = torch.tensor([1.0, 2.0])
     assert Evaluation(same, same, same).faithfulness is None

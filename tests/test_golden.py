@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from knowledge_circuits.engine.attribution import Method, attribute
 from knowledge_circuits.engine.decoder import Decoder
-from knowledge_circuits.engine.evaluation import Intervention, evaluate, standalone
+from knowledge_circuits.engine.evaluation import CURVE_SHARES, Intervention, evaluate, faithfulness_curve, standalone
 from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.selection import prune, top_n
@@ -135,6 +135,34 @@ def test_circuit_performance(golden: Golden, decoder: Decoder, prefix: str) -> N
             (found.circuit, f"{prefix}circuit_logit_diff{suffix}"),
         ):
             torch.testing.assert_close(values, golden.arrays[name], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("selection", "absolute"), [("signed", False), ("absolute", True)])
+def test_the_faithfulness_curve_and_its_areas_are_those_of_mib(
+    golden: Golden, decoder: Decoder, selection: str, absolute: bool
+) -> None:
+    scored = golden.graph(decoder)
+    curve = faithfulness_curve(decoder, scored, golden.pairs, absolute=absolute)
+    assert curve.shares == CURVE_SHARES
+    for name in ("faithfulness", "cpr", "cmd"):
+        expected = golden.arrays[f"mib_{selection}_{name}"]
+        values = torch.tensor(getattr(curve, name), dtype=expected.dtype)
+        torch.testing.assert_close(values, expected, rtol=0, atol=1e-8)
+    for share, edges, expected in zip(curve.shares, curve.edges, golden.arrays[f"mib_{selection}_edges"], strict=True):
+        fewest, most = edges_whatever_the_ties(scored, int(share * scored.layout.n_edges), absolute)
+        assert fewest <= expected <= most and fewest <= edges <= most
+        assert edges == expected or fewest < most
+
+
+def edges_whatever_the_ties(scored: Graph, n: int, absolute: bool) -> tuple[int, int]:
+    """Edges after pruning without and with all edges that tie with the n-th: MIB's sort leaves their order open."""
+    scores = torch.where(scored.layout.real_edges, scored.scores.abs() if absolute else scored.scores, -torch.inf)
+    least = scores.flatten().sort(descending=True).values[max(n, 1) - 1]
+    if n == 0 or (scores >= least).sum() == n:
+        fewest = most = prune(top_n(scored, n, absolute)).n_edges
+    else:
+        fewest, most = (prune(scored.with_edges(members)).n_edges for members in (scores > least, scores >= least))
+    return fewest, most
 
 
 def test_standalone_performance(golden: Golden, decoder: Decoder) -> None:

@@ -1,4 +1,4 @@
-"""Edge attribution (EAP, EAP-IG and their kin) in closed form, exact, without per-head copies of the residual stream.
+"""Edge attribution (EAP, EAP-IG and variants) in closed form, without per-head copies of the residual stream.
 
     score(u->v) = mean over items of sum over positions of <z_u(corrupted) - z_u(clean), g_v>
 
@@ -8,32 +8,35 @@ with g_v the gradient of the loss at v's residual input, averaged over the runs 
 1. The corrupted run and the m interpolated runs go through as one batch; step m is the clean run itself. Positions
    where clean and corrupted prefixes agree are run once and left out.
 2. The differences z_u(corrupted) - z_u(clean) form one matrix D [sources, items x positions x d].
-3. `backward` gives the gradients dq_k at every head's projections for every run k. At head h's own residual input the
-   gradient is J_k^T W' dq_k, whose sum over runs needs one product with W' instead of m:
+3. `backward` gives the gradients dq_s at every head's projections for every run s. At head h's own residual input the
+   gradient is J_s^T W' dq_s, whose sum over runs needs one product with W' instead of m:
 
-       sum_k J_k^T W' dq_k = W' (sum_k r_k dq_k) - (1/d) sum_k xhat_k r_k <dq_k, q_k - b'>
+       sum_s J_s^T W' dq_s = W' (sum_s r_s dq_s) - (1/d) sum_s xhat_s r_s <dq_s, q_s - b'>
 
-   xhat_k is the input as the norm leaves it, r_k the norm's inverse deviation and J_k its Jacobian in run k, W' and b'
-   the projection with the norm's scale and shift folded in, so that q_k = xhat_k W' + b' (docs/engine.md, section 3).
+   xhat_s is the input as the norm leaves it, r_s the norm's inverse deviation and J_s its Jacobian in run s, W' and b'
+   the projection with the norm's scale and shift folded in, so that q_s = xhat_s W' + b' (docs/engine.md, section 3).
+   Rules that hold norm scales constant (GIM, RelP) drop the second term.
+4. A layer's scores are one matrix product of D's first rows with these gradients. With `per_prompt` or `by_span` the
+   product is taken per prompt or per position instead (a *cell*), and cells are summed into rows.
 
-4. A layer's scores are one matrix product of D's first rows with these gradients.
-
-Shapes: b items, p positions, d d_model, h heads, e d_head, u sources, v targets.
+Shapes: b items, p positions, d d_model, h heads, g key/value heads, e d_head, m runs that count, u sources, v targets,
+u' and t some of them, c cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from knowledge_circuits.engine.backward import HeadGradients, backward, norm_backward
-from knowledge_circuits.engine.decoder import Attention, Decoder
-from knowledge_circuits.engine.exact import add_exact_scores
+from knowledge_circuits.engine.backward import Backward, BackwardRules, HeadGradients
+from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.exact import exact_effects
 from knowledge_circuits.engine.forward import (
     Normalized,
     Prefix,
@@ -47,8 +50,8 @@ from knowledge_circuits.engine.forward import (
 )
 from knowledge_circuits.engine.graph import Graph, Layout, layout_of
 from knowledge_circuits.engine.memory import AttributionPlan, budget_bytes, plan_attribution
-from knowledge_circuits.engine.metrics import MetricFunction, metric_function
-from knowledge_circuits.engine.options import Method, Metric
+from knowledge_circuits.engine.metrics import MetricFunction, as_metric, losses, metric_name
+from knowledge_circuits.engine.options import GradientRule, Method, Metric
 from knowledge_circuits.engine.prompts import Batch, PromptPairs
 from knowledge_circuits.files import InputError
 
@@ -58,8 +61,8 @@ class EmbeddingPath:
     """Runs along the straight line from the corrupted (0) to the clean embedding (1).
 
     Attributes:
-        points: k/m for each run; the first is 0 and the last 1.
-        weights: how much each run's gradient counts; they add up to 1.
+        points: s/m for each run; the first is 0 and the last 1.
+        weights: the weight of each run's gradient; they add up to 1.
     """
 
     points: tuple[float, ...]
@@ -67,18 +70,18 @@ class EmbeddingPath:
 
     @classmethod
     def of(cls, method: Method, ig_steps: int, first_step: int) -> EmbeddingPath:
-        """The path of a method that interpolates embeddings."""
+        """Return the path of a method that interpolates embeddings."""
         if method is Method.EAP:
             return cls((0.0, 1.0), (0.0, 1.0))
         if method is Method.CLEAN_CORRUPTED:
             return cls((0.0, 1.0), (0.5, 0.5))
-        points = tuple(k / ig_steps for k in range(ig_steps + 1))
+        points = tuple(step / ig_steps for step in range(ig_steps + 1))
         share = 1 / ig_steps
         return cls(points, (0.0, *[share] * ig_steps) if first_step == 1 else (*[share] * ig_steps, 0.0))
 
     @property
     def active(self) -> slice:
-        """The runs that count, which stand together."""
+        """The runs whose gradient counts, which are adjacent."""
         counting = [run for run, weight in enumerate(self.weights) if weight]
         return slice(counting[0], counting[-1] + 1)
 
@@ -86,10 +89,11 @@ class EmbeddingPath:
 def attribute(
     decoder: Decoder,
     pairs: PromptPairs,
-    method: Method = Method.EAP_IG,
+    method: Method | str = Method.EAP_IG,
     ig_steps: int = 5,
     first_step: int = 1,
-    metric: Metric | MetricFunction = Metric.LOGIT_DIFFERENCE,
+    metric: Metric | str | MetricFunction = Metric.LOGIT_DIFFERENCE,
+    gradient: GradientRule | str | BackwardRules = GradientRule.STANDARD,
     batch_size: int = 64,
     memory_gb: float | None = None,
     progress: bool = False,
@@ -97,100 +101,109 @@ def attribute(
     """Score every edge of the model's graph on the given prompts.
 
     Args:
-        decoder: the model.
-        pairs: clean and corrupted prompts with their labels; for the scores of a single prompt, `pairs.select([i])`.
+        pairs: clean and corrupted prompts with their labels.
         method: where gradients are taken.
         ig_steps: m, the steps of integrated gradients (EAP-IG and EAP-IG-activations).
-        first_step: 1 for k = 1..m (the paper), 0 for k = 0..m-1 (EAP-IG 2.0).
-        metric: the loss; a function of your own takes (logits [b, n], clean logits [b, n], labels [b, 2]) -> [b].
+        first_step: 1 for steps 1..m (the paper), 0 for steps 0..m-1 (EAP-IG 2.0).
+        metric: the loss; a custom metric takes (logits [b, n], clean logits [b, n], labels [b, 2]) -> [b].
+        gradient: the rule of the backward pass, orthogonal to the method, or `BackwardRules` of one's own.
         batch_size: most prompts per pass; memory may make it fewer. Scores do not depend on it.
-        memory_gb: what one pass may take beside the weights; found when None.
+        memory_gb: memory for one pass beside the weights; default: a share of what is available.
         progress: show a progress bar.
 
     Returns:
-        A `Graph` with every real edge in it; scores [u, v] on the CPU, float64 for a float64 model, else float32.
+        A `Graph` with every edge in it; scores [u, v] on the CPU, float64 for a float64 model, else float32.
 
     Raises:
-        InputError: no prompts, prompts that the model cannot take, or scores that are not finite.
+        InputError: an unknown option, no prompts, prompts that the model cannot take, or scores that are not finite.
     """
+    method, metric, rules = Method(method), as_metric(metric), BackwardRules.of(gradient)
     if not len(pairs):
         raise InputError("there are no prompts to attribute")
     if ig_steps < 1:
         raise InputError(f"integrated gradients takes at least one step, not {ig_steps}")
     if first_step not in (0, 1):
         raise InputError(f"the path starts at step 0 or 1, not {first_step}")
+    if method is Method.EXACT and rules != BackwardRules():
+        raise InputError("the method exact takes no gradient, so it has no gradient rule; leave `gradient` at standard")
     pairs.check_fits(decoder.d_vocab, decoder.max_positions)
     layout = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)
-    total = torch.zeros(layout.n_sources, layout.n_targets, dtype=torch.float64, device=decoder.device)
-    score_batch = _batch_scorer(decoder, layout, method, ig_steps, first_step, metric)
-    runs = (1 if method is Method.EAP_IG_ACTIVATIONS else 0) + (ig_steps + 1 if method.uses_steps else 2)
+    path = EmbeddingPath.of(method, ig_steps, first_step)
+    attribution = _Attribution(decoder, layout, method, path, metric, Backward(decoder, rules))
+    sums = _Sums(torch.zeros(layout.n_sources, layout.n_targets, dtype=torch.float64, device=decoder.device))
+    runs = (1 if method is Method.EAP_IG_ACTIVATIONS else 0) + len(path.points)
     budget = budget_bytes(memory_gb, decoder.device)
     with torch.no_grad(), tqdm(total=len(pairs), unit="prompt", disable=not progress, desc=str(method)) as bar:
         for batch in pairs.batches(batch_size):
             plan = plan_attribution(decoder, layout, batch.clean.shape[1], len(batch.index), runs, budget)
             for part in batch.split(plan.items):
-                score_batch(part.to(decoder.device), plan, total)
+                attribution.add(part.to(decoder.device), plan, sums)
                 bar.update(len(part.index))
-    scores = torch.where(layout.real_edges, total.cpu() / len(pairs), 0.0)
+    scores = torch.where(layout.real_edges, sums.total.cpu() / len(pairs), 0.0)
     if not bool(torch.isfinite(scores).all()):
         source, target = (~torch.isfinite(scores)).nonzero()[0].tolist()
         raise InputError(f"the score of {layout.sources[source]}->{layout.targets[target]} is not a finite number")
     if decoder.dtype != torch.float64:
         scores = scores.float()
-    meta = provenance(pairs, decoder.dtype, method, ig_steps, first_step, metric)
+    meta = provenance(pairs, decoder.dtype, method, ig_steps, first_step, metric, rules)
     return Graph(layout, scores, layout.real_edges.clone(), decoder.d_model, meta)
 
 
 def provenance(
     pairs: PromptPairs,
     dtype: torch.dtype,
-    method: Method = Method.EAP_IG,
+    method: Method | str = Method.EAP_IG,
     ig_steps: int = 5,
     first_step: int = 1,
-    metric: Metric | MetricFunction = Metric.LOGIT_DIFFERENCE,
+    metric: Metric | str | MetricFunction = Metric.LOGIT_DIFFERENCE,
+    gradient: GradientRule | str | BackwardRules = GradientRule.STANDARD,
 ) -> dict[str, Any]:
-    """What a graph's meta says of how `attribute` scored it: everything but the weights that its scores depend on."""
+    """Return what `attribute` writes into a graph's meta: everything but the weights that its scores depend on.
+
+    The gradient rule is stated only if it is not the standard one, so that older graphs compare equal.
+    """
+    method, rules = Method(method), BackwardRules.of(gradient)
     return {
         "method": str(method),
         "ig_steps": ig_steps if method.uses_steps else None,
         "first_step": first_step if method.uses_steps else None,
-        "metric": str(metric) if isinstance(metric, Metric) else getattr(metric, "__name__", "custom"),
+        "metric": metric_name(as_metric(metric)),
         "examples": len(pairs),
         "prompts": pairs.digest,
         "dtype": str(dtype).removeprefix("torch."),
+        **({} if rules == BackwardRules() else {"gradient": rules.description}),
     }
 
 
-_BatchScorer = Callable[[Batch, AttributionPlan, Tensor], None]
+@dataclass(frozen=True)
+class _Sums:
+    """Scores summed over prompts.
 
+    Attributes:
+        total: [u, v] in float64.
+    """
 
-def _batch_scorer(
-    decoder: Decoder,
-    layout: Layout,
-    method: Method,
-    ig_steps: int,
-    first_step: int,
-    metric: Metric | MetricFunction,
-) -> _BatchScorer:
-    """A function that adds one batch's scores (summed over items) to a [u, v] tensor."""
-    if method is Method.EXACT:
-        function = metric_function(metric)
-        return lambda batch, plan, total: add_exact_scores(decoder, layout, batch, function, total)
-    path = EmbeddingPath.of(method, ig_steps, first_step)
-    if method is Method.EAP_IG_ACTIVATIONS:
-        return lambda batch, plan, total: _add_activation_scores(decoder, layout, path, metric, batch, plan, total)
-    return lambda batch, plan, total: _add_path_scores(decoder, layout, path, metric, batch, plan, total)
+    total: Tensor
+
+    def cells(self, items: int, positions: int) -> int:
+        """Return into how many cells a batch's items x positions are divided."""
+        return 1
+
+    def add(self, batch: Batch, sources: slice, targets: slice, scores: Tensor) -> None:
+        """Add scores [c, u', t] of a batch's cells."""
+        self.total[sources, targets] += scores.sum(0)
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """Runs whose gradients count, rows ordered run by run.
+    """Runs whose gradients count; rows are ordered run by run.
 
     Attributes:
-        trace: their forward pass, [runs x items] rows.
-        gradient: [runs x items, 1, d] of the weighted loss at the final residual.
-        count: how many runs.
-        prefix, substitution: of the forward pass.
+        trace: their forward pass, [m b] rows.
+        gradient: [m b, 1, d] of the weighted loss at the final residual.
+        count: m.
+        prefix, substitution: the forward pass's.
+        constant_input: the node `input` is a constant, so a target that reads nothing else has no gradient.
     """
 
     trace: Trace
@@ -198,214 +211,238 @@ class _Runs:
     count: int
     prefix: Prefix | None
     substitution: Substitution | None = None
+    constant_input: bool = False
+
+    def sum(self, gradient: Tensor) -> Tensor:
+        """Sum [m b, ...] over the runs: [b, ...]."""
+        return gradient.unflatten(0, (self.count, -1)).sum(0)
 
 
-def _add_path_scores(
-    decoder: Decoder,
-    layout: Layout,
-    path: EmbeddingPath,
-    metric: Metric | MetricFunction,
-    batch: Batch,
-    plan: AttributionPlan,
-    total: Tensor,
-) -> None:
-    """Methods that interpolate token embeddings."""
-    items, offset = len(batch.index), batch.shared_prefix
-    shared = prefix_of(decoder, batch.clean[:, :offset])
-    prefix = shared.repeat(len(path.points)) if shared else None
-    clean, corrupted = embed(decoder, batch.clean[:, offset:]), embed(decoder, batch.corrupted[:, offset:])
-    inner = [torch.lerp(corrupted, clean, point) for point in path.points[1:-1]]
-    trace = forward(decoder, torch.cat([corrupted, *inner, clean]), prefix)
-    first, last = trace.rows(slice(0, items)), trace.rows(slice(-items, None))
-    rows = slice(path.active.start * items, path.active.stop * items)
-    active, weights = trace.rows(rows), path.weights[path.active]
-    clean_logits = logits_of(decoder, last.final_normalized.value[:, 0]) if _needs_logits(metric) else None
-    gradient = _final_gradient(decoder, active, metric, clean_logits, batch.labels, weights)
-    runs = _Runs(active, gradient, len(weights), prefix.rows(rows) if prefix else None)
-    for sources in plan.source_slices(layout.n_sources):
-        differences = output_differences(decoder, layout, first, last, sources)
-        _add_scores(decoder, layout, differences, sources, runs, total)
+@dataclass(frozen=True)
+class _Attribution:
+    """Everything that is the same for all batches of one call of `attribute`."""
+
+    decoder: Decoder
+    layout: Layout
+    method: Method
+    path: EmbeddingPath
+    metric: Metric | MetricFunction
+    backward: Backward
+
+    @cached_property
+    def _projections(self) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+        """Per layer the folded query, key and value projections transposed, [h or g, e, d] each (views)."""
+        h, n_kv, e, d = self.decoder.n_heads, self.decoder.n_kv_heads, self.decoder.d_head, self.decoder.d_model
+        layers = []
+        for block in self.decoder.blocks:
+            q, k, v = block.attention.w_qkv.T.split((h * e, n_kv * e, n_kv * e))
+            layers.append((q.view(h, e, d), k.view(n_kv, e, d), v.view(n_kv, e, d)))
+        return tuple(layers)
+
+    @cached_property
+    def _input_only(self) -> Tensor:
+        """Which targets read nothing but the node `input`, [v]."""
+        return (self.layout.real_edges.sum(0) == 1).to(self.decoder.device)
+
+    def add(self, batch: Batch, plan: AttributionPlan, sums: _Sums) -> None:
+        """Add a batch's scores."""
+        if self.method is Method.EXACT:
+            for source, target, effects in exact_effects(self.decoder, self.layout, batch, self.metric):
+                edge = slice(source, source + 1), slice(target, target + 1)
+                sums.add(batch, *edge, effects[:, None, None])
+        elif self.method is Method.EAP_IG_ACTIVATIONS:
+            self._add_activation_path(batch, plan, sums)
+        else:
+            self._add_embedding_path(batch, plan, sums)
+
+    def _add_embedding_path(self, batch: Batch, plan: AttributionPlan, sums: _Sums) -> None:
+        """Methods that interpolate token embeddings."""
+        decoder, path = self.decoder, self.path
+        items, offset = len(batch.index), batch.shared_prefix
+        shared = prefix_of(decoder, batch.clean[:, :offset])
+        prefix = shared.repeat(len(path.points)) if shared else None
+        clean, corrupted = embed(decoder, batch.clean[:, offset:]), embed(decoder, batch.corrupted[:, offset:])
+        inner = [torch.lerp(corrupted, clean, point) for point in path.points[1:-1]]
+        trace = forward(decoder, torch.cat([corrupted, *inner, clean]), prefix)
+        first, last = trace.rows(slice(0, items)), trace.rows(slice(-items, None))
+        rows = slice(path.active.start * items, path.active.stop * items)
+        active, weights = trace.rows(rows), path.weights[path.active]
+        gradient = self._final_gradient(active, self._clean_logits(last), batch.labels, weights)
+        runs = _Runs(active, gradient, len(weights), prefix.rows(rows) if prefix else None)
+        for sources in plan.source_slices(self.layout.n_sources):
+            self._add_runs(batch, self._differences(first, last, sources), sources, runs, sums)
+
+    def _add_activation_path(self, batch: Batch, plan: AttributionPlan, sums: _Sums) -> None:
+        """EAP-IG-activations: one clean pass per source group and step, the group's outputs held at constants."""
+        decoder = self.decoder
+        items, offset = len(batch.index), batch.shared_prefix
+        shared = prefix_of(decoder, batch.clean[:, :offset])
+        ids = torch.cat((batch.corrupted[:, offset:], batch.clean[:, offset:]))
+        trace = forward(decoder, embed(decoder, ids), shared.repeat(2) if shared else None)
+        first, last = trace.rows(slice(0, items)), trace.rows(slice(-items, None))
+        clean_logits = self._clean_logits(last)
+        points = self.path.points[self.path.active]
+        weights = [1 / (len(points) * (2 * decoder.n_layers + 1))] * len(points)
+        prefix = shared.repeat(len(points)) if shared else None
+
+        def between(low: Tensor, high: Tensor) -> Tensor:
+            """Each run's constants, run by run: [m b, ...]."""
+            return torch.cat([torch.lerp(low, high, point) for point in points])
+
+        clean_runs = last.embedded.repeat(len(points), 1, 1)
+        starts: list[tuple[Tensor, Substitution | None]] = [(between(first.embedded, last.embedded), None)]
+        for layer, (low, high) in enumerate(zip(first.layers, last.layers, strict=True)):
+            starts.append((clean_runs, Substitution(layer, heads=between(low.z, high.z))))
+            starts.append((clean_runs, Substitution(layer, mlp_output=between(low.mlp_output, high.mlp_output))))
+        for sources in plan.source_slices(self.layout.n_sources):
+            differences = self._differences(first, last, sources)
+            for embedded, substitution in starts:
+                active = forward(decoder, embedded, prefix, substitution=substitution)
+                gradient = self._final_gradient(active, clean_logits, batch.labels, weights)
+                # A learned positional embedding is a parameter: it keeps the gradient of such a target alive.
+                constant_input = substitution is None and decoder.positions is None
+                runs = _Runs(active, gradient, len(points), prefix, substitution, constant_input)
+                self._add_runs(batch, differences, sources, runs, sums)
+
+    def _clean_logits(self, clean: Trace) -> Tensor | None:
+        """Return the clean run's logits [b, n] if the metric reads them."""
+        if self.metric is Metric.LOGIT_DIFFERENCE:
+            return None
+        return logits_of(self.decoder, clean.final_normalized.value[:, 0])
+
+    def _final_gradient(
+        self, trace: Trace, clean_logits: Tensor | None, labels: Tensor, weights: Sequence[float]
+    ) -> Tensor:
+        """Return the gradient [m b, 1, d] of the weighted loss at the final residual of the last position.
+
+        For the logit difference only two columns of the unembedding matter.
+        """
+        decoder, normalized, runs = self.decoder, trace.final_normalized, len(weights)
+        if clean_logits is None:
+            columns = decoder.unembedding.T[labels]  # [b, 2, d]
+            parts = [columns[:, 1] - columns[:, 0]] * runs
+        else:
+            with torch.enable_grad():
+                logits = at_least_float32(logits_of(decoder, normalized.value[:, -1])).detach().requires_grad_()
+                values = losses(self.metric, logits, clean_logits.repeat(runs, 1), labels.repeat(runs, 1))
+                (at_logits,) = torch.autograd.grad(values.sum(), logits)
+            parts = list((at_logits.to(decoder.dtype) @ decoder.unembedding.T).chunk(runs))
+        at_norm = torch.cat([part * weight for part, weight in zip(parts, weights, strict=True)])
+        return self.backward.norm(normalized, at_norm[:, None])
+
+    def _differences(self, corrupted: Trace, clean: Trace, sources: slice) -> Tensor:
+        """Return D: z_u(corrupted) - z_u(clean), [sources in the slice, b, p, d].
+
+        The last layer's sources are computed, and read, at the last position only; elsewhere their rows are 0.
+        """
+        decoder, layout = self.decoder, self.layout
+        b, p, d = clean.embedded.shape
+        out = clean.embedded.new_zeros(sources.stop - sources.start, b, p, d)
+        if sources.start == 0:
+            out[0] = corrupted.embedded - clean.embedded
+        for layer, (low, high) in enumerate(zip(corrupted.layers, clean.layers, strict=True)):
+            heads = layout.head_sources(layer)
+            start, stop = max(heads.start, sources.start), min(heads.stop, sources.stop)
+            queries = high.z.shape[1]
+            if start < stop:
+                chosen = slice(start - heads.start, stop - heads.start)
+                per_head = (
+                    (low.z - high.z).view(b * queries, decoder.n_heads, decoder.d_head)[:, chosen].transpose(0, 1)
+                )
+                w_o = decoder.blocks[layer].attention.w_o.view(decoder.n_heads, decoder.d_head, d)[chosen]
+                rows = out[start - sources.start : stop - sources.start]
+                if queries == p:
+                    torch.bmm(per_head, w_o, out=rows.view(-1, b * p, d))
+                else:
+                    rows[:, :, -queries:] = (per_head @ w_o).view(-1, b, queries, d)
+            mlp = layout.mlp_source(layer)
+            if sources.start <= mlp < sources.stop:
+                out[mlp - sources.start, :, -queries:] = low.mlp_output - high.mlp_output
+        return out
+
+    def _add_runs(self, batch: Batch, differences: Tensor, sources: slice, runs: _Runs, sums: _Sums) -> None:
+        """Run the backward pass and add D G, layer by layer, for the given rows of D [u', b, p, d]."""
+        layout, h = self.layout, self.layout.n_heads
+        last = differences[:, :, -1:]
+        items, positions = differences.shape[1:3]
+
+        def add(rows: slice, columns: slice, scores: Tensor) -> None:
+            if runs.constant_input:
+                scores.masked_fill_(self._input_only[columns], 0)
+            sums.add(batch, rows, columns, scores)
+
+        at_logits = runs.sum(runs.gradient)
+        logits = slice(layout.logits_target, layout.logits_target + 1)
+        add(sources, logits, _products(last, at_logits[None], sums.cells(items, 1)))
+        for layer in self.backward.layers(runs.trace, runs.gradient, runs.prefix, runs.substitution):
+            count = min(layout.mlp_source(layer.layer), sources.stop) - sources.start
+            if count <= 0:
+                continue
+            rows = slice(sources.start, sources.start + count)
+            normalized = runs.trace.layers[layer.layer].attention_input
+            w_q, w_k, w_v = self._projections[layer.layer]
+            query, keys = (layer.q, w_q), ((layer.k, w_k), (layer.v, w_v))
+            mlp = runs.sum(layer.mlp_input)
+            columns = slice(layout.head_targets(layer.layer).start, layout.mlp_target(layer.layer) + 1)
+            cells = sums.cells(items, positions)
+            if layer.q.output.shape[2] == positions:
+                scores = _layer_scores(differences[:count], (query, *keys), normalized, mlp, cells)
+                add(rows, columns, scores)
+                continue
+            # In the last layer queries and MLP exist at the last position only.
+            at_last = Normalized(normalized.value[:, -1:], normalized.inverse_scale[:, -1:])
+            scores = _layer_scores(last[:count], (query,), at_last, mlp, sums.cells(items, 1))
+            add(rows, slice(columns.start, columns.start + h), scores[:, :, :h])
+            add(rows, slice(columns.stop - 1, columns.stop), scores[:, :, h:])
+            scores = _layer_scores(differences[:count], keys, normalized, None, cells)
+            add(rows, slice(columns.start + h, columns.start + 3 * h), scores)
 
 
-def _add_activation_scores(
-    decoder: Decoder,
-    layout: Layout,
-    path: EmbeddingPath,
-    metric: Metric | MetricFunction,
-    batch: Batch,
-    plan: AttributionPlan,
-    total: Tensor,
-) -> None:
-    """EAP-IG-activations: one clean pass per source group and step, the group's outputs held at constants."""
-    items, offset = len(batch.index), batch.shared_prefix
-    shared = prefix_of(decoder, batch.clean[:, :offset])
-    ids = torch.cat((batch.corrupted[:, offset:], batch.clean[:, offset:]))
-    trace = forward(decoder, embed(decoder, ids), shared.repeat(2) if shared else None)
-    first, last = trace.rows(slice(0, items)), trace.rows(slice(-items, None))
-    clean_logits = logits_of(decoder, last.final_normalized.value[:, 0]) if _needs_logits(metric) else None
-    points = path.points[path.active]
-    weights = [1 / (len(points) * (2 * decoder.n_layers + 1))] * len(points)
-    prefix = shared.repeat(len(points)) if shared else None
+def _products(differences: Tensor, gradients: Tensor, cells: int) -> Tensor:
+    """Return the inner products [c, u', t] of differences [u', b, p, d] and gradients [t, b, p, d] in each cell.
 
-    def between(low: Tensor, high: Tensor) -> Tensor:
-        """Each run's constants, run by run: [runs x items, ...]."""
-        return torch.cat([torch.lerp(low, high, point) for point in points])
-
-    clean_runs = last.embedded.repeat(len(points), 1, 1)
-    starts: list[tuple[Tensor, Substitution | None]] = [(between(first.embedded, last.embedded), None)]
-    for layer, (low, high) in enumerate(zip(first.layers, last.layers, strict=True)):
-        starts.append((clean_runs, Substitution(layer, heads=between(low.z, high.z))))
-        starts.append((clean_runs, Substitution(layer, mlp_output=between(low.mlp_output, high.mlp_output))))
-    for embedded, substitution in starts:
-        active = forward(decoder, embedded, prefix, substitution=substitution)
-        gradient = _final_gradient(decoder, active, metric, clean_logits, batch.labels, weights)
-        runs = _Runs(active, gradient, len(points), prefix, substitution)
-        part = torch.zeros_like(total)
-        for sources in plan.source_slices(layout.n_sources):
-            differences = output_differences(decoder, layout, first, last, sources)
-            _add_scores(decoder, layout, differences, sources, runs, part)
-        if substitution is None and decoder.positions is None:
-            # As in EAP-IG 2.0, no gradient reaches a target whose whole input is a replaced constant; a learned
-            # positional embedding in that input keeps it alive, for it is a parameter.
-            part.masked_fill_((layout.real_edges.sum(0) == 1).to(part.device, non_blocking=True), 0)
-        total += part
-
-
-def _needs_logits(metric: Metric | MetricFunction) -> bool:
-    return metric is not Metric.LOGIT_DIFFERENCE
-
-
-def _final_gradient(
-    decoder: Decoder,
-    trace: Trace,
-    metric: Metric | MetricFunction,
-    clean_logits: Tensor | None,
-    labels: Tensor,
-    weights: Sequence[float],
-) -> Tensor:
-    """Gradient [runs x items, 1, d] of the weighted loss at the final residual of the last position.
-
-    For the logit difference only two columns of the unembedding matter.
+    The b p positions, in order, are divided into c cells of one size: all of them, one item each, or one position each.
     """
-    normalized = trace.final_normalized
-    runs, items = len(weights), len(labels)
-    if clean_logits is None:
-        columns = decoder.unembedding.T[labels]  # [b, 2, d]
-        parts = [columns[:, 1] - columns[:, 0]] * runs
-    else:
-        function = metric_function(metric)
-        with torch.enable_grad():
-            logits = at_least_float32(logits_of(decoder, normalized.value[:, -1])).detach().requires_grad_()
-            losses = function(logits, at_least_float32(clean_logits).repeat(runs, 1), labels.repeat(runs, 1))
-            if losses.shape != (runs * items,):
-                raise InputError(f"a metric gives one number per item; this one gave the shape {tuple(losses.shape)}")
-            (at_logits,) = torch.autograd.grad(losses.sum(), logits)
-        parts = list((at_logits.to(decoder.dtype) @ decoder.unembedding.T).chunk(runs))
-    at_norm = torch.cat([part * weight for part, weight in zip(parts, weights, strict=True)])
-    return norm_backward(normalized, at_norm[:, None])
-
-
-def output_differences(decoder: Decoder, layout: Layout, corrupted: Trace, clean: Trace, sources: slice) -> Tensor:
-    """D: z_u(corrupted) - z_u(clean), [sources in the slice, b, p, d].
-
-    The last layer's sources are known, and needed, at the last position only; elsewhere their rows are 0.
-    """
-    b, p, d = clean.embedded.shape
-    out = clean.embedded.new_zeros(sources.stop - sources.start, b, p, d)
-    if sources.start == 0:
-        out[0] = corrupted.embedded - clean.embedded
-    for layer, (low, high) in enumerate(zip(corrupted.layers, clean.layers, strict=True)):
-        heads = layout.head_sources(layer)
-        start, stop = max(heads.start, sources.start), min(heads.stop, sources.stop)
-        queries = high.z.shape[1]
-        if start < stop:
-            chosen = slice(start - heads.start, stop - heads.start)
-            per_head = (low.z - high.z).view(b * queries, decoder.n_heads, decoder.d_head)[:, chosen].transpose(0, 1)
-            w_o = decoder.blocks[layer].attention.w_o.view(decoder.n_heads, decoder.d_head, d)[chosen]
-            rows = out[start - sources.start : stop - sources.start]
-            if queries == p:
-                torch.bmm(per_head, w_o, out=rows.view(-1, b * p, d))
-            else:
-                rows[:, :, -queries:] = (per_head @ w_o).view(-1, b, queries, d)
-        mlp = layout.mlp_source(layer)
-        if sources.start <= mlp < sources.stop:
-            out[mlp - sources.start, :, -queries:] = low.mlp_output - high.mlp_output
-    return out
-
-
-def _add_scores(
-    decoder: Decoder, layout: Layout, differences: Tensor, sources: slice, runs: _Runs, total: Tensor
-) -> None:
-    """Run the backward pass and add D G, layer by layer, to total [u, v], for the given rows of D."""
-    at_logits = runs.gradient.unflatten(0, (runs.count, -1)).sum(0)  # [b, 1, d]
-    total[sources, layout.logits_target] += differences[:, :, -1].flatten(1) @ at_logits.flatten()
-    for layer in backward(decoder, runs.trace, runs.gradient, runs.prefix, runs.substitution):
-        index = layer.layer
-        count = min(layout.mlp_source(index), sources.stop) - sources.start
-        if count <= 0:
-            continue
-        rows = slice(sources.start, sources.start + count)
-        kept = runs.trace.layers[index].attention_input
-        attention = decoder.blocks[index].attention
-        block = differences[:count]
-        mlp = layer.mlp_input.unflatten(0, (runs.count, -1)).sum(0)  # [b, q, d]
-        columns = slice(layout.head_targets(index).start, layout.mlp_target(index) + 1)
-        if layer.q.output.shape[2] == layer.k.output.shape[2]:
-            parts = (layer.q, layer.k, layer.v)
-            total[rows, columns] += _layer_scores(decoder, attention, block, parts, kept, runs.count, mlp)
-            continue
-        # In the last layer queries and MLP exist at the last position only.
-        h, start = layout.n_heads, columns.start
-        last = Normalized(kept.value[:, -1:], kept.inverse_scale[:, -1:])
-        query_and_mlp = _layer_scores(decoder, attention, block[:, :, -1:], (layer.q,), last, runs.count, mlp)
-        total[rows, start : start + h] += query_and_mlp[:, :h]
-        total[rows, columns.stop - 1] += query_and_mlp[:, h]
-        keys_and_values = _layer_scores(decoder, attention, block, (layer.k, layer.v), kept, runs.count, None)
-        total[rows, start + h : start + 3 * h] += keys_and_values
+    left = differences.reshape(len(differences), cells, -1).transpose(0, 1)
+    return left @ gradients.reshape(len(gradients), cells, -1).permute(1, 2, 0)
 
 
 def _layer_scores(
-    decoder: Decoder,
-    attention: Attention,
     differences: Tensor,
-    parts: Sequence[HeadGradients],
+    parts: Sequence[tuple[HeadGradients, Tensor]],
     normalized: Normalized,
-    runs: int,
     mlp: Tensor | None,
+    cells: int,
 ) -> Tensor:
-    """Scores [n, len(parts) h (+ 1)] of sources' differences [n, b, p, d] on one layer's targets.
+    """Return the scores [c, u', len(parts) h (+ 1)] of sources' differences on one layer's targets.
 
     Args:
-        parts: some of query, key, value gradients, in that order; the last is always the value's or the only one.
-        normalized: the attention's input of all runs.
+        differences: [u', b, p, d].
+        parts: gradients and projection [h or g, e, d] of some of query, key and value.
+        normalized: the attention norm's output in all runs, [m b, p, d].
         mlp: [b, p, d] summed gradient at the MLP's input, or None.
     """
-    n, b, p, d = differences.shape
-    h, e = decoder.n_heads, decoder.d_head
-    inverse = normalized.inverse_scale.view(runs, b, 1, p, 1)
-    gradients = differences.new_empty(len(parts) * h + (mlp is not None), b * p, d)
+    _, b, p, d = differences.shape
+    _, h, _, e = parts[0][0].output.shape
+    inverse = normalized.inverse_scale.view(-1, b, 1, p, 1)
+    runs = len(inverse)
+    gradients = differences.new_empty(len(parts) * h + (mlp is not None), b, p, d)
     coefficients = []
-    for place, (part, weight) in enumerate(zip(parts, _weights(decoder, attention, parts), strict=True)):
+    for index, (part, weight) in enumerate(parts):
         summed = (part.output.view(runs, b, h, p, e) * inverse).sum(0)
-        torch.bmm(summed.transpose(0, 1).reshape(h, b * p, e), weight, out=gradients[place * h : (place + 1) * h])
-        coefficients.append(part.projected.view(runs, b, h, p) * inverse.squeeze(-1))
+        # Query heads that share a key/value head are adjacent: its weights need no copies.
+        by_group = summed.transpose(0, 1).reshape(len(weight), -1, e)
+        torch.bmm(by_group, weight, out=gradients[index * h : (index + 1) * h].view(len(weight), -1, d))
+        if part.projected is not None:
+            coefficients.append(part.projected.view(runs, b, h, p) * inverse.squeeze(-1))
     if mlp is not None:
-        gradients[-1] = mlp.reshape(b * p, d)
-    scores = differences.reshape(n, -1) @ gradients.view(len(gradients), -1).T
-    # The part along xhat: sum over runs and rows of <D, xhat_k> times the coefficient.
-    along = torch.bmm(
-        differences.reshape(n, b * p, d).transpose(0, 1), normalized.value.reshape(runs, b * p, d).permute(1, 2, 0)
-    )  # [b p, n, runs]
-    weights = torch.stack(coefficients).view(len(parts), runs, b, h, p).permute(2, 4, 1, 0, 3).reshape(b * p * runs, -1)
-    scores[:, : weights.shape[1]] -= along.transpose(0, 1).reshape(n, -1) @ weights / d
+        gradients[-1] = mlp
+    scores = _products(differences, gradients, cells)
+    if coefficients:
+        # The part along xhat: sum over runs and positions of <D, xhat_s> times the coefficient.
+        by_position = differences.reshape(-1, b * p, d).transpose(0, 1)
+        along = torch.bmm(by_position, normalized.value.reshape(runs, b * p, d).permute(1, 2, 0))  # [b p, u', m]
+        weights = torch.stack(coefficients).permute(2, 4, 1, 0, 3).reshape(cells, -1, len(parts) * h)
+        along = along.transpose(0, 1).reshape(len(differences), cells, -1).transpose(0, 1)
+        scores[:, :, : weights.shape[2]] -= along @ weights / d
     return scores
-
-
-def _weights(decoder: Decoder, attention: Attention, parts: Sequence[HeadGradients]) -> list[Tensor]:
-    """The folded projections transposed, [h, e, d] each, key/value heads repeated per query head."""
-    h, k, e = decoder.n_heads, decoder.n_kv_heads, decoder.d_head
-    d = attention.w_qkv.shape[0]
-    kinds = attention.w_qkv.T.split((h * e, k * e, k * e))
-    chosen = {3: kinds, 2: kinds[1:], 1: kinds[:1]}[len(parts)]
-    heads = [kind.view(-1, e, d) for kind in chosen]
-    return [weight if len(weight) == h else weight.repeat_interleave(h // k, 0) for weight in heads]

@@ -1,21 +1,25 @@
-"""The backward pass written out: gradients at every target's input, without an autograd graph and without copies.
+"""The backward pass, written out: gradients at every target's input, without an autograd graph and without copies.
 
-From the last layer down, `backward` yields per layer
+From the last layer to the first, `Backward.layers` yields per layer
 
 - the gradient at the MLP's residual input (through its norm), and
-- the gradients at the query, key and value projections' outputs of every query head (rotary and query/key norm
-  undone); under grouped queries a key's gradient is kept apart for each query head that reads it.
+- the gradients at the query, key and value projections' outputs of every query head (before rotary positions and
+  query/key norm); under grouped queries a key's gradient is separate for each query head that reads it.
 
-What a head's gradient is at its own residual input follows from these by a product with the head's weights and the
-norm's Jacobian; see `attribution`. Parameters get no gradients.
+`attribution` turns the latter into gradients at each head's own residual input, by a product with the head's weights
+and the norm's Jacobian. Parameters get no gradients.
 
-Shapes: r rows (runs x items), p positions, q queries (p, or 1 in the last layer), h heads, k key/value heads, e d_head.
+`BackwardRules` replaces the derivative of single operations by an attribution rule; `GradientRule` names its presets.
+
+Shapes: r rows (runs x items), p positions, o positions of the prefix, q queries (p, or 1 in the last layer),
+d d_model, h heads, g key/value heads, e d_head, f MLP width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +36,57 @@ from knowledge_circuits.engine.forward import (
     linear,
     normalize_rms,
 )
+from knowledge_circuits.engine.options import GradientRule
+
+
+@dataclass(frozen=True)
+class BackwardRules:
+    """What the backward pass does where it departs from the gradient; the defaults are the gradient.
+
+    Attributes:
+        constant_norms: treat every norm's scale as a constant.
+        temperature: take the softmax's backward pass at softmax(scores / temperature), without the factor
+            1 / temperature.
+        query_key_factor: factor on the gradients at queries and keys.
+        value_factor: factor on the gradient at values.
+        gate_factor: factor on the gradients at gate and up projection of a gated MLP.
+        secant_activations: pass f(x) / x instead of f'(x) through an activation (ReLU: the same).
+        constant_patterns: treat attention patterns as constants: no gradient reaches queries and keys (RelP's AH rule).
+    """
+
+    constant_norms: bool = False
+    temperature: float = 1.0
+    query_key_factor: float = 1.0
+    value_factor: float = 1.0
+    gate_factor: float = 1.0
+    secant_activations: bool = False
+    constant_patterns: bool = False
+
+    @classmethod
+    def of(cls, gradient: GradientRule | str | BackwardRules) -> BackwardRules:
+        """Return the rules that a preset's name stands for; rules are returned as they are.
+
+        Raises:
+            InputError: no such preset.
+        """
+        return gradient if isinstance(gradient, BackwardRules) else _PRESETS[GradientRule(gradient)]
+
+    @property
+    def description(self) -> str | dict[str, Any]:
+        """The preset's name, or the fields of rules that are no preset."""
+        return next((str(name) for name, preset in _PRESETS.items() if preset == self), asdict(self))
+
+
+_PRESETS = {
+    GradientRule.STANDARD: BackwardRules(),
+    GradientRule.GIM: BackwardRules(
+        constant_norms=True, temperature=2.0, query_key_factor=0.25, value_factor=0.5, gate_factor=0.5
+    ),
+    GradientRule.RELP: BackwardRules(constant_norms=True, gate_factor=0.5, secant_activations=True),
+}
+
+#: Keeps f(x) / x finite near 0 (RelP's reference value).
+_SECANT_STABILIZER = 1e-6
 
 
 @dataclass(frozen=True)
@@ -40,16 +95,17 @@ class HeadGradients:
 
     Attributes:
         output: [r, h, p, e] at the projection's output.
-        projected: [r, h, p] its inner product with the projection's output less bias, W'^T xhat.
+        projected: [r, h, p] its inner product with the projection's output less bias, W'^T xhat; None where norm scales
+            are constant and nothing needs it.
     """
 
     output: Tensor
-    projected: Tensor
+    projected: Tensor | None
 
 
 @dataclass(frozen=True)
 class LayerGradients:
-    """One layer's gradients: the MLP's residual input [r, q, d], then queries, keys and values."""
+    """One layer's gradients: at the MLP's residual input [r, q, d], then at queries, keys and values."""
 
     layer: int
     mlp_input: Tensor
@@ -58,163 +114,190 @@ class LayerGradients:
     v: HeadGradients
 
 
-def backward(
-    decoder: Decoder,
-    trace: Trace,
-    gradient: Tensor,
-    prefix: Prefix | None = None,
-    substitution: Substitution | None = None,
-) -> Iterator[LayerGradients]:
-    """Walk from the last layer to the first.
+@dataclass(frozen=True)
+class Backward:
+    """The backward pass of a decoder under some rules."""
 
-    Args:
-        decoder: the model.
-        trace: a forward pass of r rows with `last_position_only`.
-        gradient: [r, 1, d] at the final residual of the last position.
-        prefix: the one that the forward pass had (r rows).
-        substitution: the one that the forward pass had; no gradient goes through the constants.
-    """
-    offset = prefix.length if prefix else 0
-    n_positions = trace.embedded.shape[1]
-    rotary = Rotary.at(decoder, offset, n_positions)
-    for layer in reversed(range(decoder.n_layers)):
-        block, kept = decoder.blocks[layer], trace.layers[layer]
-        put = substitution if substitution and substitution.layer == layer else None
-        mlp_input = _mlp_backward(decoder, block.mlp, kept, gradient)
-        if put and put.mlp_output is not None:
-            mlp_input = torch.zeros_like(mlp_input)
-        at_attention = gradient if decoder.parallel else gradient + mlp_input
-        d_z = linear(at_attention, block.attention.w_o.T)
-        if put and put.heads is not None:
-            d_z = torch.zeros_like(d_z)
-        q, k, v = _attention_backward(decoder, block.attention, kept, prefix, layer, d_z, rotary)
-        yield LayerGradients(layer, mlp_input, q, k, v)
-        if layer:
-            through = _into_residual(decoder, block.attention, kept.attention_input, q, k, v)
-            queries = gradient.shape[1]
-            through[:, -queries:] += gradient + mlp_input
-            gradient = through
+    decoder: Decoder
+    rules: BackwardRules = BackwardRules()
 
+    def layers(
+        self,
+        trace: Trace,
+        gradient: Tensor,
+        prefix: Prefix | None = None,
+        substitution: Substitution | None = None,
+    ) -> Iterator[LayerGradients]:
+        """Walk from the last layer to the first.
 
-def norm_backward(normalized: Normalized, gradient: Tensor) -> Tensor:
-    """J^T gradient for a norm whose output is `normalized`: r (g - xhat mean(xhat g)), g already centred if need be."""
-    value = normalized.value
-    along = torch.linalg.vecdot(value, gradient).unsqueeze(-1) / value.shape[-1]
-    return torch.addcmul(gradient, value, along, value=-1).mul_(normalized.inverse_scale)
+        Args:
+            trace: a forward pass of r rows with `last_position_only`.
+            gradient: [r, 1, d] at the final residual of the last position.
+            prefix: the forward pass's (r rows).
+            substitution: the forward pass's; no gradient passes through the constants.
+        """
+        decoder = self.decoder
+        offset = prefix.length if prefix else 0
+        rotary = Rotary.at(decoder, offset, trace.embedded.shape[1])
+        for layer in reversed(range(decoder.n_layers)):
+            block, activations = decoder.blocks[layer], trace.layers[layer]
+            constants = substitution if substitution and substitution.layer == layer else None
+            mlp_input = self._mlp(block.mlp, activations, gradient)
+            if constants and constants.mlp_output is not None:
+                mlp_input = torch.zeros_like(mlp_input)
+            at_attention = gradient if decoder.parallel else gradient + mlp_input
+            d_z = linear(at_attention, block.attention.w_o.T)
+            if constants and constants.heads is not None:
+                d_z = torch.zeros_like(d_z)
+            keys, values = activations.heads.k, activations.heads.v
+            if prefix is not None:
+                keys = torch.cat((prefix.keys[layer], keys), 2)
+                values = torch.cat((prefix.values[layer], values), 2)
+            q, k, v = self._attention(block.attention, activations, keys, values, d_z, rotary)
+            yield LayerGradients(layer, mlp_input, q, k, v)
+            if layer:
+                at_norm = self._into_norm(block.attention, q.output, k.output, v.output)
+                through = self.norm(activations.attention_input, at_norm)
+                through[:, -gradient.shape[1] :] += gradient + mlp_input
+                gradient = through
 
+    def norm(self, normalized: Normalized, gradient: Tensor) -> Tensor:
+        """Return J^T gradient of a norm: r (g - xhat mean(xhat g)), or r g with constant scales; g is already centred.
 
-def _mlp_backward(decoder: Decoder, mlp: MLP, kept: LayerTrace, gradient: Tensor) -> Tensor:
-    """The gradient [r, q, d] at the MLP's residual input."""
-    d_activated = linear(gradient, mlp.w_out.T)
-    if mlp.gated:
-        gate, up = kept.hidden.chunk(2, -1)
-        d_hidden = torch.cat(
-            (
-                activation_backward(decoder.activation, d_activated * up, gate),
-                d_activated * apply_activation(decoder.activation, gate),
-            ),
-            -1,
+        Args:
+            normalized: the norm's output [..., d].
+            gradient: [..., d] at that output.
+        """
+        if self.rules.constant_norms:
+            return gradient * normalized.inverse_scale
+        value = normalized.value
+        along = torch.linalg.vecdot(value, gradient).unsqueeze(-1) / value.shape[-1]
+        return torch.addcmul(gradient, value, along, value=-1).mul_(normalized.inverse_scale)
+
+    def _mlp(self, mlp: MLP, activations: LayerTrace, gradient: Tensor) -> Tensor:
+        """Return the gradient [r, q, d] at the MLP's residual input."""
+        d_activated = linear(gradient, mlp.w_out.T)
+        if mlp.gated:
+            d_activated = _scaled(d_activated, self.rules.gate_factor)
+            gate, up = activations.hidden.chunk(2, -1)
+            d_up = d_activated * apply_activation(self.decoder.activation, gate)
+            d_hidden = torch.cat((self._activation(d_activated * up, gate), d_up), -1)
+        else:
+            d_hidden = self._activation(d_activated, activations.hidden)
+        return self.norm(activations.mlp_input, linear(d_hidden, mlp.w_in.T))
+
+    def _activation(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """Return the gradient at the activation's input x; derivatives by the kernels that autograd uses."""
+        activation = self.decoder.activation
+        if activation is Activation.RELU:
+            return torch.ops.aten.threshold_backward(gradient, x, 0)
+        if self.rules.secant_activations:
+            stabilized = x + torch.full_like(x, _SECANT_STABILIZER).copysign(x)
+            return gradient * (apply_activation(activation, x) / stabilized)
+        if activation is Activation.SILU:
+            return torch.ops.aten.silu_backward(gradient, x)
+        approximate = "tanh" if activation is Activation.GELU_TANH else "none"
+        return torch.ops.aten.gelu_backward(gradient, x, approximate=approximate)
+
+    def _attention(
+        self,
+        attention: Attention,
+        activations: LayerTrace,
+        keys: Tensor,
+        values: Tensor,
+        d_z: Tensor,
+        rotary: Rotary | None,
+    ) -> tuple[HeadGradients, HeadGradients, HeadGradients]:
+        """Return gradients at the projections' outputs from the gradient [r, q, h e] at z.
+
+        Args:
+            keys, values: [r, g, o + p, e], prefix included.
+        """
+        heads, pattern = activations.heads, activations.pattern
+        r, h, queries, e = heads.q.shape
+        n_kv, p = heads.k.shape[1], heads.k.shape[2]
+        d_z = d_z.view(r, queries, h, e).transpose(1, 2).contiguous()
+        d_v = _scaled(pattern[..., -p:].transpose(-1, -2) @ d_z, self.rules.value_factor)
+        if self.rules.constant_patterns:
+            d_q, d_k = torch.zeros_like(heads.q), torch.zeros_like(d_v)
+        else:
+            d_pattern = (d_z.view(r, n_kv, -1, e) @ values.transpose(-1, -2)).view_as(pattern)
+            d_scores = self._softmax(d_pattern, pattern).mul_(e**-0.5 * self.rules.query_key_factor)
+            d_q = (d_scores.view(r, n_kv, -1, keys.shape[2]) @ keys).view(r, h, queries, e)
+            d_k = d_scores[..., -p:].transpose(-1, -2) @ heads.q
+        b_q, b_k, b_v = attention.b_qkv.split((h * e, n_kv * e, n_kv * e))
+        return (
+            self._at_projection(d_q, heads.q, heads.q_plain, attention.q_norm, b_q, rotary),
+            self._at_projection(d_k, heads.k, heads.k_plain, attention.k_norm, b_k, rotary),
+            self._at_projection(d_v, heads.v, None, None, b_v, None),
         )
-    else:
-        d_hidden = activation_backward(decoder.activation, d_activated, kept.hidden)
-    return norm_backward(kept.mlp_input, linear(d_hidden, mlp.w_in.T))
+
+    def _softmax(self, gradient: Tensor, pattern: Tensor) -> Tensor:
+        """Return the gradient at the softmax's input.
+
+        softmax(scores / T) is the pattern to the power 1 / T, normalized.
+        """
+        if self.rules.temperature != 1:
+            pattern = pattern.pow(1 / self.rules.temperature)
+            pattern = pattern / pattern.sum(-1, keepdim=True)
+        return torch.ops.aten._softmax_backward_data(gradient, pattern, -1, gradient.dtype)
+
+    def _at_projection(
+        self,
+        gradient: Tensor,
+        used: Tensor,
+        plain: Tensor | None,
+        norm: Tensor | None,
+        bias: Tensor,
+        rotary: Rotary | None,
+    ) -> HeadGradients:
+        """Take a gradient [r, h, p, e] at `used` [r, h or g, p, e] back to the projection's output.
+
+        A rotation keeps inner products, so without a query/key norm <gradient, used> is the one at the output too.
+
+        Args:
+            plain, norm: the projection's output before a query/key norm and the norm's scale, or None.
+            bias: [(h or g) e] of the projection.
+        """
+        group = gradient.shape[1] // used.shape[1]
+        output = gradient if rotary is None else rotary.rotate(gradient, inverse=True)
+        if plain is not None and norm is not None:
+            plain = plain.repeat_interleave(group, 1)
+            output = self.norm(normalize_rms(plain, self.decoder.qk_norm_eps), output * norm)
+        if self.rules.constant_norms:
+            return HeadGradients(output, None)
+        if plain is not None:
+            product = torch.linalg.vecdot(output, plain)
+        else:
+            product = torch.linalg.vecdot(gradient, used if group == 1 else used.repeat_interleave(group, 1))
+        per_head = bias.view(used.shape[1], -1).repeat_interleave(group, 0)
+        return HeadGradients(output, product - (output @ per_head.unsqueeze(-1)).squeeze(-1))
+
+    def _into_norm(self, attention: Attention, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> Tensor:
+        """Return the gradient [r, p, d] at the attention norm's output from those at the projections [r, h, p, e]."""
+        n_kv = self.decoder.n_kv_heads
+        width = self.decoder.n_heads * self.decoder.d_head
+        at_q = _merge_heads(d_q)
+        at_kv = torch.cat([_merge_heads(_sum_groups(part, n_kv)) for part in (d_k, d_v)], -1)
+        queries = at_q.shape[1]
+        if queries == at_kv.shape[1]:
+            return linear(torch.cat((at_q, at_kv), -1), attention.w_qkv.T)
+        at_norm = linear(at_kv, attention.w_qkv[:, width:].T)
+        at_norm[:, -queries:] += linear(at_q, attention.w_qkv[:, :width].T)
+        return at_norm
 
 
-def activation_backward(activation: Activation, gradient: Tensor, x: Tensor) -> Tensor:
-    """gradient times the activation's derivative at x, by the kernels that autograd itself uses."""
-    if activation is Activation.SILU:
-        return torch.ops.aten.silu_backward(gradient, x)
-    if activation is Activation.RELU:
-        return torch.ops.aten.threshold_backward(gradient, x, 0)
-    approximate = "tanh" if activation is Activation.GELU_TANH else "none"
-    return torch.ops.aten.gelu_backward(gradient, x, approximate=approximate)
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    """Multiply a fresh tensor in place; 1 costs nothing."""
+    return x if factor == 1 else x.mul_(factor)
 
 
-def _attention_backward(
-    decoder: Decoder,
-    attention: Attention,
-    kept: LayerTrace,
-    prefix: Prefix | None,
-    layer: int,
-    d_z: Tensor,
-    rotary: Rotary | None,
-) -> tuple[HeadGradients, HeadGradients, HeadGradients]:
-    """Gradients at the projections' outputs from the gradient [r, q, h e] at z."""
-    heads = kept.heads
-    r, h, queries, e = heads.q.shape
-    n_kv, p = heads.k.shape[1], heads.k.shape[2]
-    k = torch.cat((prefix.keys[layer], heads.k), 2) if prefix else heads.k
-    v = torch.cat((prefix.values[layer], heads.v), 2) if prefix else heads.v
-    d_z = d_z.view(r, queries, h, e).transpose(1, 2).contiguous()
-    grouped = (r, n_kv, -1, e)
-    d_pattern = (d_z.view(grouped) @ v.transpose(-1, -2)).view_as(kept.pattern)
-    d_scores = torch.ops.aten._softmax_backward_data(d_pattern, kept.pattern, -1, d_pattern.dtype).mul_(e**-0.5)
-    d_q = (d_scores.view(r, n_kv, -1, k.shape[2]) @ k).view(r, h, queries, e)
-    d_k = d_scores[..., -p:].transpose(-1, -2) @ heads.q
-    d_v = kept.pattern[..., -p:].transpose(-1, -2) @ d_z
-
-    width = h * e
-    b_q, b_k, b_v = attention.b_qkv.split((width, n_kv * e, n_kv * e))
-    return (
-        _undo(decoder, d_q, heads.q, heads.q_plain, attention.q_norm, b_q, rotary),
-        _undo(decoder, d_k, heads.k, heads.k_plain, attention.k_norm, b_k, rotary),
-        _undo(decoder, d_v, heads.v, None, None, b_v, None),
-    )
-
-
-def _undo(
-    decoder: Decoder,
-    gradient: Tensor,
-    used: Tensor,
-    plain: Tensor | None,
-    norm: Tensor | None,
-    bias: Tensor,
-    rotary: Rotary | None,
-) -> HeadGradients:
-    """Take a gradient [r, h, p, e] at `used` [r, h or k, p, e] back to the projection's output.
-
-    A rotation keeps inner products, so without a query/key norm <gradient, used> is the one at the output too.
-    """
-    group = gradient.shape[1] // used.shape[1]
-    output = gradient if rotary is None else rotary.rotate(gradient, inverse=True)
-    if plain is not None and norm is not None:
-        plain = plain.repeat_interleave(group, 1)
-        output = norm_backward(normalize_rms(plain, decoder.qk_norm_eps), output * norm)
-        product = torch.linalg.vecdot(output, plain)
-    else:
-        product = torch.linalg.vecdot(gradient, used if group == 1 else used.repeat_interleave(group, 1))
-    per_head = bias.view(used.shape[1], -1).repeat_interleave(group, 0)
-    return HeadGradients(output, product - (output @ per_head.unsqueeze(-1)).squeeze(-1))
-
-
-def _into_residual(
-    decoder: Decoder,
-    attention: Attention,
-    normalized: Normalized,
-    q: HeadGradients,
-    k: HeadGradients,
-    v: HeadGradients,
-) -> Tensor:
-    """The gradient [r, p, d] that attention's inputs give the residual stream."""
-    n_kv = decoder.n_kv_heads
-    width = decoder.n_heads * decoder.d_head
-    d_q = _side_by_side(q.output)
-    d_kv = torch.cat([_side_by_side(_sum_groups(part.output, n_kv)) for part in (k, v)], -1)
-    queries, p = d_q.shape[1], d_kv.shape[1]
-    if queries == p:
-        at_norm = linear(torch.cat((d_q, d_kv), -1), attention.w_qkv.T)
-    else:
-        at_norm = linear(d_kv, attention.w_qkv[:, width:].T)
-        at_norm[:, -queries:] += linear(d_q, attention.w_qkv[:, :width].T)
-    return norm_backward(normalized, at_norm)
-
-
-def _side_by_side(x: Tensor) -> Tensor:
-    """[r, h, p, e] -> [r, p, h e]."""
+def _merge_heads(x: Tensor) -> Tensor:
+    """Return [r, h, p, e] as [r, p, h e]."""
     return x.transpose(1, 2).flatten(2)
 
 
 def _sum_groups(x: Tensor, n_kv: int) -> Tensor:
-    """Sum the query heads that share a key/value head: [r, h, p, e] -> [r, k, p, e]."""
+    """Sum the query heads that share a key/value head: [r, h, p, e] -> [r, g, p, e]."""
     r, h, p, e = x.shape
     return x if h == n_kv else x.view(r, n_kv, h // n_kv, p, e).sum(2)

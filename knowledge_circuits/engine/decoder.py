@@ -1,14 +1,14 @@
-"""A decoder's weights, alike for every architecture, in the form in which the closed form needs them.
+"""A decoder's weights in one form for every architecture.
 
-`load_decoder` reads a Hugging Face checkpoint through TransformerLens 4's `TransformerBridge`, which names the weights
-of every family alike, and folds each norm's scale and shift into the projections that read it:
+Each norm's scale w and shift are folded into the projections that read it:
 
     W' = diag(w) W  (columns centred for a layer norm),    b' = b + W^T b_norm,    so    q = xhat W' + b'
 
-with xhat = (x - mean x) r for a layer norm, x r for an RMS norm. The result is compared with the Hugging Face
-model's own logits on a probe batch; a difference beyond tolerance is an error, never a silently wrong circuit.
+with xhat = (x - mean x) r for a layer norm and x r for an RMS norm. Value biases are folded into the attention's output
+bias: attention weights add up to 1, so b_V reaches the residual stream as the constant b_V W_O, which belongs to no
+head. `weights` reads a Hugging Face checkpoint into this form.
 
-Shapes: d d_model, h query heads, k key/value heads, e d_head, f MLP width, n vocabulary.
+Shapes: d d_model, h query heads, g key/value heads, e d_head, f MLP width, n vocabulary.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Attention:
     """One layer's attention with the norm folded in.
 
     Attributes:
-        w_qkv: [d, (h + 2k) e], queries then keys then values, heads side by side.
-        b_qkv: [(h + 2k) e], 0 where the model has none.
-        w_o: [h e, d], the heads one below the other.
-        b_o: [d], 0 where the model has none.
+        w_qkv: [d, (h + 2g) e], queries, then keys, then values.
+        b_qkv: [(h + 2g) e], 0 where the model has none; for values only what the norm's shift gives.
+        w_o: [h e, d], head by head.
+        b_o: [d], the model's own output bias plus the sum over heads of b_V W_O.
         q_norm, k_norm: [e], the scale of a query/key RMS norm (Qwen3); None where there is none.
     """
 
@@ -59,7 +59,7 @@ class MLP:
         b_in: [f] or [2f].
         w_out: [f, d].
         b_out: [d].
-        gated: whether act(gate) * up is taken rather than act(pre).
+        gated: whether the activations are act(gate) * up rather than act(hidden).
     """
 
     w_in: Tensor
@@ -71,11 +71,7 @@ class MLP:
 
 @dataclass(frozen=True)
 class Block:
-    """One layer; what its two parts read is the decoder's matter (`Decoder.parallel`).
-
-    Attributes:
-        attention, mlp: its weights.
-    """
+    """One layer's weights."""
 
     attention: Attention
     mlp: MLP
@@ -83,21 +79,21 @@ class Block:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder-only language model as the engine sees it.
+    """The weights and constants of a decoder-only language model.
 
     Attributes:
         n_heads: h, the query heads of a layer.
-        n_kv_heads: k, its key/value heads; each serves h / k query heads.
+        n_kv_heads: g, its key/value heads; each serves h / g query heads.
         d_head: e, the width of a head.
         activation: the MLPs' non-linearity.
         centred: layer norm (True) or RMS norm (False).
         parallel: attention and MLP read the same residual (Phi, GPT-NeoX).
-        norm_eps, qk_norm_eps: the epsilons of the residual's norms and of the query/key norms.
-        max_positions: the longest prompt that the model takes as a full-attention decoder.
+        norm_eps, qk_norm_eps: the epsilons of the residual stream's norms and of the query/key norms.
+        max_positions: the longest prompt with full attention (the context, or a shorter sliding window).
         embedding: [n, d] token embedding.
         positions: [context, d] learned positional embedding, or None.
         inverse_frequencies: [rotary_dim / 2] in float64, or None without rotary positions.
-        rotary_scale: factor on cos and sin, from the kind of rotary scaling; 1 for all kinds that are taken so far.
+        rotary_scale: factor on cos and sin, from the type of rotary scaling; 1 for all supported types.
         blocks: the layers.
         unembedding: [d, n] with the final norm folded in.
         unembedding_bias: [n], 0 where there is none and the final norm has no shift.
@@ -141,7 +137,7 @@ class Decoder:
         return self.embedding.device
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight with a name that a reader recognizes."""
+        """Yield every weight with its name for error messages."""
         yield "the token embedding", self.embedding
         if self.positions is not None:
             yield "the positional embedding", self.positions

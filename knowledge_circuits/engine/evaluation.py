@@ -1,10 +1,12 @@
-"""What a circuit is worth: faithfulness, standalone performance, and faithfulness over circuit sizes.
+"""Circuit evaluation: faithfulness, standalone performance, and faithfulness over circuit sizes.
 
     faithfulness = (circuit - corrupted) / (clean - corrupted)
 
-each the mean logit difference with the clean item's labels, the circuit run under patching by default (the paper's
-section 3.3). Standalone performance runs the circuit under `zero` ablation without a corrupted prompt: probability
-and rank (0 is best) of the label's first token. See `circuit_run` for how a circuit is run.
+each the mean of a metric, by default the logit difference with the clean item's labels, the circuit run under patching
+by default (the paper's section 3.3). Standalone performance runs the circuit under `zero` ablation without a corrupted
+prompt: probability and rank (0 is best) of the label's first token. `runner` runs a circuit.
+
+Shapes: b items, p positions, d d_model, n vocabulary.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from knowledge_circuits.engine.decoder import Decoder
-from knowledge_circuits.engine.forward import Prefix, Trace, at_least_float32, embed, forward, prefix_of
+from knowledge_circuits.engine.forward import Prefix, Trace, at_least_float32, embed, forward, logits_of, prefix_of
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.memory import budget_bytes, circuit_items
-from knowledge_circuits.engine.options import Intervention
+from knowledge_circuits.engine.metrics import MetricFunction, as_metric, losses, metric_name, reported
+from knowledge_circuits.engine.options import Intervention, Metric
 from knowledge_circuits.engine.prompts import Batch, PromptPairs
 from knowledge_circuits.engine.runner import CircuitRunner, Reference
 from knowledge_circuits.engine.selection import prune, top_n
@@ -30,7 +33,11 @@ from knowledge_circuits.files import InputError
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Logit differences of the whole model and of a circuit, [n] each, in the pairs' order."""
+    """A metric's values for the whole model and a circuit, [b] each, in the pairs' order.
+
+    A difference is positive where the clean label leads. A divergence is the loss itself; its clean values are 0, so
+    faithfulness is 1 - circuit / corrupted.
+    """
 
     clean: Tensor
     corrupted: Tensor
@@ -38,18 +45,18 @@ class Evaluation:
 
     @property
     def faithfulness(self) -> float | None:
-        """(circuit - corrupted) / (clean - corrupted) of the means; None where clean equals corrupted."""
+        """(circuit - corrupted) / (clean - corrupted) of the means; None if clean equals corrupted."""
         clean, corrupted, circuit = (float(part.mean()) for part in (self.clean, self.corrupted, self.circuit))
         return None if clean == corrupted else (circuit - corrupted) / (clean - corrupted)
 
 
 @dataclass(frozen=True)
 class Standalone:
-    """The label's first token under a circuit on its own, in the pairs' order.
+    """The clean label's first token under a circuit run alone, in the pairs' order.
 
     Attributes:
-        token_prob: [n] probability.
-        token_rank: [n] how many tokens score higher; 0 is best.
+        token_prob: [b] probability.
+        token_rank: [b] how many tokens score higher; 0 is best.
     """
 
     token_prob: Tensor
@@ -65,25 +72,30 @@ def evaluate(
     decoder: Decoder,
     circuits: Sequence[Graph],
     pairs: PromptPairs,
-    intervention: Intervention = Intervention.PATCHING,
+    intervention: Intervention | str = Intervention.PATCHING,
+    metric: Metric | str | MetricFunction = Metric.LOGIT_DIFFERENCE,
     batch_size: int = 64,
     memory_gb: float | None = None,
     progress: bool = False,
 ) -> list[Evaluation]:
-    """Evaluate circuits on the same prompts; clean and corrupted runs are made once for all of them.
+    """Evaluate circuits on the same prompts; the clean and the corrupted run are shared.
 
     Args:
-        decoder: the model.
         circuits: graphs of the model's layout.
-        pairs: clean and corrupted prompts.
-        intervention: what stands in for edges outside the circuit.
+        intervention: what replaces the outputs on edges outside the circuit.
+        metric: what is measured, for example the metric that the circuit was attributed with; a custom metric takes
+            (logits [b, n], clean logits [b, n], labels [b, 2]) -> [b].
         batch_size: most prompts per pass. Results do not depend on it.
-        memory_gb: what one pass may take beside the weights; found when None.
+        memory_gb: memory for one pass beside the weights; default: a share of what is available.
         progress: show a progress bar.
 
     Returns:
         One `Evaluation` per circuit.
+
+    Raises:
+        InputError: an unknown option, no prompts, a graph of another model, or values that are not finite.
     """
+    intervention, metric = Intervention(intervention), as_metric(metric)
     _check(decoder, pairs)
     runners = [_runner(decoder, circuit) for circuit in circuits]
     means = None
@@ -93,26 +105,30 @@ def evaluate(
     results = torch.zeros(2 + len(circuits), len(pairs), dtype=torch.float64)
     with torch.no_grad():
         for batch in _batches(decoder, pairs, batch_size, memory_gb, progress, "evaluation"):
-            found = torch.stack(_differences(decoder, runners, batch, intervention, means))
-            results[:, batch.index] = found.double().cpu()
-    _refuse_infinite(results, "logit difference", pairs)
-    return [Evaluation(results[0], results[1], results[2 + place]) for place in range(len(circuits))]
+            values = torch.stack(_values(decoder, runners, batch, intervention, metric, means))
+            results[:, batch.index] = values.double().cpu()
+    _refuse_infinite(results, metric_name(metric).replace("_", " "), pairs)
+    return [Evaluation(results[0], results[1], circuit) for circuit in results[2:]]
 
 
 def standalone(
     decoder: Decoder,
     circuit: Graph,
     pairs: PromptPairs,
-    intervention: Intervention = Intervention.ZERO,
+    intervention: Intervention | str = Intervention.ZERO,
     batch_size: int = 64,
     memory_gb: float | None = None,
     progress: bool = False,
 ) -> Standalone:
-    """Run a circuit on the clean prompts alone and look at the clean label's token.
+    """Run a circuit on the clean prompts alone and measure the clean label's token.
 
     Args:
-        intervention: `zero` (the original's) or a mean; `patching` would need the corrupted prompt.
+        intervention: `zero` (the original's) or a mean.
+
+    Raises:
+        InputError: `patching`, which needs the corrupted prompt, or what `evaluate` raises.
     """
+    intervention = Intervention(intervention)
     if intervention is Intervention.PATCHING:
         raise InputError("a circuit on its own has no corrupted prompt to patch from; use zero or mean")
     _check(decoder, pairs)
@@ -134,8 +150,8 @@ def standalone(
     return Standalone(probabilities, ranks)
 
 
-#: Circuit sizes of the MIB benchmark's curve, as shares of all edges.
-CURVE_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+#: Circuit sizes of the MIB benchmark's curve (arXiv 2504.13151), as shares of all edges.
+CURVE_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -143,9 +159,9 @@ class FaithfulnessCurve:
     """Faithfulness over circuit sizes, with its areas.
 
     Attributes:
-        shares: [s] kept shares of all edges.
-        faithfulness: [s].
-        edges: [s] edges after pruning.
+        shares: of all edges, one per circuit.
+        faithfulness: one per circuit.
+        edges: each circuit's edges after pruning.
     """
 
     shares: tuple[float, ...]
@@ -154,12 +170,18 @@ class FaithfulnessCurve:
 
     @property
     def cpr(self) -> float:
-        """Circuit performance ratio: the area under faithfulness over the share of edges (MIB; higher is better)."""
+        """Circuit performance ratio: the area under faithfulness over the share of edges (higher is better).
+
+        MIB takes it from the curve of the signed top-n.
+        """
         return float(np.trapezoid(self.faithfulness, self.shares))
 
     @property
     def cmd(self) -> float:
-        """Circuit-model distance: the area under |1 - faithfulness| over the share of edges (MIB; 0 is best)."""
+        """Circuit-model distance: the area under |1 - faithfulness| over the share of edges (0 is best).
+
+        MIB takes it from the curve of the top-n by |score|.
+        """
         return float(np.trapezoid(np.abs(1 - np.asarray(self.faithfulness)), self.shares))
 
 
@@ -168,22 +190,28 @@ def faithfulness_curve(
     scored: Graph,
     pairs: PromptPairs,
     shares: Sequence[float] = CURVE_SHARES,
-    intervention: Intervention = Intervention.PATCHING,
+    absolute: bool = True,
+    intervention: Intervention | str = Intervention.PATCHING,
+    metric: Metric | str | MetricFunction = Metric.LOGIT_DIFFERENCE,
     batch_size: int = 64,
     memory_gb: float | None = None,
 ) -> FaithfulnessCurve:
-    """Faithfulness of the pruned top-n circuits of several sizes.
+    """Measure the faithfulness of pruned top-n circuits of several sizes, as MIB does: n = int(share x edges).
+
+    Args:
+        absolute: select edges by |score| (for CMD); False selects by the signed score (for CPR).
 
     Raises:
-        InputError: clean and corrupted prompts have the same mean logit difference, so faithfulness is undefined.
+        InputError: clean and corrupted prompts have the same mean, so faithfulness is undefined.
     """
-    circuits = [prune(top_n(scored, round(share * scored.layout.n_edges))) for share in shares]
-    evaluations = evaluate(decoder, circuits, pairs, intervention, batch_size, memory_gb)
+    circuits = [prune(top_n(scored, int(share * scored.layout.n_edges), absolute)) for share in shares]
+    evaluations = evaluate(decoder, circuits, pairs, intervention, metric, batch_size, memory_gb)
     values = []
     for evaluation in evaluations:
         value = evaluation.faithfulness
         if value is None:
-            raise InputError("clean and corrupted prompts have the same logit difference: faithfulness is undefined")
+            name = metric_name(as_metric(metric)).replace("_", " ")
+            raise InputError(f"clean and corrupted prompts have the same mean {name}, so faithfulness is undefined")
         values.append(value)
     return FaithfulnessCurve(tuple(shares), tuple(values), tuple(circuit.n_edges for circuit in circuits))
 
@@ -191,10 +219,10 @@ def faithfulness_curve(
 def mean_outputs(
     decoder: Decoder, pairs: PromptPairs, positional: bool, batch_size: int = 64, memory_gb: float | None = None
 ) -> Reference:
-    """Every source's mean output on the clean prompts: over all positions [1, 1, ...], or per position [1, p, ...]."""
+    """Return every source's mean on clean prompts, over all positions [1, 1, ...] or per position [1, p, ...]."""
     longest = pairs.longest
     sums: list[Tensor] | None = None
-    # Sums of many numbers: bfloat16 could not even count the prompts.
+    # bfloat16 counts exactly only to 256.
     wide = torch.promote_types(decoder.dtype, torch.float32)
     counts = torch.zeros(longest, dtype=wide, device=decoder.device)
     with torch.no_grad():
@@ -252,14 +280,15 @@ def _batches(
                 bar.update(len(part.index))
 
 
-def _differences(
+def _values(
     decoder: Decoder,
     runners: Sequence[CircuitRunner],
     batch: Batch,
     intervention: Intervention,
+    metric: Metric | MetricFunction,
     means: Reference | None,
 ) -> list[Tensor]:
-    """Logit differences [b] of the clean run, the corrupted run and each circuit."""
+    """Return the metric's values [b] of the clean run, the corrupted run and each circuit."""
     items = len(batch.index)
     offset = batch.shared_prefix
     shared = prefix_of(decoder, batch.clean[:, :offset])
@@ -268,12 +297,17 @@ def _differences(
     normalized = trace.final_normalized.value[:, 0]
     embedded, reference, prefix = _circuit_inputs(decoder, batch, trace, shared, intervention, means)
     circuits = [runner.final(embedded, reference, prefix) for runner in runners]
-    found = (normalized[:items], normalized[items:], *circuits)
-    return [_logit_difference(decoder, final, batch.labels) for final in found]
+    outputs = (normalized[:items], normalized[items:], *circuits)
+    if metric is Metric.LOGIT_DIFFERENCE:
+        return [_logit_difference(decoder, output, batch.labels) for output in outputs]
+    clean_logits = logits_of(decoder, outputs[0])
+    return [
+        reported(metric, losses(metric, logits_of(decoder, output), clean_logits, batch.labels)) for output in outputs
+    ]
 
 
 def _logit_difference(decoder: Decoder, normalized: Tensor, labels: Tensor) -> Tensor:
-    """logit[clean label] - logit[corrupted label], [b], of the final norm's output [b, d]: two columns of n matter."""
+    """Return logit[clean label] - logit[corrupted label], [b], of the final norm's output [b, d]."""
     columns = decoder.unembedding.T[labels]  # [b, 2, d]
     biases = decoder.unembedding_bias[labels]
     return torch.linalg.vecdot(normalized, columns[:, 0] - columns[:, 1]) + biases[:, 0] - biases[:, 1]
@@ -287,10 +321,10 @@ def _circuit_inputs(
     intervention: Intervention,
     means: Reference | None,
 ) -> tuple[Tensor, Reference, Prefix | None]:
-    """Embedded prompts, reference and prefix of a circuit run.
+    """Return embedded prompts, reference and prefix of a circuit run.
 
-    Under patching nothing differs from the corrupted run where the prompts agree, so the shared prefix serves; under
-    the other interventions every position is run.
+    Under patching a circuit run equals the corrupted run where the prompts agree, so the shared prefix is left out;
+    under the other interventions every position is run.
     """
     if intervention is Intervention.PATCHING:
         items = len(batch.index)
@@ -301,7 +335,7 @@ def _circuit_inputs(
 
 
 def _cut(means: Reference, length: int) -> Reference:
-    """Mean outputs for prompts of one length; the last layer's queries are the last position only."""
+    """Return mean outputs for prompts of one length; the last layer's are of the last position only."""
     z = [part[:, :length] for part in means.z]
     outputs = [part[:, :length] for part in means.mlp_outputs]
     z[-1], outputs[-1] = z[-1][:, -1:], outputs[-1][:, -1:]

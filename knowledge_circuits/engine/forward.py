@@ -1,11 +1,12 @@
-"""The decoder's forward pass, keeping what the closed-form backward pass and the circuit runs need.
+"""The decoder's forward pass, keeping the activations that the backward pass and circuit runs need.
 
-The residual stream of a batch is [r, p, d]: r rows are runs x items (or just items), p positions. A pass may leave out
-the positions that precede: a `Prefix` holds their keys and values (clean and corrupted prompts agree on their first
-tokens, at least on BOS, so nothing there differs between runs). In the last layer only the last position is of
-interest to a metric of the last position's logits; `last_position_only` leaves the others out.
+The residual stream of a batch is [r, p, d]: r rows are runs x items (or items alone), p positions. Clean and corrupted
+prompts agree on their first tokens, at least on BOS. These positions are run once; a `Prefix` holds their keys and
+values. A metric reads the last position's logits, so `last_position_only` computes the last layer's queries and MLP at
+that position alone.
 
-Shapes: h query heads, k key/value heads, g = h / k, e d_head, f MLP width, c positions of the prefix.
+Shapes: r rows, p positions, o positions of the prefix, q queries (p, or 1 in the last layer), d d_model, h query heads,
+g key/value heads, e d_head, f MLP width, n vocabulary.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Decode
 
 @dataclass(frozen=True)
 class Normalized:
-    """A norm's output without scale and shift: value [r, p, d] and the inverse deviation [r, p, 1]."""
+    """A norm's output without scale and shift: value [r, p, d] and its inverse deviation [r, p, 1]."""
 
     value: Tensor
     inverse_scale: Tensor
 
     def rows(self, rows: slice) -> Normalized:
-        """A view of some rows."""
+        """Return a view of some rows."""
         return Normalized(self.value[rows], self.inverse_scale[rows])
 
 
@@ -36,9 +37,9 @@ class Heads:
     """Queries, keys and values of one layer, as attention uses them (rotary and query/key norm applied).
 
     Attributes:
-        q: [r, h, p, e] (last layer: the last position only, if asked for).
-        k, v: [r, k, p, e], prefix excluded.
-        q_plain, k_plain: the projections' outputs [r, h or k, p, e] before a query/key norm; None where there is none.
+        q: [r, h, q, e].
+        k, v: [r, g, p, e], prefix excluded.
+        q_plain, k_plain: the projections' outputs [r, h, q, e] and [r, g, p, e] before a query/key norm, or None.
     """
 
     q: Tensor
@@ -48,22 +49,22 @@ class Heads:
     k_plain: Tensor | None = None
 
     def rows(self, rows: slice) -> Heads:
-        """A view of some rows."""
+        """Return a view of some rows."""
         plain = (None if part is None else part[rows] for part in (self.q_plain, self.k_plain))
         return Heads(self.q[rows], self.k[rows], self.v[rows], *plain)
 
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """What one layer leaves behind.
+    """One layer's activations.
 
     Attributes:
         attention_input, mlp_input: the norms' outputs; attention_input has all positions.
-        heads: see `Heads`.
-        pattern: [r, h, queries, c + p] attention probabilities.
-        z: [r, queries, h e] the heads' outputs before w_o.
-        hidden: [r, queries, f or 2f] the MLP's pre-activations.
-        mlp_output: [r, queries, d].
+        heads: queries, keys and values.
+        pattern: [r, h, q, o + p] attention probabilities.
+        z: [r, q, h e] the heads' outputs before w_o.
+        hidden: [r, q, f or 2f] the MLP's pre-activations.
+        mlp_output: [r, q, d].
     """
 
     attention_input: Normalized
@@ -75,7 +76,7 @@ class LayerTrace:
     mlp_output: Tensor
 
     def rows(self, rows: slice) -> LayerTrace:
-        """A view of some rows."""
+        """Return a view of some rows."""
         return LayerTrace(
             attention_input=self.attention_input.rows(rows),
             heads=self.heads.rows(rows),
@@ -89,10 +90,14 @@ class LayerTrace:
 
 @dataclass(frozen=True)
 class Trace:
-    """A whole pass: the layers' traces, the embedded input [r, p, d], the final residual, and its norm.
+    """The activations of a forward pass.
 
     Attributes:
-        residuals: the residual stream before each layer, L tensors [r, p, d], kept only when asked for.
+        embedded: [r, p, d] token embeddings.
+        layers: per layer.
+        final: [r, q, d] the final residual.
+        final_normalized: its norm.
+        residuals: the residual stream before each layer, [r, p, d] each; empty without `keep_residuals`.
     """
 
     embedded: Tensor
@@ -102,7 +107,7 @@ class Trace:
     residuals: tuple[Tensor, ...] = ()
 
     def rows(self, rows: slice) -> Trace:
-        """A view of some rows."""
+        """Return a view of some rows."""
         return Trace(
             embedded=self.embedded[rows],
             layers=tuple(layer.rows(rows) for layer in self.layers),
@@ -114,7 +119,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values, each [r, k, c, e] per layer, of positions that come before those that are run."""
+    """Keys and values, [r, g, o, e] per layer, of the positions before those that are run."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -124,11 +129,11 @@ class Prefix:
         return self.keys[0].shape[2]
 
     def rows(self, rows: slice) -> Prefix:
-        """A view of some rows."""
+        """Return a view of some rows."""
         return Prefix(tuple(key[rows] for key in self.keys), tuple(value[rows] for value in self.values))
 
     def repeat(self, runs: int) -> Prefix:
-        """The same prefix for each of `runs` runs (rows ordered run by run)."""
+        """Return the same prefix for each of `runs` runs (rows ordered run by run)."""
         return Prefix(
             tuple(key.repeat(runs, 1, 1, 1) for key in self.keys),
             tuple(value.repeat(runs, 1, 1, 1) for value in self.values),
@@ -140,9 +145,9 @@ class Substitution:
     """One source group's outputs replaced by constants (the method EAP-IG-activations).
 
     Attributes:
-        layer: whose outputs.
-        heads: [r, queries, h e] in place of z, or None.
-        mlp_output: [r, queries, d] in place of the MLP's output, or None.
+        layer: the group's layer.
+        heads: [r, q, h e] in place of z, or None.
+        mlp_output: [r, q, d] in place of the MLP's output, or None.
     """
 
     layer: int
@@ -151,7 +156,7 @@ class Substitution:
 
 
 def embed(decoder: Decoder, ids: Tensor) -> Tensor:
-    """Token embeddings [..., d] of ids [...]: the node `input` (no positional embedding)."""
+    """Return token embeddings [..., d] of ids [...]: the node `input` (no positional embedding)."""
     return decoder.embedding[ids]
 
 
@@ -166,10 +171,9 @@ def forward(
     """Run the decoder.
 
     Args:
-        decoder: the model.
         embedded: [r, p, d] token embeddings of the positions that are run.
         prefix: the positions before them.
-        last_position_only: in the last layer leave out queries and MLP at all but the last position; `final` is then
+        last_position_only: compute the last layer's queries and MLP at the last position alone; `final` is then
             [r, 1, d], else [r, p, d].
         substitution: constants in place of one group of sources.
         keep_residuals: keep the residual stream before each layer.
@@ -186,23 +190,23 @@ def forward(
         attention_input = normalize(residual, decoder)
         heads = project_heads(decoder, block.attention, attention_input.value, queries, rotary)
         pattern, z = attend(heads, prefix, index)
-        put = substitution if substitution and substitution.layer == index else None
-        if put and put.heads is not None:
-            z = put.heads
+        constants = substitution if substitution and substitution.layer == index else None
+        if constants and constants.heads is not None:
+            z = constants.heads
         before = residual[:, -queries:]
         after = before + block.attention.b_o + z @ block.attention.w_o
         mlp_input = normalize(before if decoder.parallel else after, decoder)
         hidden = linear(mlp_input.value, block.mlp.w_in, block.mlp.b_in)
         output = linear(activate(block.mlp, decoder.activation, hidden), block.mlp.w_out, block.mlp.b_out)
-        if put and put.mlp_output is not None:
-            output = put.mlp_output
+        if constants and constants.mlp_output is not None:
+            output = constants.mlp_output
         layers.append(LayerTrace(attention_input, heads, pattern, z, mlp_input, hidden, output))
         residual = after + output
     return Trace(embedded, tuple(layers), residual, normalize(residual, decoder), tuple(residuals))
 
 
 def prefix_of(decoder: Decoder, ids: Tensor) -> Prefix | None:
-    """Keys and values of ids [r, c]; None for c = 0."""
+    """Return the keys and values of ids [r, o]; None for o = 0."""
     if ids.shape[1] == 0:
         return None
     layers = forward(decoder, embed(decoder, ids)).layers
@@ -210,25 +214,25 @@ def prefix_of(decoder: Decoder, ids: Tensor) -> Prefix | None:
 
 
 def all_logits(decoder: Decoder, ids: Tensor) -> Tensor:
-    """Logits [r, p, n] at every position of ids [r, p]."""
+    """Return logits [r, p, n] at every position of ids [r, p]."""
     trace = forward(decoder, embed(decoder, ids), last_position_only=False)
     return logits_of(decoder, trace.final_normalized.value)
 
 
 def logits_of(decoder: Decoder, normalized: Tensor) -> Tensor:
-    """Logits [..., n] of the final norm's output [..., d]."""
+    """Return logits [..., n] of the final norm's output [..., d]."""
     return linear(normalized, decoder.unembedding, decoder.unembedding_bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., d] times weight [d, n], plus bias [n] if there is one."""
+    """Return x [..., in] times weight [in, out], plus bias [out] if there is one."""
     rows = x.reshape(-1, x.shape[-1])
     product = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
     return product.view(*x.shape[:-1], weight.shape[1])
 
 
 def normalize(x: Tensor, decoder: Decoder) -> Normalized:
-    """The norm of x [..., d] without its scale and shift, which are folded into the weights that follow."""
+    """Normalize x [..., d] without scale and shift, which are folded into the weights that follow."""
     if not decoder.centred:
         return normalize_rms(x, decoder.norm_eps)
     wide = at_least_float32(x)
@@ -237,14 +241,14 @@ def normalize(x: Tensor, decoder: Decoder) -> Normalized:
 
 
 def normalize_rms(x: Tensor, eps: float) -> Normalized:
-    """The RMS norm of x [..., d] without its scale."""
+    """Normalize x [..., d] by its root mean square, without a scale."""
     wide = at_least_float32(x)
     inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
     return Normalized((wide * inverse).to(x.dtype), inverse.to(x.dtype))
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32 where it has half precision, as it is otherwise."""
+    """Return x in float32 if it has half precision, else x."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -257,7 +261,7 @@ class Rotary:
 
     @classmethod
     def at(cls, decoder: Decoder, start: int, count: int) -> Rotary | None:
-        """The rotations of positions start .. start + count - 1; None for a model without."""
+        """Return the rotations of positions start .. start + count - 1; None for a model without rotary positions."""
         if decoder.inverse_frequencies is None:
             return None
         steps = torch.arange(start, start + count, dtype=torch.float64, device=decoder.device)
@@ -279,7 +283,7 @@ class Rotary:
 def project_heads(
     decoder: Decoder, attention: Attention, normalized: Tensor, queries: int, rotary: Rotary | None
 ) -> Heads:
-    """Queries (of the last `queries` positions), keys and values of normalized [r, p, d]."""
+    """Return queries (of the last `queries` positions), keys and values of normalized [r, p, d]."""
     r, p, _ = normalized.shape
     width = decoder.n_heads * decoder.d_head
     if queries == p:
@@ -309,14 +313,14 @@ def prepare_heads(
 
 
 def attend(heads: Heads, prefix: Prefix | None, layer: int) -> tuple[Tensor, Tensor]:
-    """Attention pattern [r, h, queries, c + p] and z [r, queries, h e]."""
+    """Return the attention pattern [r, h, q, o + p] and z [r, q, h e]."""
     k, v = heads.k, heads.v
     if prefix is not None:
         k = torch.cat((prefix.keys[layer], k), 2)
         v = torch.cat((prefix.values[layer], v), 2)
     r, h, queries, e = heads.q.shape
     n_kv, keys = k.shape[1], k.shape[2]
-    # Query heads that share a key head stand together, so that keys need no copies.
+    # Query heads that share a key head are adjacent, so keys need no copies.
     scores = heads.q.reshape(r, n_kv, -1, e) @ k.transpose(-1, -2)
     scores = scores.view(r, h, queries, keys).mul_(e**-0.5)
     if queries > 1:
@@ -327,12 +331,12 @@ def attend(heads: Heads, prefix: Prefix | None, layer: int) -> tuple[Tensor, Ten
 
 
 def _future(queries: int, keys: int, device: torch.device) -> Tensor:
-    """[queries, keys] True where a key comes after the query; the last query sees all keys."""
+    """Return [queries, keys], True where a key comes after the query; the last query reads all keys."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).triu(keys - queries + 1)
 
 
 def activate(mlp: MLP, activation: Activation, hidden: Tensor) -> Tensor:
-    """The MLP's activations [..., f] of its pre-activations [..., f or 2f]."""
+    """Return the MLP's activations [..., f] of its pre-activations [..., f or 2f]."""
     if mlp.gated:
         gate, up = hidden.chunk(2, -1)
         return apply_activation(activation, gate) * up

@@ -1,7 +1,7 @@
-"""How much a pass may take, and how the work is cut to fit: fewer items at a time, then fewer sources.
+"""Divide the work so that a pass fits the memory: fewer items at a time, then fewer sources.
 
-Numbers are counted from the shapes, not measured: every tensor that lives through a pass, plus a share for the
-short-lived ones. Cutting changes the number of passes and nothing else.
+Bytes are counted from the shapes, not measured: every tensor that lives through a pass, plus a share for temporary
+ones. Dividing changes the number of passes and nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from knowledge_circuits.files import InputError
 
 _SHARE_OF_FREE = 0.6
 _SHORT_LIVED = 1.3
-#: Limit, usage and the key of what is only cached in memory.stat, for control groups of version 2 and 1.
+#: Limit, usage and the key of cached files in memory.stat, for control groups of version 2 and 1.
 _MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -29,7 +29,7 @@ _MEMORY_FILES = (
 
 
 def budget_bytes(memory_gb: float | None, device: torch.device) -> float:
-    """The stated budget in bytes, or 60% of what is free to this process on the device; processes share a machine's.
+    """Return the stated budget in bytes, or 60% of the device's free memory, shared by a launcher's processes.
 
     Raises:
         InputError: the budget is not positive.
@@ -39,16 +39,16 @@ def budget_bytes(memory_gb: float | None, device: torch.device) -> float:
             raise InputError(f"a memory budget is a positive number of gigabytes, not {memory_gb}")
         return memory_gb * 1e9
     if device.type == "cuda":
-        # What the allocator keeps for reuse is free too; the driver does not know that.
+        # The allocator's cache is free too; the driver counts it as used.
         reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return _SHARE_OF_FREE * (torch.cuda.mem_get_info(device)[0] + reusable)
     return _SHARE_OF_FREE * min(psutil.virtual_memory().available, control_group_room()) / _processes_here()
 
 
 def control_group_room(system: Path = Path("/")) -> float:
-    """Bytes that this process's control groups leave it (a container's or a Slurm job's limit); inf without a limit.
+    """Return the bytes left under this process's control groups (a container's or a Slurm job's limit), or inf.
 
-    What the groups hold of files only to have them at hand is given up when it is needed, so it counts as free.
+    Cached files are dropped when memory is needed, so they count as free.
 
     Args:
         system: the root of the file system.
@@ -66,7 +66,7 @@ def control_group_room(system: Path = Path("/")) -> float:
 
 
 def _control_groups(system: Path) -> Iterator[Path]:
-    """The folders of the control groups that this process may be in, of either version, with all that contain them."""
+    """Yield the folders of this process's control groups, of either version, and of all that contain them."""
     try:
         lines = (system / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -80,14 +80,14 @@ def _control_groups(system: Path) -> Iterator[Path]:
 
 
 def _processes_here() -> int:
-    """How many processes a launcher (torchrun, accelerate) has started on this machine."""
+    """Return how many processes a launcher (torchrun, accelerate) has started on this machine."""
     count = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, int(count)) if count.isdecimal() else 1
 
 
 @dataclass(frozen=True)
 class AttributionPlan:
-    """How one batch is cut.
+    """How one batch is divided.
 
     Attributes:
         items: prompts per pass.
@@ -98,7 +98,7 @@ class AttributionPlan:
     sources: int
 
     def source_slices(self, n_sources: int) -> Iterator[slice]:
-        """The parts of D, in order."""
+        """Yield the parts of D, in order."""
         for start in range(0, n_sources, self.sources):
             yield slice(start, min(start + self.sources, n_sources))
 
@@ -106,9 +106,9 @@ class AttributionPlan:
 def plan_attribution(
     decoder: Decoder, layout: Layout, positions: int, items: int, runs: int, budget: float
 ) -> AttributionPlan:
-    """Cut a batch of `items` prompts of one length and `runs` runs each to the budget (bytes).
+    """Divide a batch of `items` prompts of one length and `runs` runs each to fit the budget (bytes).
 
-    Items are cut first; when even one does not fit with all its sources, sources are.
+    Items are divided first; if even one does not fit with all its sources, sources are.
     """
     per_item = activation_bytes(decoder, positions) * runs * _SHORT_LIVED + gradient_bytes(decoder, positions)
     per_source = positions * decoder.d_model * decoder.embedding.element_size()
@@ -120,7 +120,7 @@ def plan_attribution(
 
 
 def activation_bytes(decoder: Decoder, positions: int) -> float:
-    """Bytes that a forward pass of one row keeps."""
+    """Return the bytes that a forward pass keeps per row."""
     attention, mlp = decoder.blocks[0].attention, decoder.blocks[0].mlp
     per_position = (
         4 * decoder.d_model
@@ -133,12 +133,12 @@ def activation_bytes(decoder: Decoder, positions: int) -> float:
 
 
 def gradient_bytes(decoder: Decoder, positions: int) -> float:
-    """Bytes of one layer's target gradients G for one item."""
+    """Return the bytes of one layer's target gradients G for one item."""
     return (3 * decoder.n_heads + 1) * positions * decoder.d_model * decoder.embedding.element_size()
 
 
 def circuit_items(decoder: Decoder, positions: int, budget: float) -> int:
-    """How many prompts of one length a circuit run takes at once within the budget (bytes); at least 1."""
+    """Return how many prompts of one length a circuit run takes within the budget (bytes); at least 1."""
     layout = Layout(decoder.n_layers, decoder.n_heads, decoder.parallel)
     per_source = positions * decoder.d_model * decoder.embedding.element_size()
     per_item = (

@@ -1,8 +1,12 @@
-"""What a circuit is for: losses of the last position's logits.
+"""Losses of the last position's logits, which attribution differentiates and `evaluate` reports.
 
-Every metric is a loss ell (lower is better), one number per item: with the sign of the score formula
-`score(u->v) = <z_u(corrupted) - z_u(clean), d ell / d input_v>`, a positive score says that corrupting the edge hurts.
-A metric of your own is any function of the same three arguments.
+Every metric is a loss ell (lower is better), one number per item. With the score
+
+    score(u->v) = <z_u(corrupted) - z_u(clean), d ell / d input_v>
+
+a positive score means that corrupting the edge raises the loss. A custom metric is a function of the same arguments.
+
+Shapes: b items, n vocabulary.
 """
 
 from __future__ import annotations
@@ -13,15 +17,57 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from knowledge_circuits.engine.forward import at_least_float32
 from knowledge_circuits.engine.options import Metric
+from knowledge_circuits.files import InputError
 
 #: (logits [b, n] at the last position, the clean run's [b, n], labels [b, 2]) -> loss [b], differentiable in the first.
-#: Logits come in float32 (from a bfloat16 model too) or float64.
+#: Logits are float32 (for a bfloat16 model too) or float64.
 MetricFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def as_metric(metric: Metric | str | MetricFunction) -> Metric | MetricFunction:
+    """Return the metric that a name stands for; a function is returned as it is.
+
+    Raises:
+        InputError: no such metric.
+    """
+    return metric if callable(metric) else Metric(metric)
+
+
+def metric_name(metric: Metric | MetricFunction) -> str:
+    """Return a metric's name, for a graph's meta."""
+    return str(metric) if isinstance(metric, Metric) else getattr(metric, "__name__", "custom")
+
+
+def metric_function(metric: Metric | str | MetricFunction) -> MetricFunction:
+    """Return the loss that a metric or its name stands for; a function is returned as it is.
+
+    Raises:
+        InputError: no such metric.
+    """
+    return metric if callable(metric) else _FUNCTIONS[Metric(metric)]
+
+
+def losses(metric: Metric | MetricFunction, logits: Tensor, clean_logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss [b] of logits [b, n], computed in at least float32.
+
+    Raises:
+        InputError: a custom metric does not give one number per item.
+    """
+    values = metric_function(metric)(at_least_float32(logits), at_least_float32(clean_logits), labels)
+    if values.shape != logits.shape[:1]:
+        raise InputError(f"a metric gives one number per item; this one gave the shape {tuple(values.shape)}")
+    return values
+
+
+def reported(metric: Metric | MetricFunction, values: Tensor) -> Tensor:
+    """Return losses [b] as `evaluate` reports them: differences as the clean label's advantage, others as they are."""
+    return -values if metric in (Metric.LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE) else values
+
+
 def label_difference(values: Tensor, labels: Tensor) -> Tensor:
-    """values[clean label] - values[corrupted label]: [b] of values [b, n] and labels [b, 2]."""
+    """Return values[clean label] - values[corrupted label], [b], of values [b, n] and labels [b, 2]."""
     picked = values.gather(1, labels)
     return picked[:, 0] - picked[:, 1]
 
@@ -35,13 +81,11 @@ def _probability_difference(logits: Tensor, clean_logits: Tensor, labels: Tensor
 
 
 def _kl_divergence(logits: Tensor, clean_logits: Tensor, labels: Tensor) -> Tensor:
-    """KL(clean || run) in nats."""
     clean = clean_logits.log_softmax(-1)
     return (clean.exp() * (clean - logits.log_softmax(-1))).sum(-1)
 
 
 def _js_divergence(logits: Tensor, clean_logits: Tensor, labels: Tensor) -> Tensor:
-    """Jensen-Shannon divergence from the clean distribution in nats."""
     clean, run = clean_logits.log_softmax(-1), logits.log_softmax(-1)
     middle = torch.logaddexp(clean, run) - math.log(2)
     return 0.5 * (clean.exp() * (clean - middle) + run.exp() * (run - middle)).sum(-1)
@@ -53,12 +97,3 @@ _FUNCTIONS: dict[Metric, MetricFunction] = {
     Metric.KL_DIVERGENCE: _kl_divergence,
     Metric.JS_DIVERGENCE: _js_divergence,
 }
-
-
-def metric_function(metric: Metric | str | MetricFunction) -> MetricFunction:
-    """The function of a named metric; a function of one's own is returned as it is.
-
-    Raises:
-        InputError: no metric has that name.
-    """
-    return _FUNCTIONS[Metric(metric)] if isinstance(metric, str) else metric

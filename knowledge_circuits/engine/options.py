@@ -1,12 +1,13 @@
 """The engine's closed sets of choices, by the names that flags and files give them.
 
-A function that takes a choice also takes its name: `Method(method)` is the member for either, and names the valid
-choices where there is none. This module imports neither torch nor transformers, so that programs can offer the choices
-before the engine is loaded.
+A function that takes a choice also takes its name: `Method(method)` returns the member for either and raises InputError
+with the valid names for anything else. This module imports neither torch nor transformers, so that programs can offer
+the choices before the engine is loaded.
 """
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import NoReturn
 
@@ -18,7 +19,8 @@ class Option(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:
-        raise InputError(f"no {cls.__name__.lower()} is called {value!r}; choose one of: {', '.join(cls)}")
+        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
+        raise InputError(f"no {kind} is called {value!r}; choose one of: {', '.join(cls)}")
 
 
 class Method(Option):
@@ -27,27 +29,38 @@ class Method(Option):
     EAP = "EAP"
     """In the clean run."""
     EAP_IG = "EAP-IG"
-    """Mean over runs whose token embedding is corrupted + k/m (clean - corrupted)."""
+    """Mean over runs whose token embedding is corrupted + s/m (clean - corrupted)."""
     CLEAN_CORRUPTED = "clean-corrupted"
     """Mean of the clean and the corrupted run."""
     EAP_IG_ACTIVATIONS = "EAP-IG-activations"
-    """Mean over source groups and k of the clean run with the group's outputs replaced by interpolated constants."""
+    """Mean over source groups and steps s of the clean run with the group's outputs at interpolated constants."""
     EXACT = "exact"
-    """No gradient: the loss with that one edge corrupted, minus the clean loss. Slow; the oracle."""
+    """No gradient: the loss with that one edge corrupted, minus the clean loss. Slow; the reference."""
 
     @property
     def uses_steps(self) -> bool:
-        """Whether it integrates gradients, so that `ig_steps` and `first_step` count."""
+        """Whether it integrates gradients, so that `ig_steps` and `first_step` matter."""
         return self in (Method.EAP_IG, Method.EAP_IG_ACTIVATIONS)
 
 
+class GradientRule(Option):
+    """How the backward pass is taken; `backward.BackwardRules` defines each rule."""
+
+    STANDARD = "standard"
+    """The gradient."""
+    GIM = "gim"
+    """GIM (arXiv 2505.17630): norm scales constant, softmax at temperature 2, gradients shared among factors."""
+    RELP = "relp"
+    """RelP (arXiv 2508.21258): norm scales constant, activations pass f(x)/x, gradients of gate and up halved."""
+
+
 class Intervention(Option):
-    """What stands in for edges outside the circuit."""
+    """What replaces the outputs on edges outside the circuit."""
 
     PATCHING = "patching"
     """The corrupted prompt's outputs."""
     ZERO = "zero"
-    """Nothing; biases and positional embeddings stay."""
+    """Zero; biases (value biases included) and positional embeddings stay."""
     MEAN = "mean"
     """The mean output over all positions of the clean prompts."""
     MEAN_POSITIONAL = "mean-positional"
@@ -55,9 +68,13 @@ class Intervention(Option):
 
 
 class Metric(Option):
-    """The metrics that have names; `metrics.metric_function` gives their functions."""
+    """The built-in metrics; `metrics.metric_function` gives their losses."""
 
     LOGIT_DIFFERENCE = "logit_difference"
+    """logit[clean label] - logit[corrupted label]; the loss is its negative."""
     PROBABILITY_DIFFERENCE = "probability_difference"
+    """The same of probabilities."""
     KL_DIVERGENCE = "kl_divergence"
+    """KL(clean run || this run) in nats."""
     JS_DIVERGENCE = "js_divergence"
+    """Jensen-Shannon divergence from the clean run in nats."""

@@ -1,13 +1,13 @@
-"""Running a circuit: every target reads the circuit's edges from this run and all other edges from a reference.
+"""Run a circuit: every target reads the circuit's edges from this run and all other edges from a reference.
 
     x_v = x_v(reference) + sum over edges u->v in the circuit of (z_u - z_u(reference))
 
-The reference is the corrupted run (`patching`), nothing but biases and positional embeddings (`zero`), or mean outputs
-(`mean`). One dense product with the membership matrix per layer does it, whatever the circuit's size; heads and MLPs
-outside the circuit are not run at all.
+The reference is the corrupted run (`patching`), zero outputs (`zero`; biases and positional embeddings stay) or mean
+outputs (`mean`). Each layer takes one dense product with the membership matrix, whatever the circuit's size. Heads and
+MLPs outside the circuit are not run.
 
 Shapes: b items, p positions, q queries (p, or 1 in the last layer), d d_model, h heads, a heads in the circuit,
-u sources.
+g key/value heads, e d_head, n vocabulary, u sources, u' the first few of them, t targets.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from knowledge_circuits.engine.graph import Graph
 
 @dataclass(frozen=True)
 class Reference:
-    """What targets see of the edges outside the circuit. Each tensor broadcasts to the shape given.
+    """The outputs on edges outside the circuit. Each tensor broadcasts to the shape given.
 
     Attributes:
         embedded: [b, p, d] in place of the node `input`.
@@ -49,7 +49,7 @@ class Reference:
 
     @classmethod
     def of_trace(cls, trace: Trace) -> Reference:
-        """The outputs of a forward pass (patching)."""
+        """Return the outputs of a forward pass (patching)."""
         return cls(
             trace.embedded,
             tuple(layer.z for layer in trace.layers),
@@ -58,7 +58,7 @@ class Reference:
 
     @classmethod
     def zero(cls, decoder: Decoder) -> Reference:
-        """Nothing: biases and positional embeddings stay."""
+        """Return zero outputs; biases and positional embeddings stay."""
         d, width = decoder.d_model, decoder.n_heads * decoder.d_head
         empty = decoder.embedding.new_zeros
         n = decoder.n_layers
@@ -71,8 +71,8 @@ class _LayerCircuit:
 
     Attributes:
         heads: [a] the heads in the circuit.
-        attention: [1 + n, 3a] membership of edges into their query, key and value inputs, under a row of ones.
-        mlp: [1 + n'] the same of edges into the MLP, or None where it is outside the circuit.
+        attention: [1 + u', 3a] membership of edges into their query, key and value inputs, under a row of ones.
+        mlp: [1 + u'] the same of edges into the MLP, or None if it is outside the circuit.
         weights: three [a, d, e] and biases: three [a, 1, e] of the heads' projections.
         w_o: [a, e, d].
     """
@@ -86,11 +86,10 @@ class _LayerCircuit:
 
 
 class CircuitRunner:
-    """A circuit made ready to run in a model's weights.
+    """A circuit prepared to run in a model's weights.
 
     Args:
-        decoder: the model.
-        circuit: a graph of the same layout.
+        circuit: a graph of the model's layout.
 
     Raises:
         ValueError: the graph is of another model shape.
@@ -106,11 +105,11 @@ class CircuitRunner:
         membership = (circuit.in_graph & layout.real_edges).to(decoder.device)
         self._layers = tuple(self._prepare(membership, layer) for layer in range(layout.n_layers))
         self._logits = self._with_base(membership[:, layout.logits_target])
-        # Sources that are not run: nothing reads them, but 0 times what memory holds might not be 0.
-        self._silent = (~membership.any(1)).nonzero().flatten()
+        # Sources that are not run get zero rows: 0 times uninitialized memory might not be 0.
+        self._unused_sources = (~membership.any(1)).nonzero().flatten()
 
     def _with_base(self, membership: Tensor) -> Tensor:
-        """Membership [n, ...] as numbers, with a first row of ones for the reference's residual: [1 + n, ...]."""
+        """Return membership [u', ...] as numbers under a row of ones for the reference's residual: [1 + u', ...]."""
         return torch.cat((torch.ones_like(membership[:1]), membership)).to(self.decoder.dtype)
 
     def _prepare(self, membership: Tensor, layer: int) -> _LayerCircuit:
@@ -139,7 +138,7 @@ class CircuitRunner:
         )
 
     def logits(self, embedded: Tensor, reference: Reference, prefix: Prefix | None = None) -> Tensor:
-        """Run the circuit and give the [b, n] logits at the last position; arguments as for `final`."""
+        """Return the circuit's logits [b, n] at the last position; arguments as for `final`."""
         return logits_of(self.decoder, self.final(embedded, reference, prefix))
 
     def final(self, embedded: Tensor, reference: Reference, prefix: Prefix | None = None) -> Tensor:
@@ -148,10 +147,10 @@ class CircuitRunner:
         Args:
             embedded: [b, p, d] token embeddings of the prompts.
             reference: see `Reference`.
-            prefix: positions before, at which run and reference agree (patching only).
+            prefix: the positions before, at which run and reference agree (patching only).
 
         Returns:
-            [b, d] the final norm's output at the last position, scale and shift left to the unembedding.
+            [b, d] the final norm's output at the last position, without scale and shift.
         """
         decoder = self.decoder
         b, p, d = embedded.shape
@@ -161,7 +160,7 @@ class CircuitRunner:
         if decoder.positions is not None:
             base = base + decoder.positions[offset : offset + p]
         run = _Contributions(embedded.new_empty(1 + self.layout.n_sources, b, p, d))
-        run.rows[1 + self._silent] = 0
+        run.rows[1 + self._unused_sources] = 0
         run.rows[1] = embedded - reference.embedded
         for index, (layer, block) in enumerate(zip(self._layers, decoder.blocks, strict=True)):
             queries = 1 if index == decoder.n_layers - 1 else p
@@ -192,7 +191,7 @@ class CircuitRunner:
         rotary: Rotary | None,
         prefix: Prefix | None,
     ) -> Tensor:
-        """The outputs [a, b, q, e] of the circuit's heads of one layer."""
+        """Return the outputs [a, b, q, e] of the circuit's heads of one layer."""
         decoder, a = self.decoder, len(layer.heads)
         x = normalize(run.sums(layer.attention), decoder).value  # [3a, b, p, d]
         b, d = x.shape[1], x.shape[3]
@@ -212,10 +211,10 @@ class CircuitRunner:
 
 @dataclass(frozen=True)
 class _Contributions:
-    """What targets add up: rows [1 + u, b, p, d].
+    """The terms that targets sum: rows [1 + u, b, p, d].
 
-    Row 0 is the reference's residual where the next targets read, the others are z_u - z_u(reference) of the sources
-    run so far. The last layer's sources are known, and read, at the last position only.
+    Row 0 is the reference's residual at the next targets; the others are z_u - z_u(reference) of the sources run so
+    far. The last layer's sources are computed, and read, at the last position only.
     """
 
     rows: Tensor
@@ -225,27 +224,27 @@ class _Contributions:
         return self.rows.view(len(self.rows), -1)
 
     def sums(self, membership: Tensor) -> Tensor:
-        """The inputs of several targets: membership [1 + n, t] -> [t, b, p, d]."""
+        """Return the inputs of several targets: membership [1 + u', t] -> [t, b, p, d]."""
         return (membership.T @ self._flat[: len(membership)]).view(-1, *self.rows.shape[1:])
 
     def sum(self, membership: Tensor, queries: int) -> Tensor:
-        """The input of one target at the last `queries` positions: membership [1 + n] -> [b, queries, d]."""
+        """Return the input of one target at the last `queries` positions: membership [1 + u'] -> [b, queries, d]."""
         rows = self.rows[: len(membership), :, -queries:]
         return (membership @ rows.reshape(len(membership), -1)).view(rows.shape[1:])
 
     def set_heads(
         self, runner: CircuitRunner, index: int, layer: _LayerCircuit, z: Tensor, reference_z: Tensor
     ) -> None:
-        """Put in the heads' outputs z [a, b, q, e] less the reference's [b, q, h e], times their slices of w_o."""
+        """Set the heads' rows: z [a, b, q, e] less the reference's [b, q, h e], times their slices of w_o."""
         a, b, queries, e = z.shape
-        apart = reference_z.view(*reference_z.shape[:2], -1, e)[:, :, layer.heads].permute(2, 0, 1, 3)
-        written = torch.bmm((z - apart).reshape(a, -1, e), layer.w_o).view(a, b, queries, -1)
+        reference = reference_z.view(*reference_z.shape[:2], -1, e)[:, :, layer.heads].permute(2, 0, 1, 3)
+        outputs = torch.bmm((z - reference).reshape(a, -1, e), layer.w_o).view(a, b, queries, -1)
         start = 1 + runner.layout.head_sources(index).start
-        self.rows[start + layer.heads, :, -queries:] = written
+        self.rows[start + layer.heads, :, -queries:] = outputs
 
 
 def _prefix_of_heads(prefix: Prefix | None, layer: int, kv_heads: Tensor) -> Prefix | None:
-    """One layer's prefix with a key/value head of its own for each of the given ones."""
+    """Return one layer's prefix with the given key/value heads, repeated where they repeat."""
     if prefix is None:
         return None
     return Prefix((prefix.keys[layer][:, kv_heads],), (prefix.values[layer][:, kv_heads],))

@@ -14,8 +14,11 @@ from torch import Tensor
 from knowledge_circuits.engine.graph import Graph
 
 
-def top_n(graph: Graph, n: int) -> Graph:
-    """The n edges of largest |score| (ties in row-major order of [sources, targets]).
+def top_n(graph: Graph, n: int, absolute: bool = True) -> Graph:
+    """Select the n edges of largest |score| (ties in row-major order of [sources, targets]).
+
+    Args:
+        absolute: rank by |score|; False ranks by the signed score, so that edges which help come first.
 
     Raises:
         ValueError: n is negative or more than the edges there are.
@@ -23,7 +26,8 @@ def top_n(graph: Graph, n: int) -> Graph:
     edges = graph.layout.real_edges
     if not 0 <= n <= graph.layout.n_edges:
         raise ValueError(f"a circuit of {n} edges from a graph of {graph.layout.n_edges}")
-    order = graph.scores[edges].abs().argsort(descending=True, stable=True)
+    scores = graph.scores[edges]
+    order = (scores.abs() if absolute else scores).argsort(descending=True, stable=True)
     chosen = torch.zeros(len(order), dtype=torch.bool)
     chosen[order[:n]] = True
     membership = torch.zeros_like(edges)

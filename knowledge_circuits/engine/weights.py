@@ -1,9 +1,9 @@
 """Read a Hugging Face checkpoint into a `Decoder`.
 
 `load_decoder` reads the weights through TransformerLens 4's `TransformerBridge`, which names them alike for every
-architecture, and folds each norm's scale and shift into the projections that read it (see `decoder`). The result is
-compared with the Hugging Face model's own logits on a probe batch; a difference beyond tolerance is an error, never a
-silently wrong circuit.
+architecture, and folds each norm's scale and shift into the projections that read it and value biases into the output
+bias (see `decoder`). The result's logits are compared with the Hugging Face model's own on a probe batch. A difference
+beyond the tolerance is an error.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Block, Decoder
+from knowledge_circuits.engine.forward import all_logits
 from knowledge_circuits.files import InputError, first_line
 from knowledge_circuits.models.loading import context_length, merge_adapter, require_weights
 
@@ -40,13 +42,13 @@ def load_decoder(
     revision: str = "main",
     adapter: str | None = None,
 ) -> Decoder:
-    """Load a checkpoint folder or hub name in the form that `attribute` and `evaluate` take.
+    """Load a Hugging Face checkpoint in the form that `attribute` and `evaluate` take.
 
     Args:
-        path: a Hugging Face checkpoint of a decoder-only language model.
+        path: a checkpoint folder or hub name of a decoder-only language model.
         dtype: float32, bfloat16 or float64.
-        device: where the weights go.
-        trust_remote_code: run code that the checkpoint brings along; off by default.
+        device: where the weights are placed.
+        trust_remote_code: run code from the checkpoint; off by default.
         revision: a hub model's branch, tag or commit.
         adapter: a folder of peft with an adapter of this model (LoRA, for example); it is merged into the weights.
 
@@ -57,7 +59,7 @@ def load_decoder(
     require_weights(path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
-    except Exception as error:  # whatever a damaged folder makes the library raise
+    except Exception as error:  # a damaged folder can make the library raise anything
         raise InputError(f"{path}: its config cannot be read ({first_line(error)})") from error
     refuse_unsupported(config, path)
     try:
@@ -71,9 +73,9 @@ def load_decoder(
         )
     except Exception as error:
         raise InputError(f"{path}: its weights cannot be loaded ({first_line(error)})") from error
-    absent = [*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys", ()))]
-    if absent:
-        raise InputError(f"{path}: the weights lack {absent[0]} ({len(absent)} tensors in all)")
+    missing = [*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys", ()))]
+    if missing:
+        raise InputError(f"{path}: the weights lack {missing[0]} ({len(missing)} tensors in all)")
     if adapter is not None:
         model = merge_adapter(model, adapter)
     decoder = decoder_from_model(model.to(device), path)
@@ -83,12 +85,12 @@ def load_decoder(
 
 
 def decoder_from_model(model: Any, name: str = "the model") -> Decoder:
-    """View a Hugging Face causal language model as a `Decoder`; the model's own parameters are not changed.
+    """Read the weights of a Hugging Face causal language model; its parameters are not changed.
 
     Args:
-        model: a loaded `AutoModelForCausalLM`, in the wanted dtype and on the wanted device. It is wrapped by
-            TransformerLens afterwards, so do not go on using it.
-        name: what errors call it.
+        model: a loaded `AutoModelForCausalLM`, in the wanted dtype and on the wanted device. TransformerLens wraps it,
+            so do not use it afterwards.
+        name: its name in error messages.
 
     Raises:
         InputError: unsupported architecture, non-finite weights, or logits that differ from the model's own.
@@ -107,7 +109,7 @@ def decoder_from_model(model: Any, name: str = "the model") -> Decoder:
 
 
 def refuse_unsupported(config: Any, name: str) -> None:
-    """Raise InputError, with the reason, for what the closed form does not cover."""
+    """Raise InputError with the reason if the engine does not compute the architecture exactly."""
     text = getattr(config, "text_config", config)
 
     def has(*keys: str) -> bool:
@@ -145,7 +147,8 @@ def _probe_ids(model: Any) -> Tensor:
 
 
 def _boot_bridge(model: Any) -> Any:
-    """Wrap the model; the bridge asks for a tokenizer that was loaded from a folder, though weights need none."""
+    """Wrap the model. The bridge requires a tokenizer that was loaded from a folder, whatever it is."""
+    # Imported here because it takes seconds and only this function needs it.
     from tokenizers import Tokenizer, models
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -230,15 +233,20 @@ def _read_attention(attention: Any, norm: Any, fold: _Folder) -> Attention:
         weights.append(weight.permute(1, 0, 2).reshape(d_model, heads * d_head))
         bias = _optional(attention, f"b_{name}")
         biases.append(weight.new_zeros(heads * d_head) if bias is None else bias.reshape(-1))
-    w_qkv, b_qkv = fold(norm, torch.cat(weights, 1), torch.cat(biases))
+    # The value bias goes to the output bias instead.
+    w_qkv, b_qkv = fold(norm, torch.cat(weights, 1), torch.cat((*biases[:2], torch.zeros_like(biases[2]))))
     w_o = attention.W_O
-    w_o = w_o.reshape(-1, w_o.shape[-1]).detach().clone()
+    n_heads, d_head, d_model = w_o.shape
+    w_o = w_o.reshape(-1, d_model).detach().clone()
     b_o = _optional(attention, "b_O")
+    b_o = w_o.new_zeros(d_model) if b_o is None else b_o.detach().clone()
+    b_v = biases[-1].view(-1, d_head)
+    b_o += b_v.repeat_interleave(n_heads // len(b_v), 0).flatten() @ w_o
     return Attention(
         w_qkv=w_qkv,
         b_qkv=b_qkv,
         w_o=w_o,
-        b_o=w_o.new_zeros(w_o.shape[1]) if b_o is None else b_o.detach().clone(),
+        b_o=b_o,
         q_norm=_norm_scale(attention, "q_norm"),
         k_norm=_norm_scale(attention, "k_norm"),
     )
@@ -270,7 +278,7 @@ def _read_mlp(mlp: Any, norm: Any, fold: _Folder) -> MLP:
 
 
 def _optional(component: Any, name: str) -> Tensor | None:
-    """A weight that may be absent; the bridge answers None for some and raises for others."""
+    """Return a weight, or None where the model has none; the bridge raises for some absent weights."""
     try:
         return getattr(component, name)
     except AttributeError:
@@ -278,15 +286,13 @@ def _optional(component: Any, name: str) -> Tensor | None:
 
 
 def _rotary_frequencies(config: Any, d_head: int, device: torch.device) -> tuple[Tensor, float]:
-    """Inverse frequencies [rotary_dim / 2] in float64 and the scale of cos and sin, from `config.rope_parameters`.
+    """Return inverse frequencies [rotary_dim / 2] in float64 and the scale of cos and sin.
 
-    The bridge's own `rotary_base` and `rotary_dim` can be wrong, so they are not read.
+    They are read from `config.rope_parameters`: the bridge's own `rotary_base` and `rotary_dim` can be wrong.
     """
     rope = config.rope_parameters
     kind = rope.get("rope_type", "default")
     if kind != "default":
-        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
         frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, device)
         return frequencies.double(), float(scale)
     fraction = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
@@ -296,7 +302,7 @@ def _rotary_frequencies(config: Any, d_head: int, device: torch.device) -> tuple
 
 
 def _max_positions(config: Any) -> int:
-    """The longest prompt for which attention is full: the context, or a sliding window that is shorter."""
+    """Return the longest prompt with full attention: the context, or a shorter sliding window."""
     length = context_length(config)
     if length is None:
         raise InputError("the configuration names no context length (max_position_embeddings)")
@@ -307,8 +313,6 @@ def _max_positions(config: Any) -> int:
 
 
 def _compare_logits(decoder: Decoder, ids: Tensor, expected: Tensor, name: str) -> None:
-    from knowledge_circuits.engine.forward import all_logits
-
     difference = (all_logits(decoder, ids) - expected).abs().max().item() / max(1.0, expected.abs().max().item())
     if not difference <= _TOLERANCE[decoder.dtype]:
         raise InputError(
@@ -317,6 +321,6 @@ def _compare_logits(decoder: Decoder, ids: Tensor, expected: Tensor, name: str) 
         )
 
 
-#: Greatest difference of logits, relative to the greatest logit, that the check on loading forgives. Hugging Face
-#: computes rotary cos and sin in float32 even for a float64 model.
+#: Largest accepted difference of logits, relative to the largest logit. Hugging Face computes rotary cos and sin in
+#: float32 even for a float64 model.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
