@@ -61,3 +61,25 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
 @pytest.mark.parametrize("command", re.findall(r"bash (scripts/[\w./-]+\.sh)", README))
 def test_every_script_that_is_named_exists(command: str) -> None:
     assert (ROOT / command).is_file()
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("scripts/**/*.md"), *ROOT.glob("data/**/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_page_has_lines_of_at_most_120_characters_besides_tables(page: Path) -> None:
+    long = [line for line in page.read_text().splitlines() if len(line) > 120 and not line.startswith("|")]
+    assert not long
+
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text().split("## Where do I change")[1]
+PLACES = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", ARCHITECTURE, re.MULTILINE)[2:]
+
+
+@pytest.mark.parametrize(("_what", "files", "names"), PLACES, ids=[what for what, _, _ in PLACES])
+def test_what_one_wants_to_change_is_where_the_page_says(_what: str, files: str, names: str) -> None:
+    paths = [ROOT / name for name in re.findall(r"`([^`]+)`", files)]
+    folders = [file for path in paths if path.is_dir() for file in path.iterdir()]
+    text = "".join(path.read_text() for path in [*paths, *folders] if path.is_file())
+    for name in re.findall(r"`([^`]+)`", names):
+        assert name.split(".")[-1] in text or name in [path.name for path in folders], name
