@@ -130,7 +130,7 @@ def label_axes(axes: Any, label: str, below: str = "epoch") -> None:
 def draw_map(ax: Axes, values: Any, colors: Any, norm: Normalize, aspect: str = "auto") -> AxesImage:
     """Draw a matrix [rows, columns] as a heat map, its first row at the bottom."""
     ax.grid(False)
-    return ax.imshow(np.asarray(values), origin="lower", aspect=aspect, cmap=colors, norm=norm, interpolation="nearest")
+    return ax.imshow(np.asarray(values), origin="lower", aspect=aspect, cmap=colors, norm=norm, interpolation="none")
 
 
 def layer_maps(
