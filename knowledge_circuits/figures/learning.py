@@ -119,6 +119,7 @@ def knowledge_heatmap(predictions: pd.DataFrame, run: str) -> Figure:
         ax.set_title(f"{look.label}: {len(rows)} people", color=look.color)
     axes[0, 0].set_ylabel("people, by frequency of their biography")
     bar = figure.colorbar(image, ax=axes, ticks=range(most + 1), shrink=0.7, pad=0.015)
+    bar.solids.set_rasterized(True)  # a page in the dark changes colours, but not those of images
     bar.set_label("attributes known (of 5)")
     return figure
 

@@ -1,12 +1,17 @@
 """The HTML report of a run, and the comparison of several runs.
 
-    material        everything that a report is written from, read once
-    sections        which figures are shown, with captions
-    dynamics        the section on the probes inside training
-    circuit_browser the data behind the interactive circuits
-    page            the page of one run
-    comparison      several runs side by side
-    templates/      the page's HTML, CSS and JavaScript
+    material            everything that a report is written from, read once
+    section             what a section is, and how its figures get into a page
+    findings            cards and figures of the paper's findings
+    learning            the section on what was learned
+    circuit_evaluation  the section on faithfulness and Hit@10
+    topology            the section on entropy, similarity and layers
+    components          the section on head kinds and the logit lens
+    dynamics            the section on the probes inside training
+    circuit_browser     the data behind the interactive circuits
+    page                the page of one run
+    comparison          several runs side by side
+    templates/          the page's HTML, CSS and JavaScript
 
 May import everything below; nothing imports it but the program report.py.
 """

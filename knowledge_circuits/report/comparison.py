@@ -22,9 +22,9 @@ from knowledge_circuits.analysis.findings import Finding, Statistic, Verdict, ju
 from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.figures.findings import VERDICT_COLORS
 from knowledge_circuits.files import InputError
-from knowledge_circuits.report.dynamics import TextTable
-from knowledge_circuits.report.page import card, render, write_page
-from knowledge_circuits.report.sections import embed
+from knowledge_circuits.report.findings import card
+from knowledge_circuits.report.page import render, write_page
+from knowledge_circuits.report.section import TextTable, embed
 from knowledge_circuits.run_config import read_run_config
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Band, KnowledgeType

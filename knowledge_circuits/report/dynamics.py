@@ -16,27 +16,10 @@ from knowledge_circuits.analysis.dynamics import Dynamics, FactHistory
 from knowledge_circuits.figures import dynamics as dynamics_plots
 from knowledge_circuits.figures.dynamics import correlation_text
 from knowledge_circuits.report.material import Material
-from knowledge_circuits.report.sections import DrawnFigure, embed
+from knowledge_circuits.report.section import DrawnFigure, TextTable, embed
 from knowledge_circuits.study import KnowledgeType
 
 LACKING = "This run was trained without probes; train.py --probe_file writes knowledge_dynamics.jsonl."
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table as a page shows it.
-
-    Attributes:
-        caption: what it is.
-        header: the columns' names.
-        rows: [rows][columns] of text.
-        words: how many columns at the left hold words rather than numbers.
-    """
-
-    caption: str
-    header: list[str]
-    rows: list[list[str]]
-    words: int = 1
 
 
 @dataclass(frozen=True)

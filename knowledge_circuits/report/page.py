@@ -1,15 +1,15 @@
 """A run as one HTML page that needs nothing else: verdicts, numbers, figures, and its circuits to step through.
 
-`write_report` reads the run's saved files (`report_material`), draws the figures (`report_figures`), and fills
-templates/report.html.j2. The page opens from disk without a network (its content policy forbids any request), holds
-no time or path of the machine, and is the same, byte for byte, for the same files. All text from files is escaped.
+`write_report` reads the run's saved files (`material`), draws the figures (`section` and the modules of its sections),
+and fills templates/report.html.j2. The page opens from disk without a network (its content policy forbids any request),
+follows the reader's light or dark mode, holds no time or path of the machine, and is the same, byte for byte, for the
+same files. All text from files is escaped.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,80 +18,21 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from knowledge_circuits.analysis import tables
-from knowledge_circuits.analysis.findings import Finding, Statistic, Verdict
+from knowledge_circuits.figures.vector import color_rules
 from knowledge_circuits.files import atomic_write
+from knowledge_circuits.report import circuit_evaluation, components, learning, topology
 from knowledge_circuits.report.dynamics import dynamics_section
+from knowledge_circuits.report.findings import card, findings_figures
 from knowledge_circuits.report.material import Material, read_material
-from knowledge_circuits.report.sections import draw_sections, relevance_figure
+from knowledge_circuits.report.section import draw_sections
 from knowledge_circuits.run_config import RunConfig
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import KnowledgeType
 
 _TEMPLATES = Path(__file__).parent / "templates"
-
-#: What each verdict means for a reader, by finding.
-_MEANINGS: Mapping[str, Mapping[Verdict, str]] = {
-    "Relevance": {
-        Verdict.HOLDS: "In this run facts about people whom the model knew before are learned better than facts about "
-        "strangers.",
-        Verdict.FAILS: "In this run knowing a person before training does not help to learn new facts about them.",
-        Verdict.UNDECIDED: "This run cannot tell whether knowing a person before training helps: the measures or bands "
-        "disagree, or their intervals are too wide.",
-    },
-    "Phase shift": {
-        Verdict.HOLDS: "In this run circuits change fast up to the break and slowly after it: they form, then they are "
-        "refined.",
-        Verdict.FAILS: "In this run the circuits' entropy does not fall fast and then slowly: one line describes it as "
-        "well, or the change does not slow down.",
-        Verdict.UNDECIDED: "This run cannot tell whether the circuits' change has two phases.",
-    },
-    "Deep to shallow": {
-        Verdict.HOLDS: "In this run deep layers make their change before shallow layers do.",
-        Verdict.FAILS: "In this run shallow layers make their change before deep layers do.",
-        Verdict.UNDECIDED: "This run cannot tell in which order the layers change: the interval of the rank "
-        "correlation contains 0, or too few layers change.",
-    },
-}
-#: What the names of statistics share within a card.
-_ENTROPY, _DIFFERENCE = "circuit entropy: ", ", K_rel - K_compl"
-#: How many of a finding's statistics stand on its card, and which.
-_ON_CARD = 4
-
-
-@dataclass(frozen=True)
-class Card:
-    """A finding as the page shows it: what it means here, and the statistics that decide."""
-
-    finding: Finding
-    meaning: str
-    headlines: tuple[Statistic, ...]
-
-    @property
-    def labels(self) -> list[tuple[str, Statistic]]:
-        """The statistics with names as short as a card wants them."""
-        return [(s.name.removeprefix(_ENTROPY).removesuffix(_DIFFERENCE), s) for s in self.headlines]
-
-    @property
-    def measured(self) -> str:
-        """What the short names leave out, and of what part of the run the statistics are."""
-        if not self.headlines:
-            return ""
-        first = self.headlines[0]
-        left_out = [part.strip(":, ") for part in (_ENTROPY, _DIFFERENCE) if part in first.name]
-        return ", ".join([*left_out, first.where])
-
-    @property
-    def css(self) -> str:
-        """The class of the verdict's colour."""
-        return self.finding.verdict.name.lower()
-
-
-def card(finding: Finding) -> Card:
-    """Choose what stands on a finding's card."""
-    wanted = [s for s in finding.statistics if s.where == "all bands" or s.name.startswith(_ENTROPY)]
-    chosen = wanted or [s for s in finding.statistics if s.verdict is not None]
-    meaning = _MEANINGS.get(finding.title, {}).get(finding.verdict, "") if chosen else "This run cannot tell yet."
-    return Card(finding, meaning, tuple(chosen[:_ON_CARD]))
+#: Stands in the page's style sheet for the rules that its figures need.
+_COLORS = "/* figure colours */"
+SECTIONS = (learning.SECTION, circuit_evaluation.SECTION, topology.SECTION, components.SECTION)
 
 
 def write_report(run: Run, output: Path | None = None) -> Path:
@@ -115,11 +56,11 @@ def report_html(material: Material) -> str:
         material=material,
         subtitle=_subtitle(material),
         cards=[card(finding) for finding in material.findings],
-        relevance=relevance_figure(material),
+        figures_of_findings=tuple(findings_figures(material)),
         last=_last_rows(material),
         last_epoch=_last_epoch(material),
         browser=material.browser.page_data(circuits, material.results) if material.circuits is not None else {},
-        sections=list(draw_sections(material)),
+        sections=list(draw_sections(material, SECTIONS)),
         dynamics=dynamics_section(material),
         configuration=configuration(material.config),
         whole_configuration=json.dumps(material.config.as_dict(), indent=2, ensure_ascii=False),
@@ -143,9 +84,10 @@ def render(template: str, **content: Any) -> str:
     parts = {
         name: Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "circuit_browser.js")
     }
-    return environment.get_template(template).render(
+    page = environment.get_template(template).render(
         style=parts["style.css"], script=parts["circuit_browser.js"], **content
     )
+    return page.replace(_COLORS, color_rules(page), 1)
 
 
 def _estimate(value: float) -> str:

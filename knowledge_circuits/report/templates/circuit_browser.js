@@ -5,6 +5,8 @@
   const data = JSON.parse(document.getElementById("circuit-data").textContent);
   if (!data.groups) return;
   const { layers: L, heads: H } = data, LAST = L * (H + 1) + 1; // nodes: 0 is input, LAST is logits
+  // What the trends' axes span at least: counts start at 0, so that a saturated one looks saturated.
+  const RANGES = { entropy: [Infinity, -Infinity], faithfulness: [0, 1], edges: [0, 0], nodes: [0, LAST + 1] };
   const SVG = "http://www.w3.org/2000/svg";
   const INPUTS = { q: "into a query", k: "into a key", v: "into a value", other: "into an MLP or the logits" };
   const element = (id) => document.getElementById(id);
@@ -99,10 +101,8 @@
   const current = () => state.rows[state.index];
   const number = (value, digits) => (value === null ? "not known" : value.toFixed(digits));
 
-  function shade(level) { // 0..1 -> from a pale to a deep indigo
-    const pale = [226, 230, 246], deep = [38, 43, 120];
-    return `rgb(${pale.map((from, i) => Math.round(from + (deep[i] - from) * level)).join(",")})`;
-  }
+  // 0..1 -> from the weak to the strong colour of the page's mode
+  const shade = (level) => `color-mix(in srgb, var(--strong) ${Math.round(100 * level)}%, var(--weak))`;
 
   function show() {
     const circuit = current();
@@ -120,7 +120,7 @@
       one.group.classList.toggle("absent", level === 0);
       const rect = one.group.firstChild;
       rect.style.fill = level ? shade((level - 1) / 254) : "";
-      rect.nextSibling.style.fill = level > 130 ? "#fff" : "";
+      rect.nextSibling.style.fill = level > 130 ? "var(--on-strong)" : "";
       const said = level ? `in the circuit, strength ${strength.toFixed(2)}` : "not in the circuit";
       one.hint.textContent = `${nodeName(node)}: ${said}`;
       one.group.setAttribute("aria-label", one.hint.textContent);
@@ -152,8 +152,8 @@
   function drawTrends() {
     for (const name of ["entropy", "faithfulness", "edges", "nodes"]) {
       const chart = element(`trend-${name}`), values = state.rows.map((row) => row[name]);
-      const known = values.filter((value) => value !== null);
-      const top = Math.max(...known), low = Math.min(...known), span = top - low || 1;
+      const known = values.filter((value) => value !== null), [floor, ceiling] = RANGES[name];
+      const top = Math.max(...known, ceiling), low = Math.min(...known, floor), span = top - low || 1;
       const x = (i) => 3 + (154 * i) / Math.max(values.length - 1, 1), y = (v) => 31 - (28 * (v - low)) / span;
       chart.replaceChildren();
       const points = values.map((v, i) => (v === null ? "" : `${x(i).toFixed(1)},${y(v).toFixed(1)}`)).filter(Boolean);

@@ -1,0 +1,48 @@
+"""The report's section on what was learned."""
+
+from __future__ import annotations
+
+from knowledge_circuits.analysis import tables
+from knowledge_circuits.figures import learning
+from knowledge_circuits.report.section import Drawing, Section
+
+_LACKING = "This run has no query predictions yet; predict.py writes them."
+
+SECTION = Section(
+    "learned",
+    "What was learned",
+    "Accuracy over training. Points are checkpoints, lines their moving average over 3, bands 1.96 standard deviations "
+    "of the residuals.",
+    lambda m: _LACKING if m.predictions.empty and m.evaluations.empty else "",
+    (
+        Drawing(
+            lambda m: learning.first_token_and_query_accuracy(
+                tables.first_token_accuracy(m.run),
+                m.predictions,
+                m.name,
+                tables.published_first_token_accuracy(tables.model_name(m.run)),
+            ),
+            "First-token accuracy on the validation biographies measures what the model memorized. Query accuracy "
+            "measures which facts it answers in full when asked with a prompt that it never saw.",
+        ),
+        Drawing(
+            lambda m: learning.query_accuracy(m.predictions, m.name),
+            "Query accuracy by knowledge type within each frequency band. Where K_rel lies above K_compl, facts about "
+            "people whom the model knew are learned better.",
+        ),
+        Drawing(
+            lambda m: learning.knowledge_heatmap(m.predictions, m.name),
+            "Each row is a person, each column a checkpoint. Facts of frequent people turn bright first. Dark cells to "
+            "the right of bright ones are facts that were forgotten.",
+        ),
+        Drawing(
+            lambda m: learning.accuracy_by_attribute(m.predictions, m.name),
+            "Query accuracy by attribute. Attributes differ in the number of possible values and in the length of the "
+            "answer.",
+        ),
+        Drawing(
+            lambda m: learning.loss(m.evaluations, m.name, tables.training_loss(m.run)),
+            "Training and validation loss.",
+        ),
+    ),
+)

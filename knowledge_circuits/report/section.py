@@ -1,0 +1,97 @@
+"""A section of the report: a heading, an opening sentence, and figures with captions.
+
+The modules `learning`, `circuit_evaluation`, `topology` and `components` say which figures their sections have and what
+to look for in each. A section whose data a run lacks is replaced by one sentence that says which program writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from knowledge_circuits.figures.vector import svg_element
+from knowledge_circuits.report.material import Material
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the report: the function that draws it, and its caption."""
+
+    draw: Callable[[Material], Figure]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures that belong together.
+
+    Attributes:
+        key: its anchor in the page.
+        title, text: heading and opening sentence.
+        lacking: returns why the section cannot be drawn from a run, or "".
+        drawings: its figures.
+    """
+
+    key: str
+    title: str
+    text: str
+    lacking: Callable[[Material], str]
+    drawings: tuple[Drawing, ...]
+
+
+@dataclass(frozen=True)
+class DrawnFigure:
+    """A figure as a page shows it: an SVG element and its caption."""
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class DrawnSection:
+    """A section as a page shows it; `lacking` says why it has no figures."""
+
+    key: str
+    title: str
+    text: str
+    lacking: str
+    figures: tuple[DrawnFigure, ...]
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table as a page shows it.
+
+    Attributes:
+        caption: what it shows.
+        header: the columns' names.
+        rows: [rows][columns] of text.
+        words: how many columns at the left hold words rather than numbers.
+    """
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    words: int = 1
+
+
+def draw_sections(material: Material, sections: tuple[Section, ...]) -> Iterator[DrawnSection]:
+    """Yield the sections with the figures that the run has data for, with a progress bar over the figures."""
+    lacking = {section.key: section.lacking(material) for section in sections}
+    total = sum(len(section.drawings) for section in sections if not lacking[section.key])
+    with tqdm(total=total, desc="drawing", unit="figure", leave=False, delay=2) as progress:
+        for section in sections:
+            drawn = []
+            for drawing in section.drawings if not lacking[section.key] else ():
+                drawn.append(embed(drawing.draw(material), drawing.caption))
+                progress.update()
+            yield DrawnSection(section.key, section.title, section.text, lacking[section.key], tuple(drawn))
+
+
+def embed(figure: Figure, caption: str) -> DrawnFigure:
+    """Return a figure as a part of a page."""
+    return DrawnFigure(svg_element(figure, caption), caption)
