@@ -18,7 +18,7 @@ import report
 from knowledge_circuits.analysis.dynamics import fact_history, read_dynamics
 from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError, write_json, write_jsonl
-from knowledge_circuits.report.comparison import spread, summarize, write_comparison
+from knowledge_circuits.report.comparison import comparison_html, spread, summarize, write_comparison
 from knowledge_circuits.report.material import Material, read_material
 from knowledge_circuits.report.page import configuration, report_html
 from knowledge_circuits.run_config import RunConfig
@@ -214,12 +214,13 @@ def test_the_spread_is_the_mean_and_standard_deviation_of_the_runs_statistics(tw
     relevance = spread(summaries)[0]
     estimates = [run.findings[0].statistics[3].estimate for run in summaries]
     assert estimates[0] > 0 > estimates[1]
-    mean, deviation, count = relevance.spread[0]
+    (part,) = relevance.experiments
+    mean, deviation, count = part.means[0]
     assert mean == pytest.approx(sum(estimates) / 2)
     assert deviation == pytest.approx(abs(estimates[0] - estimates[1]) / 2**0.5)
     assert count == 2
     assert relevance.counts == "holds in 1 of 2, does not hold in 1 of 2"
-    assert [run.data_seed for run, _, _ in relevance.rows] == ["1", "2"]
+    assert [run.data_seed for run, _, _ in part.rows] == ["1", "2"]
 
 
 def test_the_runs_page_stands_beside_the_runs(two_runs: list[Run]) -> None:
@@ -230,6 +231,20 @@ def test_the_runs_page_stands_beside_the_runs(two_runs: list[Run]) -> None:
     assert "holds in 1 of 2, does not hold in 1 of 2" in page
     assert "undecided in 2 of 2" in page  # no circuits in either
     assert len(page.encode()) < MOST_BYTES
+
+
+def test_runs_of_other_settings_stand_side_by_side_and_are_not_averaged(two_runs: list[Run], tmp_path: Path) -> None:
+    other = write_run(tmp_path / "nano" / "quick $ rate_$", Truth(seed=3, lead=0.0, people=12), circuits=False)
+    write_json(other.config, {"model": "nano", "arguments": {"learning_rate": 0.1}, "data": {"seed": 3}})
+    summaries = [summarize(run) for run in (two_runs[0], other, two_runs[1])]
+    alike, odd = spread(summaries)[0].experiments
+    assert [run.data_seed for run, _, _ in alike.rows] == ["1", "2"]
+    assert alike.means == spread(summaries[::2])[0].experiments[0].means
+    assert (len(odd.rows), odd.experiment.name) == (1, "Learning rate: 0.1")
+    assert alike.experiment.name == "Learning rate: not set"
+    page = comparison_html(summaries)
+    assert page.count("mean ± standard deviation over") == 1
+    assert "quick $ rate_$" in page
 
 
 @pytest.mark.parametrize(("chosen", "reason"), [([0], "two runs or more"), ([0, 0], "named twice")])

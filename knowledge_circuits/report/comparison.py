@@ -1,19 +1,22 @@
-"""Several runs of one experiment on one page: do the findings hold whatever the seed?
+"""Several runs on one page: do the findings hold whatever the seed, and how do settings compare?
 
-For each finding every run's verdict, deciding statistics and 95% intervals, and over the runs their mean and standard
-deviation (n - 1); the same for what was learned at the last checkpoint. Runs are read one at a time.
+For each finding every run's verdict, deciding statistics and 95% intervals; the same for what was learned at the last
+checkpoint. Runs that differ in nothing but their seeds make an experiment, over which means and standard deviations
+(n - 1) are taken. Runs of different experiments are shown side by side and never averaged. Runs are read one at a time.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -23,9 +26,9 @@ from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.figures.findings import VERDICT_COLORS
 from knowledge_circuits.files import InputError
 from knowledge_circuits.report.findings import card
-from knowledge_circuits.report.page import render, write_page
+from knowledge_circuits.report.page import configuration, render, write_page
 from knowledge_circuits.report.section import TextTable, embed
-from knowledge_circuits.run_config import read_run_config
+from knowledge_circuits.run_config import RunConfig, read_run_config
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Band, KnowledgeType
 
@@ -36,6 +39,10 @@ _MEASURES = {
     "faithfulness": "faithfulness",
     "entropy": "entropy (nats)",
 }
+#: Rows of a run's configuration that may differ between runs of one experiment.
+_NOT_COMPARED = {"Trained from", "Training file", "Seed of the data", "Seed of the training", "Probes", "Versions"}
+#: "Tokens an epoch" depends on the people, who depend on the seed.
+_NOT_COMPARED |= {"Tokens an epoch"}
 
 
 @dataclass(frozen=True)
@@ -47,13 +54,43 @@ class RunSummary:
         data_seed, training_seed: as its configuration tells; "" where it does not.
         findings: the three verdicts.
         last: the 18 groups' numbers at the last checkpoint (`tables.last_numbers`).
+        settings: everything but the seeds that makes the run what it is, in words (`settings_of`).
     """
 
     name: str
     data_seed: str
     training_seed: str
+    settings: dict[str, str]
     findings: tuple[Finding, ...]
     last: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs that differ in nothing but their seeds.
+
+    Attributes:
+        name: the settings in which it differs from the page's other experiments; "" if it is the only one.
+        runs: at least one.
+    """
+
+    name: str
+    runs: tuple[RunSummary, ...]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One finding over the runs of an experiment.
+
+    Attributes:
+        experiment: the runs.
+        rows: per run its name, verdict and statistics (None where it has not measured one).
+        means: per statistic (mean, standard deviation, runs that measured it).
+    """
+
+    experiment: Experiment
+    rows: list[tuple[RunSummary, Verdict, list[Statistic | None]]]
+    means: list[tuple[float, float, int]]
 
 
 @dataclass(frozen=True)
@@ -64,16 +101,14 @@ class FindingSpread:
         title, claim: the finding's.
         counts: how many runs have each verdict, in words.
         names: the deciding statistics.
-        rows: per run its name, verdict and statistics (None where it has not measured one).
-        spread: per statistic (mean, standard deviation, runs that measured it).
+        experiments: the numbers, experiment by experiment.
     """
 
     title: str
     claim: str
     counts: str
     names: list[str]
-    rows: list[tuple[RunSummary, Verdict, list[Statistic | None]]]
-    spread: list[tuple[float, float, int]]
+    experiments: list[Spread]
 
 
 def summarize(run: Run) -> RunSummary:
@@ -84,6 +119,7 @@ def summarize(run: Run) -> RunSummary:
         name=tables.run_name(run),
         data_seed=_seed(config.data.seed),
         training_seed=_seed(config.arguments.seed),
+        settings=settings_of(config, tables.main_setting(run)),
         findings=judge(predictions, circuit_predictions, tables.circuits(run)),
         last=tables.last_numbers(tables.results(run), circuit_predictions, predictions),
     )
@@ -93,23 +129,54 @@ def _seed(seed: int | None) -> str:
     return "" if seed is None else str(seed)
 
 
+def settings_of(config: RunConfig, setting: tables.Setting | None) -> dict[str, str]:
+    """Return what must be equal in two runs if their numbers are to be averaged: all settings but seeds and paths."""
+    chosen = {name: value for name, value in configuration(config) if name not in _NOT_COMPARED}
+    for program, flags in config.data.generated.items():
+        for flag, value in flags.items() if isinstance(flags, dict) else ():
+            if flag != "seed" and not flag.endswith(("_dir", "_file")):
+                chosen[f"{program} --{flag}"] = json.dumps(value)
+    return chosen | {"Circuits": str(setting) if setting else "none"}
+
+
+def experiments(runs: Sequence[RunSummary]) -> list[Experiment]:
+    """Gather the runs that differ in nothing but their seeds, in the order in which they are named."""
+    gathered: dict[str, list[RunSummary]] = {}
+    for run in runs:
+        gathered.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
+    return [
+        Experiment("; ".join(f"{name}: {alike[0].settings.get(name, 'not set')}" for name in differing), tuple(alike))
+        for alike in gathered.values()
+    ]
+
+
 def spread(runs: Sequence[RunSummary]) -> list[FindingSpread]:
-    """Arrange the runs' findings one by one, with mean and standard deviation of each deciding statistic."""
-    found = []
+    """Arrange the runs' findings one by one, with mean and standard deviation within each experiment."""
+    alike, arranged = experiments(runs), []
     for index, finding in enumerate(runs[0].findings):
-        headlines = [{s.name: s for s in card(run.findings[index]).headlines} for run in runs]
-        names = list(dict.fromkeys(name for each in headlines for name in each))
-        rows = [
-            (run, run.findings[index].verdict, [each.get(name) for name in names])
-            for run, each in zip(runs, headlines, strict=True)
-        ]
+        deciding = {run.name: {s.name: s for s in card(run.findings[index]).headlines} for run in runs}
+        names = list(dict.fromkeys(name for statistics in deciding.values() for name in statistics))
         verdicts = Counter(run.findings[index].verdict for run in runs)
         counts = ", ".join(
             f"{verdict} in {verdicts[verdict]} of {len(runs)}" for verdict in Verdict if verdicts[verdict]
         )
-        spreads = [_spread([each[name].estimate for each in headlines if name in each]) for name in names]
-        found.append(FindingSpread(finding.title, finding.claim, counts, names, rows, spreads))
-    return found
+        spreads = [_spread_of(experiment, index, names, deciding) for experiment in alike]
+        arranged.append(FindingSpread(finding.title, finding.claim, counts, names, spreads))
+    return arranged
+
+
+def _spread_of(
+    experiment: Experiment, index: int, names: Sequence[str], deciding: Mapping[str, Mapping[str, Statistic]]
+) -> Spread:
+    """One finding over the runs of an experiment."""
+    rows = [
+        (run, run.findings[index].verdict, [deciding[run.name].get(name) for name in names]) for run in experiment.runs
+    ]
+    columns = ([row[2][place] for row in rows] for place in range(len(names)))
+    means = [_spread([s.estimate for s in column if s is not None]) for column in columns]
+    return Spread(experiment, rows, means)
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, int]:
@@ -120,8 +187,9 @@ def _spread(values: Sequence[float]) -> tuple[float, float, int]:
     return mean, float(finite.std(ddof=1)) if len(finite) > 1 else float("nan"), len(finite)
 
 
-def learned_table(runs: Sequence[RunSummary]) -> TextTable:
-    """Mean and standard deviation over the runs of what was learned, by type and band (mean of the tasks)."""
+def learned_table(experiment: Experiment) -> TextTable:
+    """Return mean and standard deviation over an experiment's runs of what was learned, by type and band."""
+    runs = experiment.runs
     means = pd.concat(
         [run.last.groupby(["type", "band"])[list(_MEASURES)].mean() for run in runs], keys=range(len(runs))
     )
@@ -130,7 +198,8 @@ def learned_table(runs: Sequence[RunSummary]) -> TextTable:
         for band in reversed(Band):
             group = means.xs((str(knowledge), str(band)), level=("type", "band"))
             rows.append([knowledge.symbol, str(band), *(_plus_minus(*_spread(group[name])) for name in _MEASURES)])
-    caption = f"Last checkpoints: mean ± standard deviation over {len(runs)} runs (mean of the tasks)"
+    what = f"mean ± standard deviation over {len(runs)} runs" if len(runs) > 1 else runs[0].name
+    caption = f"Last checkpoints: {what} (mean of the tasks){experiment.name and '. '}{experiment.name}"
     return TextTable(caption, ["type", "band", *_MEASURES.values()], rows, words=2)
 
 
@@ -141,57 +210,66 @@ def _plus_minus(mean: float, deviation: float, count: int) -> str:
 
 
 @figure_style.styled
-def spread_figure(found: Sequence[FindingSpread]) -> Figure:
-    """Each deciding statistic in a panel of its own: a point and interval per run, the mean as a line."""
-    panels = [
-        (one.title, name, [row[2][index] for row in one.rows], one.spread[index][0])
-        for one in found
-        for index, name in enumerate(one.names)
-    ]
-    labels = [run.name for run, _, _ in found[0].rows]
+def spread_figure(findings: Sequence[FindingSpread]) -> Figure:
+    """Draw each deciding statistic in a panel of its own: a point and interval per run, each experiment's mean."""
+    panels = [(one, index, name) for one in findings for index, name in enumerate(one.names)]
+    labels = [row[0].name for part in findings[0].experiments for row in part.rows]
     if not panels:
         return figure_style.missing("Spread over runs", "No run has measured anything yet.", ", ".join(labels))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
+    height = 0.7 + rows * (1.05 + 0.27 * len(labels))
+    note = "95% intervals; dashed: mean of runs that differ in the seed only"
     figure, axes = figure_style.grid(
-        "The deciding statistics of every run", ", ".join(labels), rows, columns,
-        height=0.7 + rows * (1.05 + 0.27 * len(labels)), note="95% intervals; dashed: mean",
-    )  # fmt: skip
-    for ax, panel in zip(axes.flat, panels, strict=False):
-        title, name, statistics, mean = panel
-        ax.set_title(f"{title}: {name.removeprefix('circuit entropy: ')}", fontsize=8.5)
-        for place, statistic in enumerate(statistics):
-            if statistic is not None and np.isfinite(statistic.estimate):
-                color = VERDICT_COLORS[statistic.verdict] if statistic.verdict else figure_style.BLUE
-                ax.plot([statistic.low, statistic.high], [place, place], color=color, linewidth=2.2)
-                ax.plot(statistic.estimate, place, "o", color=color, markersize=5)
-        if np.isfinite(mean):
-            ax.axvline(mean, color=figure_style.BLACK, linewidth=0.9, linestyle="--")
-        ax.set_yticks(range(len(labels)), labels)
+        "The deciding statistics of every run", f"{len(labels)} runs", rows, columns, height=height, note=note
+    )
+    for ax, (finding, index, name) in zip(axes.flat, panels, strict=False):
+        ax.set_title(f"{finding.title}: {name.removeprefix('circuit entropy: ')}", fontsize=8.5)
+        row = 0
+        for part in finding.experiments:
+            mean, _, count = part.means[index]
+            if count > 1:
+                ends = [row - 0.4, row + len(part.rows) - 0.6]
+                ax.plot([mean, mean], ends, color=figure_style.BLACK, linewidth=0.9, linestyle="--")
+            for _, _, statistics in part.rows:
+                _draw_interval(ax, statistics[index], row)
+                row += 1
+        ax.set_yticks(range(len(labels)), [figure_style.plain(label) for label in labels])
         ax.set_ylim(len(labels) - 0.5, -0.5)
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     return figure
 
 
+def _draw_interval(ax: Axes, statistic: Statistic | None, row: int) -> None:
+    if statistic is not None and np.isfinite(statistic.estimate):
+        color = VERDICT_COLORS[statistic.verdict] if statistic.verdict else figure_style.BLUE
+        ax.plot([statistic.low, statistic.high], [row, row], color=color, linewidth=2.2)
+        ax.plot(statistic.estimate, row, "o", color=color, markersize=5)
+
+
 def comparison_html(runs: Sequence[RunSummary]) -> str:
-    """The page of several runs."""
-    found = spread(runs)
+    """Return the page of several runs."""
+    findings, alike = spread(runs), experiments(runs)
     caption = (
-        "Green: the run's interval lies on the finding's side; vermilion: it speaks against it; grey: undecided; blue: "
-        "only reported. Where intervals overlap, chance may be all that tells runs apart."
+        "Green: the run's interval lies on the finding's side. Vermilion: it lies on the other side. Grey: undecided. "
+        "Blue: reported, not judged. Differences between overlapping intervals may be chance."
     )
     return render(
-        "comparison.html.j2", runs=runs, findings=found, learned=learned_table(runs),
-        figure_of_all=embed(spread_figure(found), caption),
-    )  # fmt: skip
+        "comparison.html.j2",
+        runs=runs,
+        experiments=alike,
+        findings=findings,
+        learned=[learned_table(experiment) for experiment in alike],
+        figure_of_all=embed(spread_figure(findings), caption),
+    )
 
 
 def write_comparison(runs: Sequence[Run], output: Path | None = None) -> Path:
     """Write the page on several runs' spread.
 
     Args:
-        runs: at least two, of one experiment.
+        runs: at least two.
         output: where to; None means comparison.html in the runs' common folder.
 
     Raises:
@@ -200,9 +278,9 @@ def write_comparison(runs: Sequence[Run], output: Path | None = None) -> Path:
     paths = [run.path.resolve() for run in runs]
     twice = [str(path) for path, count in Counter(paths).items() if count > 1]
     if twice:
-        raise InputError(f"{twice[0]}: named twice; a spread needs different runs")
+        raise InputError(f"{twice[0]}: named twice; a comparison needs different runs")
     if len(runs) < 2:
         raise InputError("--runs takes two runs or more; --run writes the page of one")
-    place = Path(os.path.commonpath(paths)) / "comparison.html"
+    beside = Path(os.path.commonpath(paths)) / "comparison.html"
     summaries = [summarize(run) for run in tqdm(runs, desc="reading runs", unit="run", delay=2)]
-    return write_page(output or place, comparison_html(summaries))
+    return write_page(output or beside, comparison_html(summaries))
