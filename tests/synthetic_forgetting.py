@@ -1,8 +1,8 @@
 """A made-up forgetting experiment: old facts fade with the share of new biographies, and circuits drift with them.
 
-At step s of a run with replay ratio r the share `left(r, s)` = 1 - (1 - r) s / (s + 8) of the facts is known. Circuits
-found again take the top quarter of scores that lie between the original ones and others; the original circuits, moved
-into the drifting weights, lose faithfulness and hits faster than those found again.
+At step s of a run with replay ratio r the share `left(r, s)` = 1 - (1 - r) s / (s + 8) of the facts is known.
+Rediscovered circuits take the top quarter of scores that lie between the original ones and others; transferred circuits
+lose faithfulness and hits faster than those.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _scores(group: Group, ratio: float, step: int) -> Graph:
 
 
 def _write_circuits(checkpoint: Checkpoint, group: Group, ratio: float, step: int) -> None:
-    """The circuit found again, and the original's (from step 100 of the original run) in this checkpoint's weights."""
+    """The rediscovered circuit, and the original's (from step 100 of the original run) in this checkpoint's weights."""
     folder = checkpoint.circuit_folder(30, group, "EAP-IG")
     for source, at, kept in ((None, step, 0.95), (100, 0, 0.95 * left(ratio, step))):
         circuit = prune(top_n(_scores(group, ratio, at), TOPN))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from synthetic_forgetting import RATIOS, START, STEPS, left, write_experiment
 
 from knowledge_circuits.analysis import forgetting, tables
-from knowledge_circuits.analysis.forgetting import Experiment, Origin
+from knowledge_circuits.analysis.forgetting import CircuitKind, Experiment
 from knowledge_circuits.figures import forgetting as forgetting_plots
 from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.files import InputError, write_json
@@ -104,29 +104,29 @@ def test_old_facts_fade_with_the_ratio(experiment: Experiment) -> None:
     }
 
 
-def test_circuits_found_again_and_the_originals_are_told_apart(experiment: Experiment) -> None:
+def test_rediscovered_and_transferred_circuits_are_distinguished(experiment: Experiment) -> None:
     table = forgetting.results(experiment)
-    assert table.groupby("origin").size().to_dict() == dict.fromkeys(map(str, Origin), len(RATIOS) * len(STEPS) * 2)
-    faithful = table.groupby(["origin", "ratio", "step"])["faithfulness"].mean()
-    assert faithful[Origin.FOUND_AGAIN, 0.0, 13] == pytest.approx(0.95)
-    assert faithful[Origin.ORIGINAL, 0.0, 13] == pytest.approx(0.95 * left(0.0, 13))
+    assert table.groupby("kind").size().to_dict() == dict.fromkeys(map(str, CircuitKind), len(RATIOS) * len(STEPS) * 2)
+    faithful = table.groupby(["kind", "ratio", "step"])["faithfulness"].mean()
+    assert faithful[CircuitKind.REDISCOVERED, 0.0, 13] == pytest.approx(0.95)
+    assert faithful[CircuitKind.TRANSFERRED, 0.0, 13] == pytest.approx(0.95 * left(0.0, 13))
 
 
 def test_circuits_of_other_checkpoints_than_the_original_are_left_out(experiment: Experiment) -> None:
     table = tables.results(experiment.runs[0].run)
     other = pd.concat([table, table[table["circuit_step"] == 100].assign(circuit_step=5, step=13)])
     start = experiment.runs[0].start
-    assert len(forgetting.with_origin(other, start)) == len(table)
-    assert len(forgetting.with_origin(other, None)) == len(other)
+    assert len(forgetting.with_kind(other, start)) == len(table)
+    assert len(forgetting.with_kind(other, None)) == len(other)
 
 
 def test_hits_are_those_of_a_circuits_own_group(experiment: Experiment) -> None:
     table = forgetting.circuit_predictions(experiment)
     assert (table["type"] == table["target_type"]).all()
-    hits = table.groupby(["origin", "ratio", "step"])["hit"].mean()
-    assert hits[Origin.FOUND_AGAIN, 1.0, 13] == 1.0
-    assert hits[Origin.FOUND_AGAIN, 0.0, 0] == 1.0
-    assert hits[Origin.ORIGINAL, 1.0, 13] == 0.5
+    hits = table.groupby(["kind", "ratio", "step"])["hit"].mean()
+    assert hits[CircuitKind.REDISCOVERED, 1.0, 13] == 1.0
+    assert hits[CircuitKind.REDISCOVERED, 0.0, 0] == 1.0
+    assert hits[CircuitKind.TRANSFERRED, 1.0, 13] == 0.5
 
 
 def test_jaccard_is_with_the_circuit_of_step_0(experiment: Experiment, shapes: pd.DataFrame) -> None:
@@ -142,7 +142,7 @@ def test_jaccard_is_with_the_circuit_of_step_0(experiment: Experiment, shapes: p
     assert wanted < 0.9
 
 
-def test_without_the_original_circuit_likeness_is_not_a_number(tmp_path: Path) -> None:
+def test_without_the_original_circuit_similarity_is_not_a_number(tmp_path: Path) -> None:
     write_experiment(tmp_path, ratios=(0.0,))
     for path in (tmp_path / "replay_0" / "checkpoints" / "checkpoint-0").rglob("*_graph.json"):
         path.unlink()
@@ -172,8 +172,8 @@ def test_the_summary_has_a_row_for_each_ratio(experiment: Experiment, shapes: pd
     assert (none["known before"], none["known after"], none["at step"]) == pytest.approx((1.0, 0.4, 13))
     assert none["first token after"] == pytest.approx(left(0.0, 10))
     assert none["loss after"] == pytest.approx(3 - left(0.0, 10))
-    assert none["faithfulness, original"] == pytest.approx(0.95 * left(0.0, 13))
-    assert none["Hit@10, found again"] == pytest.approx(0.4)
+    assert none["faithfulness, transferred"] == pytest.approx(0.95 * left(0.0, 13))
+    assert none["Hit@10, rediscovered"] == pytest.approx(0.4)
     assert table["known after"].is_monotonic_increasing
 
 
@@ -184,7 +184,7 @@ def test_a_summary_of_what_was_not_measured_is_not_a_number(tmp_path: Path) -> N
     predictions, evaluations, results, hits = (read(bare) for read in parts)
     table = forgetting.summary(predictions, evaluations, shapes, results, hits)
     assert len(table) == len(RATIOS)
-    assert table[["edge Jaccard", "faithfulness, original", "Hit@10, original"]].isna().all(axis=None)
+    assert table[["edge Jaccard", "faithfulness, transferred", "Hit@10, transferred"]].isna().all(axis=None)
     assert table["known after"].notna().all()
 
 
@@ -214,15 +214,15 @@ def test_first_tokens_are_drawn_at_every_evaluation(figures: dict[str, Figure]) 
     assert line.get_ydata() == pytest.approx([left(0.0, step) for step in (0, 5, 10)])
 
 
-def test_the_originals_stand_beside_the_circuits_found_again(figures: dict[str, Figure]) -> None:
-    again, original = figures["faithfulness"].axes[:2]
+def test_transferred_circuits_stand_beside_rediscovered_ones(figures: dict[str, Figure]) -> None:
+    rediscovered, transferred = figures["faithfulness"].axes[:2]
     color = forgetting_plots.ratio_looks(RATIOS)[0.0].color
 
     def last(ax: object) -> float:
         return next(line.get_ydata()[-1] for line in ax.lines if line.get_color() == color)  # type: ignore[attr-defined]
 
-    assert last(again) == pytest.approx(0.95)
-    assert last(original) == pytest.approx(0.95 * left(0.0, 13))
+    assert last(rediscovered) == pytest.approx(0.95)
+    assert last(transferred) == pytest.approx(0.95 * left(0.0, 13))
 
 
 def test_faithfulness_beyond_the_axis_is_marked_on_its_edge(experiment: Experiment) -> None:

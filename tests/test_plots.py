@@ -122,17 +122,17 @@ def test_faithfulness_beyond_the_axis_is_marked_on_its_edge() -> None:
     assert marked == {"^": [ax.get_ylim()[1]], "v": [ax.get_ylim()[0]]}
 
 
-def test_moved_circuits_are_compared_with_the_own_ones_of_the_same_groups() -> None:
+def test_transferred_circuits_are_compared_with_the_own_ones_of_the_same_groups() -> None:
     def row(step: int, circuit_step: int, task: str, hit: float) -> dict:
         place = {"task": task, "type": "new", "band": "high", "target_type": "new", "target_band": "high"}
         return {"step": step, "epoch": step / 10, "circuit_step": circuit_step, **place, "hit": hit}
 
-    moved = [row(step, source, "city", 1.0) for step in (0, 10, 20) for source in {0, step}]
+    transferred = [row(step, origin, "city", 1.0) for step in (0, 10, 20) for origin in {0, step}]
     figure = circuit_evaluation.hits_of_transferred_circuits(
-        pd.DataFrame([*moved, *(row(s, s, "major", 0.0) for s in (0, 10, 20))]), "r"
+        pd.DataFrame([*transferred, *(row(s, s, "major", 0.0) for s in (0, 10, 20))]), "r"
     )
     lines = {tuple(line.get_ydata()) for ax in figure.axes for line in ax.lines if len(line.get_ydata())}
-    assert lines == {(1.0, 1.0, 1.0)}, "major's circuits were not moved, so they do not lower the own line"
+    assert lines == {(1.0, 1.0, 1.0)}, "major's circuits were not transferred, so they do not lower the own line"
 
 
 def test_the_circuit_is_drawn_with_as_many_edges_as_asked_for(synthetic_run: Run) -> None:

@@ -100,21 +100,21 @@ def test_results_keep_one_row_per_circuit_and_a_missing_faithfulness_is_no_numbe
     assert table[table["step"] > 0]["faithfulness"].notna().all()
 
 
-def test_a_moved_circuit_is_told_from_a_checkpoints_own(own_run: Run) -> None:
+def test_a_transferred_circuit_is_distinguished_from_a_checkpoints_own(own_run: Run) -> None:
     folder = own_run.checkpoints()[-1].circuit_folder(30, GROUP, "EAP-IG")
     own = folder.predictions(TRUTH.topn, GROUP.type, GROUP.band)
     shutil.copy(own, folder.predictions(TRUTH.topn, GROUP.type, GROUP.band, origin=10))
     shutil.copy(folder.results(TRUTH.topn), folder.results(TRUTH.topn, origin=10))
     hits, results = tables.circuit_predictions(own_run), tables.results(own_run)
     for table, rows in ((hits, TRUTH.people), (results, 1)):
-        moved = table[table["circuit_step"] != table["step"]]
-        assert len(moved) == rows
-        assert set(moved["circuit_step"]) == {10}
-        assert set(moved["step"]) == {80}
+        transferred = table[table["circuit_step"] != table["step"]]
+        assert len(transferred) == rows
+        assert set(transferred["circuit_step"]) == {10}
+        assert set(transferred["step"]) == {80}
     assert len(tables.own_circuit_hits(hits)) == 3 * 18 * TRUTH.people
 
 
-def test_a_circuit_moved_to_where_it_comes_from_counts_once(own_run: Run) -> None:
+def test_a_circuit_transferred_to_where_it_comes_from_counts_once(own_run: Run) -> None:
     before = tables.circuit_predictions(own_run), tables.results(own_run)
     folder, step = own_run.checkpoints()[-1].circuit_folder(30, GROUP, "EAP-IG"), own_run.checkpoints()[-1].step
     own = folder.predictions(TRUTH.topn, GROUP.type, GROUP.band)

@@ -6,10 +6,10 @@ checkpoint-0 is the original model. An experiment is a folder of such runs, one 
 
     outputs/forget/<model>/replay_<r>/checkpoints/checkpoint-<step>/
 
-Every table here is one of `tables` over all of its runs, with a column `ratio`. Circuits are of two origins:
+Every table here is one of `tables` over all of its runs, with a column `ratio`. Circuits are of two kinds:
 
-    found again    discovered anew at each drifting checkpoint
-    original       the original model's, topology fixed, in the drifting weights (circuit_eval.py --circuit_from)
+    rediscovered   found by circuit discovery at each checkpoint
+    transferred    the original model's circuits in the weights of each checkpoint (circuit_eval.py --circuit_from)
 
 (Ou et al. 2025, the forgetting experiment.)
 """
@@ -38,15 +38,15 @@ _PREFIX = "replay_"
 SHAPE_COLUMNS = ["ratio", "step", "epoch", *GROUP_COLUMNS, "edges", "entropy", "edge_jaccard", "node_jaccard"]
 ACTIVATION_COLUMNS = ["ratio", "step", "epoch", *GROUP_COLUMNS, "layer", "activation", "change"]
 SUMMARY_COLUMNS = ["replay ratio", "known before", "known after", "lowest", "at step", "first token after"]
-SUMMARY_COLUMNS += ["loss after", "edge Jaccard", "faithfulness, found again", "faithfulness, original"]
-SUMMARY_COLUMNS += ["Hit@10, found again", "Hit@10, original"]
+SUMMARY_COLUMNS += ["loss after", "edge Jaccard", "faithfulness, rediscovered", "faithfulness, transferred"]
+SUMMARY_COLUMNS += ["Hit@10, rediscovered", "Hit@10, transferred"]
 
 
-class Origin(StrEnum):
-    """Whose circuit is run at a drifting checkpoint."""
+class CircuitKind(StrEnum):
+    """How a circuit came to be evaluated at a checkpoint."""
 
-    FOUND_AGAIN = "found again"
-    ORIGINAL = "original"
+    REDISCOVERED = "rediscovered"
+    TRANSFERRED = "transferred"
 
 
 @dataclass(frozen=True)
@@ -166,41 +166,41 @@ def predictions(experiment: Experiment) -> pd.DataFrame:
 
 
 def results(experiment: Experiment) -> pd.DataFrame:
-    """Every circuit's faithfulness: `tables.results`, ratio and origin (see `Origin`)."""
-    return _over(experiment, lambda part: with_origin(tables.results(part.run), part.start))
+    """Every circuit's faithfulness: `tables.results`, ratio and kind (see `CircuitKind`)."""
+    return _over(experiment, lambda part: with_kind(tables.results(part.run), part.start))
 
 
 def circuit_predictions(experiment: Experiment) -> pd.DataFrame:
-    """What every circuit answers alone on its own group's test items: `tables.circuit_predictions`, ratio, origin."""
+    """What every circuit answers alone on its own group's test items: `tables.circuit_predictions`, ratio, kind."""
 
     def own_group(part: ForgettingRun) -> pd.DataFrame:
-        table = with_origin(tables.circuit_predictions(part.run), part.start)
+        table = with_kind(tables.circuit_predictions(part.run), part.start)
         return table[(table["type"] == table["target_type"]) & (table["band"] == table["target_band"])]
 
     return _over(experiment, own_group)
 
 
-def with_origin(table: pd.DataFrame, start: Checkpoint | None) -> pd.DataFrame:
-    """The rows about circuits found at the step itself or at the original checkpoint, with a column that tells which.
+def with_kind(table: pd.DataFrame, start: Checkpoint | None) -> pd.DataFrame:
+    """Return the rows about rediscovered circuits and about those of the original checkpoint, with a column `kind`.
 
     Args:
         table: of one run, with columns step and circuit_step.
-        start: the original checkpoint; None takes every moved circuit as its.
+        start: the original checkpoint; None takes every transferred circuit as its own.
     """
     own = table["circuit_step"] == table["step"]
-    moved = ~own if start is None else ~own & (table["circuit_step"] == start.step)
-    named = table.assign(origin=np.where(own, str(Origin.FOUND_AGAIN), str(Origin.ORIGINAL)))
-    return named[own | moved]
+    transferred = ~own if start is None else ~own & (table["circuit_step"] == start.step)
+    named = table.assign(kind=np.where(own, str(CircuitKind.REDISCOVERED), str(CircuitKind.TRANSFERRED)))
+    return named[own | transferred]
 
 
 def read_circuits(experiment: Experiment) -> dict[float, Circuits]:
-    """The circuits found again at the checkpoints of every run, by ratio; runs without circuits are left out."""
+    """The circuits rediscovered at the checkpoints of every run, by ratio; runs without circuits are left out."""
     found = {part.ratio: tables.circuits(part.run) for part in experiment.runs}
     return {ratio: circuits for ratio, circuits in found.items() if circuits is not None}
 
 
 def shapes(circuits: Mapping[float, Circuits]) -> pd.DataFrame:
-    """Entropy of the circuits found again and their likeness with the original model's; see SHAPE_COLUMNS.
+    """Entropy of the rediscovered circuits and their similarity with the original model's; see SHAPE_COLUMNS.
 
     Args:
         circuits: by ratio; a group's circuit at step 0 is the original model's.
@@ -296,8 +296,8 @@ def summary(
             float(first_token.mean(axis=None)) if first_token.size else np.nan,
             float(last["loss"].iloc[0]) if len(last) else np.nan,
             _at_end(shape)["edge_jaccard"].mean(),
-            *(_at_end(result[result["origin"] == origin])["faithfulness"].median() for origin in Origin),
-            *(_at_end(hits[hits["origin"] == origin])["hit"].mean() for origin in Origin),
+            *(_at_end(result[result["kind"] == kind])["faithfulness"].median() for kind in CircuitKind),
+            *(_at_end(hits[hits["kind"] == kind])["hit"].mean() for kind in CircuitKind),
         ]
         rows.append(row)
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)

@@ -1,11 +1,12 @@
-"""Which checkpoints' circuits are moved into the weights of all others: the test of the paper's phase shift.
+"""Choose the checkpoints whose circuits are evaluated in all other checkpoints: a test of the paper's phase shift.
 
     python -m knowledge_circuits.analysis.transferred_circuits outputs/train/nano/default
 
-prints the steps of four checkpoints: the first, the last one before the break point of circuit entropy, the first one
-after it, and the last (stdout; what they are on stderr). `circuit_eval.py --circuit_from` takes them, and
-`plots.hits_of_moved_circuits` draws what comes of it: if the circuits from after the break do as well as each
-checkpoint's own and those from before do not, the shift made the circuits that count. (Ou et al. 2025, section 4.)
+prints the steps of up to four checkpoints, the origins: the first, the last one before the break point of circuit
+entropy, the first one after it, and the last (steps on stdout, descriptions on stderr). `circuit_eval.py
+--circuit_from` takes these steps, and `circuit_evaluation.hits_of_transferred_circuits` draws the result. If circuits
+from after the break answer as well as each checkpoint's own and those from before do not, the circuits that matter
+were formed at the break. (Ou et al. 2025, section 4.)
 """
 
 from __future__ import annotations
@@ -20,41 +21,44 @@ from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError
 
 
-def sources(found: Circuits, seed: int = 0) -> dict[str, int]:
-    """The checkpoints whose circuits are moved: what each is -> its step, in step order.
+def origin_steps(run_circuits: Circuits, seed: int = 0) -> dict[str, int]:
+    """Choose the checkpoints whose circuits are transferred.
 
-    "Before" and "after" lie outside of the break point's 95% interval, so that its uncertainty does not mix the sides.
-    A run with too few checkpoints for a break point has the first and the last only, one of a single checkpoint that.
+    "before the break" and "after the break" lie outside of the break point's 95% interval. A run with too few
+    checkpoints for a break point has only the first and the last; a run with one checkpoint has only that.
 
     Args:
-        found: the run's own circuits.
+        run_circuits: the run's own circuits.
         seed: of the interval's bootstrap.
+
+    Returns:
+        Description -> step, in step order.
     """
-    shift = fit_phase_shift(found, seed=seed)
-    chosen = {"the first": found.steps[0]}
+    shift = fit_phase_shift(run_circuits, seed=seed)
+    steps = {"the first": run_circuits.steps[0]}
     if shift is not None:
         point = float(shift.fit.break_point)
         low, high = (end if math.isfinite(end) else point for end in (shift.break_low, shift.break_high))
-        when = list(zip(found.epochs, found.steps, strict=True))
+        checkpoints = list(zip(run_circuits.epochs, run_circuits.steps, strict=True))
         # The fit leaves at least two checkpoints on either side of any break point.
-        chosen["before the break"] = max(step for epoch, step in when if epoch < low)
-        chosen["after the break"] = min(step for epoch, step in when if epoch > high)
-    if len(found.steps) > 1:
-        chosen["the last"] = found.steps[-1]
-    return chosen
+        steps["before the break"] = max(step for epoch, step in checkpoints if epoch < low)
+        steps["after the break"] = min(step for epoch, step in checkpoints if epoch > high)
+    if len(run_circuits.steps) > 1:
+        steps["the last"] = run_circuits.steps[-1]
+    return steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="the run's folder, such as outputs/train/nano/default")
-    parser.add_argument("--seed", type=int, default=0, help="of the break point's interval (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     arguments = parser.parse_args()
-    found = circuits(find_run(arguments.run))
-    if found is None:
+    run_circuits = circuits(find_run(arguments.run))
+    if run_circuits is None:
         raise InputError(f"{arguments.run}: no circuits yet; run circuit_discovery.py and circuit_eval.py first")
-    epoch_of = dict(zip(found.steps, found.epochs, strict=True))
-    for what, step in sources(found, arguments.seed).items():
-        print(f"circuits to move: {what}, epoch {epoch_of[step]:g}", file=sys.stderr)
+    epoch_of = dict(zip(run_circuits.steps, run_circuits.epochs, strict=True))
+    for description, step in origin_steps(run_circuits, arguments.seed).items():
+        print(f"origin of transferred circuits: {description}, epoch {epoch_of[step]:g}", file=sys.stderr)
         print(step)
 
 

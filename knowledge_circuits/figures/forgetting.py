@@ -18,7 +18,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
-from knowledge_circuits.analysis.forgetting import Origin
+from knowledge_circuits.analysis.forgetting import CircuitKind
 from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.figures.circuit_evaluation import FAITHFULNESS_LIMITS
 from knowledge_circuits.figures.panels import (
@@ -37,9 +37,9 @@ _PREDICT = "No query predictions in these runs yet: predict.py writes them."
 _DISCOVER = "No circuits in these runs yet: circuit_discovery.py and circuit_eval.py write them."
 _STEPS = "optimizer steps"
 _TICKS = [0, 1, 5, 10, 25, 50, 100, 200, 350, 500, 1000, 2000, 5000, 10000]
-_ORIGINS: Mapping[str, str] = {
-    Origin.FOUND_AGAIN: "circuits found again at each step",
-    Origin.ORIGINAL: "the original circuits",
+_KINDS: Mapping[str, str] = {
+    CircuitKind.REDISCOVERED: "rediscovered circuits",
+    CircuitKind.TRANSFERRED: "transferred circuits",
 }
 
 
@@ -59,7 +59,7 @@ def ratio_looks(ratios: Sequence[float]) -> dict[float, Look]:
 @figure_style.styled
 def old_facts(predictions: pd.DataFrame, name: str) -> Figure:
     """The share of queries about the original people that are answered: a row per type, a column per band."""
-    title = "What is left of the old facts: query accuracy while training on other people"
+    title = "Query accuracy on the original people during further training"
     if predictions.empty:
         return figure_style.missing(title, _PREDICT, name)
     looks = _looks(predictions)
@@ -99,18 +99,18 @@ def first_token(accuracy: pd.DataFrame, evaluations: pd.DataFrame, name: str) ->
 
 @figure_style.styled
 def faithfulness(results: pd.DataFrame, name: str) -> Figure:
-    """Faithfulness in the drifting weights: a row per type; circuits found again at the left, the original's right.
+    """Draw faithfulness: a row per type, rediscovered circuits at the left and transferred ones at the right.
 
     Points beyond the axis sit on its edge as open triangles.
     """
-    title = "Faithfulness in the drifting weights"
+    title = "Faithfulness during further training"
     if results.empty or results["faithfulness"].isna().all():
         return figure_style.missing(title, _DISCOVER, name)
     looks = _looks(results)
-    medians = results.groupby(["ratio", "type", "origin", "step"], as_index=False)["faithfulness"].median()
+    medians = results.groupby(["ratio", "type", "kind", "step"], as_index=False)["faithfulness"].median()
     note = "1 = the whole model; median of the groups; open triangles lie beyond the axis"
-    figure, axes = figure_style.grid(title, name, len(TYPES), len(Origin), width=8.8, height=4.8, note=note)
-    for ax, part in _by_type_and_origin(axes, medians):
+    figure, axes = figure_style.grid(title, name, len(TYPES), len(CircuitKind), width=8.8, height=4.8, note=note)
+    for ax, part in _by_type_and_kind(axes, medians):
         ax.axhline(1, color=figure_style.GREY, linewidth=0.8, linestyle=":")
         shown = part.assign(faithfulness=within(part["faithfulness"], FAITHFULNESS_LIMITS))
         _draw_lines(ax, shown, "faithfulness", looks)
@@ -121,15 +121,15 @@ def faithfulness(results: pd.DataFrame, name: str) -> Figure:
 
 @figure_style.styled
 def hits(circuit_predictions: pd.DataFrame, name: str) -> Figure:
-    """Hit@10 of circuits alone on the original's test items: a row per type; found again left, the original's right."""
-    title = "What the circuits still answer alone: Hit@10 in the drifting weights"
+    """Hit@10 of circuits alone on the original's test items: a row per type; rediscovered left, transferred right."""
+    title = "Hit@10 of the circuits alone during further training"
     if circuit_predictions.empty:
         return figure_style.missing(title, _DISCOVER, name)
     looks = _looks(circuit_predictions)
     figure, axes = figure_style.grid(
-        title, name, len(TYPES), len(Origin), width=8.8, height=4.8, note="mean of the groups"
+        title, name, len(TYPES), len(CircuitKind), width=8.8, height=4.8, note="mean of the groups"
     )
-    for ax, part in _by_type_and_origin(axes, circuit_predictions):
+    for ax, part in _by_type_and_kind(axes, circuit_predictions):
         _draw_lines(ax, part, "hit", looks)
         share_axis(ax)
     return _finish(figure, axes, "Hit@10", looks)
@@ -137,8 +137,8 @@ def hits(circuit_predictions: pd.DataFrame, name: str) -> Figure:
 
 @figure_style.styled
 def shapes(shapes: pd.DataFrame, name: str) -> Figure:
-    """Likeness with the original circuits (edges, nodes) and entropy of the circuits found again; a row per type."""
-    title = "How the circuits found again drift away from the original ones"
+    """Draw the rediscovered circuits' similarity with the original ones (edges, nodes) and entropy; a row per type."""
+    title = "Rediscovered circuits: similarity with the original circuits, and entropy"
     if shapes.empty:
         return figure_style.missing(title, _DISCOVER, name)
     looks = _looks(shapes)
@@ -154,17 +154,18 @@ def shapes(shapes: pd.DataFrame, name: str) -> Figure:
         for ax, (column, label) in zip(row, measures.items(), strict=True):
             _draw_lines(ax, shapes[shapes["type"] == knowledge], column, looks)
             ax.set_title(f"{look.symbol}: {label}", color=look.color)
-    for column in axes.T:
+    for column, measure in zip(axes.T, measures, strict=True):
         bounds = [ax.get_ylim() for ax in column if ax.axison]
+        low, high = min((end[0] for end in bounds), default=0), max((end[1] for end in bounds), default=1)
         for ax in column:
-            ax.set_ylim(min((low for low, _ in bounds), default=0), max((high for _, high in bounds), default=1))
+            ax.set_ylim(*((low, high) if measure == "entropy" else (0, 1.03)))
     return _finish(figure, axes, "", looks)
 
 
 @figure_style.styled
 def activation_change(activation: pd.DataFrame, name: str) -> Figure:
     """Change of the edge activation ratio since step 0 by layer and step: a row per type, a column per ratio."""
-    title = "Which layers' edges enter and leave the circuits: change of the edge activation ratio"
+    title = "Change of the edge activation ratio since step 0"
     if activation.empty or activation["change"].isna().all():
         return figure_style.missing(title, _DISCOVER, name)
     layers = max(int(activation["layer"].max()), 1)
@@ -186,11 +187,11 @@ def lens(lens: pd.DataFrame, missing: str, name: str, measure: str = "rank") -> 
         measure: `rank`, `prob` or `subject_rank`; ranks have a logarithmic scale.
     """
     what = {
-        "rank": "rank + 1 of the old answer",
-        "prob": "probability of the old answer",
-        "subject_rank": "best rank + 1 of the old answer at the subject",
+        "rank": "rank + 1 of the original answer",
+        "prob": "probability of the original answer",
+        "subject_rank": "best rank + 1 of the original answer at the subject",
     }[measure]
-    title = f"Logit lens in the drifting weights: {what}"
+    title = f"Logit lens during further training: {what}"
     if lens.empty:
         return figure_style.missing(title, missing, name)
     means = lens.groupby(["type", "ratio", "layer", "step"])[measure].mean()
@@ -212,13 +213,13 @@ def _columns(means: pd.Series) -> dict[float, str]:
     return {ratio: f"ratio {ratio:g}" for ratio in sorted(means.index.get_level_values("ratio").unique())}
 
 
-def _by_type_and_origin(axes: Any, table: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]]:
-    """The axes [types, origins] with their rows of the table; titles set."""
+def _by_type_and_kind(axes: Any, table: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]]:
+    """The axes [types, kinds] with their rows of the table; titles set."""
     found = []
     for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
-        for ax, (origin, label) in zip(row, _ORIGINS.items(), strict=True):
+        for ax, (kind, label) in zip(row, _KINDS.items(), strict=True):
             ax.set_title(f"{look.symbol}, {label}", color=look.color)
-            found.append((ax, table[(table["type"] == knowledge) & (table["origin"] == origin)]))
+            found.append((ax, table[(table["type"] == knowledge) & (table["kind"] == kind)]))
     return found
 
 
