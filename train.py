@@ -17,9 +17,12 @@ from __future__ import annotations
 import sys
 
 from knowledge_circuits.command_line import run_program
+from knowledge_circuits.training.flags import answer_without_torch
 
 
 def main() -> None:
+    if answer_without_torch(sys.argv[1:], __doc__):
+        return
     from knowledge_circuits.training.arguments import parse_arguments
     from knowledge_circuits.training.probes import ProbeArguments
     from knowledge_circuits.training.run import Flags, evaluate, train

@@ -5,9 +5,10 @@ enters.
 
 Imports: `--help` and a mistyped flag answer within a second, and Ctrl-C prints one line at any time. Therefore a
 program's top imports only light modules: this one, `files`, `paths`, `study`, `runs`, `records`, `engine.options`,
-`models.shape`, `sweeps.flags`, the corpus without its tokenizers. Whatever imports torch, transformers, pandas or
-matplotlib is imported inside `main`, after `parse_args`. A choice or a default that a flag states lives in a light
-module, and the heavy module imports it from there. `tests/test_command_line.py` checks this for every program.
+`models.shape`, `sweeps.flags`, `training.flags`, and the corpus without its tokenizers. Whatever imports torch,
+transformers, pandas or matplotlib is imported inside `main`, after `parse_args`. A choice or a default that a flag
+states lives in a light module, and the heavy module imports it from there. `tests/test_command_line.py` checks this
+for every program.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Continual pre-training on the Hugging Face Trainer: from flags and documents to checkpoints and probe records.
 
+    flags           the flags of train.py from their source text, before torch is imported
     arguments       the flags of train.py
     documents       training files as documents
     packing         documents as blocks of token ids
