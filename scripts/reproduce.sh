@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The paper's pipeline from data to figures on the built-in default "nano", a GPT-2 of 2.4 million parameters.
+# Run the paper's pipeline, from data to figures, on nano, a GPT-2 of 2.4 million parameters.
 #
-# What: makes .venv, then scripts/nano/{data,train,predict,eap,circuit_eval,figures,report}.sh, one after the other.
-# How long: at most 15 minutes on 2 CPU cores, under 6 GB of memory, and 2 minutes more to install the first time.
-# Expect: progress bars; at the end a table of what was learned and the places of the figures and the report.
-# Interrupt it and start it again: it goes on where it was. Start it when it is done: it repeats the table in seconds.
-# SEED=1 bash scripts/reproduce.sh does the same with other people and other weights, in a run of its own (seed_1).
+# What: makes .venv, then runs scripts/nano/{data,train,predict,eap,circuit_eval,figures,report}.sh in this order.
+# How long: at most 15 minutes on 2 CPU cores, under 6 GB of memory; the first time 2 minutes more for the installation.
+# Output: progress bars; at the end the table of what was learned and the paths of the figures and the report.
+# An interrupted call continues when it is repeated. Repeating a finished one prints the table again.
+# SEED=1 bash scripts/reproduce.sh uses other people and other weights, in a run of its own (seed_1).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/nano/settings.sh"
 source "$ROOT/scripts/stages.sh"

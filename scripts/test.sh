@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Checks the project: ruff, mypy on the library, all tests with the share of the library's lines that they reach.
+# Check the project: ruff, import contract, mypy, and all tests with their line coverage of the library.
 #
-#   bash scripts/test.sh              at most 10 minutes on 2 CPU cores (and 2 to install, the first time)
+#   bash scripts/test.sh              at most 10 minutes on 2 CPU cores; the first time 2 minutes more to install
 #   bash scripts/test.sh --slow       also the SmolLM2 pipeline and the tests that kill programs: about an hour
-#   bash scripts/test.sh -k packing   what else is given goes to pytest (then coverage is reported, not demanded)
+#   bash scripts/test.sh -k packing   further arguments are passed on to pytest; then no coverage is required
 #
-# Expect: "All checks passed!", "Success: no issues found", a coverage table with at least 90%, "all checks passed".
+# Output: "All checks passed!", "Success: no issues found", a coverage table with at least 90%, "all checks passed".
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 

@@ -27,9 +27,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run of four steps with its predictions and the circuits of one group."""
-    found = Run(ROOT / "outputs" / "train" / "SmolLM2-135M" / f"slow-test-{os.getpid()}")
-    shutil.rmtree(found.path, ignore_errors=True)
-    settings = {"RUN": found.path.name, "DATA_DIR": str(tmp_path_factory.mktemp("data")), "REPORT_TO": "none"}
+    run = Run(ROOT / "outputs" / "train" / "SmolLM2-135M" / f"slow-test-{os.getpid()}")
+    shutil.rmtree(run.path, ignore_errors=True)
+    settings = {"RUN": run.path.name, "DATA_DIR": str(tmp_path_factory.mktemp("data")), "REPORT_TO": "none"}
     group = f"--task {GROUP.task} --{{}}type {GROUP.type} --{{}}frequency {GROUP.band}"
     for script, flags in (
         ("train", "--max_steps 4 --save_strategy steps --save_steps 4 --eval_strategy no"),
@@ -39,8 +39,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     ):
         command = ["bash", str(ROOT / "scripts" / "SmolLM2-135M" / f"{script}.sh"), *flags.split()]
         subprocess.run(command, env={**os.environ, **settings, "HF_HUB_OFFLINE": "1"}, check=True)
-    yield found
-    shutil.rmtree(found.path)
+    yield run
+    shutil.rmtree(run.path)
 
 
 def test_training_saves_the_start_and_the_end(run: Run) -> None:
@@ -57,9 +57,9 @@ def test_a_group_has_its_graph_and_its_results(run: Run) -> None:
         folder = checkpoint.circuit_folder(10, GROUP, "EAP-IG")
         assert existing_graph(folder.graph()).stat().st_size > 100_000
         (results,) = folder.folder.glob("topn_*/city_results.json")
-        found = read_json(results)
-        assert found["edges_num"] <= 123_211 // 4 + 1
-        assert math.isfinite(found["faithfulness"])  # of facts that it does not know, so no more can be asked
+        content = read_json(results)
+        assert content["edges_num"] <= 123_211 // 4 + 1
+        assert math.isfinite(content["faithfulness"])  # its value means nothing for facts that the model does not know
 
 
 def test_a_twentieth_of_the_edges_carries_what_the_model_knows(run: Run, tmp_path: Path) -> None:
@@ -67,6 +67,6 @@ def test_a_twentieth_of_the_edges_carries_what_the_model_knows(run: Run, tmp_pat
     (tmp_path / "models").symlink_to(ROOT / "models")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", python_block()]
-    said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
-    faithfulness = float(re.fullmatch(r"6,\d{3} of 123,211 edges, faithfulness (\S+)\s*", said)[1])
+    output = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    faithfulness = float(re.fullmatch(r"6,\d{3} of 123,211 edges, faithfulness (\S+)\s*", output)[1])
     assert 0.9 < faithfulness < 1.1

