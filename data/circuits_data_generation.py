@@ -34,13 +34,17 @@ def main() -> None:
     parser.add_argument(
         "--rare_length", type=positive, default=RARE_LENGTH, help="drop name lengths with so many subjects or fewer"
     )
+    parser.add_argument("--untaught", action="store_true", help="pair the untaught people of a mirrored set instead")
     parser.add_argument("--trust_remote_code", action="store_true", help="allow code from the model's repository")
     arguments = parser.parse_args()
     from knowledge_circuits.corpus.prompt_pairs import circuit_data
     from knowledge_circuits.models.tokenization import load_tokenizer
 
     folder = DataFolder.of(arguments.data_dir, arguments.N)
-    people = read_entities(folder.require(folder.test, "query_data_generation.py"))
+    if arguments.untaught:
+        people = read_entities(folder.require(folder.untaught, "mirrored_data_generation.py"))
+    else:
+        people = read_entities(folder.require(folder.test, "query_data_generation.py"))
     tokenizer = load_tokenizer(arguments.model_name_or_path, arguments.trust_remote_code)
     for task in arguments.task:
         data = circuit_data(people, task, tokenizer, arguments.circuit_n, arguments.seed, arguments.rare_length)

@@ -1,0 +1,330 @@
+"""Measure the runs of a designed study and write their tables (`study_tables`).
+
+    relevance   a run's probe records become facts.csv: which fact was known at which epoch, and who was known before
+    depth       every checkpoint's circuits become circuits.csv, in three steps:
+                1. attribution prompt by prompt, so that halves of the prompts cost nothing more
+                2. the circuit of all prompts and of either half (top quarter of the edges, pruned); its entropy, layers,
+                   faithfulness and Hit@10, the faithfulness of other sizes, and random circuits of the same size
+                3. what changed since the checkpoint one epoch earlier
+                Steps 1 and 2 are kept beside the checkpoint (study_circuits.npz), so that an interrupted measurement goes
+                on where it was.
+
+    python -m knowledge_circuits.analysis.study_runs depth outputs/train/depth/seed_0 --study docs/studies/depth
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from knowledge_circuits.analysis import floors
+from knowledge_circuits.analysis.dynamics import run_dynamics
+from knowledge_circuits.analysis.study_tables import (
+    People,
+    Scalar,
+    StudyKind,
+    StudyRun,
+    Told,
+    finished,
+    write_study_run,
+)
+from knowledge_circuits.command_line import choice, run_program
+from knowledge_circuits.corpus.mirrored import PAST, TAUGHT
+from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_data
+from knowledge_circuits.engine import topology
+from knowledge_circuits.engine.attribution import attribute
+from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.evaluation import evaluate, standalone
+from knowledge_circuits.engine.graph import Graph
+from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.selection import prune, top_n
+from knowledge_circuits.engine.weights import load_decoder
+from knowledge_circuits.files import InputError, atomic_write, read_json
+from knowledge_circuits.models.tokenization import load_tokenizer
+from knowledge_circuits.runs import Checkpoint, Run
+from knowledge_circuits.study import TASKS, Band, Group, KnowledgeType, groups
+
+Mask = NDArray[np.bool_]
+
+#: Hit@10: the answer's first token is among the ten most probable (rank 0 is best).
+_HIT_RANK = 9
+#: A circuit is this share of all edges, before pruning.
+TOP_SHARE = 0.25
+#: Sizes, as shares of all edges, at which faithfulness is measured to find the edges needed for 0.9.
+CURVE_SHARES = (0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7)
+#: Random circuits are run at epochs that are a multiple of this one.
+RANDOM_EVERY = 4
+_GROUP = ["task", "type", "band", "people"]
+
+
+# --- what a run is ----------------------------------------------------------------------------------------------------
+
+
+def study_run(run: Run, kind: StudyKind) -> StudyRun:
+    """Describe a run from its own configuration: seed, mirror, dose, and what all runs of a study share.
+
+    Raises:
+        InputError: its data are not a mirrored set.
+    """
+    configuration = _configuration(run)
+    flags = configuration["data"]["generated"].get("mirrored_data_generation")
+    if not flags:
+        raise InputError(f"{run.config}: the run was not trained on data of data/mirrored_data_generation.py")
+    varying, elsewhere = ("seed", "mirror", "dose"), ("pool_dir", "people_file", "template_dir", "birth_years")
+    if kind is StudyKind.DEPTH:
+        varying = ("seed",)
+    settings: dict[str, Scalar] = {name: flags[name] for name in flags if name not in (*varying, *elsewhere)}
+    settings |= _training_settings(configuration, "")
+    past = Run(Path(str(configuration["arguments"]["model_name_or_path"])).parents[1])
+    if past.config.exists():
+        settings |= _training_settings(_configuration(past), "past_")
+    if kind is StudyKind.DEPTH:
+        return StudyRun(study=kind, seed=flags["seed"], settings=settings)
+    return StudyRun(
+        study=kind, seed=flags["seed"], mirror=flags["mirror"].upper(), dose=flags["dose"], settings=settings
+    )
+
+
+def _configuration(run: Run) -> dict[str, Any]:
+    if not run.config.exists():
+        raise InputError(f"{run.path}: not a run (it has no {run.config.name})")
+    configuration = read_json(run.config)
+    if not isinstance(configuration, dict):
+        raise InputError(f"{run.config}: a JSON object is wanted")
+    return configuration
+
+
+def _training_settings(configuration: Mapping[str, Any], prefix: str) -> dict[str, Scalar]:
+    names = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "block_size")
+    found = {name: configuration["arguments"][name] for name in names}
+    found["sequences_per_step"] = configuration["sequences_per_step"]
+    return {f"{prefix}{name}": value for name, value in found.items()}
+
+
+# --- relevance --------------------------------------------------------------------------------------------------------
+
+
+def fact_table(run: Run) -> pd.DataFrame:
+    """One row per probe and fact of a run, see `study_tables`; `known` is the person's type, revised."""
+    facts = run_dynamics(run).facts
+    if facts.empty:
+        raise InputError(f"{run.path}: no probe records; train with --probe_file")
+    told = {str(name): Told.PAST for name in PAST} | {str(name): Told.NEW for name in TAUGHT}
+    table = pd.DataFrame(
+        {
+            "person": facts["full_name"],
+            "attribute": facts["attribute"].astype(str),
+            "told": facts["attribute"].map(lambda name: str(told[str(name)])),
+            "epoch": facts["epoch"],
+            "known": (facts["type"] == str(KnowledgeType.REVISED)).astype(int),
+            "accuracy": (facts["token_rank"] == 0).astype(int),
+            "hit10": (facts["token_rank"] <= _HIT_RANK).astype(int),
+            "band": facts["band"].astype(str),
+        }
+    )
+    return table.sort_values(["person", "attribute", "epoch"], kind="stable", ignore_index=True)
+
+
+# --- depth ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MeasuredCircuits:
+    """The circuits of all groups at one checkpoint; g groups, s splits, E real edges.
+
+    Attributes:
+        rows: one per group, with the columns of circuits.csv that need no other checkpoint.
+        members: [g, E] the circuits' membership.
+        halves: [g, s, 2, E] that of the circuits of either half of the prompts.
+    """
+
+    rows: list[dict[str, Any]]
+    members: Mask
+    halves: Mask
+
+
+def prompt_scores(decoder: Decoder, pairs: PromptPairs) -> tuple[Graph, torch.Tensor]:
+    """Return the graph with the mean scores of the prompts, and the scores of each prompt [b, u, v]."""
+    graphs = [attribute(decoder, pairs.select([index]), batch_size=1) for index in range(len(pairs))]
+    scores = torch.stack([graph.scores for graph in graphs])
+    return replace(graphs[0], scores=scores.mean(dim=0)), scores
+
+
+def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> tuple[dict[str, Any], Mask, Mask]:
+    """Measure one group's circuit at one checkpoint.
+
+    Args:
+        decoder: the model.
+        pairs: the group's prompts, the same at every checkpoint.
+        epoch: of the checkpoint.
+
+    Returns:
+        its row, membership [E], and the halves' membership [s, 2, E].
+    """
+    scored, scores = prompt_scores(decoder, pairs)
+    topn = round(TOP_SHARE * scored.layout.n_edges)
+    circuit = prune(top_n(scored, topn))
+    halves = np.stack(
+        [
+            [_members(scored, scores[torch.from_numpy(half)].mean(dim=0), topn) for half in split]
+            for split in floors.halves(len(pairs))
+        ]
+    )
+    others = [prune(top_n(scored, round(share * scored.layout.n_edges))) for share in CURVE_SHARES]
+    randoms = floors.random_circuits(scored.layout, circuit.n_edges, decoder.d_model) if _is_random(epoch) else []
+    main, *evaluations = evaluate(decoder, [circuit, *others, *randoms], pairs)
+    gap = (main.clean - main.corrupted).numpy()
+    mean, low, high = floors.mean_interval(gap)
+    curve = sorted(
+        (c.n_edges, _value(e.faithfulness)) for c, e in zip((circuit, *others), (main, *evaluations), strict=False)
+    )
+    random_faithfulness = [_value(evaluation.faithfulness) for evaluation in evaluations[len(others) :]]
+    random_hits = [standalone(decoder, graph, pairs).hit_at_10 for graph in randoms]
+    row = {
+        "prompts": len(pairs),
+        "edges": circuit.n_edges,
+        "nodes": circuit.n_nodes,
+        "entropy": topology.circuit_entropy(circuit),
+        "edges_for_90": _edges_for(curve),
+        "centroid": floors.layer_centroid(circuit),
+        "faithfulness": _value(main.faithfulness),
+        "clean_minus_corrupted": mean,
+        "cmc_low": low,
+        "cmc_high": high,
+        "split_half_jaccard": floors.split_half_jaccard(halves),
+        "random_faithfulness": float(np.mean(random_faithfulness)) if randoms else np.nan,
+        "random_hit10": float(np.mean(random_hits)) if randoms else np.nan,
+        "hit10": standalone(decoder, circuit, pairs).hit_at_10,
+        **{f"layer_{layer}": float(x) for layer, x in enumerate(topology.edge_activation_ratio(circuit))},
+    }
+    return row, topology.membership(circuit), halves
+
+
+def _members(scored: Graph, scores: torch.Tensor, topn: int) -> Mask:
+    return topology.membership(prune(top_n(replace(scored, scores=scores), topn)))
+
+
+def _is_random(epoch: float) -> bool:
+    return epoch % RANDOM_EVERY == 0
+
+
+def _value(faithfulness: float | None) -> float:
+    return np.nan if faithfulness is None else faithfulness
+
+
+def _edges_for(curve: Sequence[tuple[int, float]]) -> float:
+    """The edges needed for a faithfulness of 0.9, from (edges, faithfulness) by size; empty circuits do not count."""
+    sizes = {edges: value for edges, value in curve if edges}
+    return floors.edges_for(list(sizes), list(sizes.values())) if sizes else np.nan
+
+
+def measure_checkpoint(checkpoint: Checkpoint, epoch: float, data_files: Mapping[People, str]) -> MeasuredCircuits:
+    """Measure all groups at one checkpoint, or read what was measured before.
+
+    Args:
+        checkpoint: the model.
+        epoch: of the checkpoint.
+        data_files: circuit data of the taught and of the untaught people; `{task}` in them stands for each task.
+    """
+    path = checkpoint.output / "study_circuits.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as saved:
+            members, halves = (np.unpackbits(saved[name], axis=-1).astype(bool) for name in ("members", "halves"))
+            edges = int(saved["edges"])
+            return MeasuredCircuits(json.loads(str(saved["rows"])), members[..., :edges], halves[..., :edges])
+    decoder, tokenizer = load_decoder(checkpoint.path), load_tokenizer(checkpoint.path)
+    rows, members, halves = [], [], []
+    wanted = [(People.TAUGHT, group) for group in groups()]
+    wanted += [(People.CONTROL, Group(task, kind, Band.LOW)) for task in TASKS for kind in KnowledgeType]
+    for people, group in tqdm(wanted, desc=f"{checkpoint.name}", unit="group", leave=False):
+        pairs = group_pairs(read_circuit_data(data_files[people], group.task), group, tokenizer)
+        row, member, half = measure_group(decoder, pairs, epoch)
+        band = str(group.band) if people is People.TAUGHT else ""
+        names = {"task": str(group.task), "type": str(group.type), "band": band, "people": str(people)}
+        rows.append({**names, "step": checkpoint.step, "epoch": epoch, **row})
+        members.append(member)
+        halves.append(half)
+    found = MeasuredCircuits(rows, np.stack(members), np.stack(halves))
+    with atomic_write(path, "wb") as file:
+        np.savez_compressed(
+            file,
+            rows=json.dumps(rows),
+            members=np.packbits(found.members, axis=-1),
+            halves=np.packbits(found.halves, axis=-1),
+            edges=found.members.shape[-1],
+        )
+    return found
+
+
+def checkpoint_epoch(checkpoint: Checkpoint) -> float:
+    """The epoch of a checkpoint to the nearest half, so that runs whose epochs have an odd number of steps agree."""
+    if checkpoint.step == 0:
+        return 0.0
+    return round(2 * float(read_json(Path(checkpoint.path) / "trainer_state.json")["epoch"])) / 2
+
+
+def circuit_table(measured: Sequence[tuple[float, MeasuredCircuits]]) -> pd.DataFrame:
+    """Join a run's checkpoints: the columns that compare a circuit with that of one epoch earlier.
+
+    Args:
+        measured: epoch and circuits of each checkpoint.
+    """
+    by_epoch = dict(measured)
+    rows = []
+    for epoch, now in measured:
+        before = by_epoch.get(epoch - 1)
+        for place, row in enumerate(now.rows):
+            change = {"edge_change": np.nan, "turnover": np.nan, "turnover_floor": np.nan}
+            if before is not None:
+                change["edge_change"] = 1 - float(topology.jaccard(before.members[place], now.members[place]))
+                change["turnover"], change["turnover_floor"] = floors.turnover(before.halves[place], now.halves[place])
+            rows.append({**row, **change})
+    return pd.DataFrame(rows)
+
+
+def depth_table(run: Run, data_files: Mapping[People, str]) -> pd.DataFrame:
+    """Measure every checkpoint of a run; see the module's text."""
+    measured = []
+    for checkpoint in tqdm(run.checkpoints(), desc=run.path.name, unit="checkpoint"):
+        epoch = checkpoint_epoch(checkpoint)
+        measured.append((epoch, measure_checkpoint(checkpoint, epoch, data_files)))
+    return circuit_table(measured)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", type=choice(StudyKind, tuple(StudyKind)), help="relevance or depth")
+    parser.add_argument("runs", nargs="+", help="folders of finished runs")
+    parser.add_argument("--study", required=True, help="the study's folder; tables go to its runs/<run>")
+    parser.add_argument("--data_file", help="depth: circuit data of the taught people, with {task}")
+    parser.add_argument("--control_file", help="depth: circuit data of people who are never taught, with {task}")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for folder in arguments.runs:
+        run = Run(Path(folder))
+        described = study_run(run, arguments.kind)
+        if finished(Path(arguments.study), described):
+            print(f"{folder}: measured before")
+            continue
+        if arguments.kind is StudyKind.RELEVANCE:
+            table = fact_table(run)
+        else:
+            if not (arguments.data_file and arguments.control_file):
+                raise InputError("a depth study needs --data_file and --control_file")
+            files = {People.TAUGHT: arguments.data_file, People.CONTROL: arguments.control_file}
+            table = depth_table(run, files)
+        print(f"{len(table):,} rows: {write_study_run(Path(arguments.study), described, table)}")
+
+
+if __name__ == "__main__":
+    run_program(main)

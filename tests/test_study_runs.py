@@ -1,0 +1,139 @@
+"""The tables of a designed study's runs, made by the real programs on a tiny mirrored data set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stages import Stage, finish
+
+from knowledge_circuits.analysis import study_runs
+from knowledge_circuits.analysis.study_runs import (
+    checkpoint_epoch,
+    circuit_table,
+    depth_table,
+    fact_table,
+    measure_checkpoint,
+    prompt_scores,
+    study_run,
+)
+from knowledge_circuits.analysis.study_tables import People, StudyKind, Told, read_study, write_study_run
+from knowledge_circuits.corpus.people import read_entities
+from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_data
+from knowledge_circuits.engine.attribution import attribute
+from knowledge_circuits.engine.weights import load_decoder
+from knowledge_circuits.files import InputError
+from knowledge_circuits.models.tokenization import load_tokenizer
+from knowledge_circuits.runs import Run
+from knowledge_circuits.study import Band, Group, KnowledgeType
+
+N = 60
+SHAPE = "--n_layer 2 --n_head 2 --n_embd 16 --n_positions 128 --vocab_size 600"
+RECIPE = (
+    "--block_size 128 --per_device_train_batch_size 8 --learning_rate 2e-3 --lr_scheduler_type constant"
+    " --save_strategy epoch --report_to none --do_train --eval_strategy no --cache_dir cache"
+)
+
+
+def programs(mirror: str) -> Stage:
+    """Data, past, continual pre-training and circuit prompts of one mirrored run."""
+    common = f"--N {N} --seed 3 --data_dir {mirror}"
+    data, circuits = f"{mirror}/entities_{N}", "--circuit_n 4 --model_name_or_path base --rare_length 1"
+    return Stage(
+        mirror,
+        (
+            f"data/mirrored_data_generation.py {common} --mirror {mirror} --untaught_people 24 --dose 3 --templates 2"
+            " --background_people 6 --tokenizer_people 20",
+            f"data/base_model_creation.py {common} --output_dir base --tokenizer_file {data}/tokenizer.jsonl {SHAPE}",
+            f"train.py --output_dir {mirror}/past --model_name_or_path base --train_file {data}/prior.jsonl"
+            f" --num_train_epochs 1 {RECIPE}",
+            f"train.py --output_dir {mirror}/run --model_name_or_path {mirror}/past/last --train_file"
+            f" {data}/train.jsonl --num_train_epochs 2 --save_half_epochs 2 --probe_file {data}/test.jsonl {RECIPE}",
+            f"data/circuits_data_generation.py {common} --model taught {circuits}",
+            f"data/circuits_data_generation.py {common} --model control --untaught {circuits}",
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    for mirror in "ab":
+        stage = programs(mirror)
+        for command in stage.programs:
+            if "/past/last" in command:
+                last = Run(folder / mirror / "past").checkpoints()[-1].path
+                command = command.replace(f"{mirror}/past/last", last)
+            status, output = finish(replace(stage, programs=(command,)), folder, folder / "log")
+            assert status == 0, output
+    return folder
+
+
+def data_files(folder: Path) -> dict[People, str]:
+    place = f"{folder}/a/entities_{N}/circuit_4"
+    return {People.TAUGHT: f"{place}/taught/{{task}}.jsonl", People.CONTROL: f"{place}/control/{{task}}.jsonl"}
+
+
+def test_a_relevance_study_joins_both_mirrors_person_by_person(folder: Path, tmp_path: Path) -> None:
+    for mirror in "ab":
+        run = Run(folder / mirror / "run")
+        described = study_run(run, StudyKind.RELEVANCE)
+        assert (described.seed, described.mirror, described.dose) == (3, mirror.upper(), 3)
+        assert described.settings["past_num_train_epochs"] == 1
+        write_study_run(tmp_path, described, fact_table(run))
+    table = read_study(tmp_path).table
+    assert sorted(table["epoch"].unique()) == [0, 1, 2]
+    per_person = table.groupby(["person", "mirror"])["known"].unique().map(list)
+    for person in table["person"].unique():
+        assert sorted(per_person[person]["A"] + per_person[person]["B"]) == [0, 1]
+    assert set(table.loc[table["told"] == str(Told.PAST), "attribute"]) == {"birthday", "university"}
+    known = {person.full_name for person in read_entities(folder / f"a/entities_{N}/revised.jsonl")}
+    assert set(table.loc[(table["mirror"] == "A") & (table["known"] == 1), "person"]) == known
+
+
+def test_a_depth_study_measures_the_taught_and_the_untaught_at_every_checkpoint(folder: Path, tmp_path: Path) -> None:
+    run = Run(folder / "a" / "run")
+    table = depth_table(run, data_files(folder))
+    write_study_run(tmp_path, study_run(run, StudyKind.DEPTH), table)
+    assert list(read_study(tmp_path).table["epoch"].unique()) == [0, 0.5, 1, 1.5, 2]
+    at_once = table.groupby(["epoch", "people"]).size().unstack()
+    assert (at_once["taught"] == 18).all() and (at_once["control"] == 6).all()
+    later = table["epoch"] >= 1
+    for column in ("edge_change", "turnover", "turnover_floor"):
+        assert table.loc[later, column].between(0, 1).all() and table.loc[~later, column].isna().all()
+    # Without training, halves of the prompts make all the difference there is.
+    measured = measure_checkpoint(run.checkpoints()[0], 0.0, data_files(folder))
+    still = circuit_table([(0.0, measured), (1.0, measured)]).query("epoch == 0").iloc[18:]
+    assert (still["edge_change"].dropna() == 0).all()
+    assert table["random_faithfulness"].notna().groupby(table["epoch"]).all().to_dict() == {
+        0: True, 0.5: False, 1: False, 1.5: False, 2: False,
+    }  # fmt: skip
+
+
+def test_a_measured_checkpoint_is_read_and_not_measured_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Run(folder / "a" / "run").checkpoints()[1]
+    first = measure_checkpoint(checkpoint, checkpoint_epoch(checkpoint), data_files(folder))
+    monkeypatch.setattr(study_runs, "load_decoder", lambda path: pytest.fail("measured again"))
+    second = measure_checkpoint(checkpoint, checkpoint_epoch(checkpoint), data_files(folder))
+    assert np.array_equal(first.members, second.members) and np.array_equal(first.halves, second.halves)
+    assert str(first.rows) == str(second.rows)
+
+
+def test_scores_prompt_by_prompt_have_the_mean_of_all_at_once(folder: Path) -> None:
+    checkpoint = Run(folder / "a" / "run").checkpoints()[-1]
+    decoder, tokenizer = load_decoder(checkpoint.path), load_tokenizer(checkpoint.path)
+    group = Group("city", KnowledgeType.NEW, Band.LOW)  # type: ignore[arg-type]
+    pairs = group_pairs(read_circuit_data(data_files(folder)[People.TAUGHT], group.task), group, tokenizer)
+    mean, scores = prompt_scores(decoder, pairs)
+    together = attribute(decoder, pairs).scores
+    assert scores.shape[0] == len(pairs)
+    assert (mean.scores - together).abs().max() <= 1e-5 * together.abs().max()
+
+
+def test_a_run_of_other_data_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="not a run"):
+        study_run(Run(folder), StudyKind.DEPTH)
