@@ -1,20 +1,21 @@
 """Measure the runs of a designed study and write their tables (`study_tables`).
 
-    relevance   a run's probe records become facts.csv: which fact was known at which epoch, and who was known before
-    depth       every checkpoint's circuits become circuits.csv, in three steps:
-                1. attribution prompt by prompt, so that halves of the prompts cost nothing more
-                2. the circuit of all prompts and of either half (top quarter of the edges, pruned); its entropy, layers,
-                   faithfulness and Hit@10, the faithfulness of other sizes, and random circuits of the same size
-                3. what changed since the checkpoint one epoch earlier
-                Steps 1 and 2 are kept beside the checkpoint (study_circuits.npz), so that an interrupted measurement goes
-                on where it was.
+relevance   a run's probe records become facts.csv: which fact was known at which epoch, and who was known before
+depth       every checkpoint's circuits become circuits.csv, in three steps:
+            1. attribution prompt by prompt, so that halves of the prompts cost nothing more
+            2. the circuit of all prompts and of either half (top quarter of the edges, pruned); its entropy, layers,
+               faithfulness and Hit@10, the faithfulness of other sizes, and random circuits of the same size
+            3. what changed since the checkpoint one epoch earlier
+            Steps 1 and 2 are kept beside the checkpoint (study_circuits.npz), so that an interrupted measurement goes
+            on where it was.
 
-    python -m knowledge_circuits.analysis.study_runs depth outputs/train/depth/seed_0 --study docs/studies/depth
+python -m knowledge_circuits.analysis.study_runs depth outputs/train/depth/seed_0 --study docs/studies/depth
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,8 +52,9 @@ from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError, atomic_write, read_json
 from knowledge_circuits.models.tokenization import load_tokenizer
+from knowledge_circuits.run_config import RunConfig, read_run_config
 from knowledge_circuits.runs import Checkpoint, Run
-from knowledge_circuits.study import TASKS, Band, Group, KnowledgeType, groups
+from knowledge_circuits.study import TASKS, Band, Group, KnowledgeType, groups, task_file
 
 Mask = NDArray[np.bool_]
 
@@ -76,18 +78,17 @@ def study_run(run: Run, kind: StudyKind) -> StudyRun:
     Raises:
         InputError: its data are not a mirrored set.
     """
-    configuration = _configuration(run)
-    flags = configuration["data"]["generated"].get("mirrored_data_generation")
+    configuration = read_run_config(run)
+    flags = configuration.data.generated.get("mirrored_data_generation")
     if not flags:
-        raise InputError(f"{run.config}: the run was not trained on data of data/mirrored_data_generation.py")
-    varying, elsewhere = ("seed", "mirror", "dose"), ("pool_dir", "people_file", "template_dir", "birth_years")
-    if kind is StudyKind.DEPTH:
-        varying = ("seed",)
-    settings: dict[str, Scalar] = {name: flags[name] for name in flags if name not in (*varying, *elsewhere)}
+        raise InputError(f"{run.path}: not a run on data of data/mirrored_data_generation.py")
+    left_out = {"seed", "pool_dir", "people_file", "template_dir", "birth_years"}
+    if kind is StudyKind.RELEVANCE:
+        left_out |= {"mirror", "dose"}
+    settings: dict[str, Scalar] = {name: flags[name] for name in flags if name not in left_out}
     settings |= _training_settings(configuration, "")
-    past = Run(Path(str(configuration["arguments"]["model_name_or_path"])).parents[1])
-    if past.config.exists():
-        settings |= _training_settings(_configuration(past), "past_")
+    past = Run(Path(str(configuration.arguments.model_name_or_path)).parents[1])
+    settings |= _training_settings(read_run_config(past), "past_")
     if kind is StudyKind.DEPTH:
         return StudyRun(study=kind, seed=flags["seed"], settings=settings)
     return StudyRun(
@@ -95,19 +96,13 @@ def study_run(run: Run, kind: StudyKind) -> StudyRun:
     )
 
 
-def _configuration(run: Run) -> dict[str, Any]:
-    if not run.config.exists():
-        raise InputError(f"{run.path}: not a run (it has no {run.config.name})")
-    configuration = read_json(run.config)
-    if not isinstance(configuration, dict):
-        raise InputError(f"{run.config}: a JSON object is wanted")
-    return configuration
-
-
-def _training_settings(configuration: Mapping[str, Any], prefix: str) -> dict[str, Scalar]:
+def _training_settings(configuration: RunConfig, prefix: str) -> dict[str, Scalar]:
+    """The settings of a training run that decide its weights; none where its folder has no run_config.json."""
+    flags = configuration.as_dict().get("arguments", {})
     names = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "block_size")
-    found = {name: configuration["arguments"][name] for name in names}
-    found["sequences_per_step"] = configuration["sequences_per_step"]
+    found = {name: flags[name] for name in names if name in flags}
+    if configuration.sequences_per_step is not None:
+        found["sequences_per_step"] = configuration.sequences_per_step
     return {f"{prefix}{name}": value for name, value in found.items()}
 
 
@@ -229,7 +224,7 @@ def _edges_for(curve: Sequence[tuple[int, float]]) -> float:
 
 
 def measure_checkpoint(checkpoint: Checkpoint, epoch: float, data_files: Mapping[People, str]) -> MeasuredCircuits:
-    """Measure all groups at one checkpoint, or read what was measured before.
+    """Measure all groups at one checkpoint, or read what was measured before on the same prompts.
 
     Args:
         checkpoint: the model.
@@ -237,13 +232,18 @@ def measure_checkpoint(checkpoint: Checkpoint, epoch: float, data_files: Mapping
         data_files: circuit data of the taught and of the untaught people; `{task}` in them stands for each task.
     """
     path = checkpoint.output / "study_circuits.npz"
+    files = [Path(task_file(template, task)) for template in data_files.values() for task in TASKS]
+    prompts = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     if path.exists():
         with np.load(path, allow_pickle=False) as saved:
-            members, halves = (np.unpackbits(saved[name], axis=-1).astype(bool) for name in ("members", "halves"))
-            edges = int(saved["edges"])
-            return MeasuredCircuits(json.loads(str(saved["rows"])), members[..., :edges], halves[..., :edges])
+            if str(saved["prompts"]) == prompts:
+                edges = int(saved["edges"])
+                bits = [np.unpackbits(saved[name], axis=-1, count=edges) for name in ("members", "halves")]
+                return MeasuredCircuits(json.loads(str(saved["rows"])), *(part.astype(bool) for part in bits))
     decoder, tokenizer = load_decoder(checkpoint.path), load_tokenizer(checkpoint.path)
-    rows, members, halves = [], [], []
+    rows: list[dict[str, Any]] = []
+    members: list[Mask] = []
+    halves: list[Mask] = []
     wanted = [(People.TAUGHT, group) for group in groups()]
     wanted += [(People.CONTROL, Group(task, kind, Band.LOW)) for task in TASKS for kind in KnowledgeType]
     for people, group in tqdm(wanted, desc=f"{checkpoint.name}", unit="group", leave=False):
@@ -258,6 +258,7 @@ def measure_checkpoint(checkpoint: Checkpoint, epoch: float, data_files: Mapping
     with atomic_write(path, "wb") as file:
         np.savez_compressed(
             file,
+            prompts=prompts,
             rows=json.dumps(rows),
             members=np.packbits(found.members, axis=-1),
             halves=np.packbits(found.halves, axis=-1),
