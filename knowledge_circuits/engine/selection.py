@@ -84,10 +84,10 @@ def prune(graph: Graph) -> Graph:
     nodes = graph.layout.target_nodes
     while True:
         alive = _alive(membership, nodes)
-        kept = membership & alive[:-1, None] & alive[nodes]
-        if torch.equal(kept, membership):
+        remaining = membership & alive[:-1, None] & alive[nodes]
+        if torch.equal(remaining, membership):
             return graph.with_edges(membership)
-        membership = kept
+        membership = remaining
 
 
 def _alive(membership: Tensor, target_nodes: Tensor) -> Tensor:

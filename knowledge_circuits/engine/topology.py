@@ -1,7 +1,7 @@
-"""What a circuit's shape says: how concentrated it is, how alike two circuits are, in which layers its edges lie.
+"""Measures of a circuit's shape: entropy, Jaccard similarity, and the share of each layer's edges in the circuit.
 
-Everything works on the [u, v] matrices of a graph or on stacks of membership rows, never edge by edge. Shape letters:
-n circuits, u sources, v targets, E real edges, N nodes (the sources, then `logits`), l layers.
+All functions work on the [u, v] matrices of a graph or on stacks of membership rows. Shape letters: c circuits,
+u sources, v targets, E real edges, N nodes (the sources, then `logits`), l layers.
 
     circuit entropy        H = -sum p ln p,  p = |score| / sum |score| over the circuit's edges (nats)
     Jaccard similarity     |A and B| / |A or B| of two circuits' edges, or of their nodes
@@ -71,7 +71,7 @@ def weighted_entropy(graph: Graph) -> float:
 
 
 def random_walk_entropy(graph: Graph) -> float:
-    """The original's random-walk entropy (nats): how undecided a walk that climbs the graph is, summed over its nodes.
+    """The original's random-walk entropy (nats): the entropy of each step of a random walk, summed over the nodes.
 
     At every node the walk takes an outgoing edge with the softmax of the signed scores (all scored edges, not the
     circuit's alone). Scores are small beside 1, so the value mostly counts edges; it is here for comparison.
@@ -94,7 +94,7 @@ def jaccard(first: Mask, second: Mask) -> Floats:
         second: the same, broadcastable.
 
     Returns:
-        [...], between 0 and 1; two empty sets are alike (1).
+        [...], between 0 and 1; the similarity of two empty sets is 1.
     """
     both = (first & second).sum(axis=-1)
     either = (first | second).sum(axis=-1)
@@ -105,10 +105,10 @@ def similarity_map(members: Mask) -> Floats:
     """Jaccard similarity between all pairs of circuits, as one matrix product.
 
     Args:
-        members: [n, E] or [n, N].
+        members: [c, E] or [c, N].
 
     Returns:
-        [n, n], symmetric, with ones on the diagonal.
+        [c, c], symmetric, with ones on the diagonal.
     """
     counts = members.astype(np.float32)
     both = (counts @ counts.T).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Models as the Hugging Face library keeps them: what a checkpoint folder must hold, loading, and finite weights."""
+"""Hugging Face checkpoints: what a folder must hold, loading, adapters, and the check that weights are finite."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_N
 
 
 def require_folder(name_or_path: str) -> None:
-    """Refuse what can only be a folder and is not there, which the library would look for on the hub.
+    """Raise InputError for a path of a folder that does not exist, which the library would look for on the hub.
 
     Raises:
         InputError: no such folder.
@@ -29,7 +29,7 @@ def require_folder(name_or_path: str) -> None:
 
 
 def require_weights(name_or_path: str) -> None:
-    """Refuse a folder that is no checkpoint, or one of which only the results were kept; a hub name passes.
+    """Raise InputError for a folder without a checkpoint's configuration and weights; a hub name passes.
 
     Raises:
         InputError: no such folder, no configuration, or no weights in it.
@@ -48,9 +48,9 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 
 def weights_digest(folder: str | Path, stretches: int = 16, length: int = 1 << 16) -> str | None:
-    """Tells checkpoints' weights apart without reading gigabytes: sizes and some stretches of every weight file.
+    """Return a digest of a checkpoint's weights, from the sizes and some stretches of every weight file.
 
-    A step of training changes every stretch.
+    Gigabytes need not be read: a step of training changes every stretch.
 
     Returns:
         16 hexadecimal digits; None where there are no weights (a hub name, for example).

@@ -1,4 +1,4 @@
-"""A GPT-2 with nothing learned yet, and a tokenizer learned from the corpus: where the nano model starts.
+"""The nano model before training: a GPT-2 with random weights, and a tokenizer trained on the corpus.
 
 The tokenizer is a byte-level BPE whose one special token, <|endoftext|>, opens prompts, ends texts and pads. Both are
 saved as an ordinary Hugging Face checkpoint folder, and both are functions of the texts, the shape and the seed.

@@ -1,4 +1,4 @@
-"""One teacher-forced forward pass that says how a model would go on: likelihoods, ranks and greedy choices.
+"""Likelihoods, ranks and greedy choices of given continuations, from one teacher-forced forward pass.
 
 A prompt and its continuation go through the model together. Position i of the continuation then tells the model's
 distribution over what follows the prompt and the continuation's first i tokens. Greedy decoding gives exactly this
@@ -29,7 +29,7 @@ _MAX_LOGITS = 1 << 25
 
 @dataclass(frozen=True)
 class ContinuationScore:
-    """What the model makes of one continuation of one prompt.
+    """The model's scores of one continuation of one prompt.
 
     Attributes:
         log_prob: the continuation's log-probability (nats), the sum over its tokens.
@@ -116,8 +116,8 @@ def score_continuations(
     vocabulary = int(model.config.get_text_config().vocab_size)
     with torch.no_grad():  # not inference_mode: what a model in training caches must stay usable for gradients
         for batch in _batches(prompts, continuations, vocabulary):
-            found = _score_batch(model, [prompts[i] for i in batch], [continuations[i] for i in batch])
-            scores.update(zip(batch, found, strict=True))
+            batch_scores = _score_batch(model, [prompts[i] for i in batch], [continuations[i] for i in batch])
+            scores.update(zip(batch, batch_scores, strict=True))
             progress(len(batch))
     return [scores[index] for index in range(len(prompts))]
 

@@ -1,4 +1,4 @@
-"""The size of the nano model, apart from `nano` because programs offer it as flags before torch is imported."""
+"""The size of the nano model. It is not in `nano` because programs offer it as flags before torch is imported."""
 
 from __future__ import annotations
 

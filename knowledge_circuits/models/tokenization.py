@@ -1,4 +1,4 @@
-"""How text becomes token ids, in one place: the start token, label ids, and which tokens are the subject's.
+"""Text as token ids: the start token, label ids, and the positions of the subject's tokens.
 
 A prompt starts with exactly one BOS token; where a tokenizer has none, EOS stands in; having neither is an error. A
 label's id is the first token by which `prompt + " " + value` extends `prompt`, which is right for byte-level BPE and
@@ -24,10 +24,10 @@ def load_tokenizer(
         name_or_path: a folder or hub name.
         trust_remote_code: let code of its repository run.
         revision: the hub repository's branch, tag or commit.
-        cache_dir: where hub downloads are kept; None: the library's own place.
+        cache_dir: the folder of hub downloads; None: the library's default.
 
     Raises:
-        InputError: there is none.
+        InputError: no tokenizer is there, or it cannot be read.
     """
     require_folder(name_or_path)
     if Path(name_or_path).is_dir() and not any(
@@ -43,7 +43,7 @@ def load_tokenizer(
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that opens every prompt: BOS, or EOS where there is no BOS."""
+    """Return the id of the token that starts every prompt: BOS, or EOS where there is no BOS."""
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return int(token_id)
