@@ -50,11 +50,13 @@ class Norm:
     bias: Tensor | None
     epsilon: float
     centred: bool
+    constant_scale: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.centred:
             x = x - x.mean(-1, keepdim=True)
-        x = x / (x.square().mean(-1, keepdim=True) + self.epsilon).sqrt() * self.weight
+        scale = (x.square().mean(-1, keepdim=True) + self.epsilon).sqrt()
+        x = x / (scale.detach() if self.constant_scale else scale) * self.weight
         return x if self.bias is None else x + self.bias
 
 
@@ -89,6 +91,11 @@ class Model:
     positions: Tensor | None = None
     rotary_dimensions: int = 0
     rotary_theta: float = 10000.0
+    softmax: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1)
+    query_key_factor: float = 1.0
+    value_factor: float = 1.0
+    gate_factor: float = 1.0
+    hidden_factor: float = 1.0
 
     @property
     def n_layers(self) -> int:
@@ -382,9 +389,11 @@ def _head(model: Model, layer: Layer, h: int, xq: Tensor, xk: Tensor, xv: Tensor
         q, k = layer.q_norm(q), layer.k_norm(k)
     if model.rotary_dimensions:
         q, k = _rotate(model, q), _rotate(model, k)
+    q, k = (_ScaledGradient.apply(x, model.query_key_factor) for x in (q, k))
+    v = _ScaledGradient.apply(v, model.value_factor)
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-    return layer.o[h](scores.masked_fill(future, -math.inf).softmax(-1) @ v)
+    return layer.o[h](model.softmax(scores.masked_fill(future, -math.inf)) @ v)
 
 
 def _rotate(model: Model, x: Tensor) -> Tensor:
@@ -401,8 +410,71 @@ def _mlp(model: Model, layer: Layer, x: Tensor) -> Tensor:
     x = layer.mlp_norm(x)
     hidden = layer.mlp_in(x)
     if layer.mlp_gate is not None:
-        return layer.mlp_out(model.activation(layer.mlp_gate(x)) * hidden)
-    return layer.mlp_out(model.activation(hidden))
+        gate, up = (_ScaledGradient.apply(part, model.gate_factor) for part in (layer.mlp_gate(x), hidden))
+        return layer.mlp_out(model.activation(gate) * up)
+    return layer.mlp_out(model.activation(_ScaledGradient.apply(hidden, model.hidden_factor)))
+
+
+# --- Gradient rules, by autograd functions with their own backward pass ----------------------------------------------
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient * ctx.factor, None
+
+
+class _WarmSoftmax(torch.autograd.Function):
+    """The softmax, whose backward pass is that of softmax(scores / 2) without the factor 1/2."""
+
+    @staticmethod
+    def forward(ctx, scores: Tensor) -> Tensor:
+        ctx.save_for_backward((scores / 2).softmax(-1))
+        return scores.softmax(-1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (warm,) = ctx.saved_tensors
+        return torch.einsum(
+            "...j,...ij->...i", gradient, torch.diag_embed(warm) - warm[..., :, None] * warm[..., None, :]
+        )
+
+
+class _Secant(torch.autograd.Function):
+    """An activation f whose backward pass multiplies by f(x) / x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        y = activation(x)
+        ctx.save_for_backward(y / (x + 1e-6 * x.sign()))
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient * ctx.saved_tensors[0], None
+
+
+def under_rule(model: Model, rule: str) -> Model:
+    """The same function with another backward pass: "gim", "relp", or "relp-ah", RelP with patterns constant too."""
+
+    def constant(norm: Norm | None) -> Norm | None:
+        return None if norm is None else replace(norm, constant_scale=True)
+
+    names = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
+    layers = [replace(layer, **{name: constant(getattr(layer, name)) for name in names}) for layer in model.layers]
+    model = replace(model, layers=layers, final_norm=constant(model.final_norm), gate_factor=0.5)
+    if rule == "gim":
+        return replace(model, softmax=_WarmSoftmax.apply, query_key_factor=0.25, value_factor=0.5, hidden_factor=0.5)
+    activation = model.activation
+    model = replace(model, activation=lambda x: _Secant.apply(x, activation))
+    return replace(model, softmax=lambda scores: scores.softmax(-1).detach()) if rule == "relp-ah" else model
 
 
 # --- Metrics ---------------------------------------------------------------------------------------------------------

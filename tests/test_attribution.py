@@ -12,8 +12,8 @@ from families import FAMILIES
 from test_attribution_oracles import prompt_pairs
 from torch import Tensor
 
-from knowledge_circuits.engine.attribution import EmbeddingPath, Method, attribute
-from knowledge_circuits.engine.backward import Backward
+from knowledge_circuits.engine.attribution import EmbeddingPath, Method, attribute, provenance
+from knowledge_circuits.engine.backward import Backward, BackwardRules
 from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Block, Decoder
 from knowledge_circuits.engine.metrics import metric_function
 from knowledge_circuits.engine.options import Metric
@@ -230,6 +230,15 @@ def test_options_are_taken_by_name_and_nonsense_is_refused_with_the_valid_names(
         attribute(gpt2, PAIRS, metric="nonsense")
     with pytest.raises(InputError, match=r"no gradient rule is called 'nonsense'; choose one of: standard, gim, relp"):
         attribute(gpt2, PAIRS, gradient="nonsense")
+
+
+def test_only_a_rule_that_is_not_the_gradient_is_stated_in_the_provenance(gpt2: Decoder) -> None:
+    custom = BackwardRules(constant_patterns=True)
+    assert "gradient" not in provenance(PAIRS, gpt2.dtype)
+    assert provenance(PAIRS, gpt2.dtype, gradient="gim")["gradient"] == "gim"
+    assert attribute(gpt2, PAIRS, "EAP", gradient=custom).meta["gradient"]["constant_patterns"] is True
+    with pytest.raises(InputError, match="exact takes no gradient"):
+        attribute(gpt2, PAIRS, "exact", gradient="gim")
 
 
 def test_no_prompts_are_refused(gpt2: Decoder) -> None:

@@ -7,6 +7,7 @@ key and value weights are repeated per query head.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import families
@@ -19,9 +20,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks import hook_based
 from knowledge_circuits.engine.attribution import Method, attribute
+from knowledge_circuits.engine.backward import BackwardRules
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.forward import all_logits
-from knowledge_circuits.engine.options import Metric
+from knowledge_circuits.engine.options import GradientRule, Metric
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.weights import load_decoder
 
@@ -116,6 +118,22 @@ def test_scores_are_the_oracles_in_single_precision(family: str, folders: dict[s
     decoder = load_decoder(str(folders[family]), dtype=torch.float32)
     scores = attribute(decoder, prompt_pairs(PAIRS), ig_steps=3).scores
     assert_scores_agree(scores, oracles.attribute(models[family], PAIRS, "EAP-IG", steps=3), 1e-4)
+
+
+RULES = {
+    "gim": "gim",
+    "relp": GradientRule.RELP,
+    "relp-ah": dataclasses.replace(BackwardRules.of("relp"), constant_patterns=True),
+}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "phi", "gpt-neox"])
+@pytest.mark.parametrize("rule", RULES)
+def test_gradient_rules_are_those_of_autograd_functions(family: str, rule: str, models, decoders) -> None:
+    model = oracles.under_rule(models[family], rule)
+    for method in (Method.EAP, Method.EAP_IG, Method.EAP_IG_ACTIVATIONS):
+        scores = attribute(decoders[family], prompt_pairs(PAIRS[:2]), method, ig_steps=3, gradient=RULES[rule]).scores
+        assert_scores_agree(scores, oracles.attribute(model, PAIRS[:2], method, steps=3), 1e-8)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "phi"])

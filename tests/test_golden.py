@@ -98,6 +98,20 @@ def test_scores_in_double_precision(golden: Golden, decoder: Decoder, name: str)
     torch.testing.assert_close(graph.scores, golden.arrays[name], rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("rule", ["gim", "relp"])
+@pytest.mark.parametrize(("name", "method"), [("eap", Method.EAP), ("eap_ig_v2", Method.EAP_IG)])
+def test_scores_under_other_gradient_rules(
+    golden: Golden, decoder: Decoder, name: str, method: Method, rule: str
+) -> None:
+    steps = golden.facts["ig_steps"]
+    graph = attribute(decoder, golden.pairs, method, ig_steps=steps, first_step=0, gradient=rule)
+    expected = golden.arrays[f"{name}_{rule}"]  # the reference keeps scores in float32
+    # RelP's reference has its stabilizer in the forward pass too, which moves activations by up to 1e-6.
+    tolerance = {"gim": 1e-6, "relp": 1e-5}[rule]
+    assert (graph.scores - expected).abs().max() < tolerance * expected.abs().max()
+    assert graph.meta["gradient"] == rule
+
+
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_in_single_precision(golden: Golden, name: str) -> None:
     method, first_step = SCORES[name]

@@ -50,6 +50,7 @@ class BackwardRules:
         query_key_factor: factor on the gradients at queries and keys.
         value_factor: factor on the gradient at values.
         gate_factor: factor on the gradients at gate and up projection of a gated MLP.
+        hidden_factor: factor on the gradient at the pre-activations of an MLP without a gate.
         secant_activations: pass f(x) / x instead of f'(x) through an activation (ReLU: the same).
         constant_patterns: treat attention patterns as constants: no gradient reaches queries and keys (RelP's AH rule).
     """
@@ -59,6 +60,7 @@ class BackwardRules:
     query_key_factor: float = 1.0
     value_factor: float = 1.0
     gate_factor: float = 1.0
+    hidden_factor: float = 1.0
     secant_activations: bool = False
     constant_patterns: bool = False
 
@@ -80,7 +82,12 @@ class BackwardRules:
 _PRESETS = {
     GradientRule.STANDARD: BackwardRules(),
     GradientRule.GIM: BackwardRules(
-        constant_norms=True, temperature=2.0, query_key_factor=0.25, value_factor=0.5, gate_factor=0.5
+        constant_norms=True,
+        temperature=2.0,
+        query_key_factor=0.25,
+        value_factor=0.5,
+        gate_factor=0.5,
+        hidden_factor=0.5,  # the reference implementation halves an MLP's pre-activations with and without a gate
     ),
     GradientRule.RELP: BackwardRules(constant_norms=True, gate_factor=0.5, secant_activations=True),
 }
@@ -183,6 +190,7 @@ class Backward:
             d_up = d_activated * apply_activation(self.decoder.activation, gate)
             d_hidden = torch.cat((self._activation(d_activated * up, gate), d_up), -1)
         else:
+            d_activated = _scaled(d_activated, self.rules.hidden_factor)
             d_hidden = self._activation(d_activated, activations.hidden)
         return self.norm(activations.mlp_input, linear(d_hidden, mlp.w_in.T))
 
