@@ -15,9 +15,11 @@ from PIL import Image
 
 from knowledge_circuits.analysis import findings, tables
 from knowledge_circuits.figures import circuit_evaluation, learning, topology
+from knowledge_circuits.figures import dynamics as dynamics_figures
 from knowledge_circuits.figures import findings as findings_figures
 from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.figures.circuit_graph import circuit_graph
+from knowledge_circuits.figures.vector import DARK_PAPER, color_rules, contrast, dark_color, svg_element
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
 
@@ -171,6 +173,37 @@ def test_what_is_missing_is_said_instead_of_drawn() -> None:
     for remedy, drawn in said.items():
         for figure in drawn:
             assert any(remedy in text.get_text() for ax in figure.axes for text in ax.texts)
+
+
+def test_names_with_dollar_signs_are_no_mathematics() -> None:
+    skills = pd.DataFrame({"epoch": [0.0], "skill": ["sum_$x^{$"], "accuracy": [0.5]})
+    texts, changes = pd.DataFrame(columns=["text"]), pd.DataFrame(columns=["band"])
+    drawn = [
+        learning.query_accuracy(pd.DataFrame(columns=tables.PREDICTION_COLUMNS), "nano/a$_$b$"),
+        dynamics_figures.skills_text_and_circuits(skills, texts, changes, "nano/$\\frac$"),
+    ]
+    for figure, name in zip(drawn, ("nano/a$_$b$", "nano/$\\frac$"), strict=True):
+        assert f"run {name}" in svg_element(figure, "a figure")
+
+
+def test_predictions_of_one_type_leave_the_other_panel_blank(synthetic_run: Run) -> None:
+    table = tables.predictions(synthetic_run)
+    figure = learning.knowledge_heatmap(table[table["type"] == "new"], "run")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["no predictions"]
+    assert figure.axes[1].images
+
+
+def test_a_figure_for_a_page_has_text_and_colours_for_both_modes(figures: dict[str, Figure]) -> None:
+    element = svg_element(figures["query_accuracy"], 'shares of "facts"')
+    assert ">share of queries answered</text>" in element
+    assert "#0072b2" not in element and "var(--c-0072b2)" in element
+    light, dark = color_rules(element).split("@media")
+    assert "--c-0072b2:#0072b2" in light and "--c-000000:#000000" in light
+    paper = np.array(mpl.colors.to_rgb(DARK_PAPER))
+    for color in ("#000000", "#0072b2", "#d55e00", "#00224e"):
+        assert f"{dark_color(color)}" in dark or color == "#00224e"
+        assert contrast(np.array(mpl.colors.to_rgb(dark_color(color))), paper) >= 4.4
+    assert dark_color("#ffffff") == DARK_PAPER
 
 
 def test_figures_leave_matplotlibs_settings_alone(synthetic_run: Run) -> None:

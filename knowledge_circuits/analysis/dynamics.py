@@ -21,23 +21,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from knowledge_circuits.analysis.tables import Circuits
 from knowledge_circuits.engine import topology
 from knowledge_circuits.files import InputError
 from knowledge_circuits.records import PROBE_RECORD, shape
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
 from knowledge_circuits.training.stopping import Known, consolidated_counts, skill_lost
-
-if TYPE_CHECKING:
-    from knowledge_circuits.analysis.tables import Circuits
-
 
 FACT_COLUMNS = [
     *("step", "epoch", "full_name", "attribute", "type", "band", "frequency"),

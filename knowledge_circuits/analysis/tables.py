@@ -93,6 +93,7 @@ CIRCUIT_COLUMNS = [
     "step",
     "epoch",
     *GROUP_COLUMNS,
+    "prompts",
     "edges",
     "nodes",
     "entropy",
@@ -344,6 +345,15 @@ class Circuits:
         least, most, total = self.table["nodes"].min(), self.table["nodes"].max(), self.nodes.shape[1]
         return f"nodes are saturated: {least} to {most} of {total} in every circuit" if least >= 0.9 * total else ""
 
+    @property
+    def prompts(self) -> str:
+        """Prompts per group, as text: "30", or "5 to 30" where groups differ; "" if the graphs do not tell."""
+        counts = self.table["prompts"].dropna()
+        if counts.empty:
+            return ""
+        least, most = int(counts.min()), int(counts.max())
+        return str(least) if least == most else f"{least} to {most}"
+
     def activation_table(self) -> pd.DataFrame:
         """Edge activation ratio in long form: step, epoch, task, type, band, layer, ratio."""
         keys = self.table[["step", "epoch", *GROUP_COLUMNS]]
@@ -391,6 +401,7 @@ def circuits(run: Run, setting: Setting | None = None, visit: Visitor | None = N
                 "step": file.step,
                 "epoch": file.epoch,
                 **_names(file.group),
+                "prompts": graph.meta.get("examples", np.nan),
                 "edges": int(edges[-1].sum()),
                 "nodes": int(nodes[-1].sum()),
                 "entropy": topology.circuit_entropy(graph),

@@ -120,6 +120,9 @@ def _subtitle(material: Material) -> str:
     when = f", epochs 0 to {max(epochs.values()):g}" if epochs else ""
     count = f"{len(epochs)} checkpoint{'s' if len(epochs) != 1 else ''}"
     circuits = f"Circuits: {material.setting}." if material.setting else "No circuits yet."
+    if material.setting and material.circuits is not None and material.circuits.prompts:
+        limit, present = material.setting.circuit_n, material.circuits.prompts
+        circuits = circuits.replace(f"{limit} prompts a group", f"{present} prompts a group")
     return f"{count}{when}. {circuits}"
 
 
