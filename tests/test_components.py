@@ -24,7 +24,14 @@ from knowledge_circuits.analysis.components import (
     kind_layers,
     kind_proportions,
 )
-from knowledge_circuits.analysis.head_kinds import HeadKind, VocabularySums, logit_parts, split_by_source
+from knowledge_circuits.analysis.head_kinds import (
+    HeadKind,
+    VocabularySums,
+    head_kinds,
+    logit_parts,
+    split_by_source,
+    without_vocabulary_mean,
+)
 from knowledge_circuits.analysis.prompt_view import PromptView, view_prompt
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.forward import all_logits, embed, forward
@@ -89,7 +96,7 @@ def test_a_group_is_the_mean_of_its_prompts_taken_one_by_one(
     for number in members:
         ids = torch.tensor([list(prompts.pairs.clean[number])])
         target = torch.tensor([prompts.pairs.labels[number][0]])
-        parts = logit_parts(decoder, forward(decoder, embed(decoder, ids)), target).heads[0]
+        parts = logit_parts(without_vocabulary_mean(decoder), forward(decoder, embed(decoder, ids)), target).heads[0]
         end = 1 + int(prompts.subject_tokens[number])
         subject.append(parts[..., 1:end].sum(-1))
         relation.append(parts[..., end:].sum(-1))
@@ -99,6 +106,10 @@ def test_a_group_is_the_mean_of_its_prompts_taken_one_by_one(
     heads = rows_of(analysed.heads, CITY, 4).sort_values(["layer", "head"])
     assert np.allclose(heads["subject"], torch.stack(subject).mean(0).flatten(), rtol=1e-3, atol=1e-6)
     assert np.allclose(heads["relation"], torch.stack(relation).mean(0).flatten(), rtol=1e-3, atol=1e-6)
+    halves = [
+        head_kinds(*(torch.stack(part)[half::2].mean(0).flatten() for part in (subject, relation))) for half in (0, 1)
+    ]
+    assert heads["halves_agree"].tolist() == (halves[0] == halves[1]).astype(float).tolist()
     lens = rows_of(analysed.lens, CITY, 4).set_index("layer")
     assert lens.index.tolist() == list(range(decoder.n_layers + 1))
     assert lens.loc[decoder.n_layers, "rank"] == pytest.approx(np.mean(ranks), rel=1e-4)

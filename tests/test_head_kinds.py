@@ -15,6 +15,7 @@ from knowledge_circuits.analysis.head_kinds import (
     logit_parts,
     original_ratio,
     split_by_source,
+    without_vocabulary_mean,
 )
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.forward import Trace, all_logits, embed, forward
@@ -32,6 +33,15 @@ def double(family: str) -> Decoder:
 def run(decoder: Decoder, last_position_only: bool = False) -> Trace:
     with torch.no_grad():
         return forward(decoder, embed(decoder, IDS), last_position_only=last_position_only)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_without_the_vocabulary_mean_parts_sum_to_the_logit_minus_the_mean_logit(family: str) -> None:
+    decoder = double(family)
+    logits = all_logits(decoder, IDS)[:, -1]
+    parts = logit_parts(without_vocabulary_mean(decoder), run(decoder), TARGETS)
+    expected = logits[range(3), TARGETS] - logits.mean(-1)
+    torch.testing.assert_close(parts.total, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

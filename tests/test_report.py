@@ -15,6 +15,7 @@ import pytest
 from synthetic_run import FREQUENCY, Truth, write_run
 
 import report
+from knowledge_circuits.analysis import components
 from knowledge_circuits.analysis.dynamics import fact_history, read_dynamics
 from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError, write_json, write_jsonl
@@ -52,7 +53,7 @@ def write_components(run: Run, truth: Truth) -> None:
     """The saved analysis of heads and logit lens, of which only the shapes are those of a model."""
     generator = np.random.default_rng(0)
     named, layers, heads = [str(group) for group in groups()], truth.layout.n_layers, truth.layout.n_heads
-    parts = ("subject", "relation", "original_subject", "original_relation")
+    parts = components.HEAD_MEASURES
     for checkpoint in run.checkpoints():
         content = {
             "key": "",

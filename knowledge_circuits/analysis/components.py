@@ -5,7 +5,9 @@ are group means, saved under `<run>/analysis/circuit_<n>/checkpoint-<step>.json`
 and a second call takes a moment. A saved file is used as long as the weights and the prompts are those it was made
 from (or the weights are gone). The tables have one row per observation, as those of `tables`:
 
-    heads   step, epoch, task, type, band, layer, head; subject, relation (mean parts of the answer's logit), kind;
+    heads   step, epoch, task, type, band, layer, head; subject, relation (mean parts of the answer's logit minus the
+            vocabulary's mean logit), kind; halves_agree (1 where two halves of the group's prompts give the same kind,
+            0 where not, NaN for a group of one prompt);
             original_subject, original_relation, original_kind (the original's ratios, see `head_kinds`)
     lens    step, epoch, task, type, band, layer (0 = embeddings); rank and subject_rank (means of rank + 1), prob
 """
@@ -35,6 +37,7 @@ from knowledge_circuits.analysis.head_kinds import (
     logit_parts,
     original_ratio,
     split_by_source,
+    without_vocabulary_mean,
 )
 from knowledge_circuits.analysis.logit_lens import logit_lens
 from knowledge_circuits.corpus.folder import DataFolder
@@ -52,14 +55,17 @@ from knowledge_circuits.run_config import read_run_config
 from knowledge_circuits.runs import Checkpoint, Run
 from knowledge_circuits.study import TASKS, Group, groups, task_file
 
-HEAD_COLUMNS = ["step", "epoch", *tables.GROUP_COLUMNS, "layer", "head", "subject", "relation", "kind"]
+HEAD_COLUMNS = ["step", "epoch", *tables.GROUP_COLUMNS, "layer", "head", "subject", "relation", "kind", "halves_agree"]
 HEAD_COLUMNS += ["original_subject", "original_relation", "original_kind"]
 LENS_COLUMNS = ["step", "epoch", *tables.GROUP_COLUMNS, "layer", "rank", "prob", "subject_rank"]
 
-_HEAD_MEASURES = ("subject", "relation", "original_subject", "original_relation")
+_PARTS = ("subject", "relation")
+_HALVES = tuple(f"{part}_{half}" for half in ("even", "odd") for part in _PARTS)
+_MEASURED = (*_PARTS, "original_subject", "original_relation")
+HEAD_MEASURES = (*_MEASURED, *_HALVES)
 _LENS_MEASURES = ("rank", "prob", "subject_rank")
 #: Goes up when what is saved changes its meaning.
-_FORMAT = 1
+_FORMAT = 2
 
 Floats = NDArray[np.float64]
 
@@ -92,7 +98,7 @@ class CheckpointComponents:
 
     Attributes:
         groups: the G groups.
-        heads: measure -> [G, l, h], the names of `_HEAD_MEASURES`.
+        heads: measure -> [G, l, h], the names of `HEAD_MEASURES`.
         lens: measure -> [G, l + 1], the names of `_LENS_MEASURES`; ranks are means of rank + 1.
     """
 
@@ -162,7 +168,8 @@ def analyse_model(
     """
     prompts.pairs.check_fits(decoder.d_vocab, decoder.max_positions)
     n, layers, h = len(prompts.pairs), decoder.n_layers, decoder.n_heads
-    heads = {name: torch.zeros(n, layers, h, dtype=torch.float64) for name in _HEAD_MEASURES}
+    heads = {name: torch.zeros(n, layers, h, dtype=torch.float64) for name in _MEASURED}
+    centred = without_vocabulary_mean(decoder)
     lens = {name: torch.zeros(n, layers + 1, dtype=torch.float64) for name in _LENS_MEASURES}
     budget = budget_bytes(memory_gb, decoder.device)
     with torch.no_grad():
@@ -172,11 +179,11 @@ def analyse_model(
                 subject = prompts.subject_mask(part.index, length).to(decoder.device)
                 ids, targets = part.clean.to(decoder.device), part.labels[:, 0].to(decoder.device)
                 trace = forward(decoder, embed(decoder, ids), last_position_only=False, keep_residuals=True)
-                split = split_by_source(logit_parts(decoder, trace, targets).heads, subject)
+                split = split_by_source(logit_parts(centred, trace, targets).heads, subject)
                 ratio = original_ratio(decoder, trace, subject, sums)
                 reading = logit_lens(decoder, trace, targets, subject)
                 measured = (split.subject, split.relation, ratio.subject, ratio.relation)
-                for name, values in zip(_HEAD_MEASURES, measured, strict=True):
+                for name, values in zip(_MEASURED, measured, strict=True):
                     heads[name][part.index] = values.double().cpu()
                 for name, values in zip(
                     _LENS_MEASURES, (reading.rank + 1, reading.prob, reading.subject_rank + 1), strict=True
@@ -184,15 +191,25 @@ def analyse_model(
                     lens[name][part.index] = values.double().cpu()
     return CheckpointComponents(
         prompts.groups,
-        {name: _group_means(values, prompts) for name, values in heads.items()},
+        {name: _group_means(values, prompts) for name, values in heads.items()}
+        | {f"{part}_{half}": _group_means(heads[part], prompts, half) for half in ("even", "odd") for part in _PARTS},
         {name: _group_means(values, prompts) for name, values in lens.items()},
     )
 
 
-def _group_means(values: Tensor, prompts: GroupPrompts) -> Floats:
-    """Mean of [n, ...] over each group's prompts, [G, ...]."""
-    count = torch.bincount(prompts.members, minlength=len(prompts.groups))
-    total = values.new_zeros(len(prompts.groups), *values.shape[1:]).index_add(0, prompts.members, values)
+def _group_means(values: Tensor, prompts: GroupPrompts, half: str = "") -> Floats:
+    """Mean of [n, ...] over each group's prompts, [G, ...]; NaN for a group without prompts in the half.
+
+    Args:
+        half: "even" or "odd" for every other prompt of a group.
+    """
+    members = prompts.members
+    if half:
+        first = torch.searchsorted(members, members)  # where each prompt's group begins
+        chosen = (torch.arange(len(members)) - first) % 2 == (half == "odd")
+        members, values = members[chosen], values[chosen]
+    count = torch.bincount(members, minlength=len(prompts.groups))
+    total = values.new_zeros(len(prompts.groups), *values.shape[1:]).index_add(0, members, values)
     return (total / count.view(-1, *(1,) * (values.dim() - 1))).numpy()
 
 
@@ -304,6 +321,8 @@ def _head_table(components: CheckpointComponents, step: int, epoch: float) -> pd
     for name, values in components.heads.items():
         table[name] = values.reshape(-1)
     table["kind"] = head_kinds(table["subject"], table["relation"])
+    even, odd = (head_kinds(table[f"subject_{half}"], table[f"relation_{half}"]) for half in ("even", "odd"))
+    table["halves_agree"] = np.where(table[list(_HALVES)].notna().all(axis=1), even == odd, np.nan)
     table["original_kind"] = head_kinds(table["original_subject"], table["original_relation"])
     return table[HEAD_COLUMNS]
 
@@ -343,7 +362,7 @@ def _read(path: Path, key: str | None) -> CheckpointComponents | None:
     try:
         by_name = {str(group): group for group in groups()}
         found = tuple(by_name[name] for name in content["groups"])
-        heads = {name: np.asarray(content["heads"][name], dtype=float) for name in _HEAD_MEASURES}
+        heads = {name: np.asarray(content["heads"][name], dtype=float) for name in HEAD_MEASURES}
         lens = {name: np.asarray(content["lens"][name], dtype=float) for name in _LENS_MEASURES}
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: not an analysis that this version wrote; remove the file") from None

@@ -7,6 +7,9 @@ exactly over the source positions s from which it reads (the output bias b_O apa
     logit[t] = sum over parts x of  (x . u_t) r,         u_t = the unembedding's column, r = the norm's inverse scale
     DLA(head) = sum over s of  A[last, s] (v[s] W_O . u_t) r
 
+What raises the logits of all tokens alike changes no probability. Kinds are therefore told from the logit minus the
+mean logit of the vocabulary: u_t minus the mean of all columns (`without_vocabulary_mean`).
+
 The subject part sums s over the subject's tokens, the relation part over the rest of the prompt, the start token in
 neither. Averaged over a group's prompts, q = subject / relation tells the kind: a mover head where |q| > 10, a relation
 head where |q| < 1/10, a mixture head between (Ou et al. 2025, section 5).
@@ -16,7 +19,7 @@ Shapes: b items, p positions, l layers, h heads, k key/value heads, g = h / k, e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -56,6 +59,18 @@ def head_kinds(subject: ArrayLike, relation: ArrayLike) -> NDArray[np.str_]:
     relational = DOMINANCE * from_subject < from_relation
     choices = [str(kind) for kind in (HeadKind.NONE, HeadKind.MOVER, HeadKind.RELATION)]
     return np.select([none, mover, relational], choices, str(HeadKind.MIXTURE))
+
+
+def without_vocabulary_mean(decoder: Decoder) -> Decoder:
+    """Return the model with its unembedding's mean over the vocabulary subtracted: its logits have mean 0.
+
+    `logit_parts` of this model take apart the logit minus the vocabulary's mean logit.
+    """
+    return replace(
+        decoder,
+        unembedding=decoder.unembedding - decoder.unembedding.mean(1, keepdim=True),
+        unembedding_bias=decoder.unembedding_bias - decoder.unembedding_bias.mean(),
+    )
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,11 @@ def head_proportions(components: Components, circuits: tables.Circuits | None, r
     table = analysis.kind_proportions(components.heads, circuits, kind)
     if table.empty:
         return figure_style.missing(title, components.missing or tables.NO_CIRCUITS, run)
+    share = analysis.circuit_heads(components.heads, circuits)["halves_agree"].mean()
+    known = not by_original and np.isfinite(share)
+    agreement = f"two halves of the prompts agree on {share:.0%} of the heads" if known else "mean of the tasks"
     figure, axes = figure_style.grid(
-        title, run, len(TYPES), len(BANDS), height=4.8, note="mean of the tasks; heads of the kind over circuit nodes"
+        title, run, len(TYPES), len(BANDS), height=4.8, note=f"heads of the kind over circuit nodes; {agreement}"
     )
     for ax, part in type_band_panels(axes, table):
         draw_lines(ax, part, "proportion", "kind", KINDS)
