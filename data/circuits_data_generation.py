@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from knowledge_circuits.command_line import choice, positive, run_program
 from knowledge_circuits.corpus.folder import DataFolder, data_parser
 from knowledge_circuits.corpus.people import count_table, read_entities
-from knowledge_circuits.files import write_jsonl
+from knowledge_circuits.files import InputError, write_jsonl
+from knowledge_circuits.manifest import FOLDER_MANIFEST, Status, check, finish
 from knowledge_circuits.study import RARE_LENGTH, TASKS, Attribute
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ def main() -> None:
         "--rare_length", type=positive, default=RARE_LENGTH, help="drop name lengths with so many subjects or fewer"
     )
     parser.add_argument("--untaught", action="store_true", help="pair the untaught people of a mirrored set instead")
+    parser.add_argument("--overwrite", action="store_true", help="replace pairs that another tokenizer made")
     parser.add_argument("--trust_remote_code", action="store_true", help="allow code from the model's repository")
     arguments = parser.parse_args()
     from knowledge_circuits.corpus.prompt_pairs import circuit_data
-    from knowledge_circuits.models.tokenization import load_tokenizer
+    from knowledge_circuits.models.tokenization import load_tokenizer, tokenizer_fingerprint
 
     folder = DataFolder.of(arguments.data_dir, arguments.N)
     if arguments.untaught:
@@ -46,6 +48,12 @@ def main() -> None:
     else:
         people = read_entities(folder.require(folder.test, "query_data_generation.py"))
     tokenizer = load_tokenizer(arguments.model_name_or_path, arguments.trust_remote_code)
+    unit = folder.circuit(arguments.circuit_n, arguments.model, arguments.task[0]).with_name(FOLDER_MANIFEST)
+    made_from = {"tokenizer": tokenizer_fingerprint(tokenizer)}
+    if check(unit, made_from).status is Status.OTHER and not arguments.overwrite:
+        raise InputError(
+            f"{unit.parent}: the pairs there were made with another tokenizer; give another --model, or --overwrite"
+        )
     for task in arguments.task:
         data = circuit_data(people, task, tokenizer, arguments.circuit_n, arguments.seed, arguments.rare_length)
         path = folder.circuit(arguments.circuit_n, arguments.model, task)
@@ -53,6 +61,7 @@ def main() -> None:
         print_summary(data, path)
     for length, count in data.rare_lengths.items():  # the same for every task
         print(f"dropped: {count} subject(s) of {length} tokens, a length that too few names have")
+    finish(unit, "circuit data", made_from, sorted(unit.parent.glob("*.jsonl")))
     folder.record(f"circuits_data_generation {arguments.model} {arguments.circuit_n}", vars(arguments))
 
 

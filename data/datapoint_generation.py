@@ -37,7 +37,7 @@ def main() -> None:
     folder = DataFolder.of(arguments.data_dir, arguments.N)
     write_jsonl(folder.new, (person.to_row() for person in new))
     write_jsonl(folder.revised, (person.to_row() for person in revised))
-    folder.record("datapoint_generation", vars(arguments), first=True)
+    folder.record("datapoint_generation", vars(arguments), [folder.new, folder.revised], first=True)
     print(count_table([*new, *revised]))
     print(f"{len(new):,} new and {len(revised):,} revised people: {folder.new}, {folder.revised}")
 

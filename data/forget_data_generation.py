@@ -40,7 +40,7 @@ def main() -> None:
     ):
         write_jsonl(path, (biography.to_row() for biography in corpus))
         print(f"{len(corpus):,} biographies: {path}")
-    folder.record("forget_data_generation", vars(arguments))
+    folder.record("forget_data_generation", vars(arguments), [folder.forget_new, folder.forget_conflict, folder.replay])
 
 
 if __name__ == "__main__":

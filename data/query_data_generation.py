@@ -23,7 +23,7 @@ def main() -> None:
     new, revised = read_people_of(folder)
     sample = sample_test([*new, *revised], arguments.test_per_group, arguments.seed)
     write_jsonl(folder.test, (person.to_row() for person in sample))
-    folder.record("query_data_generation", vars(arguments))
+    folder.record("query_data_generation", vars(arguments), [folder.test])
     print(count_table(sample))
     for type_ in KnowledgeType:
         for band in Band:

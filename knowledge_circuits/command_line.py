@@ -52,6 +52,7 @@ _MENDABLE = {
     errno.ENOTDIR: "a file stands where a folder is needed",
     errno.EEXIST: "a file stands where a folder is needed",
     errno.EISDIR: "a folder stands where a file is needed",
+    errno.ELOOP: "a symbolic link leads back to itself",
     errno.ENAMETOOLONG: "the name is too long for the file system",
 }
 

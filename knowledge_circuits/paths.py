@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
+
+from knowledge_circuits.files import InputError
 
 #: The folder that holds the programs, data/, docs/ and outputs/.
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -12,6 +14,17 @@ SELECTION_POOL = REPOSITORY / "data" / "selection_pool"
 TEMPLATES = REPOSITORY / "data" / "templates"
 HELD_OUT_TEXT = REPOSITORY / "data" / "skills" / "held_out_text.txt"
 PUBLISHED_ACCURACY = REPOSITORY / "docs" / "reference" / "first_token_accuracy.json"
+
+
+def check_name(name: str, flag: str) -> None:
+    """Refuse a name that would lead out of the folder that holds such names.
+
+    Raises:
+        InputError: an empty name, an absolute path, or one with `..` in it.
+    """
+    path = PurePath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{flag} {name!r}: a name is wanted, not a path that leads elsewhere")
 
 
 def shown(path: Path) -> str:

@@ -12,9 +12,18 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar
+from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar, cast
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 from typing_extensions import TypedDict
 
 from knowledge_circuits.files import InputError, numbered_jsonl, read_json
@@ -85,6 +94,14 @@ class LoggedState(TypedDict):
     epoch: NotRequired[float | None]
     global_step: NotRequired[Count]
     log_history: NotRequired[list[dict[str, Any]]]
+
+
+class TrainerStateFile(BaseModel):
+    """What training needs of a checkpoint's trainer_state.json."""
+
+    model_config = RECORD
+    global_step: Count = 0
+    stateful_callbacks: dict[str, Any] = {}
 
 
 class LoggedLoss(TypedDict):
@@ -186,9 +203,12 @@ class Shape(Generic[Row]):
             InputError: a key is missing or a value is wrong; `where` names the file and line.
         """
         try:
-            return self._adapter.validate_python(value)
+            record = self._adapter.validate_python(value)
         except ValidationError as error:
             raise InputError(f"{where}: {explain(error)}") from None
+        if isinstance(record, dict):  # in the order of the file: what is written again is the same, byte for byte
+            return cast(Row, {key: record[key] for key in value})
+        return record
 
     def numbered(self, path: str | Path) -> Iterator[tuple[int, Row]]:
         """Read a JSON lines file: each line's number (from 1) and record."""

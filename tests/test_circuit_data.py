@@ -16,9 +16,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from knowledge_circuits.corpus.folder import DataFolder
 from knowledge_circuits.corpus.people import Person
-from knowledge_circuits.corpus.prompt_pairs import circuit_data
+from knowledge_circuits.corpus.prompt_pairs import circuit_data, group_pairs, in_group
 from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
-from knowledge_circuits.study import TASKS, Attribute
+from knowledge_circuits.models.tokenization import load_tokenizer
+from knowledge_circuits.study import TASKS, Attribute, groups
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -156,6 +157,36 @@ def test_the_program_writes_one_file_a_task_with_the_agreed_keys(
     assert "same first token" in done.stdout
     config = json.loads(folder.config.read_text(encoding="utf-8"))
     assert config["circuits_data_generation tiny 8"]["circuit_n"] == 8
+
+
+def test_data_of_another_tokenizer_are_not_replaced_unasked_nor_used(
+    people: list[Person], tiny_gpt2_folder: Path, tmp_path: Path
+) -> None:
+    folder = DataFolder.of(str(tmp_path), 200)
+    write_jsonl(folder.test, (person.to_row() for person in people))
+    assert run_program(tmp_path, tiny_gpt2_folder, "--task", "city").returncode == 0
+    path = folder.circuit(8, "tiny", Attribute.CITY)
+    before = path.read_bytes()
+    other = tmp_path / "other"
+    tiny.byte_level_tokenizer(330).save_pretrained(other)
+    done = run_program(tmp_path, other, "--task", "city")
+    assert (done.returncode, path.read_bytes()) == (1, before)
+    assert "made with another tokenizer; give another --model, or --overwrite" in done.stderr
+    assert run_program(tmp_path, other, "--task", "city", "--overwrite").returncode == 0
+    assert path.read_bytes() != before
+
+
+def test_a_label_id_that_is_not_the_first_token_of_its_label_is_refused(
+    tiny_gpt2_folder: Path, people, tmp_path
+) -> None:
+    tokenizer = load_tokenizer(str(tiny_gpt2_folder))
+    rows = [pair.to_row() for pair in circuit_data(people, Attribute.CITY, tokenizer, 8, 0).pairs]
+    group = next(g for g in groups() if g.task == Attribute.CITY and any(in_group(row, g) for row in rows))
+    assert len(group_pairs(rows, group, tokenizer)) > 0
+    for row in rows:
+        row["clean_label_idx"] = (row["clean_label_idx"] + 1) % len(tokenizer)
+    with pytest.raises(InputError, match=r"item \d+: token \d+ .* is not the first of .* the model's own"):
+        group_pairs(rows, group, tokenizer)
 
 
 def test_the_program_answers_mistakes_with_one_sentence(tiny_gpt2_folder: Path, tmp_path: Path) -> None:

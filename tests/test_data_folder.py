@@ -37,6 +37,16 @@ def test_other_people_make_the_record_of_texts_about_the_former_ones_go(tmp_path
     assert read_json(folder.config) == {"N": 60, "seed": 8, "people": {"N": 60, "seed": 8}}
 
 
+def test_a_file_that_was_cut_since_it_was_written_is_refused(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    folder.train.write_text("{}\n{}\n")
+    folder.record("text_data_generation", {"N": 60, "seed": 7}, [folder.train])
+    assert folder.require(folder.train, "text_data_generation.py") == folder.train
+    folder.train.write_text("{}\n")
+    with pytest.raises(InputError, match=r"train.jsonl has 3 bytes, not 6; run data/text_data_generation.py again"):
+        folder.require(folder.train, "text_data_generation.py")
+
+
 def test_a_missing_file_names_the_program_that_writes_it(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path)
     with pytest.raises(InputError, match=r"train\.jsonl: no such file; run data/text_data_generation\.py"):

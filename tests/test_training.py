@@ -21,12 +21,13 @@ from knowledge_circuits.runs import Run, checkpoints
 from knowledge_circuits.study import KnowledgeType
 from knowledge_circuits.training.arguments import ModelArguments, parse_arguments
 from knowledge_circuits.training.callbacks import exponential_steps
+from knowledge_circuits.training.checkpoints import has_resume_state
 from knowledge_circuits.training.data import IGNORED, TrainingBlocks, choose_block_size
-from knowledge_circuits.training.documents import hub_documents
+from knowledge_circuits.training.documents import hub_documents, read_documents
 from knowledge_circuits.training.packing import TYPE_CODES, read_blocks
 from knowledge_circuits.training.run import Flags, evaluate, train
 from knowledge_circuits.training.starting_model import training_tokenizer
-from knowledge_circuits.training.trainer import CheckpointTrainer, block_counts, has_resume_state
+from knowledge_circuits.training.trainer import CheckpointTrainer, block_counts
 from train import main
 
 
@@ -131,21 +132,21 @@ def test_a_run_keeps_the_untrained_model_a_checkpoint_each_epoch_and_every_evalu
     assert found[2]["loss"] < found[0]["loss"] - 1
 
 
-def test_optimizer_state_is_kept_for_the_newest_checkpoint_only_and_no_arguments_are_pickled(flags):
-    outcome = train(flags())
+def test_optimizer_state_is_kept_for_the_two_newest_checkpoints_and_no_arguments_are_pickled(flags):
+    outcome = train(flags(num_train_epochs=3))
     resumable = [checkpoint.step for checkpoint in outcome.run.checkpoints() if has_resume_state(Path(checkpoint.path))]
-    assert resumable == [12]
+    assert resumable == [12, 18]
     assert not list(outcome.run.path.rglob("training_args.bin"))
     assert not list(outcome.run.path.rglob("*.partial"))
     assert not list(Path(outcome.run.checkpoints()[1].path).glob("*.pt*"))
 
 
 def test_resume_state_that_a_killed_process_left_in_part_goes(flags):
-    run = train(flags()).run
+    run = train(flags(num_train_epochs=3)).run
     before = contents(run.path)
-    first, last = (Path(checkpoint.path) for checkpoint in run.checkpoints()[1:])
+    first, *_, last = (Path(checkpoint.path) for checkpoint in run.checkpoints()[1:])
     shutil.copy(last / "rng_state.pth", first)  # the optimizer's was removed first
-    assert not train(flags()).trained
+    assert not train(flags(num_train_epochs=3)).trained
     assert contents(run.path) == before
 
 
@@ -446,6 +447,18 @@ def test_default_folders_say_model_and_run_or_replay(flags, tmp_path, monkeypatc
         ({"sequences_per_step": 6}, "multiple of the 4 sequences"),
         ({"dtype": "int8"}, "float32, bfloat16"),
         ({"load_best_model_at_end": True}, "every checkpoint is kept"),
+        ({"seed": -1}, "--seed -1: a finite number from 0 to 4,294,967,295"),
+        ({"seed": 2**32}, "--seed 4294967296"),
+        ({"num_train_epochs": "nan"}, "--num_train_epochs nan"),
+        ({"num_train_epochs": "inf"}, "--num_train_epochs inf"),
+        ({"num_train_epochs": 0}, "train nothing"),
+        ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0: a finite number at least 1"),
+        ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps 0"),
+        ({"learning_rate": "nan"}, "--learning_rate nan"),
+        ({"lr_scheduler_kwargs": "[1]"}, r"--lr_scheduler_kwargs \[1\]: a JSON object is wanted"),
+        ({"lr_scheduler_kwargs": "{"}, "--lr_scheduler_kwargs: not valid JSON"),
+        ({"model": "../../../x", "output_dir": None}, r"--model '../../../x': a name is wanted"),
+        ({"run": "/x", "output_dir": None}, "--run '/x': a name is wanted"),
         ({"learning_rate": 1e30, "max_grad_norm": 0}, r"step \d+: the (training|evaluation) loss is|not finite"),
     ],
 )
@@ -454,6 +467,40 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(flags, tiny_gpt2_folder,
     with pytest.raises(InputError, match=message) as refused:
         train(flags(**changes))
     assert "\n" not in str(refused.value)
+
+
+def test_a_table_with_several_columns_needs_one_that_is_named(flags, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("id,content\n" + "".join(f"{number},Anna lives in Oslo.\n" for number in range(20)))
+    with pytest.raises(InputError, match=r"rows.csv: no column 'text'; name one with --text_column: id, content"):
+        train(flags(train_file=path, validation_file=None, eval_strategy="no"))
+    with pytest.raises(InputError, match="--text_column 'body' is none of id, content"):
+        train(flags(train_file=path, text_column="body", validation_file=None, eval_strategy="no"))
+    assert read_documents(path, "content")[0] == {
+        "id": "0",
+        "content": "Anna lives in Oslo.",
+        "text": "Anna lives in Oslo.",
+    }
+    path.write_text("sentence\nAnna lives in Oslo.\n")
+    assert read_documents(path)[0]["text"] == "Anna lives in Oslo."
+
+
+def test_a_kernel_of_the_hub_does_not_run_unasked(flags, tmp_path, tiny_gpt2_folder):
+    folder = Path(shutil.copytree(tiny_gpt2_folder, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attn_implementation": "someone/kernel"}))
+    with pytest.raises(InputError, match=r"'attn_implementation' is 'someone/kernel'.*--trust_remote_code"):
+        train(flags(model_name_or_path=folder))
+
+
+def test_six_steps_print_a_few_lines_and_no_warning(flags, capfd):
+    train(flags(disable_tqdm=False, max_steps=6, logging_steps=1))
+    said = capfd.readouterr()
+    lines = [line for line in re.split(r"[\r\n]", said.out + said.err) if line.strip()]
+    assert not [line for line in lines if "loss_type" in line or "missing keys" in line or "{'" in line]
+    bars = {line.split("%")[0].split(":")[0].strip() for line in lines if "%|" in line}
+    assert len([line for line in lines if "%|" not in line]) <= 4, lines
+    assert len(bars) <= 12, bars
 
 
 def test_unknown_flags_and_wrong_combinations_are_refused():

@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from knowledge_circuits.command_line import HelpFormatter, natural, positive
 from knowledge_circuits.files import InputError, read_json, write_json
-from knowledge_circuits.paths import SELECTION_POOL, TEMPLATES, shown
+from knowledge_circuits.manifest import MANIFEST_ENDING, Status, check, finish
+from knowledge_circuits.paths import SELECTION_POOL, TEMPLATES, check_name, shown
 from knowledge_circuits.study import Attribute
 
 #: What a program's flags are not: part of the content.
-_PLACES = ("data_dir", "output_dir")
+_PLACES = ("data_dir", "output_dir", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -94,24 +95,37 @@ class DataFolder:
 
     def circuit(self, circuit_n: int, model: str, task: Attribute) -> Path:
         """The pairs of one task under one model's tokenizer."""
+        check_name(model, "--model")
         return self.path / f"circuit_{circuit_n}" / model / f"{task}.jsonl"
 
     def require(self, path: Path, program: str) -> Path:
-        """`path` if it is there.
+        """Return `path` if it is there and as the program wrote it.
 
         Raises:
-            InputError: it is not; the message names the program that writes it.
+            InputError: it is missing, or a file of that program has another size; the message names the program.
         """
         if not path.is_file():
             raise InputError(f"{path}: no such file; run data/{program} with the same --N and --data_dir first")
+        manifest = self.manifest(program.removesuffix(".py"))
+        state = check(manifest)
+        if state.status is Status.DAMAGED:
+            raise InputError(
+                f"{path.parent}: {state.detail}; run data/{program} again, or remove {manifest.name} if you changed "
+                "the file on purpose"
+            )
         return path
 
-    def record(self, program: str, flags: Mapping[str, Any], first: bool = False) -> None:
-        """Put a program's flags into data_config.json, beside those of the others.
+    def manifest(self, program: str) -> Path:
+        """Return the manifest of what a program wrote into this folder."""
+        return self.path / f"{program}_{MANIFEST_ENDING}"
+
+    def record(self, program: str, flags: Mapping[str, Any], files: Sequence[Path] = (), first: bool = False) -> None:
+        """Put a program's flags into data_config.json, beside those of the others, and write the files' manifest last.
 
         Args:
             program: the program's name, under which its flags stand.
             flags: N, seed and everything else that the content depends on; values that are not JSON become text.
+            files: what the program wrote into this folder.
             first: the program makes the people, whose N and seed stand at the top; what other programs recorded goes
                 if these flags differ from the recorded ones, because it was made from other people.
         """
@@ -123,6 +137,8 @@ class DataFolder:
         if first and config.get(program) != flags:
             config = {"N": flags.get("N"), "seed": flags.get("seed")}
         write_json(self.config, {**config, program: flags})
+        if files:
+            finish(self.manifest(program), "data", flags, files)
 
 
 def data_parser(description: str | None) -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ order, so the same seed gives the same bytes on every machine.
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -227,7 +228,10 @@ def read_people(path: str | Path) -> tuple[str, ...]:
     """
     limit = csv.field_size_limit(sys.maxsize)  # such files also carry whole articles
     try:
-        reader = csv.DictReader(read_text(path).lstrip("\ufeff").splitlines(keepends=True))
+        text = read_text(path).lstrip("\ufeff")
+        if "\0" in text:
+            raise InputError(f"{path}: not CSV (it has NUL bytes)")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         if "name" not in (reader.fieldnames or []):
             raise InputError(f"{path}: no column `name` in its first line")
         names = [" ".join((row["name"] or "").split()) for row in reader]

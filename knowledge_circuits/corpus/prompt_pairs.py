@@ -221,11 +221,17 @@ def group_pairs(
                 " under this tokenizer; make the data with the model's own"
             )
         pair = (row["clean_label_idx"], row["corrupted_label_idx"])
-        for label in pair:
+        for side, prompt, label in zip(("clean", "corrupted"), prompts, pair, strict=True):
             if label >= len(tokenizer):
                 raise InputError(
                     f"{where}, item {number}: label id {label} is outside the tokenizer's {len(tokenizer)} tokens; make"
                     " the data with the model's own"
+                )
+            text = row[f"{side}_label"]
+            if label != label_token_id(tokenizer, prompt, text.removeprefix(" ")):
+                raise InputError(
+                    f"{where}, item {number}: token {label} ({tokenizer.decode([label])!r}) is not the first of"
+                    f" {text!r} under this tokenizer; make the data with the model's own"
                 )
         clean.append(ids[0])
         corrupted.append(ids[1])

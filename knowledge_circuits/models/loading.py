@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from knowledge_circuits.command_line import DTYPE_NAMES
-from knowledge_circuits.files import InputError, first_line, means_folder
+from knowledge_circuits.files import InputError, first_line, means_folder, read_json
 
 #: The data types by the names that flags give them.
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -40,6 +40,21 @@ def require_weights(name_or_path: str) -> None:
             raise InputError(f"{name_or_path}: not a checkpoint folder (config.json is missing)")
         if not weight_files(name_or_path):
             raise InputError(f"{name_or_path}: a checkpoint folder without weights (no .safetensors or .bin file)")
+
+
+def refuse_hub_kernel(folder: str | Path) -> None:
+    """Refuse a configuration whose attention is a kernel of the hub, which is code that would be downloaded and run.
+
+    Raises:
+        InputError: `attn_implementation` names one.
+    """
+    path = Path(folder) / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+        if isinstance(config, dict) and "/" in str(config.get(key)):
+            raise InputError(
+                f"{path}: {key!r} is {config[key]!r}, code of the hub; it runs only with --trust_remote_code"
+            )
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -91,6 +106,8 @@ def load_model(
         InputError: no weights, damaged weights, weights of another architecture, or weights that are not finite.
     """
     require_weights(path)
+    if not trust_remote_code:
+        refuse_hub_kernel(path)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             path,

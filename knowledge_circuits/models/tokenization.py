@@ -7,6 +7,8 @@ for SentencePiece alike.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -40,6 +42,13 @@ def load_tokenizer(
         )
     except Exception as error:  # whatever a damaged file makes the library raise
         raise InputError(f"{name_or_path}: no tokenizer could be loaded ({first_line(error)})") from error
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return 16 hexadecimal digits that tell tokenizers apart: vocabulary, merges, normalization, start token."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} {content}".encode()).hexdigest()[:16]
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -8,6 +8,7 @@ another, or its checkpoints/ folder, where the checkpoints go.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,7 +18,8 @@ from typing import Any
 from transformers import HfArgumentParser, TrainingArguments
 
 from knowledge_circuits.command_line import HelpFormatter
-from knowledge_circuits.files import InputError, read_json
+from knowledge_circuits.files import InputError, parse_json, read_json
+from knowledge_circuits.paths import check_name
 
 #: The folder of a run that holds its checkpoints.
 CHECKPOINTS = "checkpoints"
@@ -77,6 +79,9 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many documents."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many documents."})
+    text_column: str | None = field(
+        default=None, metadata={"help": "The key or column of the text; default: text, or the only one there is."}
+    )
     block_size: int | None = field(
         default=None, metadata={"help": "Tokens in a block; default: the model's context, at most 1,024."}
     )
@@ -123,11 +128,56 @@ class RunArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         given, asked = self.output_dir, self.do_eval
         super().__post_init__()  # fills in an output_dir, and do_eval wherever there is an --eval_strategy
         self.output_dir = given
         self.only_evaluates = asked and not self.do_train
         self.save_schedule = SaveSchedule(self.save_schedule)
+
+
+#: The smallest and largest value of flags that are numbers, beside being finite.
+_AT_LEAST_ONE = (1, math.inf)
+_NOT_NEGATIVE = (0, math.inf)
+RANGES = {
+    **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1)),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), _AT_LEAST_ONE),
+    **dict.fromkeys(("gradient_accumulation_steps", "save_schedule_cap", "sequences_per_step"), _AT_LEAST_ONE),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "save_half_epochs"), _NOT_NEGATIVE),
+    **dict.fromkeys(("warmup_steps", "warmup_ratio", "dataloader_num_workers", "adam_epsilon"), _NOT_NEGATIVE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), (0, 1)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), _NOT_NEGATIVE),
+    "num_train_epochs": (0, 1_000_000),
+    "save_total_limit": _AT_LEAST_ONE,
+    "max_steps": (-1, 10**9),
+}
+
+
+def check_ranges(run: RunArguments) -> None:
+    """Refuse numbers that make no sense, before anything is loaded.
+
+    Raises:
+        InputError: the flag, its value and its range.
+    """
+    for flag, (least, most) in RANGES.items():
+        value = getattr(run, flag, None)
+        if isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                continue
+        if value is not None and not (math.isfinite(value) and least <= value <= most):
+            bounds = f"at least {least:g}" if math.isinf(most) else f"from {least:,} to {most:,}"
+            raise InputError(f"--{flag} {value}: a finite number {bounds} is wanted")
+    if run.max_steps == 0 or (run.max_steps < 0 and run.num_train_epochs == 0):
+        raise InputError(
+            "--num_train_epochs 0 and --max_steps 0 train nothing; to evaluate only, give --do_eval without --do_train"
+        )
+    options = run.lr_scheduler_kwargs
+    if isinstance(options, str):
+        options = parse_json(options, "--lr_scheduler_kwargs")
+    if options is not None and not isinstance(options, dict):
+        raise InputError(f"--lr_scheduler_kwargs {options}: a JSON object is wanted")
 
 
 def parse_arguments(argv: Sequence[str], more: Sequence[type] = (), description: str | None = None) -> tuple[Any, ...]:
@@ -175,10 +225,16 @@ def _words_of_file(path: str) -> list[str]:
 
 
 def run_folder(model: ModelArguments, data: DataArguments, run: RunArguments) -> Path:
-    """The run's folder: --output_dir, or the default place for its kind."""
+    """Return the run's folder: --output_dir, or the default one for its kind.
+
+    Raises:
+        InputError: a name that would lead out of outputs/.
+    """
     if run.output_dir is not None:
         folder = Path(run.output_dir)
         return folder.parent if folder.name == CHECKPOINTS else folder
+    check_name(model.model, "--model")
+    check_name(run.run, "--run")
     if data.replay_ratio is not None:
         return Path("outputs") / "forget" / model.model / f"replay_{data.replay_ratio:g}"
     return Path("outputs") / "train" / model.model / run.run

@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import chain, count, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from knowledge_circuits.files import InputError, write_jsonl
 from knowledge_circuits.records import Evaluation, shape
@@ -41,6 +41,24 @@ class LoggingCallback(TrainerCallback):
     """
 
     log: Callable[[dict[str, float]], None] = staticmethod(lambda logs: None)
+
+
+class TrainingBar(ProgressCallback):
+    """One bar for the whole training, with the newest numbers at its end instead of a line for each of them."""
+
+    _SHOWN: ClassVar[dict[str, str]] = {"loss": "loss", "eval_loss": "evaluation loss", "probe_known_share": "known"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers: dict[str, str] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None:
+            self._numbers |= {name: f"{logs[key]:.3g}" for key, name in self._SHOWN.items() if logs and key in logs}
+            self.training_bar.set_postfix(self._numbers)
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        """Show no second bar."""
 
 
 class SavingCallback(TrainerCallback):

@@ -84,7 +84,7 @@ def read_training_documents(
         train, evaluation = split_off_validation(train, arguments.validation_split_percentage, seed)
     train = train[: _limit("max_train_samples", arguments.max_train_samples)]
     if arguments.replay_ratio is not None:
-        replayed = read_documents(arguments.replay_file) if arguments.replay_file else []
+        replayed = read_documents(arguments.replay_file, arguments.text_column) if arguments.replay_file else []
         train = mix_replay(train, replayed, arguments.replay_ratio, seed)
     elif arguments.replay_file is not None:
         raise InputError("--replay_file needs --replay_ratio, the share of documents that it replaces")
@@ -96,17 +96,17 @@ def read_training_documents(
 def _named_documents(
     arguments: DataArguments, evaluates: bool, cache_dir: str | None
 ) -> tuple[list[Document], list[Document] | None]:
-    evaluation = None
+    evaluation, column = None, arguments.text_column
     if arguments.train_file is not None:
-        train = read_documents(arguments.train_file)
+        train = read_documents(arguments.train_file, column)
     elif arguments.dataset_name is not None:
-        train, evaluation = hub_documents(arguments.dataset_name, arguments.dataset_config_name, cache_dir)
+        train, evaluation = hub_documents(arguments.dataset_name, arguments.dataset_config_name, cache_dir, column)
     else:
         raise InputError("nothing to train on: give --train_file or --dataset_name")
     if not evaluates:
         return train, None
     if arguments.validation_file is not None:
-        evaluation = read_documents(arguments.validation_file)
+        evaluation = read_documents(arguments.validation_file, column)
     return train, evaluation
 
 

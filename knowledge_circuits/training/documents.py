@@ -1,7 +1,10 @@
 """Training files become documents: one object with a `text` for every biography (or other piece of text).
 
 JSON lines, JSON (a list of objects, or lines), CSV and plain text (a document per line) are read; a data set of the hub
-goes through `datasets`. The column is `text`, or the first one where there is none of that name.
+goes through `datasets`. The text stands under `text`, under the only key there is, or under `--text_column`.
+
+The readers of files are this module's, not those of `datasets`: theirs guess types (a line "1" of a CSV becomes the
+number 1, "NA" becomes nothing) and report errors without the line.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ TEXT = "text"
 SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
 
 
-def read_documents(path: str | Path) -> list[Document]:
+def read_documents(path: str | Path, text_column: str | None = None) -> list[Document]:
     """Read a training or validation file by its suffix.
 
     Args:
         path: a .jsonl, .json, .csv or .txt file.
+        text_column: the key or column of the text; None: "text", or the only one there is.
 
     Returns:
         One object per document, each with a non-empty string under "text" and whatever else its line said.
@@ -37,11 +41,11 @@ def read_documents(path: str | Path) -> list[Document]:
     readers = {".jsonl": read_jsonl, ".json": _read_json, ".csv": _read_csv, ".txt": _read_lines}
     if path.suffix not in readers:
         raise InputError(f"{path}: training files end in {', '.join(SUFFIXES)}, not {path.suffix or 'nothing'!r}")
-    return _with_text(readers[path.suffix](path), str(path))
+    return _with_text(readers[path.suffix](path), str(path), text_column)
 
 
 def hub_documents(
-    name: str, configuration: str | None = None, cache_dir: str | None = None
+    name: str, configuration: str | None = None, cache_dir: str | None = None, text_column: str | None = None
 ) -> tuple[list[Document], list[Document] | None]:
     """The documents of a hub data set (or of a folder that `datasets` can load): to train on, and to evaluate on.
 
@@ -49,6 +53,7 @@ def hub_documents(
         name: its name on the hub, or a folder.
         configuration: which of its configurations.
         cache_dir: where it is kept; None: the library's own place.
+        text_column: see `read_documents`.
 
     Returns:
         The documents of its train split, and those of its validation split or None where it has none.
@@ -64,10 +69,10 @@ def hub_documents(
         raise InputError(f"the data set {name!r} cannot be loaded: {first_line(error)}") from error
     if "train" not in splits:
         raise InputError(f"the data set {name!r} has no split 'train', only: {', '.join(splits)}")
-    train = _with_text(list(splits["train"]), f"data set {name} (train)")
+    train = _with_text(list(splits["train"]), f"data set {name} (train)", text_column)
     if "validation" not in splits:
         return train, None
-    return train, _with_text(list(splits["validation"]), f"data set {name} (validation)")
+    return train, _with_text(list(splits["validation"]), f"data set {name} (validation)", text_column)
 
 
 def split_off_validation(
@@ -90,10 +95,14 @@ def split_off_validation(
     )
 
 
-def _with_text(rows: Sequence[Document], where: str) -> list[Document]:
+def _with_text(rows: Sequence[Document], where: str, text_column: str | None) -> list[Document]:
     if not rows:
         raise InputError(f"{where}: holds no documents")
-    column = TEXT if TEXT in rows[0] else next(iter(rows[0]), TEXT)
+    columns = list(rows[0])
+    column = text_column or (columns[0] if len(columns) == 1 else TEXT)
+    if column not in columns:
+        remedy = f"--text_column {text_column!r} is none of" if text_column else "name one with --text_column:"
+        raise InputError(f"{where}: no column {column!r}; {remedy} {', '.join(map(str, columns))}")
     documents = []
     for number, row in enumerate(rows, start=1):
         text = row.get(column)

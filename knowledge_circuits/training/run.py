@@ -7,23 +7,28 @@ holds what training needs to go on. A run that is started again goes on from the
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
+from transformers.utils import logging
 
 from knowledge_circuits import __version__
-from knowledge_circuits.files import InputError, read_json, write_json
+from knowledge_circuits.files import InputError, write_json
+from knowledge_circuits.manifest import fingerprint, locked
 from knowledge_circuits.models.loading import context_length, weights_digest
+from knowledge_circuits.run_config import read_run_config
 from knowledge_circuits.runs import Run
 from knowledge_circuits.training.arguments import (
     DataArguments,
@@ -37,8 +42,19 @@ from knowledge_circuits.training.callbacks import (
     EvaluationLog,
     LoggingCallback,
     SavingCallback,
+    TrainingBar,
     evaluation_record,
     exponential_steps,
+)
+from knowledge_circuits.training.checkpoints import (
+    REMEDY,
+    drop_older_resume_state,
+    has_resume_state,
+    is_finished,
+    newest_to_go_on_from,
+    remove_checkpoints,
+    saved_checkpoints,
+    trainer_state,
 )
 from knowledge_circuits.training.data import (
     CACHE,
@@ -51,13 +67,14 @@ from knowledge_circuits.training.data import (
     pack_documents,
     read_training_documents,
 )
+from knowledge_circuits.training.documents import TEXT
 from knowledge_circuits.training.probes import ProbeArguments, probe_callbacks
 from knowledge_circuits.training.starting_model import (
     model_configuration,
     training_model,
     training_tokenizer,
 )
-from knowledge_circuits.training.trainer import CheckpointTrainer, drop_older_resume_state, has_resume_state
+from knowledge_circuits.training.trainer import CheckpointTrainer
 
 #: Training flags that decide the weights: a run cannot go on under other values.
 RECIPE = (
@@ -130,9 +147,24 @@ def train(flags: Flags, make_callbacks: CallbackMaker = lambda run, tokenizer: (
     set_accumulation(arguments)
     run = Run(run_folder(flags.model, flags.data, arguments))
     arguments.output_dir = str(run.path)
+    silence_libraries(arguments)
     tokenizer = training_tokenizer(flags.model)
     data, block_size = prepare_data(flags, tokenizer)
     configuration = run_configuration(flags, data, block_size)
+    with locked(run.path, "training") if arguments.process_index == 0 else nullcontext():
+        return _train(flags, run, configuration, data, tokenizer, make_callbacks)
+
+
+def _train(
+    flags: Flags,
+    run: Run,
+    configuration: dict[str, Any],
+    data: TrainingData,
+    tokenizer: PreTrainedTokenizerBase,
+    make_callbacks: CallbackMaker,
+) -> Outcome:
+    """Train in a folder in which no other process trains."""
+    arguments = flags.training
     with arguments.main_process_first(desc="looking at the run's folder"):
         resumed = prepare_folder(run, configuration, arguments)
     done = finished_step(run, configuration, resumed, planned_steps(arguments, len(data.train)))
@@ -140,7 +172,8 @@ def train(flags: Flags, make_callbacks: CallbackMaker = lambda run, tokenizer: (
         return Outcome(run, done, trained=False)
     model = training_model(flags.model, tokenizer, arguments.seed)
     callbacks = [*probe_callbacks(flags.probes, tokenizer, run), *make_callbacks(run, tokenizer)]
-    trainer = make_trainer(arguments, run, model, tokenizer, data, callbacks)
+    settings = settings_fingerprint(configuration)
+    trainer = make_trainer(arguments, run, model, tokenizer, data, callbacks, settings)
     _write_configuration(trainer, run, configuration)
     if resumed is None:
         trainer.save_start()
@@ -161,6 +194,7 @@ def evaluate(flags: Flags) -> dict[str, float]:
     arguments = flags.training
     run = Run(run_folder(flags.model, flags.data, arguments))
     arguments.output_dir = str(run.path)
+    silence_libraries(arguments)
     tokenizer = training_tokenizer(flags.model)
     data, _ = prepare_data(flags, tokenizer)
     model = training_model(flags.model, tokenizer, arguments.seed)
@@ -191,6 +225,11 @@ def prepare_data(flags: Flags, tokenizer: PreTrainedTokenizerBase) -> tuple[Trai
     )
     evaluates = arguments.do_eval or arguments.eval_strategy != "no"
     documents = read_training_documents(flags.data, evaluates, arguments.seed, flags.model.cache_dir)
+    if arguments.process_index == 0:
+        first = documents.train[0][TEXT]
+        print(
+            f"{len(documents.train):,} training documents, the first: {first[:80]!r}{'...' if len(first) > 80 else ''}"
+        )
     cache = (Path(flags.model.cache_dir) if flags.model.cache_dir else CACHE) / "packed"
     with arguments.main_process_first(desc="packing"):
         return pack_documents(documents, tokenizer, block_size, flags.data, cache), block_size
@@ -256,7 +295,7 @@ def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArgume
     """Make a run's folder ready to start or to go on.
 
     Args:
-        run: the folder; --overwrite_output_dir empties it.
+        run: the folder; --overwrite_output_dir removes the run in it.
         configuration: what the run is now.
         arguments: the training flags.
 
@@ -268,45 +307,32 @@ def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArgume
     """
     main = arguments.process_index == 0
     if main and arguments.overwrite_output_dir:
+        remove_checkpoints(run)
         for path in (run.config, run.evaluations, run.knowledge_dynamics):
             path.unlink(missing_ok=True)
-        shutil.rmtree(run.checkpoints_folder, ignore_errors=True)
     if main:
         for partial in run.checkpoints_folder.glob(".checkpoint-*.partial"):
             shutil.rmtree(partial)
         if run.checkpoints_folder.is_dir() and not any(run.checkpoints_folder.iterdir()):
             run.checkpoints_folder.rmdir()  # nothing was saved yet
-    differing = differences(read_json(run.config), configuration) if run.config.exists() else []
-    saved = [c for c in run.checkpoints() if c.step] if run.checkpoints_folder.is_dir() else []
-    remedy = "another --run keeps it, --overwrite_output_dir starts again"
+    differing = differences(read_run_config(run).as_dict(), configuration) if run.config.exists() else []
+    saved = saved_checkpoints(run)
     if saved and differing:
-        raise InputError(f"{run.path} is a run of other settings ({'; '.join(differing)}); {remedy}")
-    if saved and not run.config.exists():
-        raise InputError(f"{run.path} has checkpoints but no run_config.json to say what they are; {remedy}")
-    if differing and main:
-        # A checkpoint-0 of other settings is all there is.
-        shutil.rmtree(run.checkpoints_folder, ignore_errors=True)
-    return _newest_resumable([Path(checkpoint.path) for checkpoint in saved], run, main)
-
-
-def _newest_resumable(folders: Sequence[Path], run: Run, main: bool) -> Path | None:
-    if main and folders:
+        raise InputError(f"{run.path} is a run of other settings ({'; '.join(differing)}); {REMEDY}")
+    if any(folder.name != "checkpoint-0" for folder in saved) and not run.config.exists():
+        raise InputError(f"{run.path} has checkpoints but no run_config.json to say what they are; {REMEDY}")
+    if not saved:
+        return None
+    if main:
         drop_older_resume_state(run)
-    if not folders or is_finished(folders[-1]):
-        return folders[-1] if folders else None
-    resumable = [folder for folder in folders if has_resume_state(folder)]
-    if not resumable:
-        raise InputError(
-            f"{run.path}: training cannot go on, since no checkpoint has optimizer state; another --run keeps it, "
-            "--overwrite_output_dir starts again"
-        )
-    return resumable[-1]
+    return newest_to_go_on_from(run, settings_fingerprint(configuration), main)
 
 
-def is_finished(checkpoint: Path) -> bool:
-    """Whether the run that saved this checkpoint ended with it (by its last step, or by a stopping rule)."""
-    control = _trainer_state(checkpoint).get("stateful_callbacks", {}).get("TrainerControl", {})
-    return bool(control.get("args", {}).get("should_training_stop"))
+def settings_fingerprint(configuration: dict[str, Any]) -> str:
+    """Return 16 hexadecimal digits of what decides a run's weights at a step."""
+    recipe = {name: configuration["arguments"].get(name) for name in RECIPE}
+    data = configuration["data"]["content_key"], configuration["sequences_per_step"]
+    return fingerprint(json.loads(json.dumps([recipe, *data], default=str)))
 
 
 def finished_step(run: Run, configuration: dict[str, Any], checkpoint: Path | None, steps: int) -> int | None:
@@ -320,22 +346,14 @@ def finished_step(run: Run, configuration: dict[str, Any], checkpoint: Path | No
     """
     if checkpoint is None:
         return None
-    step = int(_trainer_state(checkpoint).get("global_step", 0))
-    earlier = read_json(run.config)["arguments"]
+    step = trainer_state(checkpoint).global_step
+    earlier = read_run_config(run).arguments.as_dict()
     same_goal = all(earlier.get(key) == configuration["arguments"][key] for key in ("num_train_epochs", "max_steps"))
     if step >= steps or (same_goal and is_finished(checkpoint)):
         return step
     if not has_resume_state(checkpoint):
         raise InputError(f"{checkpoint}: training cannot go on from here, since it has no optimizer state")
     return None
-
-
-def _trainer_state(checkpoint: Path) -> dict[str, Any]:
-    path = checkpoint / "trainer_state.json"
-    state = read_json(path) if path.exists() else {}
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: a JSON object is wanted")
-    return state
 
 
 def make_trainer(
@@ -345,6 +363,7 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     data: TrainingData,
     callbacks: Sequence[TrainerCallback],
+    settings: str = "",
 ) -> CheckpointTrainer:
     """The Trainer of a run. This is where callbacks are put together: the run's own come after the given ones."""
     set_up_reporting(arguments, run)
@@ -359,6 +378,7 @@ def make_trainer(
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     trainer = CheckpointTrainer(
         run=run,
+        settings=settings,
         model=model,
         args=arguments,
         processing_class=tokenizer,
@@ -371,6 +391,9 @@ def make_trainer(
             SavingCallback(schedule, steps_per_epoch(arguments, len(data.train)), arguments.save_half_epochs),
         ],
     )
+    if not arguments.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(TrainingBar())
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
     if plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
         raise InputError("FSDP must save whole models: its configuration needs fsdp_state_dict_type: FULL_STATE_DICT")
@@ -378,6 +401,13 @@ def make_trainer(
         if isinstance(callback, LoggingCallback):
             callback.log = trainer.log
     return trainer
+
+
+def silence_libraries(arguments: RunArguments) -> None:
+    """Switch off warnings and bars of transformers that nobody can act on, unless --log_level asks for them."""
+    if arguments.log_level == "passive":
+        logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def set_up_reporting(arguments: RunArguments, run: Run) -> None:

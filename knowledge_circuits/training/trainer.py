@@ -1,15 +1,14 @@
 """The Hugging Face Trainer, with what a study of checkpoints needs of it.
 
 - A checkpoint is whole or absent: it is written under another name and renamed when it is complete.
-- Optimizer state is kept for the newest checkpoint only; no pickled arguments are written.
-- The order of the blocks does not depend on the number of processes (see training_data).
+- Optimizer state is kept for the newest checkpoints only; no pickled arguments are written.
+- The order of the blocks does not depend on the number of processes (see data).
 - Evaluation counts every token once and asks for the attributes' first tokens; no logits are kept.
 - A loss or a weight that is not a finite number ends the training, with its step or name.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,12 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from knowledge_circuits.files import InputError
+from knowledge_circuits.manifest import FOLDER_MANIFEST, check
 from knowledge_circuits.models.loading import check_weights
 from knowledge_circuits.runs import Run
+from knowledge_circuits.training.checkpoints import complete, drop_older_resume_state, staging_folder
 from knowledge_circuits.training.data import IGNORED
 from knowledge_circuits.training.packing import TYPE_CODES
-
-#: What a checkpoint holds only so that training can go on from it (patterns; also what FSDP writes).
-RESUME_STATE = (
-    "optimizer.pt",
-    "optimizer.bin",
-    "optimizer_*",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state*.pth",
-    "pytorch_model_fsdp*",
-)
-OPTIMIZER_STATE = RESUME_STATE[:3]
 
 _SPEED = ("_runtime", "_per_second")
 
@@ -48,10 +37,12 @@ class CheckpointTrainer(Trainer):
 
     Args:
         run: where the run is kept; the rest are the Trainer's own arguments.
+        settings: the fingerprint of what decides the weights, for the checkpoints' manifests.
     """
 
-    def __init__(self, *args: Any, run: Run, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, run: Run, settings: str, **kwargs: Any) -> None:
         self.run = run
+        self.settings = settings
         self._staging: Path | None = None
         config = kwargs["model"].config
         self._saved_use_cache = getattr(config, "use_cache", None)
@@ -113,7 +104,7 @@ class CheckpointTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                replace_folder(self._staging / final.name, final)
+                complete(self._staging / final.name, final, self.run, self.state.global_step, self.settings)
                 self._staging.rmdir()
         except (RuntimeError, SafetensorError, OSError) as error:
             shutil.rmtree(self._staging, ignore_errors=True)
@@ -129,32 +120,16 @@ class CheckpointTrainer(Trainer):
     def save_start(self) -> None:
         """Save the model as it is before the first step as checkpoint-0: weights and tokenizer, no trainer state."""
         final = self.run.checkpoints_folder / "checkpoint-0"
-        if self.is_world_process_zero() and not final.exists():
+        if self.is_world_process_zero() and not check(final / FOLDER_MANIFEST).is_whole:
             staging = staging_folder(self.run, 0) / final.name
             try:
                 self._save(str(staging))
-                replace_folder(staging, final)
+                complete(staging, final, self.run, 0, self.settings)
                 staging.parent.rmdir()
             except (RuntimeError, SafetensorError, OSError) as error:
                 shutil.rmtree(staging.parent, ignore_errors=True)
                 raise unwritable(final, error) from error
         self.accelerator.wait_for_everyone()
-
-
-def staging_folder(run: Run, step: int) -> Path:
-    """Where a checkpoint is written before it takes its name; the same for all processes of a run."""
-    return run.checkpoints_folder / f".checkpoint-{step}.partial"
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Give a complete folder its final name, durably."""
-    for path in source.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(source, target)
 
 
 def unwritable(path: Path, error: Exception) -> InputError | OSError:
@@ -163,25 +138,6 @@ def unwritable(path: Path, error: Exception) -> InputError | OSError:
         return error
     reason = " ".join(str(error).split())[:200]
     return InputError(f"{path}: cannot be written ({reason}); is the disk full? Earlier checkpoints are untouched")
-
-
-def drop_older_resume_state(run: Run) -> None:
-    """Remove optimizer, scheduler and random states from all checkpoints but the newest that training can go on from.
-
-    A process that was killed while it did so leaves a part of them, which goes too.
-    """
-    folders = [Path(checkpoint.path) for checkpoint in run.checkpoints()]
-    resumable = [folder for folder in folders if has_resume_state(folder)]
-    for folder in folders[: folders.index(resumable[-1])] if resumable else ():
-        for pattern in RESUME_STATE:
-            for path in folder.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def has_resume_state(folder: Path) -> bool:
-    """Whether training can go on from this checkpoint folder."""
-    optimizer = any(True for pattern in OPTIMIZER_STATE for _ in folder.glob(pattern))
-    return optimizer and (folder / "trainer_state.json").exists()
 
 
 def block_counts(logits: Tensor, labels: Tensor, attribute_types: Tensor) -> Tensor:

@@ -1,0 +1,244 @@
+"""Checkpoint folders of a run: written as a whole, described by a manifest, checked before training goes on.
+
+A checkpoint's manifest lists its files with sizes and digests, the fingerprint of the settings that decide the weights,
+and the records of the run (evaluations.jsonl, knowledge_dynamics.jsonl) as they were when it was saved. Training goes
+on from the newest checkpoint whose bytes all agree with its manifest; the state that this needs is kept for the two
+newest checkpoints, so that one damaged file costs one interval between checkpoints.
+
+Nothing that no manifest lists is deleted: folders that are in the way are renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from knowledge_circuits.files import InputError
+from knowledge_circuits.manifest import FOLDER_MANIFEST, MANIFEST_ENDING, Status, check, finish, read_manifest
+from knowledge_circuits.records import TrainerStateFile, shape
+from knowledge_circuits.runs import Run
+
+UNIT = "checkpoint"
+
+#: What a checkpoint holds only so that training can go on from it (patterns; also what FSDP writes).
+RESUME_STATE = (
+    "optimizer.pt",
+    "optimizer.bin",
+    "optimizer_*",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "pytorch_model_fsdp*",
+)
+OPTIMIZER_STATE = RESUME_STATE[:3]
+
+#: Checkpoints that keep their resume state.
+RESUMABLE = 2
+
+REMEDY = "another --run keeps it, --overwrite_output_dir starts again"
+
+
+def saved_checkpoints(run: Run) -> list[Path]:
+    """Return the folders of a run's checkpoints in step order; none where there is no such folder yet."""
+    folders = [path for path in run.checkpoints_folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
+    return sorted((path for path in folders if path.is_dir()), key=lambda path: int(path.name[11:]))
+
+
+def staging_folder(run: Run, step: int) -> Path:
+    """Return where a checkpoint is written before it takes its name; the same for all processes of a run."""
+    return run.checkpoints_folder / f".checkpoint-{step}.partial"
+
+
+def complete(staging: Path, final: Path, run: Run, step: int, settings: str) -> None:
+    """Write the manifest of a staged checkpoint, make it durable, and give it its final name."""
+    files = [path for path in staging.rglob("*") if path.is_file()]
+    made_from = {"step": step, "settings": settings, "records": _records(run) if step else {}}
+    finish(staging / FOLDER_MANIFEST, UNIT, made_from, files)
+    for path in (*files, staging / FOLDER_MANIFEST):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    if final.exists():
+        # The Trainer may save its last step twice.
+        shutil.rmtree(final) if _holds_only_what_is_listed(final) else set_aside(final)
+    os.replace(staging, final)
+
+
+def _holds_only_what_is_listed(folder: Path) -> bool:
+    manifest = read_manifest(folder / FOLDER_MANIFEST)
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    return manifest is not None and files <= {*manifest.files, FOLDER_MANIFEST}
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder that is in the way of a checkpoint; no run looks into it any more."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.aside-{number}")).exists():
+        number += 1
+    os.replace(folder, aside)
+    print(f"{folder}: renamed to {aside.name}")
+    return aside
+
+
+def _records(run: Run) -> dict[str, dict[str, Any]]:
+    """Size and digest of the run's records as they are now."""
+    records = {}
+    for path in (run.evaluations, run.knowledge_dynamics):
+        if path.exists():
+            content = path.read_bytes()
+            records[path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return records
+
+
+def fault(run: Run, folder: Path, settings: str, verify: bool) -> str:
+    """Say what is wrong with a checkpoint or with the run's records up to it; an empty text if nothing is.
+
+    Args:
+        run: the run.
+        folder: one of its checkpoints.
+        settings: the fingerprint of the settings that decide the weights.
+        verify: compare all bytes; otherwise only sizes.
+    """
+    step = int(folder.name.removeprefix("checkpoint-"))
+    state = check(folder / FOLDER_MANIFEST, {"step": step, "settings": settings}, verify=verify)
+    if not state.is_whole:
+        return f"{folder}: {state.detail or state.status}"
+    manifest = read_manifest(folder / FOLDER_MANIFEST)
+    records = manifest.made_from.get("records") if manifest else None
+    for name, record in records.items() if isinstance(records, dict) else ():
+        path = run.path / name
+        if not path.is_file():
+            return f"{path}: missing, though {folder.name} was saved after it had been written"
+        assert isinstance(record, dict)
+        with open(path, "rb") as file:
+            content = file.read(int(str(record["bytes"])))
+        if hashlib.sha256(content).hexdigest() != record["sha256"]:
+            return f"{path}: other content than when {folder.name} was saved"
+    return ""
+
+
+def has_resume_state(folder: Path) -> bool:
+    """Whether a checkpoint folder has the state that training needs to go on from it."""
+    optimizer = any(True for pattern in OPTIMIZER_STATE for _ in folder.glob(pattern))
+    return optimizer and (folder / "trainer_state.json").exists()
+
+
+def _was_resumable(folder: Path) -> bool:
+    """Whether training could go on from a checkpoint when it was saved: by its manifest or, without one, its files."""
+    try:
+        manifest = read_manifest(folder / FOLDER_MANIFEST)
+    except InputError:
+        manifest = None
+    if manifest is None:
+        return has_resume_state(folder)
+    return any(fnmatch(name, pattern) for name in manifest.files for pattern in OPTIMIZER_STATE)
+
+
+def drop_older_resume_state(run: Run) -> None:
+    """Remove optimizer, scheduler and random states from all checkpoints but the newest ones that have them.
+
+    A process that was killed while it did so leaves a part of them, which goes too.
+    """
+    folders = saved_checkpoints(run)
+    keep = [folder for folder in folders if _was_resumable(folder)][-RESUMABLE:]
+    for folder in folders[: folders.index(keep[0])] if keep else ():
+        try:
+            manifest = read_manifest(folder / FOLDER_MANIFEST)
+        except InputError:
+            continue  # a damaged one is left as it is
+        stale = [path for pattern in RESUME_STATE for path in folder.glob(pattern)]
+        if manifest is not None:
+            listed = {folder / name: record for name, record in manifest.files.items()}
+            kept = {p: r for p, r in listed.items() if not any(fnmatch(p.name, pattern) for pattern in RESUME_STATE)}
+            if len(kept) < len(listed):
+                finish(folder / FOLDER_MANIFEST, UNIT, manifest.made_from, kept, kept)
+        for path in stale:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def newest_to_go_on_from(run: Run, settings: str, main: bool) -> Path | None:
+    """Return the checkpoint that training goes on from (or ended with); None where the run has none yet.
+
+    Checkpoints later than that are damaged; the main process renames them, so that nothing of them is lost.
+
+    Raises:
+        InputError: the newest checkpoint is damaged and no earlier one can take its place.
+    """
+    folders = [folder for folder in saved_checkpoints(run) if folder.name != "checkpoint-0"]
+    if not folders:
+        return None
+    newest = folders[-1]
+    if check(newest / FOLDER_MANIFEST, beside=[newest / "config.json"]).status is Status.UNKNOWN:
+        if is_finished(newest):
+            return newest
+        raise InputError(f"{newest}: has no manifest, so nothing tells whether it is whole; {REMEDY}")
+    wrong = fault(run, newest, settings, verify=False)
+    if not wrong and is_finished(newest):
+        return newest
+    wrong = wrong or fault(run, newest, settings, verify=True)
+    if not wrong:
+        return newest
+    for position in range(len(folders) - 2, -1, -1):
+        if _was_resumable(folders[position]) and not fault(run, folders[position], settings, verify=True):
+            if main:
+                print(f"{wrong}; training goes on from {folders[position].name}, the newest whole checkpoint")
+                for folder in folders[position + 1 :]:
+                    set_aside(folder)
+            return folders[position]
+    whole = [folder.name for folder in folders[:-1] if not fault(run, folder, settings, verify=True)]
+    before = f"the newest whole checkpoint is {whole[-1]}, without the state to go on from it" if whole else ""
+    raise InputError(f"{wrong}; {before + '; ' if before else ''}restore the file, or {REMEDY}")
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """Whether the run that saved this checkpoint ended with it (by its last step, or by a stopping rule)."""
+    control = trainer_state(checkpoint).stateful_callbacks.get("TrainerControl")
+    arguments = control.get("args") if isinstance(control, dict) else None
+    return isinstance(arguments, dict) and bool(arguments.get("should_training_stop"))
+
+
+def trainer_state(checkpoint: Path) -> TrainerStateFile:
+    """Read what the Trainer keeps of its state with a checkpoint; an empty state where there is none."""
+    path = checkpoint / "trainer_state.json"
+    return shape(TrainerStateFile).file(path) if path.exists() else TrainerStateFile()
+
+
+def remove_checkpoints(run: Run) -> None:
+    """Remove the checkpoints of a run and what was computed in them, as far as manifests list it.
+
+    Raises:
+        InputError: a checkpoint without manifest, whose files may be the user's.
+    """
+    folders = saved_checkpoints(run)
+    unknown = [folder for folder in folders if any(folder.iterdir()) and not (folder / FOLDER_MANIFEST).exists()]
+    if unknown:
+        raise InputError(
+            f"{unknown[0]}: no manifest lists its files, so --overwrite_output_dir does not remove them; remove the "
+            "folder yourself or give another --run"
+        )
+    for folder in folders:
+        # The checkpoint's own manifest goes last: without it, a folder of which a part is left would be nobody's.
+        for path in sorted(folder.rglob(f"*{MANIFEST_ENDING}"), key=lambda path: path == folder / FOLDER_MANIFEST):
+            _remove_listed(path)
+        _prune(folder)
+        if folder.exists():
+            set_aside(folder)
+
+
+def _remove_listed(path: Path) -> None:
+    manifest = read_manifest(path)
+    for name in manifest.files if manifest else ():
+        (path.parent / name).unlink(missing_ok=True)
+    path.unlink()
+
+
+def _prune(folder: Path) -> None:
+    """Remove a folder and those below it that are empty."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+    if not any(folder.iterdir()):
+        folder.rmdir()

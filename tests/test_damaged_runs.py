@@ -1,0 +1,184 @@
+"""A damaged half-finished run ends with one sentence or as an undisturbed one: never with other numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from fault_matrix import cases, damages, sentence_of
+from safetensors.torch import load_file, save_file
+from test_training import KillAt, contents, data, flags, run_and_be_killed  # noqa: F401
+
+from knowledge_circuits.files import InputError
+from knowledge_circuits.manifest import locked
+from knowledge_circuits.runs import Run
+from knowledge_circuits.training.arguments import parse_arguments
+from knowledge_circuits.training.run import Flags, train
+
+CHANGES = {"save_strategy": "steps", "save_steps": 3, "max_steps": 12, "eval_strategy": "steps", "eval_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def half_finished(data, tmp_path_factory):  # noqa: F811
+    """The flags of a run, its folder as a kill at step 10 left it, and what an undisturbed run ends with."""
+    base = tmp_path_factory.mktemp("half")
+    model = base / "model"
+    tiny.save_tiny_gpt2(model)
+
+    def make(**changes) -> Flags:
+        values = {
+            **{"model": "tiny", "model_name_or_path": model, "cache_dir": base / "cache", "block_size": 128},
+            **{"train_file": data / "train.jsonl", "validation_file": data / "validation.jsonl"},
+            **{"per_device_train_batch_size": 4, "learning_rate": 1e-2, "seed": 5, "disable_tqdm": True},
+            **{"probe_file": base / "test.jsonl", "probe_every": 3, "lr_scheduler_type": "constant"},
+            **CHANGES,
+            **changes,
+        }
+        return Flags(*parse_arguments([f"--{name}={value}" for name, value in values.items()], [_probes()]))
+
+    rows = tiny.entities(6)
+    (base / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = train(make(output_dir=base / "whole")).run
+    run_and_be_killed(
+        lambda: train(make(output_dir=base / "killed"), lambda run, tokenizer: [KillAt("on_step_end", 10)])
+    )
+    return make, base / "killed", whole
+
+
+def _probes() -> type:
+    from knowledge_circuits.training.probes import ProbeArguments
+
+    return ProbeArguments
+
+
+def _results(run: Run) -> dict[str, bytes]:
+    """What a run is worth: the weights of its checkpoints and its records."""
+    files = contents(run.path)
+    return {
+        name: content
+        for name, content in files.items()
+        if ".aside-" not in name and (name.endswith(("model.safetensors", ".jsonl")))
+    }
+
+
+def _matters(path: Path) -> bool:
+    """Files of the newest checkpoint and of the run; checkpoint-0 and older checkpoints are not read again."""
+    return path.parent.name == "checkpoint-9" or (path.suffix in (".json", ".jsonl") and path.parent.name == "killed")
+
+
+def _hold_to_the_rule(half_finished, tmp_path: Path, sample: int | None) -> None:
+    make, killed, whole = half_finished
+    for name, damage in cases(killed, _matters, sample):
+        folder = tmp_path / "run"
+        shutil.copytree(killed, folder)
+        damage.apply(folder / name)
+        said = sentence_of(lambda: train(make(output_dir=tmp_path / "run")))
+        if said is None:
+            assert _results(Run(folder)) == _results(whole), (name, damage.name)
+        else:
+            assert Path(name).name in said or "settings" in said, (name, damage.name, said)
+        shutil.rmtree(folder)
+
+
+def test_any_damage_of_a_half_finished_run_is_named_or_made_good(half_finished, tmp_path, capsys):
+    _hold_to_the_rule(half_finished, tmp_path, sample=8)
+
+
+@pytest.mark.slow
+def test_every_damage_of_a_half_finished_run_is_named_or_made_good(half_finished, tmp_path, capsys):
+    _hold_to_the_rule(half_finished, tmp_path, sample=None)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_damaged_newest_checkpoint_costs_one_interval_and_is_kept_aside(half_finished, tmp_path, capsys, name):
+    make, killed, whole = half_finished
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
+    (folder / "checkpoints/checkpoint-9" / name).unlink()
+    assert train(make(output_dir=folder)).step == 12
+    assert f"{name} is missing; training goes on from checkpoint-6" in capsys.readouterr().out
+    assert _results(Run(folder)) == _results(whole)
+    assert (folder / "checkpoints/checkpoint-9.aside-1/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["evaluations.jsonl", "knowledge_dynamics.jsonl"])
+def test_training_does_not_go_on_without_the_records_so_far(half_finished, tmp_path, name):
+    make, killed, _ = half_finished
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=rf"{name}: missing, though .* --overwrite_output_dir starts again"):
+        train(make(output_dir=folder))
+
+
+def test_a_tensor_that_was_taken_out_of_the_weights_is_noticed(half_finished, tmp_path, capsys):
+    make, killed, whole = half_finished
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
+    path = folder / "checkpoints/checkpoint-9/model.safetensors"
+    weights = load_file(path)
+    weights.pop(sorted(weights)[0])
+    save_file(weights, path, {"format": "pt"})
+    train(make(output_dir=folder))
+    assert "model.safetensors has" in capsys.readouterr().out
+    assert _results(Run(folder)) == _results(whole)
+
+
+def test_a_finished_run_without_part_of_a_checkpoint_is_not_called_finished(half_finished, tmp_path):
+    make, _, whole = half_finished
+    folder = Path(shutil.copytree(whole.path, tmp_path / "run"))
+    path = folder / "checkpoints/checkpoint-12/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    (folder / "checkpoints/checkpoint-9/optimizer.pt").unlink()
+    with pytest.raises(InputError, match=r"checkpoint-12: model.safetensors has .* newest whole checkpoint is"):
+        train(make(output_dir=folder))
+
+
+def test_a_second_program_on_the_same_run_is_refused(half_finished, tmp_path):
+    make, killed, _ = half_finished
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
+    holder = "import sys, time; from pathlib import Path; from knowledge_circuits.manifest import locked\n"
+    holder += "with locked(Path(sys.argv[1]), 'training'): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", holder, str(folder)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"training is under way here in process {other.pid}"):
+            train(make(output_dir=folder))
+        other.kill()
+    with locked(folder, "training"):
+        pass  # a dead process holds nothing
+
+
+def test_overwriting_a_run_leaves_the_users_files_alone(half_finished, tmp_path, capsys):
+    make, _, whole = half_finished
+    folder = Path(shutil.copytree(whole.path, tmp_path / "run"))
+    note, extra = folder / "checkpoints/checkpoint-6/my_notes.txt", folder / "checkpoints/mine/plan.md"
+    extra.parent.mkdir()
+    note.write_text("mine")
+    extra.write_text("mine too")
+    with pytest.raises(InputError, match="other settings"):
+        train(make(output_dir=folder, learning_rate=2e-2))
+    assert note.read_text() == "mine"
+    train(make(output_dir=folder, learning_rate=2e-2, overwrite_output_dir=True, max_steps=3))
+    assert (folder / "checkpoints/checkpoint-6.aside-1/my_notes.txt").read_text() == "mine"
+    assert extra.read_text() == "mine too"
+    assert [checkpoint.step for checkpoint in Run(folder).checkpoints()] == [0, 3]
+
+
+def test_a_checkpoint_that_no_manifest_lists_is_not_overwritten(half_finished, tmp_path):
+    make, _, whole = half_finished
+    folder = Path(shutil.copytree(whole.path, tmp_path / "run"))
+    (folder / "checkpoints/checkpoint-6/manifest.json").unlink()
+    before = contents(folder)
+    with pytest.raises(InputError, match="checkpoint-6: no manifest lists its files"):
+        train(make(output_dir=folder, overwrite_output_dir=True))
+    assert {name: before[name] for name in before if "lock" not in name} == {
+        name: content for name, content in contents(folder).items() if "lock" not in name
+    }
+
+
+def test_the_matrix_knows_each_kind_of_file(tmp_path):
+    assert {damage.name for damage in damages(tmp_path / "rows.jsonl")} > {
+        damage.name for damage in damages(tmp_path / "weights.safetensors")
+    }
