@@ -6,8 +6,8 @@ r"""Continual pre-training on synthetic biographies, with the Hugging Face Train
       --save_strategy epoch --eval_strategy epoch
 
 `python train.py flags.json` reads the same flags from a file; `accelerate launch train.py ...` runs on several GPUs or
-machines. Interrupted, the same command goes on from the newest checkpoint. `--probe_file` asks the model for facts
-while it learns.
+machines. Interrupted, the same command goes on from the newest checkpoint. `--probe_file` names people whose
+facts are probed during training.
 
 `--help` lists this project's flags on model, data and probes first, then the Trainer's, and last those on the run.
 """

@@ -1,4 +1,4 @@
-"""Synthetic biographies: who the people are, how often each is told of, and the sentences that tell it.
+"""Synthetic biographies: who the people are, how often each occurs, and the sentences about them.
 
 The protocol (Ou et al. 2025, section 3.1): N people, of whom a share are real ("revised": the model knows them, the
 facts are new) and the rest invented ("new"). Each has five attributes drawn from pools and a frequency

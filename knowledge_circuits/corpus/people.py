@@ -1,4 +1,4 @@
-"""Synthetic people: their names, facts and frequencies.
+"""Synthetic people: who they are, their facts, how often each occurs, and samples of them.
 
 The protocol (Ou et al. 2025, section 3.1): N people, of whom a share are real ("revised": the model knows them, the
 facts are new) and the rest invented ("new"). Each has five attributes drawn from pools and a frequency
@@ -32,11 +32,7 @@ MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
 )
-
-
 LAST_DAY = 28
-
-
 BIRTH_YEARS = (1900, 2025)
 
 
@@ -360,8 +356,6 @@ def contradict(people: Sequence[Person], pools: Pools, generator: np.random.Gene
 
 
 DEFAULT_REVISED_SHARE = 0.2
-
-
 DEFAULT_FREQUENCY_RATE = 0.4
 
 

@@ -8,6 +8,7 @@
     data            the blocks that the Trainer reads, cached, in seeded order
     starting_model  the checkpoint or configuration that training starts from
     trainer         the Trainer, with atomic checkpoints and first-token accuracies
+    checkpoints     checkpoint folders: manifests, checks, what training goes on from
     callbacks       when checkpoints are saved, and the record of every evaluation
     probes          which facts the model knows at each probe, and which skills it keeps
     skills          multiple-choice examples and held-out text

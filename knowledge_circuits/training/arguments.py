@@ -1,6 +1,6 @@
 """The flags of train.py: which model, which data, and every flag of the Hugging Face Trainer.
 
-`--logging_dir` and `--overwrite_output_dir`, which transformers 5 dropped, are kept. The output folder is the run's,
+`--logging_dir` and `--overwrite_output_dir`, which transformers 5 dropped, still exist. The output folder is the run's,
 outputs/train/<model>/<run> (outputs/forget/<model>/replay_<r> where `--replay_ratio` is given); `--output_dir` names
 another, or its checkpoints/ folder, where the checkpoints go.
 """
@@ -34,7 +34,7 @@ class SaveSchedule(StrEnum):
 
 @dataclass(frozen=True)
 class ModelArguments:
-    """Which model is trained, and under which name its run is kept."""
+    """Which model is trained, and the name of its run's folder."""
 
     model: str = field(
         default="model", metadata={"help": "The name that output paths use; weights come from --model_name_or_path."}
@@ -55,7 +55,7 @@ class ModelArguments:
         default=None, metadata={"help": "A tokenizer's folder or hub name; default: the model's (or configuration's)."}
     )
     cache_dir: str | None = field(
-        default=None, metadata={"help": "Where hub downloads and packed data are kept; default: each one's own."}
+        default=None, metadata={"help": "Folder of hub downloads and packed data; default: each one's own."}
     )
     model_revision: str = field(default="main", metadata={"help": "The hub model's branch, tag or commit."})
     dtype: str = field(
@@ -98,20 +98,22 @@ class DataArguments:
 
 @dataclass
 class RunArguments(TrainingArguments):
-    """The Trainer's arguments, and how a run is kept.
+    """The Trainer's arguments, and where and how a run is saved.
 
     Attributes:
         only_evaluates: --do_eval was given and --do_train was not (an --eval_strategy alone asks for training).
     """
 
-    _argument_group_name = "training (the Hugging Face Trainer's flags, and at the end how a run is kept)"
+    _argument_group_name = "training (the Hugging Face Trainer's flags, and at the end how a run is saved)"
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "The run's folder, or its checkpoints/ folder, instead of the default place."}
+        default=None,
+        metadata={"help": "The run's folder, or its checkpoints/ folder; default: outputs/train/<model>/<run>."},
     )
     run: str = field(default="default", metadata={"help": "The run's name; outputs go to outputs/train/<model>/<run>."})
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start again: what a run of the same name left is removed first."}
+        default=False,
+        metadata={"help": "Start again: remove the files of an earlier run of the same name that its manifests list."},
     )
     logging_dir: str | None = field(default=None, metadata={"help": "TensorBoard's folder; default: in the run's."})
     save_schedule: SaveSchedule = field(
@@ -129,10 +131,10 @@ class RunArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        given, asked = self.output_dir, self.do_eval
+        output_dir, do_eval = self.output_dir, self.do_eval
         super().__post_init__()  # fills in an output_dir, and do_eval wherever there is an --eval_strategy
-        self.output_dir = given
-        self.only_evaluates = asked and not self.do_train
+        self.output_dir = output_dir
+        self.only_evaluates = do_eval and not self.do_train
         self.save_schedule = SaveSchedule(self.save_schedule)
 
 

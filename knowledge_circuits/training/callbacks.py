@@ -95,7 +95,7 @@ class SavingCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        # Whatever ends the training, the model it ends with is kept.
+        # Whatever ends the training, its last model is saved.
         control.should_save |= self._waiting or control.should_training_stop
         self._waiting = False
         return self._log_before_saving(control)
@@ -116,7 +116,7 @@ class SavingCallback(TrainerCallback):
 
 
 class EvaluationLog(TrainerCallback):
-    """Keeps evaluations.jsonl: one object per evaluation, in step order; written by the main process.
+    """Writes evaluations.jsonl: one object per evaluation, in step order; written by the main process.
 
     Args:
         path: the file.
@@ -133,9 +133,9 @@ class EvaluationLog(TrainerCallback):
         """Forget evaluations later than the checkpoint that training goes on from: they come again."""
         if self.writes and self.path.exists():
             records = shape(Evaluation).lines(self.path)
-            kept = [record for record in records if record["step"] <= state.global_step and state.global_step > 0]
-            if len(kept) < len(records):
-                write_jsonl(self.path, kept)
+            earlier = [record for record in records if record["step"] <= state.global_step and state.global_step > 0]
+            if len(earlier) < len(records):
+                write_jsonl(self.path, earlier)
 
     def on_evaluate(
         self,

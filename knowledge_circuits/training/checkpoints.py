@@ -152,9 +152,9 @@ def drop_older_resume_state(run: Run) -> None:
         stale = [path for pattern in RESUME_STATE for path in folder.glob(pattern)]
         if manifest is not None:
             listed = {folder / name: record for name, record in manifest.files.items()}
-            kept = {p: r for p, r in listed.items() if not any(fnmatch(p.name, pattern) for pattern in RESUME_STATE)}
-            if len(kept) < len(listed):
-                finish(folder / FOLDER_MANIFEST, UNIT, manifest.made_from, kept, kept)
+            rest = {p: r for p, r in listed.items() if not any(fnmatch(p.name, pattern) for pattern in RESUME_STATE)}
+            if len(rest) < len(listed):
+                finish(folder / FOLDER_MANIFEST, UNIT, manifest.made_from, rest, rest)
         for path in stale:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -37,7 +37,7 @@ from knowledge_circuits.training.replay import mix_replay
 #: Labels of this value are not learned.
 IGNORED = -100
 
-#: Where packed data are kept unless --cache_dir says otherwise.
+#: The folder of packed data, unless --cache_dir names another.
 CACHE = Path("outputs") / "cache"
 
 DEFAULT_BLOCK_SIZE = 1024
@@ -74,7 +74,7 @@ def read_training_documents(
         arguments: the data flags.
         evaluates: whether documents to evaluate on are wanted.
         seed: of replay and of a held-out share.
-        cache_dir: where a hub data set is kept; None: the library's own place.
+        cache_dir: folder of hub data sets; None: the library's default.
 
     Raises:
         InputError: no data named, or what is named cannot be read.
@@ -157,21 +157,21 @@ def _cached(path: Path, key: str, reads: bool) -> PackedBlocks | None:
     return blocks
 
 
-def choose_block_size(asked: int | None, *limits: int | None) -> int:
-    """The block size: what was asked for, else what the model's context and the tokenizer allow, at most 1,024.
+def choose_block_size(requested: int | None, *limits: int | None) -> int:
+    """Return the block size: the requested one, else what the model's context and the tokenizer allow, at most 1,024.
 
     Args:
-        asked: --block_size.
+        requested: --block_size.
         limits: the model's context, then others that only bound the default; None is no limit.
 
     Raises:
         InputError: the model cannot take blocks of that size.
     """
-    if asked is None:
+    if requested is None:
         return min([DEFAULT_BLOCK_SIZE, *(limit for limit in limits if limit)])
-    if limits and limits[0] is not None and asked > limits[0]:
-        raise InputError(f"--block_size {asked}: the model's context holds only {limits[0]} tokens")
-    return asked
+    if limits and limits[0] is not None and requested > limits[0]:
+        raise InputError(f"--block_size {requested}: the model's context holds only {limits[0]} tokens")
+    return requested
 
 
 def data_configuration(train_file: str | None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def hub_documents(
     Args:
         name: its name on the hub, or a folder.
         configuration: which of its configurations.
-        cache_dir: where it is kept; None: the library's own place.
+        cache_dir: folder of hub data sets; None: the library's default.
         text_column: see `read_documents`.
 
     Returns:

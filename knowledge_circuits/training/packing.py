@@ -9,7 +9,7 @@ Only the last block is padded. Attention crosses documents. A document longer th
 
 Training learns every token of a block; evaluation counts each token of the stream at most once, where its document is
 whole (a block's first token, which nothing predicts, does not count). First-token attribute accuracy asks whether the
-model predicts the first token of an attribute's value; that token is found through the tokenizer's character offsets.
+model predicts the first token of an attribute's value; that token is located by the tokenizer's character offsets.
 """
 
 from __future__ import annotations
@@ -218,14 +218,14 @@ def locate_values(text: str, name: str, values: dict[Attribute, str]) -> dict[At
         The character position of each value that stands in the text.
     """
     wanted: list[tuple[str, Attribute | None]] = [(name, None), *((value, key) for key, value in values.items())]
-    found = []
+    occurrences = []
     for string, key in wanted:
         for start in _occurrences(text, string):
-            found.append((not _is_word(text, start, start + len(string)), -len(string), start, key))
+            occurrences.append((not _is_word(text, start, start + len(string)), -len(string), start, key))
     # A name's or a value's own sentence has it at word boundaries; an occurrence inside a word is the last resort.
     taken: list[tuple[int, int]] = []
     places: dict[Attribute, int] = {}
-    for _, negative_length, start, key in sorted(found, key=lambda item: item[:3]):
+    for _, negative_length, start, key in sorted(occurrences, key=lambda item: item[:3]):
         end = start - negative_length
         if (key is not None and key in places) or any(start < other_end and end > other for other, other_end in taken):
             continue

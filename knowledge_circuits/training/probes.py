@@ -76,13 +76,13 @@ class ProbeArguments:
     """The flags of train.py about probes."""
 
     probe_file: str | None = field(
-        default=None, metadata={"help": "People whose facts are asked for while training, such as test.jsonl."}
+        default=None, metadata={"help": "People whose facts are probed during training, such as test.jsonl."}
     )
     probe_every: list[str] = field(
         default_factory=lambda: ["epoch"], metadata={"help": "When to probe: epoch, or a number of steps (50 steps)."}
     )
     probe_max_facts: int | None = field(
-        default=None, metadata={"help": "Ask for at most so many facts, taken evenly from all types and bands."}
+        default=None, metadata={"help": "Probe at most so many facts, taken evenly from all types and bands."}
     )
     ood_file: str | None = field(
         default=None, metadata={"help": "General skills: JSON lines of prompt, options, answer (and skill)."}
@@ -130,7 +130,7 @@ class Schedule:
 
 
 class KnowledgeProbe:
-    """Facts, skills and a text made ready for one tokenizer, to be asked at every probe."""
+    """Facts, skills and texts, tokenized once for all probes."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class KnowledgeProbe:
         """Prepare the probes.
 
         Args:
-            people: whose facts are asked for, all attributes of each.
+            people: whose facts are probed, all attributes of each.
             tokenizer: the model's.
             examples: of skills outside the domain.
             texts: by name, whose perplexity is measured.
@@ -166,7 +166,7 @@ class KnowledgeProbe:
             )
 
     def records(self, model: PreTrainedModel, step: int, epoch: float) -> list[dict[str, Any]]:
-        """Ask everything; one JSON object per fact, skill and text.
+        """Probe everything; return one JSON object per fact, skill and text.
 
         Args:
             model: in evaluation mode.
@@ -262,10 +262,10 @@ class KnowledgeProbeCallback(LoggingCallback):
         """Set up the probes; train.py's runs take them as they are, `attach` adds them to any other Trainer.
 
         Args:
-            probe: what is asked.
-            schedule: when.
+            probe: the facts, skills and texts.
+            schedule: when to probe.
             path: the file of records.
-            stopping: ends training when it says so.
+            stopping: the rule that may end training; None: never.
         """
         self._probe = probe
         self._schedule = schedule
@@ -335,15 +335,15 @@ class KnowledgeProbeCallback(LoggingCallback):
         if not self._path.exists():
             return False
         rows = [row for row in shape(PROBE_RECORD).lines(self._path) if row["step"] <= step]
-        kept = rows if step > 0 else []
-        self._refuse_other_facts(kept)
+        earlier = rows if step > 0 else []
+        self._refuse_other_facts(earlier)
         with atomic_write(self._path) as file:
-            file.writelines(json_line(row) for row in kept)
-        return any(row["step"] == step for row in kept)
+            file.writelines(json_line(row) for row in earlier)
+        return any(row["step"] == step for row in earlier)
 
-    def _refuse_other_facts(self, kept: Sequence[Mapping[str, Any]]) -> None:
+    def _refuse_other_facts(self, earlier: Sequence[Mapping[str, Any]]) -> None:
         """Records of one run are about the same facts."""
-        facts = [row for row in kept if row["kind"] == "fact"]
+        facts = [row for row in earlier if row["kind"] == "fact"]
         before = [(row.get("full_name"), row.get("attribute")) for row in facts if row["step"] == facts[0]["step"]]
         if facts and before != [(query.person.full_name, query.attribute) for query in self._probe.queries]:
             raise InputError(

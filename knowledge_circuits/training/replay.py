@@ -1,7 +1,7 @@
 """Replay: a share of the training examples is replaced by documents of an earlier corpus.
 
 With N new documents and ratio r, round(r N) of them make room for replayed ones, so that the number of training
-examples stays N whatever the ratio (Ou et al. 2025, forgetting experiment). The places are the head of one seeded
+examples stays N whatever the ratio (Ou et al. 2025, forgetting experiment). The positions are the head of one seeded
 permutation, so a larger ratio replaces what a smaller one does, and more.
 """
 
@@ -21,10 +21,10 @@ def mix_replay(new: Sequence[Document], replayed: Sequence[Document], ratio: flo
         new: the N documents to train on.
         replayed: documents of the earlier corpus; where they are fewer than needed, they come round again.
         ratio: the share r in [0, 1] that is replaced.
-        seed: fixes which places are taken and which documents take them.
+        seed: fixes which positions are replaced and by which documents.
 
     Returns:
-        N documents; the new ones that stay are at their places.
+        N documents; the new ones that stay keep their positions.
 
     Raises:
         InputError: the ratio is not a share, or there is nothing to replay.
@@ -35,11 +35,11 @@ def mix_replay(new: Sequence[Document], replayed: Sequence[Document], ratio: flo
     if count and not replayed:
         raise InputError(f"--replay_ratio {ratio} needs documents to replay; give --replay_file")
     generator = random.Random(f"replay {seed}")
-    places = generator.sample(range(len(new)), len(new))[:count]
+    positions = generator.sample(range(len(new)), len(new))[:count]
     mixed = list(new)
     order: list[int] = []
-    for place in places:
+    for position in positions:
         if not order:
             order = generator.sample(range(len(replayed)), len(replayed))
-        mixed[place] = replayed[order.pop()]
+        mixed[position] = replayed[order.pop()]
     return mixed

@@ -206,7 +206,7 @@ def evaluate(flags: Flags) -> dict[str, float]:
 def refuse_unsupported(arguments: RunArguments) -> None:
     """Refuse Trainer flags that would work against keeping every checkpoint as it was."""
     if arguments.load_best_model_at_end:
-        raise InputError("--load_best_model_at_end: every checkpoint is kept, so there is none to go back to")
+        raise InputError("--load_best_model_at_end: every checkpoint is kept, so none is loaded at the end")
     if arguments.auto_find_batch_size:
         raise InputError("--auto_find_batch_size: sequences per step are part of what a run is; use a smaller batch")
     if arguments.save_strategy == SaveStrategy.BEST:
@@ -282,13 +282,13 @@ def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
         names += [("arguments", "num_train_epochs"), ("arguments", "max_steps")]
     pairs = [(name, earlier.get(part, {}).get(name), now[part].get(name)) for part, name in names]
     pairs.append(("sequences per step", earlier.get("sequences_per_step"), now["sequences_per_step"]))
-    found = [f"{name} {old!r}, now {new!r}" for name, old, new in pairs if old != new]
+    said = [f"{name} {old!r}, now {new!r}" for name, old, new in pairs if old != new]
     weights = earlier.get("starting_weights"), now["starting_weights"]
     if all(weights) and weights[0] != weights[1]:  # weights that were removed since, or are a hub's, tell nothing
-        found.append("other weights to start from")
+        said.append("other weights to start from")
     if earlier.get("data", {}).get("content_key") != now["data"]["content_key"]:
-        found.append("other data, tokenizer or block size")
-    return found
+        said.append("other data, tokenizer or block size")
+    return said
 
 
 def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArguments) -> Path | None:

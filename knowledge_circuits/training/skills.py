@@ -125,7 +125,7 @@ class SkillScore:
 
 
 class SkillTest:
-    """Examples made ready for one tokenizer, to be asked many times."""
+    """Examples tokenized once for many tests."""
 
     def __init__(self, examples: Sequence[SkillExample], tokenizer: PreTrainedTokenizerBase) -> None:
         self.examples = tuple(examples)
@@ -150,7 +150,7 @@ class SkillTest:
 
 
 class TextTest:
-    """A text made ready for one tokenizer, whose perplexity is asked for many times."""
+    """A text tokenized once, whose perplexity is measured many times."""
 
     def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None) -> None:
         # Not verbose: tokenizers warn of texts that are longer than a context, which the blocks will not be.

@@ -1,4 +1,8 @@
-"""The rule that ends training on knowledge rather than on loss."""
+"""The rule that ends training on knowledge rather than on loss.
+
+A fact is consolidated so far if it was known at the last `HOLD` probes. Training ends when the number of such facts has
+not grown for a few probes, or when general skill has fallen too far.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from knowledge_circuits.files import InputError
 
+#: Which facts were known at which probes: bool [facts, probes].
 Known = NDArray[np.bool_]
-
 
 #: How many probes in a row a fact must be known to count as consolidated so far, while training goes on.
 HOLD = 2

@@ -36,7 +36,7 @@ class CheckpointTrainer(Trainer):
     """A Trainer whose checkpoints are whole or absent, and stay after it.
 
     Args:
-        run: where the run is kept; the rest are the Trainer's own arguments.
+        run: the run's folder; the rest are the Trainer's own arguments.
         settings: the fingerprint of what decides the weights, for the checkpoints' manifests.
     """
 
@@ -77,9 +77,9 @@ class CheckpointTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
-        # What is kept with a checkpoint is the same for every run of these arguments; timings are not.
-        kept = self.state.log_history[-1]
-        self.state.log_history[-1] = {key: value for key, value in kept.items() if not key.endswith(_SPEED)}
+        # A checkpoint is the same for every run of these arguments; timings are not.
+        entry = self.state.log_history[-1]
+        self.state.log_history[-1] = {key: value for key, value in entry.items() if not key.endswith(_SPEED)}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)
