@@ -170,8 +170,8 @@ def _train(
     done = finished_step(run, configuration, resumed, planned_steps(arguments, len(data.train)))
     if done is not None:
         return Outcome(run, done, trained=False)
-    model = training_model(flags.model, tokenizer, arguments.seed)
     callbacks = [*probe_callbacks(flags.probes, tokenizer, run), *make_callbacks(run, tokenizer)]
+    model = training_model(flags.model, tokenizer, arguments.seed)
     settings = settings_fingerprint(configuration)
     trainer = make_trainer(arguments, run, model, tokenizer, data, callbacks, settings)
     _write_configuration(trainer, run, configuration)
