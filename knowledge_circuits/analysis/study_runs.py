@@ -63,7 +63,7 @@ _HIT_RANK = 9
 #: A circuit is this share of all edges, before pruning.
 TOP_SHARE = 0.25
 #: Sizes, as shares of all edges, at which faithfulness is measured to find the edges needed for 0.9.
-CURVE_SHARES = (0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7)
+CURVE_SHARES = (0.01, 0.02, 0.04, 0.08, 0.15, 0.4, 0.7)
 #: Random circuits are run at epochs that are a multiple of this one.
 RANDOM_EVERY = 4
 _GROUP = ["task", "type", "band", "people"]
