@@ -2,8 +2,11 @@
 
     smooth            centred moving average over 3 checkpoints; band = 1.96 standard deviations of the residuals
     area              trapezoid area over the epochs divided by their span: the mean level during training
-    two segments      y = a + b x + c max(0, x - t): a continuous line that bends once, at t. Against the single line
-                      y = a + b x and the smooth decay y = a + b exp(-x / s) by BIC = n ln(RSS / n) + k ln n
+    two segments      y = a + b x + c max(0, x - t): a continuous line that bends once, at t
+    shapes            the two segments against a line, exponential decay (alone and with a drift), power law and
+                      logistic curve by BIC = n ln(RSS / n) - ln(1 - r^2) + k ln n, the residuals autoregressive with
+                      coefficient r. With independent residuals a smooth curve of few, correlated checkpoints would
+                      pass for a bend
     half change       the first epoch at which a curve has made half of the way from its first to its last value
 
 All but `smooth` itself work on a stack of curves [..., n] at once, so that a bootstrap is one call.
@@ -11,11 +14,13 @@ All but `smooth` itself work on a stack of curves [..., n] at once, so that a bo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import integrate
+from scipy import integrate, special
 
 Floats = NDArray[np.float64]
 
@@ -23,6 +28,8 @@ Floats = NDArray[np.float64]
 BAND = 1.96
 #: A two-segment fit has four parameters; fewer points than this cannot tell it from a line.
 FEWEST_POINTS = 6
+#: A comparison of shapes fits up to six parameters.
+FEWEST_FOR_SHAPES = 10
 _GRID = 400
 
 
@@ -180,11 +187,116 @@ def two_segment_fit(x: ArrayLike, y: ArrayLike) -> TwoSegmentFit:
     )
 
 
+class Shape(StrEnum):
+    """What a curve over epochs may be; the text completes "the curve is"."""
+
+    LINE = "a straight line"
+    DECAY = "saturating (exponential decay)"
+    DRIFT = "saturating with a drift"
+    POWER = "a power law"
+    LOGISTIC = "S-shaped (logistic)"
+    BEND = "two segments with a bend"
+
+
+#: Parameters of each shape: those of the mean, the residuals' scale and their autocorrelation.
+_PARAMETERS = {Shape.LINE: 4, Shape.DECAY: 5, Shape.DRIFT: 6, Shape.POWER: 6, Shape.LOGISTIC: 6, Shape.BEND: 6}
+#: Autocorrelations of the residuals that are tried.
+_CORRELATIONS = (0.0, 0.2, 0.4, 0.6, 0.8)
+
+
+@dataclass(frozen=True)
+class ShapeComparison:
+    """How well each shape describes each curve.
+
+    Attributes:
+        bic: by shape, in the shape of the curves' leading axes; smaller is better.
+    """
+
+    bic: Mapping[Shape, Floats]
+
+    @property
+    def bend_gain(self) -> Floats:
+        """BIC of the best smooth shape minus BIC of the two segments: above 0 there is a bend and not just a curve."""
+        return np.min([bic for shape, bic in self.bic.items() if shape != Shape.BEND], axis=0) - self.bic[Shape.BEND]
+
+    def weights(self) -> dict[Shape, Floats]:
+        """BIC weights: each shape's share of exp(-BIC / 2), 1 in all."""
+        share = special.softmax(-np.stack(list(self.bic.values())) / 2, axis=0)
+        return dict(zip(self.bic, share, strict=True))
+
+
+def compare_shapes(x: ArrayLike, y: ArrayLike) -> ShapeComparison:
+    """Fit every shape to each curve by maximum likelihood over grids of its non-linear parameters.
+
+    Args:
+        x: [n] epochs, increasing, n of at least `FEWEST_FOR_SHAPES`.
+        y: [..., n].
+    """
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    n = len(x)
+    if n < FEWEST_FOR_SHAPES:
+        raise ValueError(f"a comparison of shapes needs at least {FEWEST_FOR_SHAPES} checkpoints, not {n}")
+    rows = y.reshape(-1, n) - y.mean(axis=-1).reshape(-1, 1)
+    floor = 1e-12 * np.maximum((rows**2).sum(axis=1), 1e-300)
+    bic = {}
+    for shape, designs in _shape_designs(x).items():
+        deviance = [
+            n * np.log(np.maximum(_residuals(_whiten(designs, r, 1), _whiten(rows, r, 1)).min(axis=1), floor) / n)
+            - np.log(1 - r**2)
+            for r in _CORRELATIONS
+        ]
+        bic[shape] = (np.min(deviance, axis=0) + _PARAMETERS[shape] * np.log(n)).reshape(y.shape[:-1])
+    return ShapeComparison(bic)
+
+
+def _shape_designs(x: Floats) -> dict[Shape, Floats]:
+    """The linear designs [t, n, k] of each shape, one for each value t of its non-linear parameters."""
+    time, span, gap = x - x[0], x[-1] - x[0], np.diff(x).min()
+
+    def stack(*columns: Floats) -> Floats:
+        return np.stack(np.broadcast_arrays(np.ones_like(x), *columns), axis=-1)
+
+    decay = np.exp(-time / np.geomspace(gap / 2, 3 * span, 40)[:, None])
+    exponent, scale = _pairs(np.array([0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3]), np.geomspace(gap / 2, span / 2, 8))
+    middle, width = _pairs(np.linspace(x[0], x[-1], 24), np.geomspace(gap / 2, span / 3, 12))
+    return {
+        Shape.LINE: stack(x)[None],
+        Shape.DECAY: stack(decay),
+        Shape.DRIFT: stack(x, decay),
+        Shape.POWER: stack((1 + time / scale) ** -exponent),
+        Shape.LOGISTIC: stack(special.expit((x - middle) / width)),
+        Shape.BEND: _bends(x, 80)[1],
+    }
+
+
+def _pairs(first: Floats, second: Floats) -> tuple[Floats, Floats]:
+    """All pairs of two parameters' values as two columns [t, 1]."""
+    one, two = np.meshgrid(first, second)
+    return one.reshape(-1, 1), two.reshape(-1, 1)
+
+
+def _bends(x: Floats, count: int) -> tuple[Floats, Floats]:
+    """Break points [t] between the third and the last but two epochs, and their designs [t, n, 3]."""
+    breaks = np.linspace(x[2], x[-3], count)
+    hinge = np.maximum(0, x - breaks[:, None])
+    return breaks, np.stack(np.broadcast_arrays(np.ones_like(x), x, hinge), axis=-1)
+
+
+def _whiten(values: Floats, correlation: float, axis: int) -> Floats:
+    """Subtract from values along an axis what the one before predicts: autoregressive residuals get independent."""
+    values = np.moveaxis(values, axis, -1)
+    first = np.sqrt(1 - correlation**2) * values[..., :1]
+    rest = values[..., 1:] - correlation * values[..., :-1]
+    return np.moveaxis(np.concatenate((first, rest), axis=-1), -1, axis)
+
+
 def _residuals(designs: Floats, curves: Floats) -> Floats:
     """Residual sums of squares of curves [m, n] under each of the designs [t, n, k], as [m, t]."""
     basis, _ = np.linalg.qr(designs)
-    fitted = np.einsum("tnk,mn->mtk", basis, curves, optimize=True)
-    return np.maximum((curves**2).sum(axis=1)[:, None] - (fitted**2).sum(axis=2), 0)
+    count, n, parameters = basis.shape
+    fitted = curves @ basis.transpose(1, 0, 2).reshape(n, count * parameters)
+    explained = (fitted.reshape(-1, count, parameters) ** 2).sum(axis=2)
+    return np.maximum((curves**2).sum(axis=1)[:, None] - explained, 0)
 
 
 def half_change(x: ArrayLike, y: ArrayLike) -> Floats:
@@ -210,3 +322,20 @@ def half_change(x: ArrayLike, y: ArrayLike) -> Floats:
         share = (0.5 - low) / (high - low)
     epoch = x[before] + share * (x[crossing] - x[before])
     return np.where(change == 0, np.nan, epoch)[..., 0]
+
+
+def half_change_above_noise(x: ArrayLike, y: ArrayLike) -> Floats:
+    """Half-change epochs of curves smoothed over 3 checkpoints.
+
+    Args:
+        x: [n] epochs, increasing.
+        y: [..., n].
+
+    Returns:
+        [...]; NaN where a curve ends within 1.96 standard deviations of its smoothing residuals of where it began.
+    """
+    y = np.asarray(y, dtype=np.float64)
+    smoothed = moving_average(y)
+    noise = BAND * (y - smoothed).std(axis=-1, ddof=1)
+    change = np.abs(smoothed[..., -1] - smoothed[..., 0])
+    return np.where(change > noise, half_change(x, smoothed), np.nan)

@@ -15,8 +15,8 @@ Intervals are percentiles of seeded resamples: the same files and seed give the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -45,6 +45,8 @@ class Verdict(StrEnum):
     HOLDS = "holds"
     FAILS = "does not hold"
     UNDECIDED = "undecided"
+    NOT_TESTABLE = "cannot be tested"
+    ONE_RUN = "one run cannot decide"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Statistic:
         estimate, low, high: NaN where the run cannot tell.
         claim: what the finding says of it, in words.
         verdict: of this statistic alone; None for one that is only reported.
+        p, adjusted: two-sided p, and corrected for the number of tests; NaN without a test.
+        by_seed: in a study, each seed's number.
     """
 
     name: str
@@ -65,11 +69,21 @@ class Statistic:
     low: float
     high: float
     claim: str
-    verdict: Verdict | None
+    verdict: Verdict | None = None
+    p: float = float("nan")
+    adjusted: float = float("nan")
+    by_seed: Mapping[int, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        judged = f" ({self.verdict})" if self.verdict else ""
-        return f"{self.name}, {self.where}: {self.interval}{judged}"
+        return f"{self.name}, {self.where}: {self.interval}{self.tested}"
+
+    @property
+    def tested(self) -> str:
+        """The test as text, "" without one."""
+        if not np.isfinite(self.p):
+            return ""
+        corrected = f", corrected {self.adjusted:.2g}" if np.isfinite(self.adjusted) else ""
+        return f" (p = {self.p:.2g}{corrected})"
 
     @property
     def interval(self) -> str:
@@ -97,6 +111,11 @@ class Finding:
     verdict: Verdict
     reason: str
     statistics: tuple[Statistic, ...]
+
+    @property
+    def tests(self) -> int:
+        """How many of the statistics were tested."""
+        return sum(bool(np.isfinite(s.p)) for s in self.statistics)
 
     def table(self) -> pd.DataFrame:
         """The statistics as a table for a page or a notebook."""

@@ -29,10 +29,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from knowledge_circuits.files import InputError, atomic_write, read_json, write_json
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
@@ -72,8 +73,8 @@ class StudyRun(BaseModel):
     Attributes:
         study: which study.
         seed: the unit of all statistics.
-        mirror: which half of the people stands in the past ("A" or "B"); "" in a study without mirrors.
-        dose: texts of the past per known person; None in a study without doses.
+        mirror: which half of the people stands in the past ("A" or "B"); "" in the depth study.
+        dose: texts of the past per known person; None in the depth study.
         settings: everything else that the run was made with, equal in all runs of the study.
     """
 
@@ -84,6 +85,13 @@ class StudyRun(BaseModel):
     mirror: str = ""
     dose: float | None = Field(default=None, ge=0)
     settings: dict[str, Scalar] = {}
+
+    @model_validator(mode="after")
+    def _has_what_its_study_varies(self) -> Self:
+        mirrored = self.study == StudyKind.RELEVANCE
+        if bool(self.mirror) != mirrored or (self.dose is not None) != mirrored:
+            raise ValueError("a run of the relevance study has a mirror and a dose, one of the depth study neither")
+        return self
 
     @property
     def name(self) -> str:

@@ -36,6 +36,8 @@ VERDICT_COLORS: Mapping[findings.Verdict, str] = {
     findings.Verdict.HOLDS: GREEN,
     findings.Verdict.FAILS: VERMILION,
     findings.Verdict.UNDECIDED: GREY,
+    findings.Verdict.NOT_TESTABLE: GREY,
+    findings.Verdict.ONE_RUN: GREY,
 }
 
 
