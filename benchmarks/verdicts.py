@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -154,36 +155,34 @@ class Case:
 
 def cases() -> list[Case]:
     """All rows: nulls first, then planned effects, by finding."""
-    found = []
-    for runs in (3, 5):
-        found.append(Case("relevance", f"no effect, {runs} seeds", True, lambda r=runs: relevance_verdicts(0, r)))
+    relevance, shift, depth = "relevance", "phase shift", "deep to shallow"
+    rows = [
+        Case(relevance, f"no effect, {runs} seeds", True, partial(relevance_verdicts, 0.0, runs)) for runs in (3, 5)
+    ]
     for effect in (0.01, 0.02, 0.03):
         for runs in (3, 4, 5):
             truth = f"+{effect:g} in the mean level, {runs} seeds"
-            found.append(Case("relevance", truth, False, lambda e=effect, r=runs: relevance_verdicts(e, r)))
+            rows.append(Case(relevance, truth, False, partial(relevance_verdicts, effect, runs)))
     for name, shape in SMOOTH.items():
         for correlation in (0.0, 0.5):
-            truth = f"{name}, noise 3%, autocorrelation {correlation:g}"
-            found.append(
-                Case("phase shift", truth, True, lambda s=shape, c=correlation: phase_shift_verdicts(s, 0.03, c))
-            )
+            truth = f"{name}, noise 3%, autocorrelation {correlation:g}, 5 seeds"
+            rows.append(Case(shift, truth, True, partial(phase_shift_verdicts, shape, 0.03, correlation)))
     for noise in (0.01, 0.03, 0.05, 0.1):
-        truth = f"bend at epoch 4, noise {noise:.0%}, autocorrelation 0.5"
-        found.append(Case("phase shift", truth, False, lambda n=noise: phase_shift_verdicts(bend, n, 0.5)))
-    found += [
-        Case("deep to shallow", "no depth law, exchangeable layers", True, lambda: depth_verdicts(0, 0)),
-        Case("deep to shallow", "no depth law, neighbouring layers alike", True,
-             lambda: depth_verdicts(0, 0, correlation=0.7)),
-        Case("deep to shallow", "centroid deeper by 0.5 layers and stays there", True,
-             lambda: depth_verdicts(0.5, 0, after=0)),
-    ]  # fmt: skip
+        truth = f"bend at epoch 4, noise {noise:.0%}, autocorrelation 0.5, 5 seeds"
+        rows.append(Case(shift, truth, False, partial(phase_shift_verdicts, bend, noise, 0.5)))
+    alike, stays = partial(depth_verdicts, 0.0, 0.0, correlation=0.7), partial(depth_verdicts, 0.5, 0.0, after=0.0)
+    rows += [
+        Case(depth, "no depth law, exchangeable layers, 5 seeds", True, partial(depth_verdicts, 0.0, 0.0)),
+        Case(depth, "no depth law, neighbouring layers alike, 5 seeds", True, alike),
+        Case(depth, "centroid 0.5 layers deeper, stays there, 5 seeds", True, stays),
+    ]
     for order in (0.3, 0.4, 0.5, 0.6, 0.8):
-        truth = f"depth explains a correlation of -{order:g}, 5 seeds"
-        found.append(Case("deep to shallow", truth, False, lambda o=order: depth_verdicts(0, o)))
+        truth = f"half-change epoch and depth correlate by -{order:g}, 5 seeds"
+        rows.append(Case(depth, truth, False, partial(depth_verdicts, 0.0, order)))
     for turn in (0.2, 0.3, 0.5):
         truth = f"centroid {turn:g} layers deeper, then back, 5 seeds"
-        found.append(Case("deep to shallow", truth, False, lambda t=turn: depth_verdicts(t, 0)))
-    return found
+        rows.append(Case(depth, truth, False, partial(depth_verdicts, turn, 0.0)))
+    return rows
 
 
 def table(rows: list[Case]) -> str:
