@@ -1,10 +1,10 @@
-"""Find the circuit scores of every group at every checkpoint: one graph file per checkpoint and group.
+"""Score the edges of every group's graph at every checkpoint: one graph file per checkpoint and group.
 
     python circuit_discovery.py --model gpt2 --model_path outputs/train/gpt2/default/checkpoints \\
         --data_file "data/entities_50000/circuit_300/gpt2/{task}.jsonl" --batch_size 64
 
-Work that is on disk is skipped, so the same command goes on after an interruption. Under `accelerate launch` or
-`torchrun` the groups are shared out over the processes; give the same --threads for the same bytes.
+Finished graphs are skipped, so the same command continues after an interruption. Under `accelerate launch` or
+`torchrun` the processes share the groups; the same --threads gives the same bytes.
 """
 
 from __future__ import annotations
@@ -28,25 +28,27 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     args = parse_arguments()
     from knowledge_circuits.sweeps.discovery import DiscoverySettings, discovery_items
-    from knowledge_circuits.sweeps.programs import loader_from, prepare, read_groups
-    from knowledge_circuits.sweeps.queue import report_sweep, sweep, this_process
+    from knowledge_circuits.sweeps.processes import this_process
+    from knowledge_circuits.sweeps.programs import loader_from, prepare, read_groups, run_items
 
     process = this_process()
-    prepare(args.threads, process)
+    scored = checkpoints(args.model_path, args.output_dir)
+    prepare(args.threads, process, scored)
     wanted = chosen_groups(args.task, args.type, args.frequency)
-    sources = checkpoints(args.model_path, args.output_dir)
     groups = read_groups(args.data_file, wanted, args.circuit_n, quiet=not process.is_main)
     settings = DiscoverySettings(
         circuit_n=args.circuit_n,
         method=args.method,
+        metric=args.metric,
         ig_steps=args.ig_steps,
         batch_size=args.batch_size,
         memory_gb=args.memory_gb,
         suffix=f".{args.format}",
         overwrite=args.overwrite,
+        verify=args.verify,
     )
-    items = discovery_items(sources, groups, loader_from(args, process), settings)
-    return report_sweep(sweep(items, process, "circuit discovery"), process)
+    items = discovery_items(scored, groups, loader_from(args, process), settings)
+    return run_items(items, process, "circuit discovery", args, [checkpoint.output for checkpoint in scored])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 def run_program(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit with its status; errors a user can mend become one line on standard error and status 1."""
+    """Call `main` and exit with its status; errors that a user can correct are one line on standard error, status 1."""
     try:
         status = main()
     except InputError as error:
@@ -58,7 +59,7 @@ _MENDABLE = {
 
 
 def is_mendable(error: OSError) -> bool:
-    """Whether the user can mend it, and further writes would meet it too: no space, no permission, no such place."""
+    """Return whether the user can correct it and further writes would fail alike: no space, no permission."""
     return error.errno in _MENDABLE
 
 
@@ -66,6 +67,9 @@ def _complain(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 1
 
+
+#: More threads than any machine has cores; beyond it `--threads` is a mistake.
+MOST_THREADS = 4096
 
 #: The data types that `--dtype` offers, by their names in torch.
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
@@ -96,8 +100,49 @@ def _at_least(text: str, least: int) -> int:
     return number
 
 
+def thread_count(text: str) -> int:
+    """Parse a number of CPU threads from 1 to `MOST_THREADS`: an argparse type."""
+    number = positive(text)
+    if number > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST_THREADS} threads")
+    return number
+
+
+def gigabytes(text: str) -> float:
+    """Parse a finite amount of memory above 0: an argparse type."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes above 0")
+    return number
+
+
+def add_work_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of every program that computes results of checkpoints: existing results, device, threads."""
+    add = parser.add_argument
+    add("--output_dir", help="folder of the results, one folder per checkpoint; default: the checkpoint folders")
+    add("--overwrite", action="store_true", help="recompute existing results; files that their manifests list go")
+    add(
+        "--adopt",
+        action="store_true",
+        help="take results without a manifest (of older versions) as made with these flags",
+    )
+    add(
+        "--verify",
+        action="store_true",
+        help="compare every byte of existing results with their manifests, not only sizes",
+    )
+    add("--device", default="auto", help="auto (CUDA if there is one), cpu, mps, cuda, cuda:<number>; default auto")
+    add("--dtype", choices=DTYPE_NAMES, default="float32", help="of weights and activations; default float32")
+    add("--threads", type=thread_count, help="CPU threads of each process; default: 1 for small models, else all cores")
+    add("--timing", action="store_true", help="print each process's share of busy time at the end")
+    add("--trust_remote_code", action="store_true", help="run code that comes with a model; default off")
+
+
 def choice(kind: type[Choice], members: Sequence[Choice] = ()) -> Callable[[str], Choice]:
-    """An argparse type for an enum, or for some of its members; a misspelling is answered with the valid names."""
+    """Return an argparse type for an enum, or for some of its members; errors name the valid ones."""
     valid = list(members or kind)
 
     def parse(text: str) -> Choice:

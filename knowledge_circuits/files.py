@@ -1,8 +1,7 @@
-"""Files that are whole or absent, and readers that say which line is wrong.
+"""Atomic writing, and readers whose errors name the line.
 
-Everything the project writes goes through `atomic_write`: a temporary name in the target's folder, then a rename, so
-that no reader and no killed process ever leaves a partial file under the final name. Everything it reads raises
-`InputError` with the file, the line and the reason.
+Everything the project writes goes through `atomic_write`: a temporary name in the target's folder, then a rename. Under
+its final name a file is never partial. Everything it reads raises `InputError` with the file, the line and the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import IO, Any
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used; the message is one sentence with the place and the remedy."""
+    """An input that cannot be used; the message is one sentence with the place and the remedy."""
 
 
 def means_folder(name_or_path: str) -> bool:
@@ -28,7 +27,7 @@ def means_folder(name_or_path: str) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, in one line for a sentence of our own."""
+    """Return the first line of a library's error, at most 200 characters."""
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
@@ -75,16 +74,26 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """A file's bytes; a name that ends in .gz is decompressed.
+#: More bytes than any file of the project unpacks to; beyond it a compressed file is damaged or malicious.
+MOST_UNPACKED_BYTES = 4_000_000_000
+
+
+def read_bytes(path: str | os.PathLike[str], most: int = MOST_UNPACKED_BYTES) -> bytes:
+    """Return a file's bytes; a name that ends in .gz is decompressed.
+
+    Args:
+        path: the file.
+        most: bytes that a compressed file may unpack to.
 
     Raises:
-        InputError: missing, unreadable, or not a whole gzip file.
+        InputError: missing, unreadable, not a whole gzip file, or unpacks to more than `most` bytes.
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        with gzip.open(path) as file:
+            data = file.read(most + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -93,10 +102,13 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise InputError(f"{path}: not a whole gzip file ({error})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if len(data) > most:
+        raise InputError(f"{path}: unpacks to more than {most:,} bytes")
+    return data
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """A file's UTF-8 text; see `read_bytes` for the errors."""
+    """Return a file's UTF-8 text; see `read_bytes` for the errors."""
     try:
         return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -132,12 +144,12 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """A JSON file's content (a `.gz` name is decompressed)."""
+    """Return a JSON file's content (a `.gz` name is decompressed)."""
     return parse_json(read_text(path), str(path))
 
 
 def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 1) -> None:
-    """Write JSON atomically. Non-finite numbers are refused with ValueError: no reader would take them."""
+    """Write JSON atomically; a number that is not finite raises ValueError."""
     with atomic_write(path) as file:
         file.write(json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent) + "\n")
 

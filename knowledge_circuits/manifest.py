@@ -308,6 +308,7 @@ def locked(folder: Path, work: str) -> Iterator[None]:
         yield
     finally:
         holder.unlink(missing_ok=True)
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held, so that no other process has locked it
         lock.release()
 
 

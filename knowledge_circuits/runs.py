@@ -221,6 +221,15 @@ class CircuitFolder:
         """Return the scored graph that circuit_discovery.py writes (every edge in the graph)."""
         return self.output / self.coordinates.path(Content.GRAPH, suffix)
 
+    @property
+    def manifest(self) -> Path:
+        """The scored graph's manifest."""
+        return self.output / self.coordinates.path(Content.MANIFEST)
+
+    def circuit_manifest(self, topn: int, origin: int | None = None) -> Path:
+        """Return the manifest of a circuit with its results and predictions."""
+        return self._of_circuit(topn, Content.MANIFEST, origin)
+
     def topn_folder(self, topn: int) -> Path:
         return self.output / replace(self.coordinates, topn=topn).folder
 

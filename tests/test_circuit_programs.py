@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tiny import byte_level_tokenizer, save_tiny_llama
+from tiny import byte_level_tokenizer, save_tiny_gpt2, save_tiny_llama
 from tiny_run import ONE_GROUP, TinyRun, call, files, make_run
 
 import circuit_discovery
@@ -24,6 +24,7 @@ from knowledge_circuits.engine.graph_files import read_graph
 from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import read_json, read_jsonl, write_json, write_jsonl
+from knowledge_circuits.manifest import read_manifest
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import CircuitFolder, checkpoints
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, groups
@@ -118,32 +119,32 @@ def test_a_circuit_of_all_edges_predicts_what_the_model_predicts(copy):
     assert results["faithfulness"] == pytest.approx(1, abs=1e-2) and results["edges_num"] == edges
 
 
-def test_work_on_disk_is_skipped_and_overwrite_does_it_again(copy, capsys):
-    path = circuits_of(copy).graph()
-    path.write_text("left as it is")
-    results = circuits_of(copy).results(40)
-    results.write_text("{}")
-    assert call(circuit_discovery.main, copy.discovery()) == 0
-    assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 0
-    assert "0 done, 36 were there already" in capsys.readouterr().out
-    assert path.read_text() == "left as it is" and results.read_text() == "{}"
-    assert call(circuit_discovery.main, copy.discovery("--overwrite", *ONE_GROUP)) == 0
-    assert call(circuit_eval.main, copy.evaluation("--topn", "40", "--overwrite", *ONE_SOURCE)) == 0
-    assert read_graph(path).meta["task"] == "city" and read_json(results)["topn"] == 40
+def both(run: TinyRun, *flags: str) -> tuple[int, int]:
+    """The exit statuses of both programs over all groups."""
+    return call(circuit_discovery.main, run.discovery(*flags)), call(
+        circuit_eval.main, run.evaluation("--topn", "40", *flags)
+    )
+
+
+def test_finished_work_is_skipped_and_nothing_changes(copy, capsys):
+    before = files(copy.checkpoints)
+    assert both(copy, "--verify") == (0, 0)
+    assert capsys.readouterr().out.count("0 done, 36 were there already, 0 failed") == 2
+    assert files(copy.checkpoints) == before
 
 
 @pytest.mark.parametrize(
     ("flags", "said"), [(["--ig_steps", "3"], "ig_steps 5, now 3"), (["--dtype", "float64"], "dtype 'float32', now")]
 )
-def test_work_that_was_done_in_another_way_is_not_taken_for_finished(copy, capsys, flags, said):
+def test_work_of_other_settings_is_not_taken_for_finished(copy, capsys, flags, said):
     before = files(copy.checkpoints)
     assert call(circuit_discovery.main, copy.discovery(*flags)) == 1
-    assert said in (refusal := capsys.readouterr().err) and "_graph.json" in refusal and "--overwrite" in refusal
+    assert said in (refusal := capsys.readouterr().err) and "36 results are" in refusal and "--overwrite" in refusal
     assert files(copy.checkpoints) == before
-    # Graphs that are made again leave circuits behind that are not theirs.
+    # Graphs that are recomputed leave circuits behind that are not theirs.
     assert call(circuit_discovery.main, copy.discovery(*flags, "--overwrite")) == 0
     assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 1
-    assert said in capsys.readouterr().err
+    assert "graph " + said in capsys.readouterr().err
     assert call(circuit_eval.main, copy.evaluation("--topn", "40", "--overwrite")) == 0
     assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 0
 
@@ -155,23 +156,107 @@ def test_graphs_of_other_prompts_are_not_taken_for_finished(copy, capsys):
     assert re.search(r"prompts '[0-9a-f]{16}', now '[0-9a-f]{16}'", capsys.readouterr().err)
 
 
-def test_answers_about_other_test_items_are_not_taken_for_finished(copy, capsys):
+def test_predictions_of_other_test_items_are_not_taken_for_finished(copy, capsys):
     write_jsonl(copy.test_data, read_jsonl(copy.test_data)[:-20])
     assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 1
-    assert "other test items" in capsys.readouterr().err
+    assert "test items new/low '" in capsys.readouterr().err
     assert call(circuit_eval.main, copy.evaluation("--topn", "40", "--overwrite")) == 0
 
 
-def test_a_missing_file_is_made_again_byte_for_byte(finished, copy):
-    circuits_of(copy).graph().unlink()
+def test_graphs_of_other_weights_are_not_taken_for_finished(copy, capsys):
+    save_tiny_gpt2(copy.checkpoints / "checkpoint-4", seed=9)
+    assert both(copy) == (1, 1)
+    assert capsys.readouterr().err.count("weights '") >= 2
+
+
+@pytest.mark.parametrize("keep", [0, 300])
+def test_missing_and_cut_files_are_made_again_byte_for_byte(copy, capsys, keep):
+    before = files(copy.checkpoints)
+    circuits_of(copy, 0).graph().unlink()
     circuits_of(copy, 0).results(40).unlink()
-    circuits_of(copy).predictions(40, KnowledgeType.NEW, Band.LOW).unlink()
-    assert call(circuit_discovery.main, copy.discovery()) == 0
-    assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 0
-    before, after = files(finished.checkpoints), files(copy.checkpoints)
-    assert before.keys() == after.keys()
-    changed = [name for name in before if before[name] != after[name]]
-    assert changed == [name for name in changed if name.endswith("_results.json")]  # they state the model's path
+    graph = circuits_of(copy).graph()
+    graph.write_bytes(graph.read_bytes()[:keep])
+    predictions = circuits_of(copy).predictions(40, KnowledgeType.NEW, Band.LOW)
+    predictions.write_bytes(predictions.read_bytes()[:keep])
+    assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 1
+    assert "run circuit_discovery.py" in capsys.readouterr().err, "a circuit is not made from a damaged graph"
+    assert both(copy) == (0, 0)
+    assert "2 results are damaged and made again" in capsys.readouterr().out
+    assert files(copy.checkpoints) == before
+
+
+def test_an_interrupted_unit_is_made_again(copy):
+    before = files(copy.checkpoints)
+    for manifest in (circuits_of(copy).manifest, circuits_of(copy).circuit_manifest(40)):
+        content = read_json(manifest)
+        write_json(manifest, {**content, "finished": False})
+    assert both(copy) == (0, 0)
+    assert files(copy.checkpoints) == before
+
+
+def test_a_graph_of_another_group_or_checkpoint_in_its_place_is_refused(copy, capsys):
+    other_group = Group(Attribute.CITY, KnowledgeType.REVISED, Band.LOW)
+    for other, said in (
+        (circuits_of(copy, 0), "checkpoint 'checkpoint-0'"),
+        (circuits_of(copy, 4, other_group), "type"),
+    ):
+        shutil.copy(other.graph(), circuits_of(copy).graph())
+        circuits_of(copy).manifest.unlink()
+        assert said in refused(capsys, circuit_eval.main, copy.evaluation("--topn", "35", *ONE_SOURCE))
+        assert said in refused(capsys, circuit_discovery.main, copy.discovery("--adopt", *ONE_GROUP))
+
+
+def test_scores_that_were_exchanged_within_a_graph_are_noticed(copy, capsys):
+    path = circuits_of(copy).graph()
+    first, second = re.findall(r'"score": ([^,]{8,}),', path.read_text())[:2]
+    text = path.read_text().replace(first, "#").replace(second, first).replace("#", second)
+    path.write_text(text)
+    assert "other content" in refused(capsys, circuit_eval.main, copy.evaluation("--topn", "35", *ONE_SOURCE))
+    assert call(circuit_discovery.main, copy.discovery("--verify", *ONE_GROUP)) == 0
+    assert "made again" in capsys.readouterr().out and path.read_text() != text
+
+
+def test_results_of_an_older_version_are_adopted_if_they_agree_with_the_settings(copy, capsys):
+    before = files(copy.checkpoints)
+    for manifest in copy.checkpoints.rglob("*_manifest.json"):
+        manifest.unlink()
+    assert both(copy) == (1, 1)
+    assert capsys.readouterr().err.count("36 results are without a manifest") == 2
+    assert "ig_steps 5, now 3" in refused(capsys, circuit_discovery.main, copy.discovery("--adopt", "--ig_steps", "3"))
+    assert both(copy, "--adopt") == (0, 0)
+    assert capsys.readouterr().out.count("0 done, 36 were there already") == 2
+    assert files(copy.checkpoints) == before
+
+
+def test_predictions_for_more_targets_join_those_that_are_there(copy, capsys):
+    few = copy.evaluation(*ONE_SOURCE, "--topn", "35", "--target_type", "new", "--target_frequency", "high")
+    assert call(circuit_eval.main, few) == 0
+    assert call(circuit_eval.main, [*few[:-3], "revised", "--target_frequency", "low"]) == 0
+    listed = read_manifest(circuits_of(copy).circuit_manifest(35)).files
+    assert sum(name.endswith("_prediction.jsonl") for name in listed) == 2
+    capsys.readouterr()
+    assert call(circuit_eval.main, few) == 0
+    assert "0 done, 2 were there already" in capsys.readouterr().out
+
+
+def test_overwriting_removes_only_files_that_the_manifest_lists(copy):
+    notes = circuits_of(copy).topn_folder(40) / "notes.txt"
+    notes.write_text("the user's own")
+    arguments = copy.evaluation(*ONE_SOURCE, "--topn", "40", "--overwrite", "--target_type", "new")
+    assert call(circuit_eval.main, arguments) == 0
+    assert notes.exists() and circuits_of(copy).predictions(40, KnowledgeType.NEW, Band.LOW).exists()
+    assert not circuits_of(copy).predictions(40, KnowledgeType.REVISED, Band.LOW).exists()
+
+
+def test_another_metric_and_intervention_have_their_own_folders(copy):
+    flags = ["--metric", "kl_divergence"]
+    assert call(circuit_discovery.main, copy.discovery(*ONE_GROUP, *flags)) == 0
+    assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "40", *flags, "--intervention", "zero")) == 0
+    (checkpoint,) = checkpoints(str(copy.checkpoints / "checkpoint-4"))
+    folder = checkpoint.circuit_folder(6, CITY_NEW_HIGH, "EAP-IG_kl_divergence", "zero")
+    assert read_graph(folder.graph()).meta["metric"] == "kl_divergence"
+    assert read_json(folder.results(40))["method"] == "EAP-IG_kl_divergence"
+    assert "topn_40_zero" in str(folder.results(40))
 
 
 @pytest.mark.parametrize("suffix", ["json.gz", "pt"])
@@ -224,11 +309,11 @@ def test_without_test_items_there_are_results_and_no_predictions(copy):
     assert circuits_of(copy).results(33).exists() and not list(circuits_of(copy).topn_folder(33).glob("target*"))
 
 
-def test_a_moved_circuit_keeps_its_topology_in_other_weights(copy):
+def test_a_transferred_circuit_keeps_its_topology_in_other_weights(copy):
     assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "40", "--circuit_from", "0", "4")) == 0
     there, here = circuits_of(copy, 0), circuits_of(copy, 4)
-    moved = read_graph(here.circuit(40, origin=0))
-    assert torch.equal(moved.in_graph, read_graph(there.circuit(40)).in_graph)
+    transferred = read_graph(here.circuit(40, origin=0))
+    assert torch.equal(transferred.in_graph, read_graph(there.circuit(40)).in_graph)
     results, own = read_json(here.results(40, 0)), read_json(here.results(40))
     assert results["circuit_from"] == 0 and results["edges_num"] == read_json(there.results(40))["edges_num"]
     assert results["clean_baseline_performance"] == own["clean_baseline_performance"]
@@ -238,7 +323,7 @@ def test_a_moved_circuit_keeps_its_topology_in_other_weights(copy):
     assert read_json(here.results(40, 4)) == own | here_again
 
 
-def test_a_moved_circuit_may_come_from_a_folder(copy):
+def test_a_transferred_circuit_may_come_from_a_folder(copy):
     origin = str(copy.checkpoints / "checkpoint-0")
     arguments = copy.evaluation(*ONE_SOURCE, "--topn", "40", "--circuit_from", origin)
     arguments[arguments.index("--model_path") + 1] = str(copy.checkpoints / "checkpoint-4")
@@ -261,7 +346,7 @@ def test_two_processes_write_the_same_bytes_as_one(finished, fresh):
     program = [*launcher, str(ROOT / "circuit_discovery.py"), *arguments]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "12 done" in done.stdout and "process 1" in done.stdout
+    assert "12 done" in done.stdout
     written = files(fresh.checkpoints)
     expected = files(finished.checkpoints)
     graphs = [name for name in written if name.endswith("city_graph.json")]
@@ -353,7 +438,10 @@ def test_data_of_another_tokenizer_are_refused(fresh, capsys):
     rows = read_jsonl(path)
     write_jsonl(path, [{**row, "clean_label_idx": 50_000} for row in rows])
     sentence = refused(capsys, circuit_discovery.main, fresh.discovery("--task", "city"))
-    assert "label id 50000 is outside the tokenizer" in sentence
+    assert "clean_label_idx is 50000, but" in sentence
+    permuted = [{**row, "corrupted_label_idx": (row["corrupted_label_idx"] + 1) % 400} for row in rows]
+    write_jsonl(path, permuted)  # as another tokenizer of the same size would number them
+    assert "corrupted_label_idx is" in refused(capsys, circuit_discovery.main, fresh.discovery("--task", "city"))
     write_jsonl(path, [{**row, "corrupted_subject": row["corrupted_subject"] + " van der Zee"} for row in rows])
     sentence = refused(capsys, circuit_discovery.main, fresh.discovery("--task", "city"))
     assert "city.jsonl" in sentence and "tokens" in sentence

@@ -1,4 +1,4 @@
-"""Files are whole or absent, and readers say which line is wrong."""
+"""Files are written atomically, and readers name the line that is wrong."""
 
 from __future__ import annotations
 
@@ -121,3 +121,11 @@ def test_compressed_files_are_read_and_damaged_ones_refused(tmp_path: Path):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match="not a whole gzip file"):
             read_bytes(path)
+
+
+def test_a_compressed_file_that_unpacks_beyond_the_bound_is_refused_before_memory_is_full(tmp_path: Path):
+    path = tmp_path / "bomb.json.gz"
+    path.write_bytes(gzip.compress(b"0" * 5_000_000))
+    assert len(read_bytes(path)) == 5_000_000
+    with pytest.raises(InputError, match="unpacks to more than 4,000,000 bytes"):
+        read_bytes(path, most=4_000_000)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny
+from tiny_run import call, files
 
+from knowledge_circuits import verify
 from knowledge_circuits.files import InputError, read_json, write_json
 from knowledge_circuits.manifest import (
     FileRecord,
@@ -22,6 +26,7 @@ from knowledge_circuits.manifest import (
     read_manifest,
     remove_replaced,
 )
+from knowledge_circuits.models.loading import weights_digest
 
 MADE_FROM = {"weights": "0f", "ig_steps": 5}
 
@@ -140,6 +145,7 @@ def test_a_second_process_is_refused_with_the_first_one_s_name(tmp_path):
             pass
     with locked(tmp_path / "run", "training"):
         pass
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 HOLD = """
@@ -163,3 +169,34 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
     process.communicate()
     with locked(tmp_path, "training"):
         pass
+
+
+def test_the_program_prints_what_is_whole_damaged_of_other_weights_or_unknown(tmp_path, tiny_gpt2_folder, capsys):
+    run = tmp_path / "run"
+    for step in range(4):
+        folder = run / "checkpoints" / f"checkpoint-{step}"
+        shutil.copytree(tiny_gpt2_folder, folder)
+        (folder / "prediction.jsonl").write_text("{}\n")
+        finish(
+            folder / "prediction_manifest.json",
+            "predictions",
+            {"weights": weights_digest(folder)},
+            [folder / "prediction.jsonl"],
+        )
+    assert call(verify.main, [str(run)]) == 0
+    assert capsys.readouterr().out == "4 whole\n"
+    (run / "checkpoints" / "checkpoint-1" / "prediction.jsonl").write_text("{ \n")
+    tiny.save_tiny_gpt2(run / "checkpoints" / "checkpoint-2", seed=8)
+    (run / "checkpoints" / "checkpoint-3" / "prediction_manifest.json").unlink()
+    circuit = run / "checkpoints" / "checkpoint-3" / "circuit_30" / "type_new" / "frequency_low" / "method_EAP"
+    circuit.mkdir(parents=True)
+    (circuit / "city_graph.json").write_text("{}")
+    before = files(run)
+    assert call(verify.main, [str(run)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "1 whole, 1 damaged, 1 of other settings, 2 unknown"
+    assert "checkpoint-1" in said[0] and "damaged" in said[0]
+    assert "checkpoint-2" in said[1] and "weights" in said[1]
+    assert "city_graph.json: unknown" in said[2] and "checkpoint-3/prediction.jsonl: unknown" in said[3]
+    assert files(run) == before
+    assert call(verify.main, [str(tmp_path / "nowhere")]) == 1

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +12,10 @@ import tiny
 import torch
 from memorizing import memorizing_model, persons
 from safetensors.torch import load_file, save_file
+from tiny_run import call, files
 from transformers import GenerationConfig
 
+import predict as predict_program
 from knowledge_circuits.corpus.queries import build_queries, is_correct
 from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
 from knowledge_circuits.models.generation import generated_text
@@ -24,9 +23,7 @@ from knowledge_circuits.models.loading import load_model
 from knowledge_circuits.models.tokenization import encode_prompt, label_token_id, load_tokenizer
 from knowledge_circuits.runs import checkpoints
 from knowledge_circuits.study import Attribute
-from knowledge_circuits.sweeps.prediction import Settings, predict, predict_checkpoint
-
-ROOT = Path(__file__).parent.parent
+from knowledge_circuits.sweeps.prediction import PredictionUnit, Settings, predict
 
 
 @pytest.mark.parametrize(
@@ -157,36 +154,103 @@ def test_damaged_checkpoints_are_refused_with_the_reason(tiny_gpt2_folder: Path,
         load_model(str(infinite))
 
 
-def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "predict.py"), "--device", "cpu", "--threads", "1", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-
-
-def test_the_program_answers_for_all_checkpoints_of_a_run_and_skips_what_is_there(
-    tiny_gpt2_folder: Path, tmp_path: Path
-):
-    run = tmp_path / "run"
+@pytest.fixture
+def run(tiny_gpt2_folder: Path, tmp_path: Path) -> Path:
+    """A run of two checkpoints, with test.jsonl beside it."""
     for step in (0, 10):
-        shutil.copytree(tiny_gpt2_folder, run / "checkpoints" / f"checkpoint-{step}")
+        shutil.copytree(tiny_gpt2_folder, tmp_path / "run" / "checkpoints" / f"checkpoint-{step}")
     write_jsonl(tmp_path / "test.jsonl", tiny.entities(4))
-    kept = run / "checkpoints" / "checkpoint-0" / "prediction.jsonl"
-    asked = [row["full_name"] for row in tiny.entities(3)]
-    rows = [{"full_name": name, "attribute": attribute, "kept": 1} for name in asked for attribute in Attribute]
-    write_jsonl(kept, rows)
-    common = ("--model_name_or_path", run, "--input_file", tmp_path / "test.jsonl", "--max_predict_samples", "3")
-    result = _run(*common)
-    assert result.returncode == 0, result.stderr
-    assert read_jsonl(kept) == rows
-    records = read_jsonl(run / "checkpoints" / "checkpoint-10" / "prediction.jsonl")
-    assert len(records) == 3 * len(Attribute)
-    refused = _run(*common, "--output_file", tmp_path / "one.jsonl")
-    assert refused.returncode == 1 and "--output_file is for one checkpoint" in refused.stderr
-    refused = _run(*common[:-1], "4")
-    assert refused.returncode == 1 and "15 other questions than the 20" in refused.stderr
+    return tmp_path / "run"
 
 
-def test_writing_a_checkpoint_s_predictions_leaves_whole_json_lines(tiny_llama_folder: Path, tmp_path: Path):
+def _predict(run: Path, *more: str) -> int:
+    arguments = ["--model_name_or_path", str(run), "--input_file", str(run.parent / "test.jsonl")]
+    return call(predict_program.main, [*arguments, "--threads", "1", "--max_new_tokens", "3", *more])
+
+
+def test_the_program_answers_for_all_checkpoints_of_a_run_and_skips_what_is_finished(run: Path, capsys):
+    assert _predict(run, "--max_predict_samples", "3") == 0
+    outputs = sorted(run.rglob("prediction.jsonl"))
+    assert [len(read_jsonl(path)) for path in outputs] == [3 * len(Attribute)] * 2
+    before = files(run)
+    assert _predict(run, "--max_predict_samples", "3", "--verify") == 0
+    assert "0 done, 2 were there already" in capsys.readouterr().out and files(run) == before
+    assert _predict(run, "--output_file", str(run.parent / "one.jsonl")) == 1
+    assert "--output_file is for one checkpoint" in capsys.readouterr().err
+
+
+def test_predictions_of_other_queries_or_lengths_are_refused_until_overwritten(run: Path, capsys):
+    assert _predict(run, "--max_predict_samples", "3") == 0
+    before = files(run)
+    for flags, reason in (
+        ([], "queries '"),
+        (["--max_predict_samples", "3", "--max_new_tokens", "4"], "tokens 3, now 4"),
+    ):
+        assert _predict(run, *flags) == 1
+        assert reason in (said := capsys.readouterr().err) and "--overwrite" in said
+    assert files(run) == before
+    assert _predict(run, "--overwrite") == 0
+    assert len(read_jsonl(next(run.rglob("prediction.jsonl")))) == 4 * len(Attribute)
+
+
+@pytest.mark.parametrize("keep", [0, 400])
+def test_a_cut_file_of_predictions_is_made_again_and_named(run: Path, keep: int, capsys):
+    assert _predict(run) == 0
+    before = files(run)
+    path = run / "checkpoints" / "checkpoint-10" / "prediction.jsonl"
+    path.write_bytes(path.read_bytes()[:keep])
+    capsys.readouterr()
+    assert _predict(run) == 0
+    assert "1 result is damaged and made again" in (said := capsys.readouterr().out) and "checkpoint-10" in said
+    assert files(run) == before
+
+
+def test_predictions_of_other_weights_are_refused(run: Path, capsys):
+    assert _predict(run) == 0
+    tiny.save_tiny_gpt2(run / "checkpoints" / "checkpoint-10", seed=7)
+    assert _predict(run) == 1
+    assert "weights '" in (said := capsys.readouterr().err) and "checkpoint-10" in said
+
+
+def test_predictions_stay_finished_where_the_weights_were_removed(run: Path):
+    assert _predict(run) == 0
+    for weights in run.rglob("*.safetensors"):
+        weights.unlink()
+    assert _predict(run) == 0
+
+
+def test_predictions_of_an_older_version_are_adopted_if_they_answer_the_queries(run: Path, capsys):
+    assert _predict(run) == 0
+    before = files(run)
+    for manifest in run.rglob("prediction_manifest.json"):
+        manifest.unlink()
+    assert _predict(run) == 1
+    assert "2 results are without a manifest" in (said := capsys.readouterr().err) and "--adopt" in said
+    assert _predict(run, "--adopt") == 0
+    assert "0 done, 2 were there already" in capsys.readouterr().out and files(run) == before
+    next(run.rglob("prediction_manifest.json")).unlink()
+    assert _predict(run, "--adopt", "--max_predict_samples", "2") == 1
+    assert "answers other queries" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--batch_size", "0"], "'0' is not a whole number of at least 1"),
+        (["--threads", "99999999999"], "more than 4096 threads"),
+        (["--device", "mps"], "--device mps: this machine or this torch has none"),
+    ],
+)
+def test_flags_out_of_range_are_one_sentence(run: Path, flags: list[str], reason: str, capsys):
+    assert _predict(run, *flags) != 0
+    assert reason in (said := capsys.readouterr().err) and "Traceback" not in said
+
+
+def test_a_unit_of_predictions_is_one_file_and_its_manifest(tiny_llama_folder: Path, tmp_path: Path):
     (checkpoint,) = checkpoints(str(tiny_llama_folder), str(tmp_path / "results"))
-    records = predict_checkpoint(checkpoint, persons(2), Settings(max_new_tokens=3))
+    records = PredictionUnit(checkpoint, persons(2), Settings(max_new_tokens=3), checkpoint.predictions).run()
     assert [json.loads(line) for line in checkpoint.predictions.read_text().splitlines()] == records
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["prediction.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
+        "prediction.jsonl",
+        "prediction_manifest.json",
+    ]

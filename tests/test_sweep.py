@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -19,7 +20,16 @@ from torch import distributed
 
 from knowledge_circuits.command_line import cores
 from knowledge_circuits.files import InputError, atomic_write
-from knowledge_circuits.sweeps.queue import Process, WorkItem, pick_device, report_sweep, sweep, this_process
+from knowledge_circuits.manifest import State, Status
+from knowledge_circuits.sweeps.processes import (
+    Existing,
+    Process,
+    WorkItem,
+    pick_device,
+    report_sweep,
+    sweep,
+    this_process,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,14 +43,21 @@ def writer(folder: Path, name: str, batch: str = "one", cost: float = 1.0, log: 
         with atomic_write(folder / name) as file:
             file.write(name)
 
-    return WorkItem(name, batch, cost, (folder / name).exists, run)
+    return WorkItem(name, batch, cost, lambda: [present(folder / name)], run)
+
+
+def present(path: Path) -> State:
+    return State(Status.WHOLE if path.exists() else Status.MISSING, path)
+
+
+MISSING = [State(Status.MISSING, Path("x"))]
 
 
 def failing(name: str, error: BaseException, batch: str = "one") -> WorkItem:
     def run() -> None:
         raise error
 
-    return WorkItem(name, batch, 1.0, lambda: False, run)
+    return WorkItem(name, batch, 1.0, lambda: MISSING, run)
 
 
 def alone() -> Process:
@@ -53,7 +70,8 @@ def in_threads(lists: list[list[WorkItem]], title: str = "items") -> list:
     results: list = [None] * len(lists)
 
     def work(rank: int) -> None:
-        results[rank] = sweep(lists[rank], Process(rank, len(lists), rank, store), title)
+        with contextlib.suppress(InputError):
+            results[rank] = sweep(lists[rank], Process(rank, len(lists), rank, store), title)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(lists))]
     for thread in threads:
@@ -79,7 +97,7 @@ def test_finished_items_are_skipped(tmp_path):
     assert (result.present, result.finished) == (1, 2)
 
 
-def test_the_longest_item_of_the_longest_batch_comes_first(tmp_path):
+def test_batches_keep_their_order_and_the_longest_item_of_a_batch_comes_first(tmp_path):
     log: list[str] = []
     items = [
         writer(tmp_path, "small 1", "small", 1, log),
@@ -88,7 +106,66 @@ def test_the_longest_item_of_the_longest_batch_comes_first(tmp_path):
         writer(tmp_path, "small 5", "small", 5, log),
     ]
     sweep(items, alone(), "items")
-    assert log == ["large 9", "large 2", "small 5", "small 1"]
+    assert log == ["small 5", "small 1", "large 9", "large 2"]
+
+
+def in_state(folder: Path, name: str, status: Status, log: list[str], adopted: bool = False) -> WorkItem:
+    """An item whose unit is in a state until it is run or adopted."""
+    states = [State(status, folder / name / "manifest.json", f"detail of {name}")]
+
+    def become_whole() -> None:
+        states[0] = State(Status.WHOLE, states[0].path)
+
+    def run() -> None:
+        log.append(name)
+        become_whole()
+
+    return WorkItem(name, "one", 1.0, lambda: states, run, become_whole if adopted else lambda: None)
+
+
+def test_damaged_units_are_made_again_with_one_line(tmp_path, capsys):
+    log: list[str] = []
+    items = [in_state(tmp_path, name, Status.DAMAGED, log) for name in "abc"]
+    assert sweep(items, alone(), "items").finished == 3 and log == ["a", "b", "c"]
+    said = capsys.readouterr().out
+    assert "3 results are damaged and made again, the first" in said and "detail of a" in said
+
+
+def test_units_of_other_settings_are_refused_with_the_remedy_and_recomputed_with_overwrite(tmp_path):
+    log: list[str] = []
+    items = [in_state(tmp_path, "a", Status.MISSING, log), in_state(tmp_path, "b", Status.OTHER, log)]
+    with pytest.raises(InputError, match=r"1 result is made from other settings.*detail of b; --overwrite recomputes"):
+        sweep(items, alone(), "items")
+    assert log == []
+    assert sweep(items, alone(), "again", Existing(overwrite=True)).finished == 2 and log == ["a", "b"]
+
+
+def test_units_without_a_manifest_are_refused_adopted_or_recomputed(tmp_path):
+    log: list[str] = []
+    items = [in_state(tmp_path, name, Status.UNKNOWN, log, adopted=name == "a") for name in "ab"]
+    with pytest.raises(InputError, match=r"2 results are without a manifest.*--adopt takes them.*--overwrite"):
+        sweep(items, alone(), "items")
+    result = sweep(items, alone(), "again", Existing(adopt=True))
+    assert (result.present, result.finished, log) == (1, 1, ["b"]), "b lacks a part and is made"
+
+
+def test_two_programs_do_not_work_in_one_folder(tmp_path):
+    refusals: list[str] = []
+
+    def run() -> None:
+        with pytest.raises(InputError) as refusal:
+            sweep([failing("b", RuntimeError())], alone(), "items", Existing(folders=[tmp_path], work="discovery"))
+        refusals.append(str(refusal.value))
+
+    item = WorkItem("a", "one", 1.0, lambda: MISSING, run)
+    sweep([item], alone(), "items", Existing(folders=[tmp_path, tmp_path], work="discovery"))
+    assert len(refusals) == 1 and f"discovery is under way here in process {os.getpid()}" in refusals[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_in_the_main_process_ends_all(tmp_path):
+    lists = [[in_state(tmp_path, "a", Status.OTHER, [])] for _ in range(2)]
+    assert in_threads(lists) == [None, None]
 
 
 def test_a_failed_item_is_named_and_the_others_go_on(tmp_path, capsys):
@@ -130,32 +207,23 @@ def test_several_processes_do_each_item_once_and_all_see_the_whole_result(tmp_pa
     assert results[0].finished == 40 and len(results[0].busy) == 3
 
 
-def test_processes_keep_to_their_own_batch_while_there_are_unopened_ones(tmp_path):
-    """The first items that two processes claim come from different batches, so each loads one checkpoint."""
-    opened: list[list[str]] = [[], []]
-    both_started = threading.Barrier(2, timeout=30)
-
-    def item(batch: str, number: int, rank: int) -> WorkItem:
-        def run() -> None:
-            if not opened[rank]:
-                opened[rank].append(batch)
-                both_started.wait()
-
-        return WorkItem(f"{batch}{number}", batch, 1.0, lambda: False, run)
-
-    in_threads([[item(batch, number, rank) for batch in "ab" for number in range(3)] for rank in range(2)])
-    assert sorted(opened) == [["a"], ["b"]]
-
-
-def test_an_idle_process_helps_with_a_batch_that_another_opened(tmp_path):
-    """One checkpoint alone is shared too: two items that wait for each other can only end in two processes."""
+def test_the_items_of_one_batch_are_shared(tmp_path):
+    """Two items that wait for each other can only end in two processes."""
     together = threading.Barrier(2, timeout=30)
 
     def item(number: int) -> WorkItem:
-        return WorkItem(f"item {number}", "the only batch", 1.0, lambda: False, together.wait)
+        return WorkItem(f"item {number}", "the only batch", 1.0, lambda: MISSING, together.wait)
 
     results = in_threads([[item(0), item(1)], [item(0), item(1)]])
     assert results[0].finished == 2 and not results[0].failures
+
+
+def test_many_failures_of_one_kind_are_one_line_and_a_count(tmp_path, capsys):
+    items = [failing(f"item {number}", InputError("no weights")) for number in range(54)]
+    assert report_sweep(sweep(items, alone(), "items"), alone()) == 1
+    said = capsys.readouterr()
+    assert said.err.count("no weights") == 1 and "error: no weights (failed: item 0 and 53 more)" in said.err
+    assert "busy" not in said.out
 
 
 def test_a_failure_in_one_process_is_known_to_all(tmp_path):
@@ -187,8 +255,9 @@ def test_processes_that_cannot_find_each_other_are_told_how(monkeypatch):
 
 def test_devices_by_name():
     assert pick_device("cpu", alone()) == torch.device("cpu")
-    with pytest.raises(InputError, match="no such device"):
-        pick_device("gpu", alone())
+    for name, reason in (("gpu", "no such device"), ("mps", "has none"), ("meta", "has none")):
+        with pytest.raises(InputError, match=reason):
+            pick_device(name, alone())
     assert cores() >= 1
 
 
@@ -197,7 +266,8 @@ import sys, time
 from pathlib import Path
 from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError, atomic_write
-from knowledge_circuits.sweeps.queue import WorkItem, report_sweep, sweep, this_process
+from knowledge_circuits.manifest import State, Status
+from knowledge_circuits.sweeps.processes import WorkItem, report_sweep, sweep, this_process
 
 folder, bad, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 
@@ -208,7 +278,8 @@ def item(name):
             raise InputError("a bad item")
         with atomic_write(folder / name) as file:
             file.write(name)
-    return WorkItem(name, name[0], 1.0, (folder / name).exists, run)
+    state = State(Status.WHOLE if (folder / name).exists() else Status.MISSING, folder / name)
+    return WorkItem(name, name[0], 1.0, lambda: [state], run)
 
 def main():
     process = this_process()
@@ -244,7 +315,7 @@ def test_torchrun_shares_the_items_and_a_failure_stops_nobody(tmp_path):
     assert len(list(folder.iterdir())) == 11
     out, err = (program := launch(folder)).communicate(timeout=120)
     assert program.returncode == 0, err
-    assert "1 done, 11 were there already, 0 failed" in out and "process 1" in out
+    assert "1 done, 11 were there already, 0 failed" in out
 
 
 def test_a_killed_sweep_leaves_nothing_that_blocks_the_next(tmp_path):

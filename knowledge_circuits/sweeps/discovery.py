@@ -1,23 +1,27 @@
 """Circuit discovery over checkpoints: score the edges of every group's graph and write them.
 
 One work item is one group at one checkpoint: its prompt pairs go through `attribution.attribute`, and the scored graph
-(every node and edge in it) is written with a `meta` that says how it came about. A circuit is selected from it later,
-by circuit_eval.py.
+(every node and edge in it) is written with a `meta` that says how it came about. circuit_eval.py selects circuits from
+it. The unit of a manifest is the graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from knowledge_circuits import __version__
 from knowledge_circuits.engine.attribution import attribute, provenance
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.graph_files import read_graph
-from knowledge_circuits.engine.options import Method
-from knowledge_circuits.runs import Checkpoint, find_graph
-from knowledge_circuits.sweeps.programs import GroupData, LoadedModel, ModelLoader, refuse_stale, replace_graph
-from knowledge_circuits.sweeps.queue import WorkItem
+from knowledge_circuits.engine.options import Method, Metric
+from knowledge_circuits.files import InputError
+from knowledge_circuits.manifest import FileRecord, State, Status, begin, check, finish, read_manifest
+from knowledge_circuits.runs import Checkpoint, CircuitFolder, find_graph, method_name
+from knowledge_circuits.sweeps.processes import WorkItem
+from knowledge_circuits.sweeps.programs import GroupData, LoadedModel, ModelLoader, check_place, replace_graph
 
 
 @dataclass(frozen=True)
@@ -26,19 +30,27 @@ class DiscoverySettings:
 
     Attributes:
         circuit_n: prompts per group at most; part of the output path.
-        method, ig_steps: of the attribution.
-        batch_size, memory_gb: bounds on memory, which change no score.
-        suffix: of the graph files (.json, .json.gz, .pt).
-        overwrite: do again what is there.
+        method, metric, ig_steps: of the attribution.
+        batch_size, memory_gb: bounds on memory, which change scores by rounding only.
+        suffix: of new graph files (.json, .json.gz, .pt).
+        overwrite: recompute existing graphs.
+        verify: compare all bytes of existing graphs with their manifests.
     """
 
     circuit_n: int = 300
     method: Method = Method.EAP_IG
+    metric: Metric = Metric.LOGIT_DIFFERENCE
     ig_steps: int = 5
     batch_size: int = 32
     memory_gb: float | None = None
     suffix: str = ".json"
     overwrite: bool = False
+    verify: bool = False
+
+    @property
+    def steps(self) -> int | None:
+        """The integration steps; None for a method that has none."""
+        return self.ig_steps if self.method.uses_steps else None
 
 
 def discover(model: LoadedModel, data: GroupData, settings: DiscoverySettings) -> Graph:
@@ -52,6 +64,7 @@ def discover(model: LoadedModel, data: GroupData, settings: DiscoverySettings) -
         model.decoder,
         pairs,
         method=settings.method,
+        metric=settings.metric,
         ig_steps=settings.ig_steps,
         batch_size=settings.batch_size,
         memory_gb=settings.memory_gb,
@@ -68,7 +81,7 @@ def discover(model: LoadedModel, data: GroupData, settings: DiscoverySettings) -
 def discovery_items(
     checkpoints: Sequence[Checkpoint], groups: Sequence[GroupData], loader: ModelLoader, settings: DiscoverySettings
 ) -> list[WorkItem]:
-    """The work of scoring every group at every checkpoint.
+    """Return the work of scoring every group at every checkpoint.
 
     Args:
         checkpoints: in step order.
@@ -77,35 +90,96 @@ def discovery_items(
         settings: see `DiscoverySettings`.
 
     Raises:
-        InputError: there is work to do and the data are not of the first checkpoint's tokenizer, or what is done was
-            done in another way (one graph of each checkpoint is looked at).
+        InputError: the data are not of the first checkpoint's tokenizer.
     """
-    items = [_item(checkpoint, data, loader, settings) for checkpoint in checkpoints for data in groups]
     tokenizer = loader.tokenizer(checkpoints[0])
-    if not all(item.done() for item in items):
-        for data in groups:
-            data.pairs(tokenizer)
-    for checkpoint in () if settings.overwrite else checkpoints:
-        folders = [checkpoint.circuit_folder(settings.circuit_n, data.group, settings.method) for data in groups]
-        graphs = [(data, find_graph(folder.graph())) for data, folder in zip(groups, folders, strict=True)]
-        for data, path in [(data, path) for data, path in graphs if path is not None][:1]:
-            now = provenance(data.pairs(tokenizer), loader.dtype, settings.method, settings.ig_steps)
-            refuse_stale(path, read_graph(path).meta, now)
-    return items
+    for data in groups:
+        data.pairs(tokenizer)
+    units = [_GraphUnit(checkpoint, data, loader, settings) for checkpoint in checkpoints for data in groups]
+    return [
+        WorkItem(
+            name=f"{unit.checkpoint.name}: {unit.data.group}",
+            batch=unit.checkpoint.path,
+            cost=unit.data.size,
+            states=unit.states,
+            run=unit.run,
+            adopt=unit.adopt,
+        )
+        for unit in units
+    ]
 
 
-def _item(checkpoint: Checkpoint, data: GroupData, loader: ModelLoader, settings: DiscoverySettings) -> WorkItem:
-    folder = checkpoint.circuit_folder(settings.circuit_n, data.group, settings.method)
-    path = folder.graph(settings.suffix)
+@dataclass(frozen=True)
+class _GraphUnit:
+    """One group's scored graph at one checkpoint."""
 
-    def run() -> None:
-        graph = discover(loader.load(checkpoint), data, settings)
-        replace_graph(graph, folder.graph, settings.suffix, settings.overwrite)
+    checkpoint: Checkpoint
+    data: GroupData
+    loader: ModelLoader
+    settings: DiscoverySettings
 
-    return WorkItem(
-        name=f"{checkpoint.name}: {data.group}",
-        batch=checkpoint.path,
-        cost=data.size,
-        done=lambda: not settings.overwrite and path.exists(),
-        run=run,
-    )
+    @property
+    def folder(self) -> CircuitFolder:
+        name = method_name(self.settings.method, metric=self.settings.metric)
+        return self.checkpoint.circuit_folder(self.settings.circuit_n, self.data.group, name)
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """Everything that the scores depend on."""
+        group, settings = self.data.group, self.settings
+        return {
+            **self.loader.facts(self.checkpoint),
+            **{"task": str(group.task), "type": str(group.type), "frequency": str(group.band)},
+            **{"prompts": self.data.digest, "method": str(settings.method), "metric": str(settings.metric)},
+            "ig_steps": settings.steps,
+        }
+
+    def states(self) -> list[State]:
+        """Return what became of the graph.
+
+        Raises:
+            InputError: the file is the graph of another group or checkpoint.
+        """
+        path = find_graph(self.folder.graph())
+        state = check(self.folder.manifest, self.made_from, verify=self.settings.verify, beside=[path] if path else [])
+        if state.status is Status.DAMAGED and path is not None:
+            try:
+                graph = read_graph(path)
+            except InputError:
+                return [state]  # a cut file is made again
+            check_place(graph, path, self.data.group, self.checkpoint.name)
+        return [state]
+
+    def adopt(self) -> None:
+        """Write a manifest for a graph without one.
+
+        Raises:
+            InputError: its meta says that it was scored in another way.
+        """
+        path = find_graph(self.folder.graph())
+        if path is None:
+            return
+        meta = read_graph(path).meta
+        pairs = self.data.pairs(self.loader.tokenizer(self.checkpoint))
+        settings = self.settings
+        now = provenance(pairs, self.loader.dtype, settings.method, settings.ig_steps, metric=settings.metric)
+        check_place(read_graph(path), path, self.data.group, self.checkpoint.name)
+        differing = [f"{key} {meta[key]!r}, now {now[key]!r}" for key in now if meta.get(key, now[key]) != now[key]]
+        if differing:
+            raise InputError(f"{path} was made with {'; '.join(differing)}; --overwrite recomputes it")
+        finish(self.folder.manifest, "graph", self.made_from, [path])
+
+    def run(self) -> None:
+        """Score the graph and write it, its manifest last."""
+        graph, manifest = discover(self.loader.load(self.checkpoint), self.data, self.settings), self.folder.manifest
+        begin(manifest, "graph", self.made_from)
+        path = replace_graph(graph, self.folder.graph, self.settings.suffix, manifest, self.settings.overwrite)
+        finish(manifest, "graph", self.made_from, [path])
+
+
+def graph_origin(folder: CircuitFolder, path: Path) -> dict[str, Any]:
+    """Return what a scored graph was made from, each key after "graph"; its digest if it has no manifest."""
+    manifest = read_manifest(folder.manifest)
+    if manifest is None:
+        return {"graph": FileRecord.of(path).sha256[:16]}
+    return {f"graph {key}": value for key, value in manifest.made_from.items()}

@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from knowledge_circuits.command_line import DTYPE_NAMES, choice, cores, positive
-from knowledge_circuits.engine.options import Method
+from knowledge_circuits.command_line import add_work_flags, choice, gigabytes, positive
+from knowledge_circuits.engine.options import Method, Metric
 from knowledge_circuits.runs import GRAPH_SUFFIXES
 from knowledge_circuits.study import TASKS, Attribute, Band, Group, KnowledgeType, groups
+
+_METRIC_HELP = f"what graphs are scored by and circuits judged by: {', '.join(Metric)}; default logit_difference"
 
 
 def add_group_flags(parser: argparse.ArgumentParser, prefix: str = "", meaning: str = "") -> None:
@@ -55,19 +57,15 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
         metavar="TASK",
         help=f"any of {', '.join(TASKS)}; default all",
     )
-    add("--circuit_n", type=positive, default=300, help="prompts per group at most; part of the output path (300)")
-    add("--batch_size", type=positive, default=32, help="prompts at a time; changes speed and memory, not results (32)")
+    add("--circuit_n", type=positive, default=300, help="most prompts per group; part of the output path (300)")
+    add("--batch_size", type=positive, default=32, help="prompts per pass; changes speed, memory and rounding (32)")
     add("--method", type=choice(Method), default=Method.EAP_IG, help=f"{', '.join(Method)}; default EAP-IG")
-    add("--output_dir", help="where results go instead of into the checkpoint folders")
-    add("--overwrite", action="store_true", help="do again what is on disk already")
-    add("--format", choices=[suffix[1:] for suffix in GRAPH_SUFFIXES], default="json", help="of graph files (json)")
-    add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:<number>")
-    add("--dtype", choices=DTYPE_NAMES, default="float32", help="of weights and activations (float32)")
-    add("--threads", type=positive, default=cores(), help="CPU threads of each process (all cores)")
-    add("--memory_gb", type=float, help="memory the engine may use; found when absent; changes rounding only")
-    add("--trust_remote_code", action="store_true", help="run code that comes with a model; off by default")
+    add("--metric", type=choice(Metric), default=Metric.LOGIT_DIFFERENCE, help=_METRIC_HELP)
+    add("--format", choices=[suffix[1:] for suffix in GRAPH_SUFFIXES], default="json", help="of new graph files (json)")
+    add("--memory_gb", type=gigabytes, help="memory that one pass may use; default: estimated from what is available")
+    add_work_flags(parser)
 
 
 def chosen_groups(tasks: Sequence[Attribute], types: Sequence[KnowledgeType], bands: Sequence[Band]) -> list[Group]:
-    """The product of the flags' values without repetitions."""
+    """Return the product of the flags' values without repetitions."""
     return list(groups(list(dict.fromkeys(tasks)), list(dict.fromkeys(types)), list(dict.fromkeys(bands))))

@@ -1,4 +1,4 @@
-"""Queries: what a model answers when it is asked for the five attributes of each test entity.
+"""Predictions: a model's greedy answers to the query prompts of each test entity's five attributes.
 
 For every entity and attribute the query prompt (study.Attribute.prompt) is continued greedily, in batches padded on
 the left, with a key/value cache. Each answer becomes one record:
@@ -14,28 +14,31 @@ In: a checkpoint and the entities of test.jsonl. Out: `prediction.jsonl` in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from knowledge_circuits.corpus.people import Person
 from knowledge_circuits.corpus.queries import Query, build_queries, check_context, is_correct
 from knowledge_circuits.files import InputError, numbered_jsonl, write_jsonl
+from knowledge_circuits.manifest import State, begin, check, fingerprint, finish
 from knowledge_circuits.models.generation import Vocabulary, generate, generated_text
 from knowledge_circuits.models.loading import load_model
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Checkpoint
 from knowledge_circuits.study import MAX_NEW_TOKENS, Attribute
+from knowledge_circuits.sweeps.processes import WorkItem
+from knowledge_circuits.sweeps.programs import model_facts
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How predictions are made; none of it but the first and the dtype's rounding changes the answers.
+    """How predictions are made; only `max_new_tokens` and the dtype's rounding change the answers.
 
     Attributes:
         max_new_tokens: length limit of an answer.
@@ -57,16 +60,14 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     people: Sequence[Person],
     settings: Settings | None = None,
-    progress: Callable[[int], object] = lambda count: None,
 ) -> list[dict[str, Any]]:
-    """Ask for every attribute of every person.
+    """Answer the query prompt of every attribute of every person.
 
     Args:
         model: a causal language model in evaluation mode.
         tokenizer: the model's.
         people: the lines of test.jsonl.
         settings: see `Settings`.
-        progress: called with the number of prompts just answered.
 
     Returns:
         One record per query, person by person, in the given order.
@@ -85,7 +86,6 @@ def predict(
         batch = order[at : at + settings.batch_size]
         prompts = [queries[index].prompt_ids for index in batch]
         generated.update(zip(batch, generate(model, prompts, settings.max_new_tokens, vocabulary), strict=True))
-        progress(len(batch))
     return [_record(query, generated[index], tokenizer) for index, query in enumerate(queries)]
 
 
@@ -103,42 +103,58 @@ def _record(query: Query, tokens: Sequence[int], tokenizer: PreTrainedTokenizerB
     return record | {key: value for key, value in query.person.to_row().items() if key not in record}
 
 
-def predict_checkpoint(
-    checkpoint: Checkpoint, people: Sequence[Person], settings: Settings, output: Path | None = None
-) -> list[dict[str, Any]]:
-    """Load one checkpoint, ask it everything, and write its predictions whole.
+@dataclass(frozen=True)
+class PredictionUnit:
+    """The predictions of one checkpoint: one file and its manifest."""
 
-    Args:
-        checkpoint: where the weights are and where results go.
-        people: the lines of test.jsonl.
-        settings: see `Settings`.
-        output: another place for the predictions than the checkpoint's own.
+    checkpoint: Checkpoint
+    people: Sequence[Person]
+    settings: Settings
+    output: Path
+    verify: bool = False
 
-    Returns:
-        The records, as written.
-    """
-    tokenizer = load_tokenizer(checkpoint.path, settings.trust_remote_code)
-    model = load_model(checkpoint.path, settings.device, settings.dtype, settings.trust_remote_code)
-    prompts = len(people) * len(Attribute)
-    with tqdm(total=prompts, desc=checkpoint.name, unit="prompt", leave=False, delay=2) as bar:
+    @property
+    def manifest(self) -> Path:
+        return self.output.with_name(f"{self.output.stem}_manifest.json")
+
+    @cached_property
+    def made_from(self) -> dict[str, Any]:
+        """Everything that the predictions depend on."""
+        return {
+            **model_facts(self.checkpoint, str(self.settings.dtype).removeprefix("torch.")),
+            "queries": fingerprint([person.to_row() for person in self.people]),
+            "max_new_tokens": self.settings.max_new_tokens,
+        }
+
+    def item(self) -> WorkItem:
+        name = self.checkpoint.name
+        return WorkItem(name, name, 1.0, self.states, self.run, self.adopt)
+
+    def states(self) -> list[State]:
+        return [check(self.manifest, self.made_from, [self.output], self.verify)]
+
+    def adopt(self) -> None:
+        """Write a manifest for predictions without one.
+
+        Raises:
+            InputError: they answer other queries.
+        """
+        rows = (row for _, row in numbered_jsonl(self.output, keys=("full_name", "attribute")))
+        answered = [(row["full_name"], row["attribute"]) for row in rows]
+        if answered != [(person.full_name, attribute) for person in self.people for attribute in Attribute]:
+            raise InputError(f"{self.output} answers other queries than those given; --overwrite recomputes it")
+        finish(self.manifest, "predictions", self.made_from, [self.output])
+
+    def run(self) -> list[dict[str, Any]]:
+        """Load the checkpoint, answer all queries, write the predictions and their manifest, and return them."""
+        path, settings = self.checkpoint.path, self.settings
+        tokenizer = load_tokenizer(path, settings.trust_remote_code)
+        model = load_model(path, settings.device, settings.dtype, settings.trust_remote_code)
         try:
-            records = predict(model, tokenizer, people, settings, bar.update)
+            records = predict(model, tokenizer, self.people, settings)
         except InputError as error:
-            raise InputError(f"{checkpoint.path}: {error}") from error
-    write_jsonl(output or checkpoint.predictions, records)
-    return records
-
-
-def refuse_other_questions(path: Path, people: Sequence[Person]) -> None:
-    """Refuse to take answers to other questions than those about `people` for finished work.
-
-    Raises:
-        InputError: the file's questions are others, or it is not a file of predictions.
-    """
-    rows = (row for _, row in numbered_jsonl(path, keys=("full_name", "attribute")))
-    answered = [(row["full_name"], row["attribute"]) for row in rows]
-    if answered != [(person.full_name, attribute) for person in people for attribute in Attribute]:
-        raise InputError(
-            f"{path} has the answers to {len(answered)} other questions than the {len(people) * len(Attribute)} that"
-            " are asked now; --overwrite asks again at every checkpoint, another --output_dir keeps them"
-        )
+            raise InputError(f"{path}: {error}") from error
+        begin(self.manifest, "predictions", self.made_from)
+        write_jsonl(self.output, records)
+        finish(self.manifest, "predictions", self.made_from, [self.output])
+        return records

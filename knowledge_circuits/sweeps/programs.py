@@ -1,22 +1,22 @@
-"""What circuit_discovery.py and circuit_eval.py share: circuit data by group, one loaded model at a time.
+"""What the programs that sweep over checkpoints share: circuit data by group, one loaded model at a time, manifests.
 
-Both programs sweep checkpoints x groups (`queue`). The items of one
-checkpoint follow each other, so a `ModelLoader` that keeps the last checkpoint loads the weights once per checkpoint
-and process, not once per group.
+The items of one checkpoint follow each other (`processes`), so a `ModelLoader` that keeps the last checkpoint loads
+the weights once per checkpoint and process, not once per group.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from knowledge_circuits.command_line import cores
 from knowledge_circuits.corpus.prompt_pairs import group_pairs, in_group, read_circuit_data
@@ -26,20 +26,31 @@ from knowledge_circuits.engine.graph_files import write_graph
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError
-from knowledge_circuits.models.loading import DTYPES
+from knowledge_circuits.manifest import fingerprint, read_manifest
+from knowledge_circuits.models.loading import DTYPES, weight_files, weights_digest
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import GRAPH_SUFFIXES, Checkpoint
 from knowledge_circuits.study import Group, task_file
-from knowledge_circuits.sweeps.queue import Process, pick_device
+from knowledge_circuits.sweeps.processes import Existing, Process, WorkItem, pick_device, report_sweep, sweep
 
 
-def prepare(threads: int, process: Process) -> None:
+def prepare(threads: int | None, process: Process, checkpoints: Sequence[Checkpoint]) -> None:
     """Set the number of CPU threads, the same in every process so that results do not depend on how many there are."""
+    threads = threads or default_threads(checkpoints)
     torch.set_num_threads(threads)
-    disable_progress_bar()  # the library's own, one for every checkpoint, between the lines of the sweep's
+    disable_progress_bar()  # the library's own bar for every checkpoint
+    set_verbosity_error()
     on_this_machine = min(process.count, torch.cuda.device_count() or process.count)
     if process.is_main and not torch.cuda.is_available() and threads * on_this_machine > cores():
         print(f"{process.count} processes x {threads} threads on {cores()} cores: --threads 1 would be faster")
+
+
+def run_items(
+    items: Sequence[WorkItem], process: Process, title: str, args: argparse.Namespace, folders: Sequence[Path]
+) -> int:
+    """Sweep work items as a program's flags say, print what became of them, and return the exit status."""
+    existing = Existing(args.overwrite, args.adopt, folders, title.replace(" ", "_"))
+    return report_sweep(sweep(items, process, title, existing), process, args.timing)
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,11 @@ class GroupData:
     limit: int
 
     @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that tell apart the rows that are taken."""
+        return fingerprint([row for row in self.rows if in_group(row, self.group)][: self.limit])
+
+    @property
     def size(self) -> int:
         """How many prompts are taken."""
         return min(self.limit, sum(in_group(row, self.group) for row in self.rows))
@@ -69,7 +85,7 @@ class GroupData:
 
 
 def read_groups(template: str, wanted: Sequence[Group], limit: int, quiet: bool = False) -> list[GroupData]:
-    """Read the circuit data of groups; an empty group is named and left out.
+    """Return the circuit data of groups; an empty group is named and left out.
 
     Args:
         template: the data file; `{task}` in it stands for each task.
@@ -85,10 +101,10 @@ def read_groups(template: str, wanted: Sequence[Group], limit: int, quiet: bool 
     for group in data:
         if not group.size and not quiet:
             print(f"{group.group}: no prompts in {group.file}; skipped", file=sys.stderr)
-    found = [group for group in data if group.size]
-    if not found:
+    filled = [group for group in data if group.size]
+    if not filled:
         raise InputError(f"{template}: no prompts of any chosen group ({'; '.join(map(str, wanted))})")
-    return found
+    return filled
 
 
 @dataclass(frozen=True)
@@ -109,16 +125,23 @@ class ModelLoader:
         self._trust_remote_code = trust_remote_code
         self._loaded: LoadedModel | None = None
         self._refused: dict[str, InputError] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
+
+    def facts(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return what results depend on of a checkpoint; see `model_facts`."""
+        if checkpoint.path not in self._facts:
+            self._facts[checkpoint.path] = model_facts(checkpoint, str(self.dtype).removeprefix("torch."))
+        return self._facts[checkpoint.path]
 
     def tokenizer(self, checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-        """A checkpoint's tokenizer, without its weights."""
+        """Return a checkpoint's tokenizer without loading its weights."""
         return load_tokenizer(checkpoint.path, trust_remote_code=self._trust_remote_code)
 
     def load(self, checkpoint: Checkpoint) -> LoadedModel:
-        """The checkpoint's model; loaded now unless it was the last one asked for.
+        """Return the checkpoint's model; it is loaded unless it was the last one loaded.
 
         Raises:
-            InputError: it cannot be loaded; a second asking gets the same answer without another attempt.
+            InputError: it cannot be loaded; later calls raise the same without another attempt.
         """
         if checkpoint.path in self._refused:
             raise self._refused[checkpoint.path]
@@ -134,37 +157,91 @@ class ModelLoader:
         return self._loaded
 
 
-def refuse_stale(path: Path, found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to take a file for finished work that was done in another way.
+def model_facts(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+    """Return what results depend on of a model: its weights, its configuration and tokenizer, and the data type.
+
+    A hub name stands for its weights. Where weights have been removed and results kept, they are left out.
+    """
+    folder = Path(checkpoint.path)
+    if not folder.is_dir():
+        return {"weights": checkpoint.path, "dtype": dtype}
+    digest = hashlib.sha256()
+    for name in _MODEL_SETTINGS:
+        if (folder / name).is_file():
+            digest.update(name.encode() + (folder / name).read_bytes())
+    weights = weights_digest(folder)
+    facts = {"model settings": digest.hexdigest()[:16], "dtype": dtype}
+    return {"weights": weights, **facts} if weights else facts
+
+
+#: The files of a model's folder beside the weights that change what it computes.
+_MODEL_SETTINGS = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
+
+#: Models with smaller weight files run on one thread.
+_SMALL_MODEL = 64_000_000
+
+
+def default_threads(checkpoints: Sequence[Checkpoint]) -> int:
+    """Return 1 for small models, whose matrices are too small to share out, and the number of cores for others."""
+    sizes = [sum(file.stat().st_size for file in weight_files(one.path)) for one in checkpoints[:1]]
+    return 1 if sizes and 0 < sizes[0] < _SMALL_MODEL else cores()
+
+
+def check_place(graph: Graph, path: Path, group: Group, checkpoint: str) -> None:
+    """Refuse a graph of another group or checkpoint than the one where its file lies.
 
     Args:
+        graph: what was read from `path`.
         path: the file.
-        found: what its meta says; what it does not say is not compared.
-        now: what would be said of it now.
+        group, checkpoint: the group, and the name of the checkpoint's folder, where it lies.
 
     Raises:
-        InputError: with what differs.
+        InputError: the graph's meta names another one; what it does not name is not compared.
     """
-    differing = [f"{key} {found[key]!r}, now {now[key]!r}" for key in now if key in found and found[key] != now[key]]
+    place = {"task": str(group.task), "type": str(group.type), "frequency": str(group.band)}
+    if checkpoint.startswith("checkpoint-"):
+        place["checkpoint"] = checkpoint
+    differing = [
+        f"{key} {graph.meta[key]!r}, not {place[key]!r}"
+        for key in place
+        if graph.meta.get(key, place[key]) != place[key]
+    ]
     if differing:
-        raise InputError(
-            f"{path} was made with {'; '.join(differing)}; --overwrite makes everything again, another --output_dir"
-            " keeps it"
-        )
+        raise InputError(f"{path} is the graph of {'; '.join(differing)}; put it back or recompute with --overwrite")
 
 
-def replace_graph(graph: Graph, path_of: Callable[[str], Path], suffix: str, overwrite: bool) -> None:
-    """Write a graph; when overwriting, what an older run left in another format goes, or it would be read instead.
+def replace_graph(graph: Graph, path_of: Callable[[str], Path], suffix: str, manifest: Path, overwrite: bool) -> Path:
+    """Write a graph and return its path.
+
+    A graph that is made again keeps its format, so that there is one file. When overwriting, the manifest's earlier
+    graph in another format goes.
 
     Args:
         path_of: the file's path for each suffix.
+        suffix: the format of a new graph.
+        manifest: of the unit.
+        overwrite: whether `suffix` also holds for a graph that exists.
+
+    Raises:
+        InputError: a file in another format that no manifest lists would be read instead.
     """
+    earlier = read_manifest(manifest)
+    listed = {manifest.parent / name for name in earlier.files} if earlier else set()
+    formats = [other for other in GRAPH_SUFFIXES if path_of(other) in listed]
+    if formats and not overwrite:
+        suffix = formats[0]
+    for other in GRAPH_SUFFIXES:
+        if other != suffix and path_of(other).exists():
+            if path_of(other) not in listed:
+                raise InputError(f"{path_of(other)} would be read instead of the new {suffix} file; remove it first")
+            path_of(other).unlink()
     write_graph(path_of(suffix), graph)
-    for other in GRAPH_SUFFIXES if overwrite else ():
-        if other != suffix:
-            path_of(other).unlink(missing_ok=True)
+    return path_of(suffix)
 
 
 def loader_from(args: argparse.Namespace, process: Process) -> ModelLoader:
-    """The loader that the shared flags ask for."""
+    """Return the loader that the shared flags describe."""
     return ModelLoader(pick_device(args.device, process), args.dtype, args.trust_remote_code)
