@@ -39,6 +39,7 @@ def main() -> int:
     settings = DiscoverySettings(
         circuit_n=args.circuit_n,
         method=args.method,
+        gradient=args.gradient,
         metric=args.metric,
         ig_steps=args.ig_steps,
         batch_size=args.batch_size,

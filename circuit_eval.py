@@ -68,6 +68,7 @@ def main() -> int:
         topn=args.topn or 0,
         circuit_n=args.circuit_n,
         method=args.method,
+        gradient=args.gradient,
         metric=args.metric,
         intervention=args.intervention,
         batch_size=args.batch_size,

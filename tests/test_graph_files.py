@@ -210,3 +210,27 @@ def test_a_tensor_file_that_would_run_code_does_not(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a graph"):
         read_graph(tmp_path / "g.pt")
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(("layers", "heads"), [(300_000, 1), (300, 300)])
+def test_a_graph_larger_than_any_model_s_is_refused_before_memory_is_taken(tmp_path, layers, heads):
+    cfg = {"n_layers": layers, "n_heads": heads, "parallel_attn_mlp": False, "d_model": 8}
+    path = tmp_path / "graph.json"
+    path.write_text(json.dumps({"cfg": cfg, "nodes": {}, "edges": {}}))
+    with pytest.raises(InputError, match="more than any model has"):
+        read_graph(path)
+
+
+def test_a_tensor_that_repeats_one_number_is_refused(tmp_path):
+    layout = Layout(2, 2)
+    content = {
+        "cfg": {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 8},
+        "src_nodes": list(layout.sources),
+        "dst_nodes": list(layout.targets),
+        "edges_scores": torch.zeros(1).expand(layout.n_sources, layout.n_targets),
+        "edges_in_graph": torch.ones(layout.n_sources, layout.n_targets, dtype=torch.bool),
+        "nodes_in_graph": torch.ones(layout.n_sources, dtype=torch.bool),
+    }
+    torch.save(content, tmp_path / "graph.pt")
+    with pytest.raises(InputError, match="holds fewer numbers than its shape"):
+        read_graph(tmp_path / "graph.pt")

@@ -25,8 +25,9 @@ import torch
 from knowledge_circuits.engine.graph import Graph, Layout, layout_of
 from knowledge_circuits.files import InputError, atomic_write, parse_json, read_bytes, read_text
 
-#: More layers x heads than any model has; a damaged file must not make us allocate without bound.
-_MOST_HEADS = 100_000
+#: More sources x targets than any model has (126 layers of 128 heads: 0.8e9); a damaged file must not make us allocate
+#: without bound.
+_MOST_ENTRIES = 2_000_000_000
 
 #: What an edge reads as that a circuit's file leaves out.
 _OUTSIDE = {"score": 0.0, "in_graph": False}
@@ -168,7 +169,7 @@ class _Checked:
             if type(value) is not int or value < (key != "d_model"):
                 raise InputError(f"{self.path}: cfg {key!r} is {value!r}, not a positive whole number")
             sizes.append(value)
-        if sizes[0] * sizes[1] > _MOST_HEADS:
+        if (1 + sizes[0] * (sizes[1] + 1)) * (1 + sizes[0] * (3 * sizes[1] + 1)) > _MOST_ENTRIES:
             raise InputError(f"{self.path}: {sizes[0]} layers of {sizes[1]} heads are more than any model has")
         parallel = cfg.get("parallel_attn_mlp", False)
         if not isinstance(parallel, bool):
@@ -278,6 +279,8 @@ def _read_tensors(path: Path) -> Graph:
         value = content.get(key)
         if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape or value.dtype not in dtypes:
             raise InputError(f"{path}: {key} is not a tensor of shape {shape} and type {dtypes[0]}")
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise InputError(f"{path}: {key} holds fewer numbers than its shape {shape} says")
         tensors[key] = value
     if not bool(torch.isfinite(tensors["edges_scores"][layout.real_edges]).all()):
         raise InputError(f"{path}: a score is not a finite number")

@@ -16,7 +16,7 @@ from knowledge_circuits import __version__
 from knowledge_circuits.engine.attribution import attribute, provenance
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.graph_files import read_graph
-from knowledge_circuits.engine.options import Method, Metric
+from knowledge_circuits.engine.options import GradientRule, Method, Metric
 from knowledge_circuits.files import InputError
 from knowledge_circuits.manifest import FileRecord, State, Status, begin, check, finish, read_manifest
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, find_graph, method_name
@@ -30,7 +30,7 @@ class DiscoverySettings:
 
     Attributes:
         circuit_n: prompts per group at most; part of the output path.
-        method, metric, ig_steps: of the attribution.
+        method, gradient, metric, ig_steps: of the attribution.
         batch_size, memory_gb: bounds on memory, which change scores by rounding only.
         suffix: of new graph files (.json, .json.gz, .pt).
         overwrite: recompute existing graphs.
@@ -39,6 +39,7 @@ class DiscoverySettings:
 
     circuit_n: int = 300
     method: Method = Method.EAP_IG
+    gradient: GradientRule = GradientRule.STANDARD
     metric: Metric = Metric.LOGIT_DIFFERENCE
     ig_steps: int = 5
     batch_size: int = 32
@@ -64,6 +65,7 @@ def discover(model: LoadedModel, data: GroupData, settings: DiscoverySettings) -
         model.decoder,
         pairs,
         method=settings.method,
+        gradient=settings.gradient,
         metric=settings.metric,
         ig_steps=settings.ig_steps,
         batch_size=settings.batch_size,
@@ -120,7 +122,7 @@ class _GraphUnit:
 
     @property
     def folder(self) -> CircuitFolder:
-        name = method_name(self.settings.method, metric=self.settings.metric)
+        name = method_name(self.settings.method, self.settings.gradient, self.settings.metric)
         return self.checkpoint.circuit_folder(self.settings.circuit_n, self.data.group, name)
 
     @property
@@ -131,7 +133,7 @@ class _GraphUnit:
             **self.loader.facts(self.checkpoint),
             **{"task": str(group.task), "type": str(group.type), "frequency": str(group.band)},
             **{"prompts": self.data.digest, "method": str(settings.method), "metric": str(settings.metric)},
-            "ig_steps": settings.steps,
+            **{"gradient": str(settings.gradient), "ig_steps": settings.steps},
         }
 
     def states(self) -> list[State]:
@@ -162,7 +164,8 @@ class _GraphUnit:
         meta = read_graph(path).meta
         pairs = self.data.pairs(self.loader.tokenizer(self.checkpoint))
         settings = self.settings
-        now = provenance(pairs, self.loader.dtype, settings.method, settings.ig_steps, metric=settings.metric)
+        steps, rules = settings.ig_steps, {"metric": settings.metric, "gradient": settings.gradient}
+        now = provenance(pairs, self.loader.dtype, settings.method, steps, **rules)
         check_place(read_graph(path), path, self.data.group, self.checkpoint.name)
         differing = [f"{key} {meta[key]!r}, now {now[key]!r}" for key in now if meta.get(key, now[key]) != now[key]]
         if differing:

@@ -30,7 +30,7 @@ from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.evaluation import Evaluation, evaluate, standalone
 from knowledge_circuits.engine.graph import Graph, Layout, layout_of
 from knowledge_circuits.engine.graph_files import read_graph
-from knowledge_circuits.engine.options import Intervention, Method, Metric
+from knowledge_circuits.engine.options import GradientRule, Intervention, Method, Metric
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.engine.topology import circuit_entropy
@@ -65,7 +65,7 @@ class EvaluationSettings:
     Attributes:
         model: the model's name in the results.
         topn: edges selected before pruning.
-        circuit_n, method, metric: of the scored graphs; circuits are judged by the same metric.
+        circuit_n, method, gradient, metric: of the scored graphs; circuits are judged by the same metric.
         intervention: what replaces the edges outside the circuit.
         batch_size, memory_gb: bounds on memory, which change results by rounding only.
         suffix: of new graph files of circuits (.json, .json.gz, .pt).
@@ -77,6 +77,7 @@ class EvaluationSettings:
     topn: int
     circuit_n: int = 300
     method: Method = Method.EAP_IG
+    gradient: GradientRule = GradientRule.STANDARD
     metric: Metric = Metric.LOGIT_DIFFERENCE
     intervention: Intervention = Intervention.PATCHING
     batch_size: int = 32
@@ -87,7 +88,7 @@ class EvaluationSettings:
 
     def folder(self, checkpoint: Checkpoint, group: Group) -> CircuitFolder:
         """Return the files of one group's circuits at a checkpoint."""
-        name = method_name(self.method, metric=self.metric)
+        name = method_name(self.method, self.gradient, self.metric)
         return checkpoint.circuit_folder(self.circuit_n, group, name, str(self.intervention))
 
 
@@ -370,7 +371,8 @@ class GroupEvaluation:
         missing = self.missing()
         circuits = [self.circuit(model, self.by_step[step]) for step in missing]
         pairs = self.data.pairs(model.tokenizer)
-        measured = evaluate(model.decoder, circuits, pairs, self.settings.intervention, **self.bounds)
+        settings = self.settings
+        measured = evaluate(model.decoder, circuits, pairs, settings.intervention, settings.metric, **self.bounds)
         for step, circuit, outcome in zip(missing, circuits, measured, strict=True):
             self.write(model, circuit, outcome, step)
 
@@ -443,7 +445,7 @@ class GroupEvaluation:
         group, settings = self.data.group, self.settings
         results = {
             "task": str(group.task),
-            "method": method_name(settings.method, metric=settings.metric),
+            "method": method_name(settings.method, settings.gradient, settings.metric),
             "topn": settings.topn,
             "model": settings.model,
             "model_path": self.checkpoint.path,

@@ -9,10 +9,11 @@ import argparse
 from collections.abc import Sequence
 
 from knowledge_circuits.command_line import add_work_flags, choice, gigabytes, positive
-from knowledge_circuits.engine.options import Method, Metric
+from knowledge_circuits.engine.options import GradientRule, Method, Metric
 from knowledge_circuits.runs import GRAPH_SUFFIXES
 from knowledge_circuits.study import TASKS, Attribute, Band, Group, KnowledgeType, groups
 
+_GRADIENT_HELP = f"backward rule of attribution: {', '.join(GradientRule)}; default standard"
 _METRIC_HELP = f"what graphs are scored by and circuits judged by: {', '.join(Metric)}; default logit_difference"
 
 
@@ -60,6 +61,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     add("--circuit_n", type=positive, default=300, help="most prompts per group; part of the output path (300)")
     add("--batch_size", type=positive, default=32, help="prompts per pass; changes speed, memory and rounding (32)")
     add("--method", type=choice(Method), default=Method.EAP_IG, help=f"{', '.join(Method)}; default EAP-IG")
+    add("--gradient", type=choice(GradientRule), default=GradientRule.STANDARD, help=_GRADIENT_HELP)
     add("--metric", type=choice(Metric), default=Metric.LOGIT_DIFFERENCE, help=_METRIC_HELP)
     add("--format", choices=[suffix[1:] for suffix in GRAPH_SUFFIXES], default="json", help="of new graph files (json)")
     add("--memory_gb", type=gigabytes, help="memory that one pass may use; default: estimated from what is available")
