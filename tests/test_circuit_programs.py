@@ -32,6 +32,7 @@ from knowledge_circuits.sweeps.programs import ModelLoader, read_groups
 
 ROOT = Path(__file__).parents[1]
 CITY_NEW_HIGH = Group(Attribute.CITY, KnowledgeType.NEW, Band.HIGH)
+CITY = ["--task", "city"]
 ONE_SOURCE = ["--task", "city", "--source_type", "new", "--source_frequency", "high"]
 
 
@@ -120,10 +121,9 @@ def test_a_circuit_of_all_edges_predicts_what_the_model_predicts(copy):
 
 
 def both(run: TinyRun, *flags: str) -> tuple[int, int]:
-    """The exit statuses of both programs over all groups."""
-    return call(circuit_discovery.main, run.discovery(*flags)), call(
-        circuit_eval.main, run.evaluation("--topn", "40", *flags)
-    )
+    """The exit statuses of both programs over the groups of one task."""
+    discovered = call(circuit_discovery.main, run.discovery(*CITY, *flags))
+    return discovered, call(circuit_eval.main, run.evaluation(*CITY, "--topn", "40", *flags))
 
 
 def portable(content: dict[str, bytes]) -> dict[str, bytes]:
@@ -138,7 +138,7 @@ def portable(content: dict[str, bytes]) -> dict[str, bytes]:
 def test_finished_work_is_skipped_and_nothing_changes(copy, capsys):
     before = files(copy.checkpoints)
     assert both(copy, "--verify") == (0, 0)
-    assert capsys.readouterr().out.count("0 done, 36 were there already, 0 failed") == 2
+    assert capsys.readouterr().out.count("0 done, 12 were there already, 0 failed") == 2
     assert files(copy.checkpoints) == before
 
 
@@ -147,29 +147,29 @@ def test_finished_work_is_skipped_and_nothing_changes(copy, capsys):
 )
 def test_work_of_other_settings_is_not_taken_for_finished(copy, capsys, flags, said):
     before = files(copy.checkpoints)
-    assert call(circuit_discovery.main, copy.discovery(*flags)) == 1
-    assert said in (refusal := capsys.readouterr().err) and "36 results are" in refusal and "--overwrite" in refusal
+    assert call(circuit_discovery.main, copy.discovery(*CITY, *flags)) == 1
+    assert said in (refusal := capsys.readouterr().err) and "12 results are" in refusal and "--overwrite" in refusal
     assert files(copy.checkpoints) == before
     # Graphs that are recomputed leave circuits behind that are not theirs.
-    assert call(circuit_discovery.main, copy.discovery(*flags, "--overwrite")) == 0
-    assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 1
+    assert call(circuit_discovery.main, copy.discovery(*CITY, *flags, "--overwrite")) == 0
+    assert call(circuit_eval.main, copy.evaluation(*CITY, "--topn", "40")) == 1
     assert "graph " + said in capsys.readouterr().err
-    assert call(circuit_eval.main, copy.evaluation("--topn", "40", "--overwrite")) == 0
-    assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 0
+    assert call(circuit_eval.main, copy.evaluation(*CITY, "--topn", "40", "--overwrite")) == 0
+    assert call(circuit_eval.main, copy.evaluation(*CITY, "--topn", "40")) == 0
 
 
 def test_graphs_of_other_prompts_are_not_taken_for_finished(copy, capsys):
     data = copy.circuit_data.replace("{task}", "city")
     write_jsonl(data, reversed(read_jsonl(data)))
-    assert call(circuit_discovery.main, copy.discovery()) == 1
+    assert call(circuit_discovery.main, copy.discovery(*CITY)) == 1
     assert re.search(r"prompts '[0-9a-f]{16}', now '[0-9a-f]{16}'", capsys.readouterr().err)
 
 
 def test_predictions_of_other_test_items_are_not_taken_for_finished(copy, capsys):
     write_jsonl(copy.test_data, read_jsonl(copy.test_data)[:-20])
-    assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 1
+    assert call(circuit_eval.main, copy.evaluation(*CITY, "--topn", "40")) == 1
     assert "test items new/low '" in capsys.readouterr().err
-    assert call(circuit_eval.main, copy.evaluation("--topn", "40", "--overwrite")) == 0
+    assert call(circuit_eval.main, copy.evaluation(*CITY, "--topn", "40", "--overwrite")) == 0
 
 
 def test_graphs_of_other_weights_are_not_taken_for_finished(copy, capsys):
@@ -187,7 +187,7 @@ def test_missing_and_cut_files_are_made_again_byte_for_byte(copy, capsys, keep):
     graph.write_bytes(graph.read_bytes()[:keep])
     predictions = circuits_of(copy).predictions(40, KnowledgeType.NEW, Band.LOW)
     predictions.write_bytes(predictions.read_bytes()[:keep])
-    assert call(circuit_eval.main, copy.evaluation("--topn", "40")) == 1
+    assert call(circuit_eval.main, copy.evaluation(*CITY, "--topn", "40")) == 1
     assert "run circuit_discovery.py" in capsys.readouterr().err, "a circuit is not made from a damaged graph"
     assert both(copy) == (0, 0)
     assert "2 results are damaged and made again" in capsys.readouterr().out
@@ -227,13 +227,15 @@ def test_scores_that_were_exchanged_within_a_graph_are_noticed(copy, capsys):
 
 def test_results_of_an_older_version_are_adopted_if_they_agree_with_the_settings(copy, capsys):
     before = files(copy.checkpoints)
-    for manifest in copy.checkpoints.rglob("*_manifest.json"):
+    for manifest in copy.checkpoints.rglob("city_manifest.json"):
         manifest.unlink()
     assert both(copy) == (1, 1)
-    assert capsys.readouterr().err.count("36 results are without a manifest") == 2
-    assert "ig_steps 5, now 3" in refused(capsys, circuit_discovery.main, copy.discovery("--adopt", "--ig_steps", "3"))
+    assert capsys.readouterr().err.count("12 results are without a manifest") == 2
+    assert "ig_steps 5, now 3" in refused(
+        capsys, circuit_discovery.main, copy.discovery(*CITY, "--adopt", "--ig_steps", "3")
+    )
     assert both(copy, "--adopt") == (0, 0)
-    assert capsys.readouterr().out.count("0 done, 36 were there already") == 2
+    assert capsys.readouterr().out.count("0 done, 12 were there already") == 2
     assert files(copy.checkpoints) == before
 
 

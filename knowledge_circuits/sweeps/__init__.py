@@ -1,7 +1,8 @@
 """Work over checkpoints x groups: circuit discovery, circuit evaluation and prediction.
 
-    queue           work items shared out over the processes of a launcher
-    programs        flags and data that the circuit programs share, one loaded model at a time
+    processes       work items shared over the processes of a launcher
+    flags           flags that the circuit programs share
+    programs        data, models and existing results as all programs that sweep treat them
     discovery       scored graphs of every group at every checkpoint
     evaluation      circuits, their faithfulness and standalone predictions
     prediction      the answers of every checkpoint to the queries
