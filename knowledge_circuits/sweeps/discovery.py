@@ -164,8 +164,14 @@ class _GraphUnit:
         meta = read_graph(path).meta
         pairs = self.data.pairs(self.loader.tokenizer(self.checkpoint))
         settings = self.settings
-        steps, rules = settings.ig_steps, {"metric": settings.metric, "gradient": settings.gradient}
-        now = provenance(pairs, self.loader.dtype, settings.method, steps, **rules)
+        now = provenance(
+            pairs,
+            self.loader.dtype,
+            settings.method,
+            settings.ig_steps,
+            metric=settings.metric,
+            gradient=settings.gradient,
+        )
         check_place(read_graph(path), path, self.data.group, self.checkpoint.name)
         differing = [f"{key} {meta[key]!r}, now {now[key]!r}" for key in now if meta.get(key, now[key]) != now[key]]
         if differing:
