@@ -92,7 +92,7 @@ class Manifest(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell apart what units were made from."""
+        """16 hexadecimal digits that identify what the unit was made from."""
         return fingerprint(self.made_from)
 
 

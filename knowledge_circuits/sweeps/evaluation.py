@@ -119,7 +119,7 @@ class TestItems:
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits that tell apart test items."""
+        """16 hexadecimal digits that identify the test items."""
         return fingerprint([[item.subject, item.value, dict(item.keys)] for item in self.items])
 
     def questions(self, tokenizer: PreTrainedTokenizerBase) -> tuple[PromptPairs, list[dict[str, Any]]]:

@@ -121,7 +121,7 @@ def this_process() -> Process:
     """Return the place that the launcher's variables RANK, WORLD_SIZE, LOCAL_RANK give; without them, one process.
 
     Raises:
-        InputError: several processes that were not told how to reach each other.
+        InputError: several processes without the variables that connect them.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:

@@ -71,7 +71,7 @@ class GroupData:
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits that tell apart the rows that are taken."""
+        """16 hexadecimal digits that identify the rows that are taken."""
         return fingerprint([row for row in self.rows if in_group(row, self.group)][: self.limit])
 
     @property
@@ -160,7 +160,7 @@ class ModelLoader:
 def model_facts(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
     """Return what results depend on of a model: its weights, its configuration and tokenizer, and the data type.
 
-    A hub name stands for its weights. Where weights have been removed and results kept, they are left out.
+    A hub name stands for its weights. Without weights in the folder they are left out, so that results outlive them.
     """
     folder = Path(checkpoint.path)
     if not folder.is_dir():
