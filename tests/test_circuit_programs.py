@@ -449,10 +449,10 @@ def test_data_of_another_tokenizer_are_refused(fresh, capsys):
     rows = read_jsonl(path)
     write_jsonl(path, [{**row, "clean_label_idx": 50_000} for row in rows])
     sentence = refused(capsys, circuit_discovery.main, fresh.discovery("--task", "city"))
-    assert "clean_label_idx is 50000, but" in sentence
+    assert "label id 50000 is outside the tokenizer" in sentence
     permuted = [{**row, "corrupted_label_idx": (row["corrupted_label_idx"] + 1) % 400} for row in rows]
     write_jsonl(path, permuted)  # as another tokenizer of the same size would number them
-    assert "corrupted_label_idx is" in refused(capsys, circuit_discovery.main, fresh.discovery("--task", "city"))
+    assert "is not the first of" in refused(capsys, circuit_discovery.main, fresh.discovery("--task", "city"))
     write_jsonl(path, [{**row, "corrupted_subject": row["corrupted_subject"] + " van der Zee"} for row in rows])
     sentence = refused(capsys, circuit_discovery.main, fresh.discovery("--task", "city"))
     assert "city.jsonl" in sentence and "tokens" in sentence
