@@ -461,6 +461,7 @@ def test_data_of_another_tokenizer_are_refused(fresh, capsys):
 def test_a_graph_of_another_model_is_refused(copy, tmp_path, capsys):
     content = json.loads(circuits_of(copy).graph().read_text())
     content["cfg"]["d_model"] = 768
+    circuits_of(copy).manifest.unlink()  # a graph from elsewhere has none
     write_json(circuits_of(copy).graph(), content)
     sentence = refused(capsys, circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "35"))
     assert "the graph of another model" in sentence and "width 768" in sentence
@@ -471,6 +472,7 @@ def test_a_graph_of_another_model_is_refused(copy, tmp_path, capsys):
 def test_a_graph_that_does_not_state_its_width_is_evaluated(copy):
     content = json.loads(circuits_of(copy).graph().read_text())
     del content["cfg"]["d_model"]  # as EAP-IG 1 writes it
+    circuits_of(copy).manifest.unlink()  # a graph from elsewhere has none
     write_json(circuits_of(copy).graph(), content)
     assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "35")) == 0
     assert circuits_of(copy).results(35).exists()
