@@ -26,7 +26,7 @@ u' and t some of them, c cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -97,6 +97,8 @@ def attribute(
     batch_size: int = 64,
     memory_gb: float | None = None,
     progress: bool = False,
+    per_prompt: bool | Tensor = False,
+    by_span: bool = False,
 ) -> Graph:
     """Score every edge of the model's graph on the given prompts.
 
@@ -110,12 +112,18 @@ def attribute(
         batch_size: most prompts per pass; memory may make it fewer. Scores do not depend on it.
         memory_gb: memory for one pass beside the weights; default: a share of what is available.
         progress: show a progress bar.
+        per_prompt: also keep each prompt's scores (`Graph.prompt_scores` [items, u, v]), or, where memory does not
+            allow that, sums of them with the given weights [rows, items] (`stability.Resampling.weights`).
+        by_span: also keep the scores per token span (`Graph.span_scores` [spans, u, v], which add up to the scores);
+            the pairs name the spans. An edge stays within a position, except into keys and values: these are counted
+            at the source's position.
 
     Returns:
         A `Graph` with every edge in it; scores [u, v] on the CPU, float64 for a float64 model, else float32.
 
     Raises:
-        InputError: an unknown option, no prompts, prompts that the model cannot take, or scores that are not finite.
+        InputError: an unknown option, `by_span` without spans or with `exact`, no prompts, prompts that the model
+            cannot take, or scores that are not finite.
     """
     method, metric, rules = Method(method), as_metric(metric), BackwardRules.of(gradient)
     if not len(pairs):
@@ -130,12 +138,16 @@ def attribute(
     layout = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)
     path = EmbeddingPath.of(method, ig_steps, first_step)
     attribution = _Attribution(decoder, layout, method, path, metric, Backward(decoder, rules))
-    sums = _Sums(torch.zeros(layout.n_sources, layout.n_targets, dtype=torch.float64, device=decoder.device))
+    if by_span and (method is Method.EXACT or not pairs.spans):
+        raise InputError("scores by span need pairs with `spans` and a method other than exact")
+    sums = _Sums.of(decoder, layout, pairs, per_prompt, by_span)
     runs = (1 if method is Method.EAP_IG_ACTIVATIONS else 0) + len(path.points)
     budget = budget_bytes(memory_gb, decoder.device)
     with torch.no_grad(), tqdm(total=len(pairs), unit="prompt", disable=not progress, desc=str(method)) as bar:
         for batch in pairs.batches(batch_size):
-            plan = plan_attribution(decoder, layout, batch.clean.shape[1], len(batch.index), runs, budget)
+            positions = batch.clean.shape[1]
+            cells = 0 if sums.whole else sums.cells(1, positions)
+            plan = plan_attribution(decoder, layout, positions, len(batch.index), runs, budget, cells)
             for part in batch.split(plan.items):
                 attribution.add(part.to(decoder.device), plan, sums)
                 bar.update(len(part.index))
@@ -145,8 +157,16 @@ def attribute(
         raise InputError(f"the score of {layout.sources[source]}->{layout.targets[target]} is not a finite number")
     if decoder.dtype != torch.float64:
         scores = scores.float()
-    meta = provenance(pairs, decoder.dtype, method, ig_steps, first_step, metric, rules)
-    return Graph(layout, scores, layout.real_edges.clone(), decoder.d_model, meta)
+    return Graph(
+        layout,
+        scores,
+        layout.real_edges.clone(),
+        decoder.d_model,
+        provenance(pairs, decoder.dtype, method, ig_steps, first_step, metric, rules),
+        prompt_scores=None if sums.by_prompt is None else sums.by_prompt.cpu().mul_(layout.real_edges),
+        span_scores=None if sums.by_span is None else sums.by_span.cpu().mul_(layout.real_edges).div_(len(pairs)),
+        spans=pairs.span_names if by_span else (),
+    )
 
 
 def provenance(
@@ -181,17 +201,71 @@ class _Sums:
 
     Attributes:
         total: [u, v] in float64.
+        weights: [rows, items] the weight of each prompt in each row of `by_prompt`.
+        by_prompt: [rows, u, v], or None.
+        members: [spans, items, p] which positions, counted from the prompt's end, each span has.
+        by_span: [spans, u, v], or None.
     """
 
     total: Tensor
+    weights: Tensor | None = None
+    by_prompt: Tensor | None = None
+    members: Tensor | None = None
+    by_span: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, decoder: Decoder, layout: Layout, pairs: PromptPairs, per_prompt: bool | Tensor, by_span: bool
+    ) -> _Sums:
+        """Start at zero.
+
+        Raises:
+            InputError: weights that are not one column per prompt.
+        """
+        dtype, device = torch.promote_types(decoder.dtype, torch.float32), decoder.device
+        shape = (layout.n_sources, layout.n_targets)
+        sums = cls(torch.zeros(shape, dtype=torch.float64, device=device))
+        if isinstance(per_prompt, Tensor) or per_prompt:
+            weights = per_prompt if isinstance(per_prompt, Tensor) else torch.eye(len(pairs))
+            if weights.ndim != 2 or weights.shape[1] != len(pairs):
+                raise InputError(f"weights are [rows, {len(pairs)} prompts], not {tuple(weights.shape)}")
+            rows = torch.zeros(len(weights), *shape, dtype=dtype, device=device)
+            sums = replace(sums, weights=weights.to(device, dtype), by_prompt=rows)
+        if by_span:
+            members = torch.zeros(len(pairs.span_names), len(pairs), pairs.longest, dtype=decoder.dtype)
+            for number, spans in enumerate(pairs.spans):
+                offset = pairs.longest - len(pairs.clean[number])
+                for name, (start, stop) in spans.items():
+                    members[pairs.span_names.index(name), number, offset + start : offset + stop] = 1
+            rows = torch.zeros(len(members), *shape, dtype=dtype, device=device)
+            sums = replace(sums, members=members.to(device), by_span=rows)
+        return sums
+
+    @property
+    def whole(self) -> bool:
+        """Whether only the total is kept."""
+        return self.by_prompt is None and self.by_span is None
 
     def cells(self, items: int, positions: int) -> int:
-        """Return into how many cells a batch's items x positions are divided."""
-        return 1
+        """Return into how many cells a batch's items x positions are divided: one, one per item or per position."""
+        if self.by_span is not None:
+            return items * positions
+        return 1 if self.by_prompt is None else items
 
     def add(self, batch: Batch, sources: slice, targets: slice, scores: Tensor) -> None:
         """Add scores [c, u', t] of a batch's cells."""
         self.total[sources, targets] += scores.sum(0)
+        if self.whole:
+            return
+        per_item = scores.unflatten(0, (len(batch.index), -1))  # [b, positions or 1, u', t]
+        if self.weights is not None and self.by_prompt is not None:
+            weights = self.weights[:, batch.index]
+            rows = weights.any(1).nonzero().flatten()
+            wide = per_item.sum(1).to(weights.dtype)
+            self.by_prompt[rows, sources, targets] += torch.tensordot(weights[rows], wide, 1)
+        if self.members is not None and self.by_span is not None:
+            members = self.members[:, batch.index, -per_item.shape[1] :]
+            self.by_span[:, sources, targets] += torch.tensordot(members, per_item, 2)
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,9 @@ class Graph:
         in_graph: [u, v] membership.
         d_model: the model's width, which graph files state.
         meta: how the graph came about (method, ig_steps, metric, number of examples, ...).
+        prompt_scores: [rows, u, v] scores per prompt or weighted sums of them (`attribute(per_prompt=...)`), or None.
+        span_scores: [spans, u, v] the scores divided by token span (`attribute(by_span=True)`), or None.
+        spans: the spans' names.
     """
 
     layout: Layout
@@ -171,6 +174,9 @@ class Graph:
     in_graph: Tensor
     d_model: int
     meta: dict[str, Any] = field(default_factory=dict)
+    prompt_scores: Tensor | None = None
+    span_scores: Tensor | None = None
+    spans: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape = (self.layout.n_sources, self.layout.n_targets)

@@ -104,14 +104,18 @@ class AttributionPlan:
 
 
 def plan_attribution(
-    decoder: Decoder, layout: Layout, positions: int, items: int, runs: int, budget: float
+    decoder: Decoder, layout: Layout, positions: int, items: int, runs: int, budget: float, cells: int = 0
 ) -> AttributionPlan:
     """Divide a batch of `items` prompts of one length and `runs` runs each to fit the budget (bytes).
 
     Items are divided first; if even one does not fit with all its sources, sources are.
+
+    Args:
+        cells: into how many cells an item's scores are divided; 0 if they are summed over items.
     """
     per_item = activation_bytes(decoder, positions) * runs * _SHORT_LIVED + gradient_bytes(decoder, positions)
     per_source = positions * decoder.d_model * decoder.embedding.element_size()
+    per_source += cells * (3 * layout.n_heads + 1) * decoder.embedding.element_size()
     fitting = int(budget // (per_item + per_source * layout.n_sources))
     if fitting >= 1:
         return AttributionPlan(min(items, fitting), layout.n_sources)

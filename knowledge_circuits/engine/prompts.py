@@ -67,15 +67,19 @@ class PromptPairs:
         clean, corrupted: token ids, one list per pair, the start token included; equal lengths within a pair.
         labels: one pair of token ids each: the first tokens of the clean and of the corrupted prompt's answer.
         rows: what else is known of each pair (the data file's row, or the texts of the prompts).
+        spans: for each pair its named token spans, name -> (start, stop), which cover the prompt without overlap; or
+            none at all. Prompts may differ in the lengths of spans and lack some.
 
     Raises:
-        InputError: lengths differ within a pair, a prompt is empty, or the lists do not match.
+        InputError: lengths differ within a pair, a prompt is empty, its spans do not cover it, or the lists do not
+            match.
     """
 
     clean: Sequence[Sequence[int]]
     corrupted: Sequence[Sequence[int]]
     labels: Sequence[tuple[int, int]]
     rows: Sequence[dict[str, Any]] = field(default_factory=list)
+    spans: Sequence[Mapping[str, tuple[int, int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not len(self.clean) == len(self.corrupted) == len(self.labels):
@@ -92,6 +96,15 @@ class PromptPairs:
                 raise InputError(
                     f"{self.name(number)}: the clean prompt has {len(clean)} tokens and the corrupted one"
                     f" {len(corrupted)}; they must have the same number"
+                )
+        if self.spans and len(self.spans) != len(self.clean):
+            raise InputError(f"spans of {len(self.spans)} prompts for {len(self.clean)}: give them for all or for none")
+        for number, spans in enumerate(self.spans):
+            positions = sorted(position for span in spans.values() for position in range(*span))
+            if positions != list(range(len(self.clean[number]))):
+                raise InputError(
+                    f"{self.name(number)}: its spans {dict(spans)} do not cover its {len(self.clean[number])} tokens"
+                    " once each"
                 )
 
     def __len__(self) -> int:
@@ -184,14 +197,23 @@ class PromptPairs:
             [ids for part in parts for ids in part.corrupted],
             [pair for part in parts for pair in part.labels],
             [row for part in parts for row in part.rows],
+            [spans for part in parts for spans in part.spans],
         )
 
     def select(self, chosen: Sequence[int]) -> PromptPairs:
         """Only the pairs of the given numbers, in the given order."""
-        rows = [self.rows[i] for i in chosen] if self.rows else []
         return PromptPairs(
-            [self.clean[i] for i in chosen], [self.corrupted[i] for i in chosen], [self.labels[i] for i in chosen], rows
+            [self.clean[i] for i in chosen],
+            [self.corrupted[i] for i in chosen],
+            [self.labels[i] for i in chosen],
+            [self.rows[i] for i in chosen] if self.rows else [],
+            [self.spans[i] for i in chosen] if self.spans else [],
         )
+
+    @property
+    def span_names(self) -> tuple[str, ...]:
+        """The names of all spans, in the order in which prompts first have them."""
+        return tuple(dict.fromkeys(name for spans in self.spans for name in spans))
 
     @property
     def longest(self) -> int:

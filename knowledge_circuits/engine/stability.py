@@ -1,0 +1,127 @@
+"""How stable a circuit is under the choice of prompts, from per-prompt scores of one attribution pass.
+
+    graph = attribute(decoder, pairs, per_prompt=True)
+    result = stability(graph.layout, resampled(graph.prompt_scores, resampling), n, resampling)
+
+Prompts are divided into two halves several times, and resampled with replacement (bootstrap). Each half and each
+resample gives scores, whose top n edges are compared. Where memory does not hold the scores of all prompts,
+`attribute(..., per_prompt=resampling.weights(len(pairs)))` accumulates the same sums on the way.
+
+Shapes: b prompts, k halves and resamples, u sources, v targets, E real edges in row-major order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.topology import jaccard
+from knowledge_circuits.files import InputError
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How prompts are resampled.
+
+    Attributes:
+        splits: random divisions into two halves.
+        resamples: bootstrap resamples.
+        seed: of both.
+    """
+
+    splits: int = 5
+    resamples: int = 100
+    seed: int = 0
+
+    def weights(self, prompts: int) -> Tensor:
+        """Return the weight of each prompt in the mean of each half, then of each resample: [2 splits + resamples, b].
+
+        With an odd number of prompts the second half has one more.
+
+        Raises:
+            InputError: fewer than two prompts, which have no halves.
+        """
+        if prompts < 2:
+            raise InputError(f"stability takes at least two prompts, not {prompts}")
+        generator = torch.Generator().manual_seed(self.seed)
+        rows = torch.zeros(2 * self.splits + self.resamples, prompts, dtype=torch.float64)
+        for split in range(self.splits):
+            order = torch.randperm(prompts, generator=generator)
+            for half, members in enumerate((order[: prompts // 2], order[prompts // 2 :])):
+                rows[2 * split + half, members] = 1 / len(members)
+        drawn = torch.randint(prompts, (self.resamples, prompts), generator=generator)
+        rows[2 * self.splits :].scatter_add_(1, drawn, torch.full(drawn.shape, 1 / prompts, dtype=rows.dtype))
+        return rows
+
+
+@dataclass(frozen=True)
+class Stability:
+    """What `stability` measures.
+
+    Attributes:
+        split_half_jaccard: [splits] Jaccard similarity of the two halves' top n edges.
+        rank_correlation: [splits] Spearman correlation of the two halves' scores as they are ranked for selection.
+        inclusion: [u, v] the share of resamples whose top n has the edge.
+        same_sign: [u, v] the share of resamples in which the edge's score has the sign of the resamples' mean.
+    """
+
+    split_half_jaccard: Tensor
+    rank_correlation: Tensor
+    inclusion: Tensor
+    same_sign: Tensor
+
+
+def stability(
+    layout: Layout, scores: Tensor, n: int, resampling: Resampling | None = None, absolute: bool = True
+) -> Stability:
+    """Measure how stable scores and the top n edges (before pruning) are under the choice of prompts.
+
+    Args:
+        scores: [2 splits + resamples, u, v] from `resampled`, or `Graph.prompt_scores` accumulated with
+            `resampling.weights`.
+        n: edges of a circuit.
+        resampling: how prompts are resampled; must be the one whose weights were accumulated.
+        absolute: rank by |score|, as `selection.top_n`.
+    """
+    resampling = resampling or Resampling()
+    flat = scores[:, layout.real_edges]  # [k, E]
+    ranked = flat.abs() if absolute else flat
+    order = ranked.argsort(dim=1, descending=True, stable=True)
+    members = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, order[:, :n], True)
+    halves, rest = 2 * resampling.splits, slice(2 * resampling.splits, None)
+    first, second = members[:halves:2].numpy(), members[1:halves:2].numpy()
+    correlations = [
+        stats.spearmanr(one.numpy(), other.numpy()).statistic
+        for one, other in zip(ranked[:halves:2], ranked[1:halves:2], strict=True)
+    ]
+    signs = flat[rest].sign()
+    same_sign = (signs == flat[rest].mean(0).sign()).double().mean(0)
+    return Stability(
+        split_half_jaccard=torch.from_numpy(np.asarray(jaccard(first, second))),
+        rank_correlation=torch.tensor(correlations, dtype=torch.float64),
+        inclusion=_matrix(layout, members[rest].double().mean(0)),
+        same_sign=_matrix(layout, same_sign),
+    )
+
+
+def resampled(prompt_scores: Tensor, resampling: Resampling) -> Tensor:
+    """Return the mean scores [2 splits + resamples, u, v] of halves and resamples, from all prompts' [b, u, v]."""
+    weights = resampling.weights(len(prompt_scores)).to(prompt_scores.dtype)
+    return torch.tensordot(weights, prompt_scores, 1)
+
+
+def keep_stable_signs(graph: Graph, stability: Stability, least: float) -> Graph:
+    """Return the graph without the edges whose sign fewer than the share `least` of the resamples keep."""
+    return graph.with_edges(graph.in_graph & (stability.same_sign >= least))
+
+
+def _matrix(layout: Layout, values: Tensor) -> Tensor:
+    """Return values [E] of the real edges as a matrix [u, v], 0 elsewhere."""
+    matrix = torch.zeros(layout.real_edges.shape, dtype=values.dtype)
+    matrix[layout.real_edges] = values
+    return matrix
