@@ -1,0 +1,153 @@
+"""Figures of a designed study: every seed's numbers beside their mean, and the curves that they are taken from.
+
+Each function takes a study's table or a `findings.Finding` and the study's name and returns a Matplotlib `Figure`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from knowledge_circuits.analysis.findings import Finding, Statistic
+from knowledge_circuits.analysis.study_findings import CURVES, STILL_KNOWN, main_dose, study_curves
+from knowledge_circuits.analysis.study_tables import People, Told
+from knowledge_circuits.figures.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    ORANGE,
+    VERMILION,
+    Look,
+    blank,
+    grid,
+    legend,
+    missing,
+    plain,
+    styled,
+)
+
+#: Statistics in a row of a forest plot.
+_COLUMNS = 3
+
+
+@styled
+def forest(finding: Finding, name: str) -> Figure:
+    """Each seed's number and the mean over seeds with its 95% t interval, one panel per statistic of the claim."""
+    shown = [s for s in finding.statistics if s.by_seed and s.claim and np.isfinite(s.low)]
+    if not shown:
+        return missing(finding.title, "An interval needs two seeds.", name)
+    rows, seeds = -(-len(shown) // _COLUMNS), max(len(s.by_seed) for s in shown)
+    figure, axes = grid(
+        f"{finding.title}: {finding.verdict}", "", rows, min(_COLUMNS, len(shown)),
+        height=0.6 + rows * (1.1 + 0.2 * seeds), share_y=False,
+        note=f"{plain(name)}: grey, the seeds; below them the mean and its 95% t interval over seeds",
+    )  # fmt: skip
+    for ax, statistic in zip(axes.flat, shown, strict=False):
+        _draw_forest(ax, statistic)
+    for ax in axes.flat[len(shown) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def _draw_forest(ax: Axes, statistic: Statistic) -> None:
+    """One statistic: seeds from the top, the mean at the bottom."""
+    seeds = list(statistic.by_seed)
+    ax.plot(list(statistic.by_seed.values()), range(len(seeds)), "o", color=GREY, markersize=4.5)
+    ax.plot([statistic.low, statistic.high], [len(seeds)] * 2, color=BLUE, linewidth=2.2)
+    ax.plot(statistic.estimate, len(seeds), "D", color=BLUE, markersize=6)
+    ax.axvline(0, color=BLACK, linewidth=0.9)
+    ax.set_yticks(range(len(seeds) + 1), [*(f"seed {seed}" for seed in seeds), "mean"])
+    ax.set_ylim(len(seeds) + 0.6, -0.6)
+    ax.set_title(f"{statistic.name}\n{statistic.where}; claim: {statistic.claim}", fontsize=8)
+
+
+@styled
+def learning(table: pd.DataFrame, name: str) -> Figure:
+    """New facts of known and of unknown people, and the past's facts, over the epochs of the main dose's runs."""
+    dose = main_dose(table)
+    at_dose = table[table["dose"] == dose]
+    new, past = at_dose[at_dose["told"] == Told.NEW], at_dose[(at_dose["told"] == Told.PAST) & at_dose["known"]]
+    looks = {True: Look("known before", VERMILION, "o"), False: Look("unknown", BLUE, "s")}
+    figure, axes = grid(
+        "What was learned", "", 1, 3, height=3.2, note=f"{plain(name)}, dose {dose:g}: thin, seeds; points, their mean"
+    )
+    for ax, column, label in zip(axes[0], ("accuracy", "hit10"), ("first-token accuracy", "Hit@10"), strict=False):
+        for known, look in looks.items():
+            _draw_seeds(ax, new[new["known"] == known], column, look)
+        ax.set_title(f"new facts: {label}")
+    _draw_seeds(axes[0, 2], past, "accuracy", Look("past", BLACK, "D"))
+    axes[0, 2].axhline(STILL_KNOWN, color=ORANGE, linestyle="--", linewidth=1.2)
+    axes[0, 2].set_title(f"the past's facts: first-token accuracy (at least {STILL_KNOWN:g})")
+    for ax in axes[0]:
+        ax.set_xlabel("epoch")
+        ax.set_ylim(0, 1.02)
+    axes[0, 0].set_ylabel("share of facts")
+    return legend(figure, looks)
+
+
+def _draw_seeds(ax: Axes, rows: pd.DataFrame, column: str, look: Look) -> None:
+    """A line per seed and the points of their mean."""
+    means = rows.groupby(["seed", "epoch"])[column].mean().unstack("seed")
+    if means.empty:
+        return
+    ax.plot(means.index, means.to_numpy(), color=look.color, linewidth=0.7, alpha=0.5)
+    ax.plot(means.index, means.mean(axis=1), look.marker, color=look.color, markersize=4)
+
+
+@styled
+def evolution(table: pd.DataFrame, finding: Finding, name: str) -> Figure:
+    """The three curves that may bend, and the centroid, seed by seed, with the interval of the break point."""
+    names = {**CURVES, "centroid": "centroid of the edges (layers)"}
+    figure, axes = grid(
+        "How the circuits change", "", 2, 2, height=5.4, share_y=False,
+        note=f"{plain(name)}: mean of the groups of taught people; shaded, 95% interval of the break of two segments",
+    )  # fmt: skip
+    breaks = {s.name: s for s in finding.statistics if s.name.endswith("break point (epoch)")}
+    for ax, (column, label) in zip(axes.flat, names.items(), strict=True):
+        x, y, _ = study_curves(table, column)
+        ax.set_title(label)
+        ax.set_xlabel("epoch")
+        if not len(x):
+            blank(ax, "no checkpoint that all seeds have")
+            continue
+        ax.plot(x, y.T, color=BLUE, linewidth=0.7, alpha=0.6)
+        ax.plot(x, y.mean(axis=0), "o", color=BLACK, markersize=4)
+        found = breaks.get(f"{label}: break point (epoch)")
+        if found is not None and np.isfinite(found.low):
+            ax.axvspan(max(found.low, x[0]), min(found.high, x[-1]), color=ORANGE, alpha=0.2, linewidth=0)
+        if column == "turnover":
+            ax.axhline(0, color=GREY, linewidth=0.9)
+    return figure
+
+
+@styled
+def floors(table: pd.DataFrame, name: str) -> Figure:
+    """Circuits of taught people beside what shows where nothing is: random circuits, people never taught, halves."""
+    taught, control = (table[table["people"] == people] for people in (People.TAUGHT, People.CONTROL))
+    looks = {
+        "taught": Look("taught", BLUE, "o"),
+        "control": Look("never taught", GREY, "s"),
+        "floor": Look("random circuits, or halves of the prompts", ORANGE, "^"),
+    }
+    figure, axes = grid(
+        "Circuits and their floors", "", 1, 4, width=12.4, height=3.2, share_y=False,
+        note=f"{plain(name)}: thin, seeds; points, their mean; faithfulness where clean minus corrupted is above 0",
+    )  # fmt: skip
+    panels = (
+        ("clean_minus_corrupted", "clean - corrupted (logits)", ""),
+        ("faithfulness", "faithfulness", "random_faithfulness"),
+        ("hit10", "Hit@10 of the circuit alone", "random_hit10"),
+        ("turnover", "turnover in an epoch (1 - Jaccard)", "turnover_floor"),
+    )
+    for ax, (column, title, floor) in zip(axes[0], panels, strict=True):
+        for key, rows in (("taught", taught), ("control", control)):
+            told = rows[rows["cmc_low"] > 0] if column == "faithfulness" else rows
+            _draw_seeds(ax, told.dropna(subset=[column]), column, looks[key])
+        if floor:
+            rows = taught[taught["cmc_low"] > 0] if column == "faithfulness" else taught
+            _draw_seeds(ax, rows.dropna(subset=[floor]), floor, looks["floor"])
+        ax.set_title(title)
+        ax.set_xlabel("epoch")
+    return legend(figure, looks)

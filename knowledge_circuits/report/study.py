@@ -1,0 +1,104 @@
+"""A designed study as one HTML page: a verdict per finding, every seed's numbers, and the curves behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from knowledge_circuits.analysis.findings import Finding
+from knowledge_circuits.analysis.study_findings import judge_study
+from knowledge_circuits.analysis.study_tables import Study, StudyKind, read_study
+from knowledge_circuits.figures import study as figures
+from knowledge_circuits.report.page import render, write_page
+from knowledge_circuits.report.section import DrawnFigure, TextTable, embed
+
+_QUESTIONS = {
+    StudyKind.RELEVANCE: "Are new facts learned better about people who were known before?",
+    StudyKind.DEPTH: "Do circuits form in two phases, and in deep layers before shallow ones?",
+}
+
+
+def write_study_report(folder: Path, output: Path | None = None) -> Path:
+    """Judge a study and write its page.
+
+    Args:
+        folder: the study's folder (`study_tables`).
+        output: where to; None means report.html in the study's folder.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: the study has no finished run, or a broken one.
+    """
+    return write_page(output or folder / "report.html", study_html(read_study(folder)))
+
+
+def study_html(study: Study) -> str:
+    """The page of a study."""
+    findings = judge_study(study)
+    return render(
+        "study.html.j2",
+        kind=str(study.kind),
+        question=_QUESTIONS[study.kind],
+        runs=runs_table(study),
+        seeds=study.seeds,
+        findings=[(finding, embed(figures.forest(finding, str(study.kind)), _forest_caption(finding)),
+                   statistics_table(finding)) for finding in findings],
+        figures=tuple(_figures(study, findings)),
+        settings=[(name, "–" if value is None else str(value)) for name, value in sorted(study.settings.items())],
+    )  # fmt: skip
+
+
+def statistics_table(finding: Finding) -> TextTable:
+    """All statistics of a finding: effect sizes with intervals first, p after."""
+    rows = [
+        [s.name, s.where, s.interval, s.claim, *(f"{p:.2g}" if p == p else "" for p in (s.p, s.adjusted))]
+        for s in finding.statistics
+    ]
+    header = ["statistic", "where", "mean over seeds [95% interval]", "claim", "p", "p, corrected"]
+    caption = f"{finding.title}: all statistics ({finding.tests} of them tested)"
+    return TextTable(caption, header, rows, words=2)
+
+
+def runs_table(study: Study) -> TextTable:
+    """The runs of the study with their rows and epochs."""
+    rows = []
+    for run in study.runs:
+        of_run = _rows_of(study.table, run.seed, run.mirror, run.dose)
+        dose = "" if run.dose is None else f"{run.dose:g}"
+        rows.append([run.name, str(run.seed), run.mirror, dose, f"{of_run['epoch'].max():g}", f"{len(of_run):,}"])
+    return TextTable("Runs", ["run", "seed", "mirror", "dose", "epochs", "rows"], rows)
+
+
+def _rows_of(table: pd.DataFrame, seed: int, mirror: str, dose: float | None) -> pd.DataFrame:
+    same_dose = table["dose"].isna() if dose is None else table["dose"] == dose
+    return table[(table["seed"] == seed) & (table["mirror"] == mirror) & same_dose]
+
+
+def _forest_caption(finding: Finding) -> str:
+    return f"{finding.title}, seed by seed. The claim lies to the side of the line that each panel names."
+
+
+def _figures(study: Study, findings: tuple[Finding, ...]) -> Iterator[DrawnFigure]:
+    """The curves from which the statistics are taken."""
+    name = str(study.kind)
+    if study.kind == StudyKind.RELEVANCE:
+        caption = (
+            "New facts of people who stood in the past and of people who did not, the same people in mirrored runs. "
+            "The comparison means something as long as the past's facts stay above the dashed line."
+        )
+        yield embed(figures.learning(study.table, name), caption)
+        return
+    yield embed(
+        figures.evolution(study.table, findings[0], name),
+        "Each seed's curves. Two segments have a break point whatever the curve is; the verdict says whether there is "
+        "a bend.",
+    )
+    yield embed(
+        figures.floors(study.table, name),
+        "What the circuits of taught people show beyond random circuits of the same size, circuits of people who are "
+        "never taught, and the noise of the prompts.",
+    )
