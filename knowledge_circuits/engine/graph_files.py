@@ -85,7 +85,8 @@ def read_graph(path: str | Path) -> Graph:
     return content.graph(layout, d_model)
 
 
-def _configuration(graph: Graph) -> dict[str, Any]:
+def configuration(graph: Graph) -> dict[str, Any]:
+    """Return the part `cfg` of a graph's file."""
     layout = graph.layout
     return {
         "n_layers": layout.n_layers,
@@ -119,7 +120,7 @@ def _to_json(graph: Graph) -> str:
     nodes = {
         name: {"in_graph": present} for name, present in zip(layout.nodes, graph.nodes_in_graph.tolist(), strict=True)
     }
-    head = json.dumps(_configuration(graph))
+    head = json.dumps(configuration(graph))
     meta = json.dumps(graph.meta, ensure_ascii=False, allow_nan=False)
     return f'{{"cfg": {head},\n"nodes": {json.dumps(nodes)},\n"edges": {{\n{edges}\n}},\n"meta": {meta}}}\n'
 
@@ -133,9 +134,9 @@ def _tensor_form(graph: Graph) -> dict[str, Any]:
     """EAP-IG 2.0's content; of a circuit alone, membership as [u, v] indices [E, 2] and the scores of these [E]."""
     if _circuit_only(graph.meta):
         edges = {"edges": graph.in_graph.nonzero(), "edges_scores": graph.scores[graph.in_graph]}
-        return {"cfg": _configuration(graph), **edges, "meta": graph.meta}
+        return {"cfg": configuration(graph), **edges, "meta": graph.meta}
     return {
-        "cfg": _configuration(graph),
+        "cfg": configuration(graph),
         "src_nodes": list(graph.layout.sources),
         "dst_nodes": list(graph.layout.targets),
         "edges_scores": graph.scores,

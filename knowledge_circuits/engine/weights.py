@@ -101,6 +101,20 @@ def decoder_from_model(model: Any, name: str = "the model") -> Decoder:
     with torch.no_grad():
         expected = model(probe).logits
         decoder = _read_weights(model)
+    return _checked(decoder, probe, expected, name)
+
+
+def decoder_from_bridge(bridge: Any, name: str = "the model") -> Decoder:
+    """Read the weights of TransformerLens's `TransformerBridge`, which is not changed; else as `decoder_from_model`."""
+    model = bridge.original_model
+    refuse_unsupported(model.config, name)
+    probe = _probe_ids(model)
+    with torch.no_grad():
+        return _checked(_read_bridge(bridge, model), probe, bridge(probe), name)
+
+
+def _checked(decoder: Decoder, probe: Tensor, expected: Tensor, name: str) -> Decoder:
+    """Return the decoder if its weights are finite and its logits are the model's."""
     for part, tensor in decoder.tensors():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name}: {part} holds NaN or infinite numbers")
@@ -163,8 +177,7 @@ def _boot_bridge(model: Any) -> Any:
 
 
 def _read_weights(model: Any) -> Decoder:
-    """Read every weight through the bridge and fold the norms."""
-    config = getattr(model.config, "text_config", model.config)
+    """Read every weight through a bridge that is booted for it."""
     try:
         bridge = _boot_bridge(model)
     except Exception as error:
@@ -172,6 +185,12 @@ def _read_weights(model: Any) -> Decoder:
         raise InputError(
             f"the architecture {kind!r} is not supported by TransformerLens ({first_line(error)})"
         ) from error
+    return _read_bridge(bridge, model)
+
+
+def _read_bridge(bridge: Any, model: Any) -> Decoder:
+    """Read every weight of a bridged model and fold the norms."""
+    config = getattr(model.config, "text_config", model.config)
     cfg = bridge.cfg
     n_heads, n_kv_heads = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads
     centred = cfg.normalization_type == "LN"
