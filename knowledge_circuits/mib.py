@@ -1,0 +1,175 @@
+"""The Mechanistic Interpretability Benchmark's circuit track (MIB, arXiv 2504.13151): its folders and its data.
+
+    python -m knowledge_circuits.mib export outputs/.../city_graph.json --task ioi --model gpt2 --to submission
+    python -m knowledge_circuits.mib list submission
+
+A submission has a folder `<task>_<model>` for each task and model (`arc-easy_llama3`), with one file of edge scores:
+`importances.json` in EAP-IG 2.0's schema, which MIB's loader reads. MIB selects edges by the signed score; in its
+convention, as in the engine's, a positive score means that the edge helps. `prompt_pairs` reads rows of its data sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from knowledge_circuits.command_line import HelpFormatter, run_program
+from knowledge_circuits.files import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from knowledge_circuits.engine.graph import Graph
+    from knowledge_circuits.engine.prompts import PromptPairs
+
+#: A task's counterfactual column, by the task's first word.
+_COUNTERFACTUALS = {
+    "ioi": "s2_io_flip_counterfactual",
+    "mcqa": "symbol_counterfactual",
+    "arc": "symbol_counterfactual",
+    "arithmetic": "random_counterfactual",
+}
+
+
+def write_submission(folder: str | Path, task: str, model: str, graph: Graph) -> Path:
+    """Write one task's and model's edge scores into a submission folder, atomically.
+
+    Args:
+        folder: the submission; made if absent.
+        task, model: MIB's names, such as `arc_easy` and `llama3`; underscores of a task become hyphens.
+        graph: every edge with its score.
+
+    Returns:
+        The file, `<folder>/<task>_<model>/importances.json`.
+
+    Raises:
+        InputError: a name that cannot be part of `<task>_<model>`, or a graph without the scores of all edges.
+    """
+    from knowledge_circuits.engine.graph_files import write_graph
+
+    task = task.replace("_", "-")
+    for kind, name in (("task", task), ("model", model)):
+        if not name or "/" in name or "_" in name:
+            raise InputError(
+                f"{kind} {name!r}: MIB's folders are <task>_<model>; use letters, digits, dots and hyphens"
+            )
+    if graph.meta.get("edges") == "circuit":
+        raise InputError("the graph holds the scores of its circuit's edges only; MIB ranks all edges of the model")
+    path = Path(folder) / f"{task}_{model}" / "importances.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_graph(path, graph)
+    return path
+
+
+def read_submission(folder: str | Path) -> dict[tuple[str, str], Graph]:
+    """Read a submission's graphs by (task, model).
+
+    Raises:
+        InputError: no such folder, one that is not <task>_<model>, or one that has not exactly one .json or .pt file.
+    """
+    from knowledge_circuits.engine.graph_files import read_graph
+
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    graphs = {}
+    for inner in sorted(path for path in root.iterdir() if path.is_dir()):
+        task, _, model = inner.name.partition("_")
+        files = [path for path in inner.iterdir() if path.suffix in (".json", ".pt")]
+        if not task or not model:
+            raise InputError(f"{inner}: the folder's name is not <task>_<model>")
+        if len(files) != 1:
+            raise InputError(f"{inner}: {len(files)} .json or .pt files; edge scores stand in one")
+        graphs[task, model] = read_graph(files[0])
+    return graphs
+
+
+def prompt_pairs(rows: Iterable[Mapping[str, Any]], task: str, tokenizer: PreTrainedTokenizerBase) -> PromptPairs:
+    """Return prompt pairs of rows with the columns of MIB's data sets, such as `datasets.load_dataset` yields.
+
+    As MIB does, it drops rows whose answers have different numbers of tokens, and of arithmetic those with another
+    operator or answers of several tokens. Rows whose two prompts differ in length are dropped too.
+
+    Args:
+        rows: of `mib-bench/ioi`, `copycolors_mcqa`, `arc_easy`, `arc_challenge` or `arithmetic_...`.
+        task: ioi, mcqa, arc_easy, arc_challenge, arithmetic_addition or arithmetic_subtraction.
+        tokenizer: the model's.
+
+    Raises:
+        InputError: an unknown task, a row without one of the task's columns, or no row that fits.
+    """
+    from knowledge_circuits.engine.prompts import PromptPairs
+    from knowledge_circuits.models.tokenization import encode_prompt, plain_ids
+
+    kind = task.replace("-", "_").split("_")[0]
+    if kind not in _COUNTERFACTUALS:
+        raise InputError(f"no task of MIB is called {task!r}; choose ioi, mcqa, arc_... or arithmetic_...")
+    clean, corrupted, labels, texts = [], [], [], []
+    for number, row in enumerate(rows, start=1):
+        try:
+            pair = _pair(row, kind, "-" if "subtraction" in task else "+")
+        except (KeyError, TypeError, IndexError) as error:
+            raise InputError(f"row {number} of {task}: no column {error} as in MIB's data set") from None
+        if pair is None:
+            continue
+        prompts, answers = pair
+        ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        tokens = [plain_ids(tokenizer, answer) for answer in answers]
+        lengths = {len(token) for token in tokens}
+        if len(ids[0]) != len(ids[1]) or len(lengths) != 1 or (kind == "arithmetic" and lengths != {1}):
+            continue
+        clean.append(ids[0])
+        corrupted.append(ids[1])
+        labels.append((tokens[0][0], tokens[1][0]))
+        texts.append({"clean": prompts[0], "corrupted": prompts[1]})
+    if not clean:
+        raise InputError(f"no row of {task} fits this tokenizer")
+    return PromptPairs(clean, corrupted, labels, texts)
+
+
+def _pair(row: Mapping[str, Any], kind: str, operator: str) -> tuple[tuple[str, str], tuple[str, ...]] | None:
+    """Return a row's prompts and answers, the clean one first; None for a row of another kind of problem.
+
+    Answers come with the space that precedes them. Of IOI a third name follows, which must have as many tokens.
+    """
+    other = row[_COUNTERFACTUALS[kind]]
+    if kind == "arithmetic":
+        if row["operator"] != operator or other is None or other["prompt"] is None:
+            return None
+        answers = (str(row["label"]), str(other["label"]))
+    elif kind == "ioi":
+        names = row["metadata"]
+        answers = (f" {names['indirect_object']}", f" {names['subject']}", f" {names['random_c']}")
+    else:
+        answers = tuple(str(side["choices"]["label"][side["answerKey"]]) for side in (row, other))
+    return (row["prompt"], other["prompt"]), answers
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m knowledge_circuits.mib", description=__doc__, formatter_class=HelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    export = commands.add_parser("export", help="write a graph file's scores into a submission folder")
+    export.add_argument("graph", help="a graph file with every edge (.json, .json.gz or .pt)")
+    export.add_argument("--task", required=True, help="MIB's name of the task")
+    export.add_argument("--model", required=True, help="MIB's name of the model")
+    export.add_argument("--to", required=True, help="the submission's folder")
+    listing = commands.add_parser("list", help="read a submission folder and name its graphs")
+    listing.add_argument("folder")
+    args = parser.parse_args(arguments)
+    if args.command == "export":
+        from knowledge_circuits.engine.graph_files import read_graph
+
+        print(write_submission(args.to, args.task, args.model, read_graph(args.graph)))
+    else:
+        for (task, model), graph in read_submission(args.folder).items():
+            print(f"{task} {model}: {graph}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

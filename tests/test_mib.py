@@ -1,0 +1,149 @@
+"""Submissions of the Mechanistic Interpretability Benchmark, and rows of its data sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import word_tokenizer
+
+from knowledge_circuits import mib
+from knowledge_circuits.engine.graph import Graph, layout_of
+from knowledge_circuits.engine.graph_files import write_graph
+from knowledge_circuits.engine.selection import top_n
+from knowledge_circuits.files import InputError
+
+
+def scored(parallel: bool = False) -> Graph:
+    layout = layout_of(2, 3, parallel)
+    scores = torch.randn(layout.real_edges.shape, generator=torch.Generator().manual_seed(0))
+    graph = Graph(layout, torch.where(layout.real_edges, scores, 0.0), layout.real_edges.clone(), 24)
+    return top_n(graph, 20)
+
+
+def mibs_graph(cfg: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """Nodes and edges that MIB's loader makes from `cfg` before it looks up each name of the file."""
+    nodes, edges, stream = {"input"}, set(), ["input"]
+    for layer in range(cfg["n_layers"]):
+        heads, mlp = [f"a{layer}.h{head}" for head in range(cfg["n_heads"])], f"m{layer}"
+        edges |= {f"{source}->{head}<{kind}>" for source in stream for head in heads for kind in "qkv"}
+        into_mlp = stream if cfg["parallel_attn_mlp"] else [*stream, *heads]
+        edges |= {f"{source}->{mlp}" for source in into_mlp}
+        stream = [*stream, *heads, mlp]
+        nodes |= {*heads, mlp}
+    return nodes | {"logits"}, edges | {f"{source}->logits" for source in stream}
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_submission_has_what_mibs_loader_looks_up(tmp_path: Path, parallel: bool) -> None:
+    path = mib.write_submission(tmp_path, "arc_easy", "llama3", scored(parallel))
+    assert path == tmp_path / "arc-easy_llama3" / "importances.json"
+    content = json.loads(path.read_text())
+    assert content["cfg"] == {"n_layers": 2, "n_heads": 3, "parallel_attn_mlp": parallel, "d_model": 24}
+    nodes, edges = mibs_graph(content["cfg"])
+    assert set(content["nodes"]) == nodes and set(content["edges"]) == edges
+    assert all(type(node["in_graph"]) is bool for node in content["nodes"].values())
+    assert all(type(e["score"]) is float and type(e["in_graph"]) is bool for e in content["edges"].values())
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    mib.write_submission(tmp_path, "ioi", "gpt2", scored())
+    write_graph(tmp_path / "mcqa_qwen2.5.pt", scored(True))
+    (tmp_path / "mcqa_qwen2.5").mkdir()
+    (tmp_path / "mcqa_qwen2.5.pt").rename(tmp_path / "mcqa_qwen2.5" / "importances.pt")
+    graphs = mib.read_submission(tmp_path)
+    assert set(graphs) == {("ioi", "gpt2"), ("mcqa", "qwen2.5")}
+    assert torch.equal(graphs["ioi", "gpt2"].scores, scored().scores)
+    assert torch.equal(graphs["ioi", "gpt2"].in_graph, scored().in_graph)
+
+
+def test_a_graph_without_meta_as_mib_writes_it_is_read(tmp_path: Path) -> None:
+    path = mib.write_submission(tmp_path, "ioi", "gpt2", scored())
+    content = json.loads(path.read_text())
+    del content["meta"]
+    path.write_text(json.dumps(content))
+    assert torch.equal(mib.read_submission(tmp_path)["ioi", "gpt2"].scores, scored().scores)
+
+
+def test_the_program_exports_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_graph(tmp_path / "graph.json.gz", scored())
+    export = [
+        "export",
+        str(tmp_path / "graph.json.gz"),
+        "--task",
+        "ioi",
+        "--model",
+        "gpt2",
+        "--to",
+        str(tmp_path / "to"),
+    ]
+    assert mib.main(export) == mib.main(["list", str(tmp_path / "to")]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("ioi gpt2: Graph(2 layers x 3 heads: 20 of")
+
+
+def test_what_mib_could_not_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="hyphens"):
+        mib.write_submission(tmp_path, "ioi", "gpt2_small", scored())
+    with pytest.raises(InputError, match="all edges"):
+        mib.write_submission(tmp_path, "ioi", "gpt2", scored().with_meta(edges="circuit"))
+    with pytest.raises(InputError, match="no such folder"):
+        mib.read_submission(tmp_path / "absent")
+    (tmp_path / "ioi").mkdir()
+    with pytest.raises(InputError, match="not <task>_<model>"):
+        mib.read_submission(tmp_path)
+    (tmp_path / "ioi").rename(tmp_path / "ioi_gpt2")
+    with pytest.raises(InputError, match=r"0 \.json"):
+        mib.read_submission(tmp_path)
+
+
+def choices(prompt: str, key: int, labels: str = "t5 t6") -> dict[str, Any]:
+    return {"prompt": prompt, "choices": {"label": labels.split()}, "answerKey": key}
+
+
+def ioi(io: str, subject: str, third: str, flipped: str) -> dict[str, Any]:
+    names = {"indirect_object": io, "subject": subject, "random_c": third}
+    return {"prompt": "t1 t2 t1", "s2_io_flip_counterfactual": {"prompt": flipped}, "metadata": names}
+
+
+def arithmetic(label: str, other: str | None, operator: str) -> dict[str, Any]:
+    counterfactual = None if other is None else {"prompt": "t4 t5 t6", "label": other}
+    return {"prompt": "t1 t2 t3", "label": label, "operator": operator, "random_counterfactual": counterfactual}
+
+
+ROWS: dict[str, tuple[list[dict[str, Any]], list[tuple[int, int]]]] = {
+    "ioi": (
+        [ioi("t1", "t2", "t3", "t1 t2 t2"), ioi("t1 t4", "t2", "t3", "t1 t2 t2"), ioi("t1", "t2", "t3", "t1 t2")],
+        [(1, 2)],
+    ),
+    "mcqa": ([choices("t1 t2", 0) | {"symbol_counterfactual": choices("t1 t3", 1)}], [(5, 6)]),
+    "arc_easy": ([choices("t1 t2", 1) | {"symbol_counterfactual": choices("t1 t3", 0, "t7 t8")}], [(6, 7)]),
+    "arithmetic_subtraction": (
+        [
+            arithmetic("t7", "t8", "-"),
+            arithmetic("t7", "t8", "+"),
+            arithmetic("t7 t7", "t8 t8", "-"),
+            arithmetic("t7", None, "-"),
+        ],
+        [(7, 8)],
+    ),
+}
+
+
+@pytest.mark.parametrize("task", ROWS)
+def test_rows_of_mibs_data_become_pairs_and_what_mib_drops_is_dropped(task: str) -> None:
+    rows, labels = ROWS[task]
+    pairs = mib.prompt_pairs(rows, task, word_tokenizer())
+    assert list(pairs.labels) == labels
+    assert all(ids[0] == 0 for ids in (*pairs.clean, *pairs.corrupted))
+
+
+def test_rows_without_the_tasks_columns_are_refused() -> None:
+    with pytest.raises(InputError, match=r"row 1 of ioi: no column 's2_io_flip_counterfactual'"):
+        mib.prompt_pairs([{"prompt": "t1"}], "ioi", word_tokenizer())
+    with pytest.raises(InputError, match="no task of MIB"):
+        mib.prompt_pairs([], "winogrande", word_tokenizer())
+    with pytest.raises(InputError, match="fits this tokenizer"):
+        mib.prompt_pairs([], "ioi", word_tokenizer())
