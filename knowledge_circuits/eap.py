@@ -158,7 +158,8 @@ class _ByName(Mapping[str, Item]):
     """Views of a graph's nodes or edges by name, made when they are asked for."""
 
     def __init__(self, names: Sequence[str], view: Callable[[str], Item]) -> None:
-        self._names, self._view = dict.fromkeys(names), view
+        self._names = dict.fromkeys(names)
+        self._view: Callable[[str], Item] = view
 
     def __getitem__(self, name: str) -> Item:
         if name not in self._names:

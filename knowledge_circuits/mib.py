@@ -135,6 +135,7 @@ def _pair(row: Mapping[str, Any], kind: str, operator: str) -> tuple[tuple[str, 
     Answers come with the space that precedes them. Of IOI a third name follows, which must have as many tokens.
     """
     other = row[_COUNTERFACTUALS[kind]]
+    answers: tuple[str, ...]
     if kind == "arithmetic":
         if row["operator"] != operator or other is None or other["prompt"] is None:
             return None
