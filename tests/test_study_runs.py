@@ -16,18 +16,12 @@ from knowledge_circuits.analysis.study_runs import (
     depth_table,
     fact_table,
     measure_checkpoint,
-    prompt_scores,
     study_run,
 )
 from knowledge_circuits.analysis.study_tables import People, StudyKind, Told, read_study, write_study_run
 from knowledge_circuits.corpus.people import read_entities
-from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_data
-from knowledge_circuits.engine.attribution import attribute
-from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError
-from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Run
-from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
 
 N = 60
 SHAPE = "--n_layer 2 --n_head 2 --n_embd 16 --n_positions 128 --vocab_size 600"
@@ -125,17 +119,6 @@ def test_a_measured_checkpoint_is_read_and_not_measured_again(folder: Path, monk
     other = {**data_files(folder), People.CONTROL: data_files(folder)[People.TAUGHT]}
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         measure_checkpoint(checkpoint, checkpoint_epoch(checkpoint), other)
-
-
-def test_scores_prompt_by_prompt_have_the_mean_of_all_at_once(folder: Path) -> None:
-    checkpoint = Run(folder / "a" / "run").checkpoints()[-1]
-    decoder, tokenizer = load_decoder(checkpoint.path), load_tokenizer(checkpoint.path)
-    group = Group(Attribute.CITY, KnowledgeType.NEW, Band.LOW)
-    pairs = group_pairs(read_circuit_data(data_files(folder)[People.TAUGHT], group.task), group, tokenizer)
-    mean, scores = prompt_scores(decoder, pairs)
-    together = attribute(decoder, pairs).scores
-    assert scores.shape[0] == len(pairs)
-    assert (mean.scores - together).abs().max() <= 1e-5 * together.abs().max()
 
 
 def test_a_run_of_other_data_is_refused(folder: Path) -> None:

@@ -148,13 +148,6 @@ class MeasuredCircuits:
     halves: Mask
 
 
-def prompt_scores(decoder: Decoder, pairs: PromptPairs) -> tuple[Graph, torch.Tensor]:
-    """Return the graph with the mean scores of the prompts, and the scores of each prompt [b, u, v]."""
-    graphs = [attribute(decoder, pairs.select([index]), batch_size=1) for index in range(len(pairs))]
-    scores = torch.stack([graph.scores for graph in graphs])
-    return replace(graphs[0], scores=scores.mean(dim=0)), scores
-
-
 def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> tuple[dict[str, Any], Mask, Mask]:
     """Measure one group's circuit at one checkpoint.
 
@@ -166,7 +159,9 @@ def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> tuple[d
     Returns:
         its row, membership [E], and the halves' membership [s, 2, E].
     """
-    scored, scores = prompt_scores(decoder, pairs)
+    scored = attribute(decoder, pairs, per_prompt=True)
+    scores = scored.prompt_scores
+    assert scores is not None
     topn = round(TOP_SHARE * scored.layout.n_edges)
     circuit = prune(top_n(scored, topn))
     halves = np.stack(
