@@ -448,13 +448,13 @@ class _WarmSoftmax(torch.autograd.Function):
 
 
 class _Secant(torch.autograd.Function):
-    """An activation f whose backward pass multiplies by f(x) / x."""
+    """An activation f as x times f(x) / x, stabilized near 0, whose second factor is a constant."""
 
     @staticmethod
     def forward(ctx, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
-        y = activation(x)
-        ctx.save_for_backward(y / (x + 1e-6 * x.sign()))
-        return y
+        secant = activation(x) / (x + 1e-6 * x.sign())
+        ctx.save_for_backward(secant)
+        return secant * x
 
     @staticmethod
     def backward(ctx, gradient: Tensor):

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from knowledge_circuits.engine.backward import Backward, BackwardRules, HeadGradients
+from knowledge_circuits.engine.backward import SECANT_STABILIZER, Backward, BackwardRules, HeadGradients
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.exact import exact_effects
 from knowledge_circuits.engine.forward import (
@@ -134,6 +134,8 @@ def attribute(
         raise InputError(f"the path starts at step 0 or 1, not {first_step}")
     if method is Method.EXACT and rules != BackwardRules():
         raise InputError("the method exact takes no gradient, so it has no gradient rule; leave `gradient` at standard")
+    if rules.secant_activations:
+        decoder = replace(decoder, activation_stabilizer=SECANT_STABILIZER)
     pairs.check_fits(decoder.d_vocab, decoder.max_positions)
     layout = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)
     path = EmbeddingPath.of(method, ig_steps, first_step)

@@ -35,6 +35,7 @@ from knowledge_circuits.engine.forward import (
     apply_activation,
     linear,
     normalize_rms,
+    secant,
 )
 from knowledge_circuits.engine.options import GradientRule
 
@@ -51,7 +52,8 @@ class BackwardRules:
         value_factor: factor on the gradient at values.
         gate_factor: factor on the gradients at gate and up projection of a gated MLP.
         hidden_factor: factor on the gradient at the pre-activations of an MLP without a gate.
-        secant_activations: pass f(x) / x instead of f'(x) through an activation (ReLU: the same).
+        secant_activations: pass f(x) / x instead of f'(x) through an activation (ReLU: the same); `attribute` then
+            runs the forward pass with the same stabilizer, as RelP does.
         constant_patterns: treat attention patterns as constants: no gradient reaches queries and keys (RelP's AH rule).
     """
 
@@ -92,8 +94,8 @@ _PRESETS = {
     GradientRule.RELP: BackwardRules(constant_norms=True, gate_factor=0.5, secant_activations=True),
 }
 
-#: Keeps f(x) / x finite near 0 (RelP's reference value).
-_SECANT_STABILIZER = 1e-6
+#: Keeps f(x) / x finite near 0: RelP's value.
+SECANT_STABILIZER = 1e-6
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class Backward:
         if mlp.gated:
             d_activated = _scaled(d_activated, self.rules.gate_factor)
             gate, up = activations.hidden.chunk(2, -1)
-            d_up = d_activated * apply_activation(self.decoder.activation, gate)
+            d_up = d_activated * apply_activation(self.decoder, gate)
             d_hidden = torch.cat((self._activation(d_activated * up, gate), d_up), -1)
         else:
             d_activated = _scaled(d_activated, self.rules.hidden_factor)
@@ -200,8 +202,7 @@ class Backward:
         if activation is Activation.RELU:
             return torch.ops.aten.threshold_backward(gradient, x, 0)
         if self.rules.secant_activations:
-            stabilized = x + torch.full_like(x, _SECANT_STABILIZER).copysign(x)
-            return gradient * (apply_activation(activation, x) / stabilized)
+            return gradient * secant(self.decoder, x)
         if activation is Activation.SILU:
             return torch.ops.aten.silu_backward(gradient, x)
         approximate = "tanh" if activation is Activation.GELU_TANH else "none"

@@ -97,6 +97,8 @@ class Decoder:
         blocks: the layers.
         unembedding: [d, n] with the final norm folded in.
         unembedding_bias: [n], 0 where there is none and the final norm has no shift.
+        activation_stabilizer: 0, or a small s for f(x) x / (x + s sign x) in place of the activation f(x): the function
+            whose secant RelP differentiates by.
     """
 
     n_heads: int
@@ -115,6 +117,7 @@ class Decoder:
     blocks: tuple[Block, ...]
     unembedding: Tensor
     unembedding_bias: Tensor
+    activation_stabilizer: float = 0.0
 
     @property
     def n_layers(self) -> int:

@@ -197,7 +197,7 @@ def forward(
         after = before + block.attention.b_o + z @ block.attention.w_o
         mlp_input = normalize(before if decoder.parallel else after, decoder)
         hidden = linear(mlp_input.value, block.mlp.w_in, block.mlp.b_in)
-        output = linear(activate(block.mlp, decoder.activation, hidden), block.mlp.w_out, block.mlp.b_out)
+        output = linear(activate(block.mlp, decoder, hidden), block.mlp.w_out, block.mlp.b_out)
         if constants and constants.mlp_output is not None:
             output = constants.mlp_output
         layers.append(LayerTrace(attention_input, heads, pattern, z, mlp_input, hidden, output))
@@ -335,15 +335,28 @@ def _future(queries: int, keys: int, device: torch.device) -> Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device=device).triu(keys - queries + 1)
 
 
-def activate(mlp: MLP, activation: Activation, hidden: Tensor) -> Tensor:
+def activate(mlp: MLP, decoder: Decoder, hidden: Tensor) -> Tensor:
     """Return the MLP's activations [..., f] of its pre-activations [..., f or 2f]."""
     if mlp.gated:
         gate, up = hidden.chunk(2, -1)
-        return apply_activation(activation, gate) * up
-    return apply_activation(activation, hidden)
+        return apply_activation(decoder, gate) * up
+    return apply_activation(decoder, hidden)
 
 
-def apply_activation(activation: Activation, x: Tensor) -> Tensor:
+def apply_activation(decoder: Decoder, x: Tensor) -> Tensor:
+    """Return the decoder's activation at x."""
+    if decoder.activation_stabilizer and decoder.activation is not Activation.RELU:
+        return secant(decoder, x) * x
+    return _activation(decoder.activation, x)
+
+
+def secant(decoder: Decoder, x: Tensor) -> Tensor:
+    """Return f(x) / (x + s sign x) with the decoder's stabilizer s."""
+    stabilized = x + torch.full_like(x, decoder.activation_stabilizer).copysign(x)
+    return _activation(decoder.activation, x) / stabilized
+
+
+def _activation(activation: Activation, x: Tensor) -> Tensor:
     if activation is Activation.SILU:
         return F.silu(x)
     if activation is Activation.RELU:

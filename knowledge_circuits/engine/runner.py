@@ -175,7 +175,7 @@ class CircuitRunner:
                 run.rows[0, :, -queries:] = before if decoder.parallel else after
                 x = run.sum(layer.mlp, queries)
                 hidden = linear(normalize(x, decoder).value, block.mlp.w_in, block.mlp.b_in)
-                output = linear(activate(block.mlp, decoder.activation, hidden), block.mlp.w_out, block.mlp.b_out)
+                output = linear(activate(block.mlp, decoder, hidden), block.mlp.w_out, block.mlp.b_out)
                 mlp = 1 + self.layout.mlp_source(index)
                 run.rows[mlp, :, -queries:] = output - reference.mlp_outputs[index]
             base = after + reference.mlp_outputs[index]
