@@ -24,7 +24,9 @@ def write_study(folder: Path, kind: StudyKind, table: pd.DataFrame) -> Path:
 @pytest.fixture(scope="module")
 def relevance(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = write_study(tmp_path_factory.mktemp("relevance"), StudyKind.RELEVANCE, facts(1.0, doses=(3, 8)))
-    return write_study_report(folder).read_text(encoding="utf-8")
+    page = write_study_report(folder).read_text(encoding="utf-8")
+    assert {path.name for path in (folder / "figures").iterdir()} == {"learning.png", "relevance_by_seed.png"}
+    return page
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ from knowledge_circuits.analysis.study_tables import (
     finished,
     write_study_run,
 )
+from knowledge_circuits.analysis.tables import HIT_RANK
 from knowledge_circuits.command_line import choice, run_program
 from knowledge_circuits.corpus.mirrored import PAST, TAUGHT
 from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_data
@@ -58,8 +59,6 @@ from knowledge_circuits.study import TASKS, Band, Group, KnowledgeType, groups, 
 
 Mask = NDArray[np.bool_]
 
-#: Hit@10: the answer's first token is among the ten most probable (rank 0 is best).
-_HIT_RANK = 9
 #: A circuit is this share of all edges, before pruning.
 TOP_SHARE = 0.25
 #: Sizes, as shares of all edges, at which faithfulness is measured to find the edges needed for 0.9.
@@ -110,23 +109,27 @@ def _training_settings(configuration: RunConfig, prefix: str) -> dict[str, Scala
 
 
 def fact_table(run: Run) -> pd.DataFrame:
-    """One row per probe and fact of a run, see `study_tables`; `known` is the person's type, revised."""
+    """One row per probe and fact of a run, see `study_tables`; who is known is of the type revised.
+
+    The past's facts about unknown people are left out, since no text tells them.
+    """
     facts = run_dynamics(run).facts
     if facts.empty:
         raise InputError(f"{run.path}: no probe records; train with --probe_file")
-    told = {str(name): Told.PAST for name in PAST} | {str(name): Told.NEW for name in TAUGHT}
+    told = {str(name): str(Told.PAST) for name in PAST} | {str(name): str(Told.NEW) for name in TAUGHT}
     table = pd.DataFrame(
         {
             "person": facts["full_name"],
             "attribute": facts["attribute"].astype(str),
-            "told": facts["attribute"].map(lambda name: str(told[str(name)])),
-            "epoch": facts["epoch"],
+            "told": facts["attribute"].map(lambda name: told[str(name)]),
             "known": (facts["type"] == str(KnowledgeType.REVISED)).astype(int),
-            "accuracy": (facts["token_rank"] == 0).astype(int),
-            "hit10": (facts["token_rank"] <= _HIT_RANK).astype(int),
             "band": facts["band"].astype(str),
+            "epoch": facts["epoch"],
+            "accuracy": (facts["token_rank"] == 0).astype(int),
+            "hit10": (facts["token_rank"] <= HIT_RANK).astype(int),
         }
     )
+    table = table[(table["told"] == str(Told.NEW)) | (table["known"] == 1)]
     return table.sort_values(["person", "attribute", "epoch"], kind="stable", ignore_index=True)
 
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from knowledge_circuits.analysis.findings import Finding
 from knowledge_circuits.analysis.study_findings import judge_study
 from knowledge_circuits.analysis.study_tables import Study, StudyKind, read_study
 from knowledge_circuits.figures import study as figures
+from knowledge_circuits.figures.style import save
 from knowledge_circuits.report.page import render, write_page
 from knowledge_circuits.report.section import DrawnFigure, TextTable, embed
 
@@ -25,7 +27,7 @@ def write_study_report(folder: Path, output: Path | None = None) -> Path:
 
     Args:
         folder: the study's folder (`study_tables`).
-        output: where to; None means report.html in the study's folder.
+        output: where to; None means report.html in the study's folder. The figures also go to figures/ beside it.
 
     Returns:
         The page's path.
@@ -33,21 +35,25 @@ def write_study_report(folder: Path, output: Path | None = None) -> Path:
     Raises:
         InputError: the study has no finished run, or a broken one.
     """
-    return write_page(output or folder / "report.html", study_html(read_study(folder)))
-
-
-def study_html(study: Study) -> str:
-    """The page of a study."""
+    study, page = read_study(folder), output or folder / "report.html"
     findings = judge_study(study)
+    figures_of_page = list(_figures(study, findings))
+    for name, figure, _ in figures_of_page:
+        save(figure, page.parent / "figures" / f"{name}.png")
+    drawn = {name: embed(figure, caption) for name, figure, caption in figures_of_page}
+    return write_page(page, _page(study, findings, drawn))
+
+
+def _page(study: Study, findings: tuple[Finding, ...], drawn: dict[str, DrawnFigure]) -> str:
+    forests = [drawn.pop(_forest_name(finding)) for finding in findings]
     return render(
         "study.html.j2",
         kind=str(study.kind),
         question=_QUESTIONS[study.kind],
         runs=runs_table(study),
         seeds=study.seeds,
-        findings=[(finding, embed(figures.forest(finding, str(study.kind)), _forest_caption(finding)),
-                   statistics_table(finding)) for finding in findings],
-        figures=tuple(_figures(study, findings)),
+        findings=[(f, forest, statistics_table(f)) for f, forest in zip(findings, forests, strict=True)],
+        figures=tuple(drawn.values()),
         settings=[(name, "–" if value is None else str(value)) for name, value in sorted(study.settings.items())],
     )  # fmt: skip
 
@@ -78,27 +84,30 @@ def _rows_of(table: pd.DataFrame, seed: int, mirror: str, dose: float | None) ->
     return table[(table["seed"] == seed) & (table["mirror"] == mirror) & same_dose]
 
 
-def _forest_caption(finding: Finding) -> str:
-    return f"{finding.title}, seed by seed. The claim lies to the side of the line that each panel names."
+def _forest_name(finding: Finding) -> str:
+    return f"{finding.title.lower().replace(' ', '_')}_by_seed"
 
 
-def _figures(study: Study, findings: tuple[Finding, ...]) -> Iterator[DrawnFigure]:
-    """The curves from which the statistics are taken."""
-    name = str(study.kind)
+def _figures(study: Study, findings: tuple[Finding, ...]) -> Iterator[tuple[str, Figure, str]]:
+    """The figures of a study: name, figure, caption; a forest plot per finding, then the curves behind them."""
+    kind = str(study.kind)
+    for finding in findings:
+        caption = f"{finding.title}, seed by seed. The claim lies to the side of the line that each panel names."
+        yield _forest_name(finding), figures.forest(finding, kind), caption
     if study.kind == StudyKind.RELEVANCE:
         caption = (
             "New facts of people who stood in the past and of people who did not, the same people in mirrored runs. "
             "The comparison means something as long as the past's facts stay above the dashed line."
         )
-        yield embed(figures.learning(study.table, name), caption)
+        yield "learning", figures.learning(study.table, kind), caption
         return
-    yield embed(
-        figures.evolution(study.table, findings[0], name),
+    caption = (
         "Each seed's curves. Two segments have a break point whatever the curve is; the verdict says whether there is "
-        "a bend.",
+        "a bend."
     )
-    yield embed(
-        figures.floors(study.table, name),
+    yield "evolution", figures.evolution(study.table, findings[0], kind), caption
+    caption = (
         "What the circuits of taught people show beyond random circuits of the same size, circuits of people who are "
-        "never taught, and the noise of the prompts.",
+        "never taught, and the noise of the prompts."
     )
+    yield "floors", figures.floors(study.table, kind), caption
