@@ -1,4 +1,4 @@
-"""Write a run as one HTML page: verdicts on the paper's findings, numbers, figures, and circuits to step through.
+"""Write a run as one HTML page: what it shows of the paper's findings, numbers, figures, and circuits to step through.
 
     python report.py --run outputs/train/nano/default
     python report.py --runs outputs/train/nano/default outputs/train/nano/seed_1 outputs/train/nano/seed_2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -55,34 +57,60 @@ def test_a_bent_line_is_found_where_it_bends() -> None:
     assert fit.break_point == pytest.approx(7, abs=0.3)
     assert fit.slope_before == pytest.approx(-0.4, abs=0.02)
     assert fit.slope_ratio == pytest.approx(0.125, abs=0.05)
-    assert fit.gain > 10
     assert fit.line(x) == pytest.approx(bent(x), abs=0.1)
+
+
+def noisy(curve: np.ndarray, seed: int, scale: float = 0.02, count: int = 200) -> np.ndarray:
+    return curve + np.random.default_rng(seed).normal(0, scale, (count, len(curve)))
 
 
 def test_a_straight_line_does_not_pay_for_a_bend() -> None:
     x = np.arange(19.0)
-    noise = np.random.default_rng(1).normal(0, 0.05, (200, len(x)))
-    gains = curves.two_segment_fit(x, 8 - 0.2 * x + noise).gain
+    gains = curves.compare_shapes(x, noisy(8 - 0.2 * x, 1)).bend_gain
     assert (gains < 0).mean() > 0.8
 
 
-def test_a_smooth_decay_is_told_from_a_bend() -> None:
+@pytest.mark.parametrize(
+    ("shape", "curve"),
+    [
+        (curves.Shape.LINE, lambda x: 8 - 0.2 * x),
+        (curves.Shape.DECAY, lambda x: 6 + 2 * np.exp(-x / 4)),
+        (curves.Shape.DRIFT, lambda x: 6 + 2 * np.exp(-x / 1.5) - 0.05 * x),
+        (curves.Shape.POWER, lambda x: 6 + 2 / (1 + x) ** 0.5),
+        (curves.Shape.LOGISTIC, lambda x: 6 + 2 / (1 + np.exp(x - 9))),
+        (curves.Shape.BEND, lambda x: bent(x)),
+    ],
+)
+def test_each_shape_is_told_from_the_others(shape: curves.Shape, curve: Callable[[np.ndarray], np.ndarray]) -> None:
     x = np.arange(19.0)
-    noise = np.random.default_rng(2).normal(0, 0.02, len(x))
-    decay = curves.two_segment_fit(x, 6 + 2 * np.exp(-x / 4) + noise)
-    assert decay.gain > 0  # better than a line, which is why the decay is laid beside it
-    assert decay.gain_over_decay < 0
-    assert curves.two_segment_fit(x, bent(x) + noise).gain_over_decay > 0
+    weights = curves.compare_shapes(x, noisy(curve(x), 2)).weights()
+    means = {name: float(weight.mean()) for name, weight in weights.items()}
+    assert max(means, key=lambda name: means[name]) == shape
+    assert sum(means.values()) == pytest.approx(1)
 
 
-def test_the_residuals_of_the_fit_are_those_of_ordinary_least_squares() -> None:
+def test_autocorrelated_noise_does_not_make_a_bend_of_a_decay() -> None:
+    x = np.arange(19.0)
+    noise = np.random.default_rng(3).normal(0, 0.03, (300, len(x)))
+    for place in range(1, len(x)):
+        noise[:, place] += 0.6 * noise[:, place - 1]
+    assert (curves.compare_shapes(x, 6 + 2 * np.exp(-x / 4) + noise).bend_gain > 2).mean() < 0.05
+
+
+def test_the_likelihood_of_a_line_is_that_of_generalized_least_squares() -> None:
     x, y = np.arange(12.0), np.random.default_rng(3).normal(size=12)
-    fit = curves.two_segment_fit(x, y)
-    design = np.stack([np.ones(12), x, np.maximum(x - float(fit.break_point), 0)], axis=1)
-    rss = np.linalg.lstsq(design, y)[1][0]
-    assert fit.bic_two == pytest.approx(12 * np.log(rss / 12) + 5 * np.log(12))
-    rss_line = np.polyfit(x, y, 1, full=True)[1][0]
-    assert fit.bic_line == pytest.approx(12 * np.log(rss_line / 12) + 3 * np.log(12))
+    design, best = np.stack([np.ones(12), x], axis=1), np.inf
+    for r in (0.0, 0.2, 0.4, 0.6, 0.8):
+        covariance = r ** np.abs(np.subtract.outer(np.arange(12), np.arange(12))) / (1 - r**2)
+        weights = np.linalg.inv(covariance)
+        residual = y - design @ np.linalg.solve(design.T @ weights @ design, design.T @ weights @ y)
+        best = min(best, 12 * np.log(residual @ weights @ residual / 12) + np.linalg.slogdet(covariance)[1])
+    assert curves.compare_shapes(x, y).bic[curves.Shape.LINE] == pytest.approx(best + 4 * np.log(12))
+
+
+def test_nine_checkpoints_are_too_few_to_compare_shapes() -> None:
+    with pytest.raises(ValueError, match="at least 10"):
+        curves.compare_shapes(np.arange(9.0), np.arange(9.0))
 
 
 def test_curves_fitted_together_are_as_fitted_one_by_one() -> None:
@@ -91,12 +119,13 @@ def test_curves_fitted_together_are_as_fitted_one_by_one() -> None:
     together = curves.two_segment_fit(x, stack)
     alone = [curves.two_segment_fit(x, row) for row in stack]
     assert together.break_point == pytest.approx([float(fit.break_point) for fit in alone])
-    assert together.gain == pytest.approx([float(fit.gain) for fit in alone])
+    gains = [float(curves.compare_shapes(x, row).bend_gain) for row in stack]
+    assert curves.compare_shapes(x, stack).bend_gain == pytest.approx(gains)
 
 
 def test_a_constant_curve_is_fitted_without_complaint() -> None:
     fit = curves.two_segment_fit(np.arange(8.0), np.full(8, 3.0))
-    assert fit.gain < 0
+    assert curves.compare_shapes(np.arange(10.0), np.full(10, 3.0)).bend_gain < 0
     assert fit.level == pytest.approx(3)
 
 
@@ -116,3 +145,10 @@ def test_the_first_time_counts_where_half_of_the_change_is_reached_twice() -> No
 
 def test_a_curve_that_ends_where_it_began_has_no_half_change() -> None:
     assert np.isnan(curves.half_change([0, 1, 2], [[1, 5, 1], [0, 1, 2]])).tolist() == [True, False]
+
+
+def test_a_change_within_the_noise_has_no_half() -> None:
+    x = np.arange(20.0)
+    noise = np.random.default_rng(5).normal(0, 0.1, (2, 20))
+    found = curves.half_change_above_noise(x, np.stack([noise[0], noise[1] + 1 / (1 + np.exp(7 - x))]))
+    assert np.isnan(found[0]) and found[1] == pytest.approx(7, abs=0.5)

@@ -119,13 +119,14 @@ def test_every_link_within_the_page_leads_somewhere(page: str) -> None:
         assert f'id="{anchor}"' in page
 
 
-def test_each_finding_has_its_verdict_statistic_and_interval(material: Material, page: str) -> None:
+def test_each_finding_has_its_statistic_and_interval_and_no_verdict_of_one_run(material: Material, page: str) -> None:
     cards = re.findall(r'<article class="card \w+">(.*?)</article>', page, re.DOTALL)
     assert len(cards) == len(material.findings) == 3
     for text, finding in zip(cards, material.findings, strict=True):
         assert f'<p class="verdict">{finding.verdict}</p>' in text
-        deciding = next(s for s in finding.statistics if s.verdict is not None)
-        wanted = finding.statistics[3] if finding.title == "Relevance" else deciding  # all bands
+        assert "one run cannot decide" in text
+        main = next(s for s in finding.statistics if s.claim or s.name.startswith("circuit entropy"))
+        wanted = finding.statistics[3] if finding.title == "Relevance" else main  # all bands
         for number in (wanted.estimate, wanted.low, wanted.high):
             assert not np.isfinite(number) or f"{number:.3g}".replace("-", "−") in text
 
@@ -157,7 +158,7 @@ def test_what_a_run_does_not_have_is_said(bare_run: Run) -> None:
     page = report_html(read_material(bare_run))
     lacking = ("no query predictions", "no circuits yet", "without probes", "were not analysed", "or circuits yet")
     assert [words for words in lacking if words not in page] == []
-    assert page.count('<p class="verdict">undecided</p>') == 3
+    assert page.count('<p class="verdict">one run cannot decide</p>') == 3
     assert "<figure" not in page and "circuit-data" not in page
 
 
@@ -220,8 +221,7 @@ def test_the_spread_is_the_mean_and_standard_deviation_of_the_runs_statistics(tw
     assert mean == pytest.approx(sum(estimates) / 2)
     assert deviation == pytest.approx(abs(estimates[0] - estimates[1]) / 2**0.5)
     assert count == 2
-    assert relevance.counts == "holds in 1 of 2, does not hold in 1 of 2"
-    assert [run.data_seed for run, _, _ in part.rows] == ["1", "2"]
+    assert [run.data_seed for run, _ in part.rows] == ["1", "2"]
 
 
 def test_the_runs_page_stands_beside_the_runs(two_runs: list[Run]) -> None:
@@ -229,8 +229,7 @@ def test_the_runs_page_stands_beside_the_runs(two_runs: list[Run]) -> None:
     page = path.read_text(encoding="utf-8")
     assert path == two_runs[0].path.parent / "comparison.html"
     assert "nano/first" in page and "nano/second" in page
-    assert "holds in 1 of 2, does not hold in 1 of 2" in page
-    assert "undecided in 2 of 2" in page  # no circuits in either
+    assert "One run cannot decide a finding" in page
     assert len(page.encode()) < MOST_BYTES
 
 
@@ -239,7 +238,7 @@ def test_runs_of_other_settings_stand_side_by_side_and_are_not_averaged(two_runs
     write_json(other.config, {"model": "nano", "arguments": {"learning_rate": 0.1}, "data": {"seed": 3}})
     summaries = [summarize(run) for run in (two_runs[0], other, two_runs[1])]
     alike, odd = spread(summaries)[0].experiments
-    assert [run.data_seed for run, _, _ in alike.rows] == ["1", "2"]
+    assert [run.data_seed for run, _ in alike.rows] == ["1", "2"]
     assert alike.means == spread(summaries[::2])[0].experiments[0].means
     assert (len(odd.rows), odd.experiment.name) == (1, "Learning rate: 0.1")
     assert alike.experiment.name == "Learning rate: not set"

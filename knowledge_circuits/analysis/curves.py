@@ -101,7 +101,7 @@ def area_under_curve(x: ArrayLike, y: ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class TwoSegmentFit:
-    """The best continuous two-segment line through each curve, and how a single line and a smooth decay compare.
+    """The best continuous two-segment line through each curve, by least squares.
 
     Every field has the shape of the curves' leading axes.
 
@@ -109,26 +109,12 @@ class TwoSegmentFit:
         break_point: the epoch at which the line bends.
         level: the fitted value there.
         slope_before, slope_after: per epoch.
-        bic_two, bic_line, bic_decay: smaller is better.
     """
 
     break_point: Floats
     level: Floats
     slope_before: Floats
     slope_after: Floats
-    bic_two: Floats
-    bic_line: Floats
-    bic_decay: Floats
-
-    @property
-    def gain(self) -> Floats:
-        """BIC of the single line minus BIC of the two segments: above 0 the bend pays for its parameters."""
-        return self.bic_line - self.bic_two
-
-    @property
-    def gain_over_decay(self) -> Floats:
-        """BIC of the smooth decay minus BIC of the two segments: above 0 there is a bend and not just a curve."""
-        return self.bic_decay - self.bic_two
 
     @property
     def slope_ratio(self) -> Floats:
@@ -155,35 +141,16 @@ def two_segment_fit(x: ArrayLike, y: ArrayLike) -> TwoSegmentFit:
     if len(x) < FEWEST_POINTS:
         raise ValueError(f"a two-segment fit needs at least {FEWEST_POINTS} checkpoints, not {len(x)}")
     means = y.mean(axis=-1).reshape(-1)
-    curves = y.reshape(-1, len(x)) - means[:, None]
-    breaks = np.linspace(x[2], x[-3], _GRID)
-    ones = np.ones_like(x)
-    hinge = np.maximum(0, x - breaks[:, None])
-    designs = np.stack([np.broadcast_to(ones, hinge.shape), np.broadcast_to(x, hinge.shape), hinge], axis=-1)
-    residual = _residuals(designs, curves)
-    best = residual.argmin(axis=1)
-    chosen = designs[best]
-    weights = (np.linalg.pinv(chosen) @ curves[:, :, None])[:, :, 0]
-    level = means + weights[:, 0] + weights[:, 1] * breaks[best]
-
-    scales = np.geomspace(np.diff(x).min(), 10 * (x[-1] - x[0]), _GRID)
-    fall = np.exp(-(x - x[0]) / scales[:, None])
-    decay = _residuals(np.stack([np.broadcast_to(ones, fall.shape), fall], axis=-1), curves).min(axis=1)
-    line = _residuals(np.stack([ones, x], axis=-1)[None], curves)[:, 0]
-    n, shape = len(x), y.shape[:-1]
-    floor = 1e-12 * np.maximum((curves**2).sum(axis=1), 1e-300)
-
-    def bic(rss: Floats, parameters: int) -> Floats:
-        return (n * np.log(np.maximum(rss, floor) / n) + parameters * np.log(n)).reshape(shape)
-
+    rows = y.reshape(-1, len(x)) - means[:, None]
+    breaks, designs = _bends(x, _GRID)
+    best = _residuals(designs, rows).argmin(axis=1)
+    weights = (np.linalg.pinv(designs[best]) @ rows[:, :, None])[:, :, 0]
+    level, shape = means + weights[:, 0] + weights[:, 1] * breaks[best], y.shape[:-1]
     return TwoSegmentFit(
         break_point=breaks[best].reshape(shape),
         level=level.reshape(shape),
         slope_before=weights[:, 1].reshape(shape),
         slope_after=(weights[:, 1] + weights[:, 2]).reshape(shape),
-        bic_two=bic(residual.min(axis=1), 5),  # intercept, two slopes, break, noise
-        bic_line=bic(line, 3),
-        bic_decay=bic(decay, 4),
     )
 
 
@@ -256,9 +223,9 @@ def _shape_designs(x: Floats) -> dict[Shape, Floats]:
     def stack(*columns: Floats) -> Floats:
         return np.stack(np.broadcast_arrays(np.ones_like(x), *columns), axis=-1)
 
-    decay = np.exp(-time / np.geomspace(gap / 2, 3 * span, 40)[:, None])
-    exponent, scale = _pairs(np.array([0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3]), np.geomspace(gap / 2, span / 2, 8))
-    middle, width = _pairs(np.linspace(x[0], x[-1], 24), np.geomspace(gap / 2, span / 3, 12))
+    decay = np.exp(-time / np.geomspace(gap / 2, 3 * span, 160)[:, None])
+    exponent, scale = _pairs(np.geomspace(0.1, 3, 16), np.geomspace(gap / 2, span / 2, 16))
+    middle, width = _pairs(np.linspace(x[0], x[-1], 48), np.geomspace(gap / 2, span / 3, 24))
     return {
         Shape.LINE: stack(x)[None],
         Shape.DECAY: stack(decay),

@@ -1,16 +1,15 @@
-"""Do the paper's three findings hold in a run? A statistic, its 95% bootstrap interval, and a verdict for each.
+"""What one run shows of the paper's three findings. One run cannot decide them: `study_findings` judges several.
 
-    relevance        K_rel is learned better than K_compl: difference of the mean level over training (area under the
-                     curve / epochs) of Hit@10 and of query accuracy, by band; bootstrap over the people of each group
-    phase shift      circuit entropy falls fast, then slowly: two segments against one line by BIC and the ratio of the
-                     slopes; the same for edge Jaccard with the last circuit; bootstrap over the groups' curves
-    deep to shallow  deep layers change first: rank correlation (Spearman) of a layer's depth with the epoch at which
-                     its edge activation ratio has made half of its change; bootstrap over the groups' curves
+    relevance        K_rel minus K_compl: difference of the mean level over training (area under the curve / epochs) of
+                     Hit@10 and of query accuracy, by band; bootstrap over the people of each group
+    phase shift      circuit entropy, and edge Jaccard with the last circuit: two segments against smooth curves by BIC,
+                     break point and ratio of the slopes; bootstrap over the groups' curves
+    deep to shallow  rank correlation (Spearman) of a layer's depth with the epoch at which its edge activation ratio
+                     has made half of its change; bootstrap over the groups' curves
 
-Each statistic has a verdict of its own from its interval: "holds" where all of it lies on the claim's side,
-"does not hold" where all of it lies on the other side or, where a size that does not matter can be named
-(`NEGLIGIBLE`), within that size of nothing; "undecided" otherwise. How statistics combine is written at each finding.
-Intervals are percentiles of seeded resamples: the same files and seed give the same page. (Ou et al. 2025, section 4.)
+These intervals tell how exactly the run's own numbers are known. They say nothing of another seed, and of the last two
+even less: groups of one run share its weights. Intervals are percentiles of seeded resamples: the same files and seed
+give the same page. (Ou et al. 2025, section 4.)
 """
 
 from __future__ import annotations
@@ -22,25 +21,23 @@ from enum import StrEnum
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from knowledge_circuits.analysis import curves
+from knowledge_circuits.analysis.statistics import depth_correlation, permuted_layers_p
 from knowledge_circuits.analysis.tables import GROUP_COLUMNS, Circuits, own_circuit_hits
 from knowledge_circuits.study import Band, KnowledgeType
 
 Floats = NDArray[np.float64]
 
 RESAMPLES = 2000
-#: A difference of accuracies or hit rates smaller than this is taken as none.
-NEGLIGIBLE = 0.02
-#: A BIC advantage that counts as positive evidence (Kass and Raftery 1995).
-POSITIVE_EVIDENCE = 2.0
+#: A difference of mean levels over training smaller than this is taken as none.
+NEGLIGIBLE = 0.01
 #: Fewer layers that change at all do not make an order.
 FEWEST_LAYERS = 4
 
 
 class Verdict(StrEnum):
-    """What the run says about a finding."""
+    """What a study says about a finding; one run says none of the first three."""
 
     HOLDS = "holds"
     FAILS = "does not hold"
@@ -51,14 +48,13 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Statistic:
-    """A number with its 95% bootstrap interval and what it says by itself.
+    """A number with its 95% interval and, in a study, its test.
 
     Attributes:
         name: what is measured.
-        where: the part of the run it is about ("high", "all bands", "mean of the groups").
-        estimate, low, high: NaN where the run cannot tell.
-        claim: what the finding says of it, in words.
-        verdict: of this statistic alone; None for one that is only reported.
+        where: the part of the run or study it is about ("high", "all bands", "mean of the groups").
+        estimate, low, high: NaN where it cannot be told.
+        claim: what the finding says of it, in words; "" for one that is only reported.
         p, adjusted: two-sided p, and corrected for the number of tests; NaN without a test.
         by_seed: in a study, each seed's number.
     """
@@ -69,21 +65,12 @@ class Statistic:
     low: float
     high: float
     claim: str
-    verdict: Verdict | None = None
     p: float = float("nan")
     adjusted: float = float("nan")
     by_seed: Mapping[int, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.name}, {self.where}: {self.interval}{self.tested}"
-
-    @property
-    def tested(self) -> str:
-        """The test as text, "" without one."""
-        if not np.isfinite(self.p):
-            return ""
-        corrected = f", corrected {self.adjusted:.2g}" if np.isfinite(self.adjusted) else ""
-        return f" (p = {self.p:.2g}{corrected})"
 
     @property
     def interval(self) -> str:
@@ -94,10 +81,18 @@ class Statistic:
             return f"{self.estimate:.3g}, no interval"
         return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
+    @property
+    def tested(self) -> str:
+        """The test as text, "" without one."""
+        if not np.isfinite(self.p):
+            return ""
+        corrected = f", corrected {self.adjusted:.2g}" if np.isfinite(self.adjusted) else ""
+        return f" (p = {self.p:.2g}{corrected})"
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One of the paper's findings, judged on a run.
+    """One of the paper's findings, as a run shows it or a study judges it.
 
     Attributes:
         title, claim: the finding in a word and in a sentence.
@@ -127,19 +122,20 @@ class Finding:
                 "low": [s.low for s in self.statistics],
                 "high": [s.high for s in self.statistics],
                 "the finding says": [s.claim for s in self.statistics],
-                "verdict": [str(s.verdict or "") for s in self.statistics],
+                "p": [s.p for s in self.statistics],
+                "corrected p": [s.adjusted for s in self.statistics],
             }
         )
 
 
-def judge(
+def describe(
     predictions: pd.DataFrame,
     circuit_predictions: pd.DataFrame,
     circuits: Circuits | None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> tuple[Finding, Finding, Finding]:
-    """All three findings from a run's tables (see `tables`); one whose files are missing is undecided and says so."""
+    """All three findings as one run shows them (see `tables`); one whose files are missing says so."""
     return (
         relevance(predictions, circuit_predictions, seed, resamples),
         phase_shift(circuits, seed, resamples),
@@ -153,56 +149,40 @@ def judge(
 def relevance(
     predictions: pd.DataFrame, circuit_predictions: pd.DataFrame, seed: int = 0, resamples: int = RESAMPLES
 ) -> Finding:
-    """Is knowledge about people whom the model knew learned better than about people it did not know?
+    """How much better knowledge about people whom the model knew is learned than about people it did not know.
 
     Each person has one number, the mean level over training of the share of their facts that are answered (or hit);
     the statistic is the mean over K_rel people minus the mean over K_compl people of a band, and over all bands the
-    mean of the bands' differences. People are resampled within their type and band. A difference within 0.02 of zero
-    (the whole interval) counts as none.
-
-    Rule: the finding holds if, over all bands, every measure that the run has holds and no single band contradicts it;
-    it does not hold if, over all bands, every measure does not; otherwise it is undecided.
+    mean of the bands' differences. People are resampled within their type and band. Between types, names, facts and
+    frequencies differ too; only mirrored runs (`study_findings.relevance`) tell their effect from prior knowledge.
 
     Args:
         predictions: the table of that name, for query accuracy.
         circuit_predictions: the table of that name, for Hit@10 of each checkpoint's own circuits.
     """
+    title = "Relevance"
     claim = "Relevant new knowledge (K_rel) is acquired better than completely new knowledge (K_compl)."
     hits = own_circuit_hits(circuit_predictions) if len(circuit_predictions) else circuit_predictions
     statistics: list[Statistic] = []
     for name, table, column in (("query accuracy", predictions, "correct"), ("Hit@10", hits, "hit")):
         statistics += _relevance_of(name, table, column, np.random.default_rng(seed), resamples)
     pooled = [s for s in statistics if s.where == "all bands"]
-    verdicts = {s.verdict for s in pooled}
-    contradicted = any(s.high < 0 for s in statistics)
     if not pooled:
-        return Finding(
-            "Relevance",
-            claim,
-            Verdict.UNDECIDED,
-            "The run has neither predictions nor circuits' hits over two checkpoints.",
-            (),
-        )
-    if verdicts == {Verdict.HOLDS} and not contradicted:
-        verdict = Verdict.HOLDS
-    elif verdicts == {Verdict.FAILS}:
-        verdict = Verdict.FAILS
-    else:
-        verdict = Verdict.UNDECIDED
+        reason = "The run has neither predictions nor circuits' hits over two checkpoints."
+        return Finding(title, claim, Verdict.ONE_RUN, reason, ())
     reason = "Mean over training, K_rel minus K_compl, all bands: " + "; ".join(
         f"{s.name} {s.interval}" for s in pooled
     )
-    if len(pooled) == 1:
-        reason += f" (the run has {pooled[0].name} only)"
-    return Finding("Relevance", claim, verdict, reason + ".", tuple(statistics))
+    return Finding(title, claim, Verdict.ONE_RUN, f"{reason}.", tuple(statistics))
 
 
 def _relevance_of(
     name: str, table: pd.DataFrame, column: str, generator: np.random.Generator, resamples: int
 ) -> list[Statistic]:
     """The difference in each band that has both types, and their mean."""
-    found: list[Statistic] = []
+    statistics: list[Statistic] = []
     differences, samples = [], []
+    label = f"{name}, K_rel - K_compl"
     for band in Band:
         levels = [_levels(table, column, knowledge, band) for knowledge in (KnowledgeType.REVISED, KnowledgeType.NEW)]
         if min(map(len, levels)) == 0:
@@ -211,10 +191,11 @@ def _relevance_of(
         sampled = _resampled_means(known, generator, resamples) - _resampled_means(unknown, generator, resamples)
         differences.append(float(known.mean() - unknown.mean()))
         samples.append(sampled)
-        found.append(_difference(name, str(band), differences[-1], sampled))
-    if found:
-        found.append(_difference(name, "all bands", float(np.mean(differences)), np.mean(samples, axis=0)))
-    return found
+        statistics.append(Statistic(label, str(band), differences[-1], *_interval(sampled), "above 0"))
+    if statistics:
+        interval = _interval(np.mean(samples, axis=0))
+        statistics.append(Statistic(label, "all bands", float(np.mean(differences)), *interval, "above 0"))
+    return statistics
 
 
 def _levels(table: pd.DataFrame, column: str, knowledge: KnowledgeType, band: Band) -> Floats:
@@ -231,16 +212,6 @@ def _resampled_means(values: Floats, generator: np.random.Generator, resamples: 
     return values[generator.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
 
 
-def _difference(name: str, where: str, estimate: float, samples: Floats) -> Statistic:
-    low, high = _interval(samples)
-    verdict = Verdict.UNDECIDED
-    if low > 0:
-        verdict = Verdict.HOLDS
-    elif high < 0 or (low > -NEGLIGIBLE and high < NEGLIGIBLE):
-        verdict = Verdict.FAILS
-    return Statistic(f"{name}, K_rel - K_compl", where, estimate, low, high, "above 0", verdict)
-
-
 # --- 2. phase shift ---------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +223,7 @@ class PhaseShift:
         epochs, mean: the fitted points, [n].
         fit: of the mean curve.
         break_low, break_high: 95% interval of the break point (epoch).
+        comparison: of the shapes of the mean curve; None with too few checkpoints for one.
     """
 
     epochs: Floats
@@ -259,6 +231,7 @@ class PhaseShift:
     fit: curves.TwoSegmentFit
     break_low: float
     break_high: float
+    comparison: curves.ShapeComparison | None
 
 
 def fit_phase_shift(
@@ -266,117 +239,82 @@ def fit_phase_shift(
 ) -> PhaseShift | None:
     """The break of a topology curve, averaged over the groups; None with fewer checkpoints than the fit needs.
 
+    A break point is where two segments fit best. Whether there is a bend at all, `comparison` tells.
+
     Args:
         column: "entropy", or "edge_jaccard" (whose last point, 1 by definition, is left out).
     """
     x, y = _group_curves(circuits, column)
     if len(x) < curves.FEWEST_POINTS:
         return None
-    samples = _resampled_fit(x, y, seed, resamples).break_point
-    low, high = _interval(samples)
-    return PhaseShift(x, y.mean(axis=0), curves.two_segment_fit(x, y.mean(axis=0)), low, high)
+    low, high = _interval(_resampled_fit(x, y, seed, resamples).break_point)
+    mean = y.mean(axis=0)
+    comparison = curves.compare_shapes(x, mean) if len(x) >= curves.FEWEST_FOR_SHAPES else None
+    return PhaseShift(x, mean, curves.two_segment_fit(x, mean), low, high, comparison)
 
 
 def phase_shift(circuits: Circuits | None, seed: int = 0, resamples: int = RESAMPLES) -> Finding:
-    """Does the circuit's evolution turn from a fast to a slow phase?
+    """Whether the curves of the circuits' evolution bend, or are as well described by a smooth curve.
 
-    For the mean curve of the groups: the BIC of one line minus that of two segments (above 2: the bend is there), and
-    the slope after the break over the slope before it (between -1 and 1: the change slows down). Groups are resampled
-    with replacement, the same for every checkpoint. BIC takes residuals as independent; a gradual bend passes for a
-    sharp one, so the advantage over a smooth exponential decay is given beside it and does not enter the rule.
-
-    Rule: the finding holds if for circuit entropy both statistics hold and entropy falls before the break; it does not
-    hold if either does not hold or entropy rises before it; otherwise it is undecided. Edge Jaccard with the last
-    circuit and the break in each band alone (rare facts may come later) are reported beside it and do not decide.
+    For the mean curve of the groups: the BIC of each shape (`curves.compare_shapes`), and the break point and slopes of
+    two segments with intervals over resampled groups. Two segments always have a break point; it is one only where they
+    beat every smooth shape.
     """
-    title, claim = (
-        "Phase shift",
-        "Circuits form fast, then are optimized slowly: entropy bends from a steep to a flat fall.",
-    )
+    title = "Phase shift"
+    claim = "Circuits form fast, then are optimized slowly, with a bend between the two phases."
     if circuits is None or len(circuits.steps) < curves.FEWEST_POINTS:
         reason = f"A bend needs circuits at {curves.FEWEST_POINTS} checkpoints or more."
-        return Finding(title, claim, Verdict.UNDECIDED, reason, ())
-    entropy = _shift_statistics(circuits, "entropy", "circuit entropy", -1, seed, resamples)
-    jaccard = _shift_statistics(circuits, "edge_jaccard", "edge Jaccard with the last", 1, seed, resamples)
-    deciding = {s.verdict for s in entropy if s.verdict}
-    if not entropy:
-        return Finding(title, claim, Verdict.UNDECIDED, "Too few groups have circuits at every checkpoint.", ())
-    if deciding == {Verdict.HOLDS}:
-        verdict = Verdict.HOLDS
-    else:
-        verdict = Verdict.FAILS if Verdict.FAILS in deciding else Verdict.UNDECIDED
-    gain, ratio, _, break_point, _ = entropy
-    reason = (
-        f"Two segments against one line: BIC better by {gain.interval}; break at epoch {break_point.interval}; "
-        f"slope after over slope before {ratio.interval}."
-    )
-    return Finding(title, claim, verdict, reason, (*entropy, *jaccard, *_shift_by_band(circuits, seed, resamples)))
+        return Finding(title, claim, Verdict.ONE_RUN, reason, ())
+    names = {"entropy": "circuit entropy", "edge_jaccard": "edge Jaccard with the last"}
+    statistics, shapes = [], []
+    for column, name in names.items():
+        shift = fit_phase_shift(circuits, column, seed, resamples)
+        if shift is not None:
+            statistics += _shift_statistics(circuits, column, name, shift, seed, resamples)
+            shapes += [f"{name} is best described as {_best(shift.comparison)}"] if shift.comparison else []
+    if not statistics:
+        reason = "Too few groups have circuits at every checkpoint."
+        return Finding(title, claim, Verdict.ONE_RUN, reason, ())
+    reason = "; ".join(shapes) or f"A comparison of shapes needs {curves.FEWEST_FOR_SHAPES} checkpoints"
+    return Finding(title, claim, Verdict.ONE_RUN, f"{reason[:1].upper()}{reason[1:]}.", tuple(statistics))
+
+
+def _best(comparison: curves.ShapeComparison) -> str:
+    """The shape of lowest BIC, and by how much two segments fall behind or lead."""
+    shape = min(comparison.bic, key=lambda name: float(comparison.bic[name]))
+    gain = float(comparison.bend_gain)
+    return f"{shape} (BIC of two segments {'better' if gain > 0 else 'worse'} by {abs(gain):.1f} than the best smooth)"
 
 
 def _shift_statistics(
-    circuits: Circuits, column: str, name: str, direction: int, seed: int, resamples: int
+    circuits: Circuits, column: str, name: str, shift: PhaseShift, seed: int, resamples: int
 ) -> list[Statistic]:
-    """BIC advantage, slope ratio, slope before, break point, advantage over a smooth decay; empty if not measurable."""
+    """The bend's advantage over smooth shapes, its break point and slopes."""
     x, y = _group_curves(circuits, column)
-    if len(x) < curves.FEWEST_POINTS or len(y) == 0:
-        return []
-    fit, samples = curves.two_segment_fit(x, y.mean(axis=0)), _resampled_fit(x, y, seed, resamples)
+    samples, where = _resampled_fit(x, y, seed, resamples), "mean of the groups"
     enough = len(y) > 1
 
-    def statistic(label: str, estimate: Floats, sampled: Floats, claim: str, above: float, below: float) -> Statistic:
+    def statistic(label: str, estimate: Floats, sampled: Floats) -> Statistic:
         low, high = _interval(sampled) if enough else (np.nan, np.nan)
-        verdict = Verdict.UNDECIDED
-        if low > above and high < below:
-            verdict = Verdict.HOLDS
-        elif high < above or low > below:
-            verdict = Verdict.FAILS
-        return Statistic(f"{name}: {label}", "mean of the groups", float(estimate), low, high, claim, verdict)
+        return Statistic(f"{name}: {label}", where, float(estimate), low, high, "")
 
-    rising = direction > 0
+    statistics = []
+    if shift.comparison is not None:
+        few = _resampled_groups(len(y), seed, min(resamples, 500)) @ y
+        gains = curves.compare_shapes(x, few).bend_gain
+        gain = statistic("BIC, best smooth shape - two segments", shift.comparison.bend_gain, gains)
+        statistics.append(Statistic(gain.name, where, gain.estimate, gain.low, gain.high, "above 2"))
     return [
-        statistic("BIC, line - two segments", fit.gain, samples.gain, "above 2", POSITIVE_EVIDENCE, np.inf),
-        statistic("slope after / before", fit.slope_ratio, samples.slope_ratio, "between -1 and 1", -1, 1),
-        statistic(
-            "slope before the break (per epoch)",
-            fit.slope_before,
-            samples.slope_before,
-            "above 0" if rising else "below 0",
-            0 if rising else -np.inf,
-            np.inf if rising else 0,
-        ),
-        _reported(f"{name}: break point (epoch)", fit.break_point, samples.break_point, enough),
-        _reported(f"{name}: BIC, smooth decay - two segments", fit.gain_over_decay, samples.gain_over_decay, enough),
+        *statistics,
+        statistic("break point (epoch)", shift.fit.break_point, samples.break_point),
+        statistic("slope before the break (per epoch)", shift.fit.slope_before, samples.slope_before),
+        statistic("slope after / before", shift.fit.slope_ratio, samples.slope_ratio),
     ]
 
 
-def _shift_by_band(circuits: Circuits, seed: int, resamples: int) -> list[Statistic]:
-    """The entropy's BIC advantage and break point of each band's groups alone, reported and not judged."""
-    found = []
-    for band in Band:
-        x, y = _group_curves(circuits, "entropy", band)
-        if len(x) >= curves.FEWEST_POINTS and len(y):
-            fit, samples = curves.two_segment_fit(x, y.mean(axis=0)), _resampled_fit(x, y, seed, resamples)
-            parts = (
-                ("BIC, line - two segments", fit.gain, samples.gain),
-                ("break point (epoch)", fit.break_point, samples.break_point),
-            )
-            for label, estimate, sampled in parts:
-                found.append(_reported(f"circuit entropy: {label}", estimate, sampled, len(y) > 1, str(band)))
-    return found
-
-
-def _reported(
-    name: str, estimate: Floats, samples: Floats, enough: bool, where: str = "mean of the groups"
-) -> Statistic:
-    """A statistic that no rule judges."""
-    low, high = _interval(samples) if enough else (np.nan, np.nan)
-    return Statistic(name, where, float(estimate), low, high, "", None)
-
-
-def _group_curves(circuits: Circuits, column: str, band: Band | None = None) -> tuple[Floats, Floats]:
-    """Epochs [n] and the groups' curves [groups, n] (of one band if named) that have a number at every checkpoint."""
-    rows = circuits.table if band is None else circuits.table[circuits.table["band"] == band]
-    wide = rows.pivot_table(index=GROUP_COLUMNS, columns="epoch", values=column).dropna()
+def _group_curves(circuits: Circuits, column: str) -> tuple[Floats, Floats]:
+    """Epochs [n] and the groups' curves [groups, n] that have a number at every checkpoint."""
+    wide = circuits.table.pivot_table(index=GROUP_COLUMNS, columns="epoch", values=column).dropna()
     if column.endswith("jaccard"):
         wide = wide.iloc[:, :-1]
     return wide.columns.to_numpy(dtype=float), wide.to_numpy(dtype=float)
@@ -415,53 +353,43 @@ class LayerOrder:
 
 
 def layer_order(circuits: Circuits, seed: int = 0, resamples: int = RESAMPLES) -> LayerOrder | None:
-    """Half-change epochs by layer, of the curves smoothed over 3 checkpoints; None with fewer than 3 checkpoints.
-
-    A layer whose ratio ends within 1.96 standard deviations of its smoothing residuals of where it began has no
-    half-change epoch.
-    """
+    """Half-change epochs by layer (`curves.half_change_above_noise`); None with fewer than 3 checkpoints."""
     x, y = _activation_curves(circuits)
     if len(x) < 3 or len(y) == 0:
         return None
-    mean, sampled = y.mean(axis=0), np.tensordot(_resampled_groups(len(y), seed, resamples), y, axes=1)
-    epochs, resampled = _half_changes(x, mean), _half_changes(x, sampled)
-    moved = np.isfinite(epochs)
+    sampled = np.tensordot(_resampled_groups(len(y), seed, resamples), y, axes=1)
+    epochs = curves.half_change_above_noise(x, y.mean(axis=0))
+    resampled = curves.half_change_above_noise(x, sampled)
     low, high = np.full((2, len(epochs)), np.nan)
-    for layer in np.flatnonzero(moved):
+    for layer in np.flatnonzero(np.isfinite(epochs)):
         low[layer], high[layer] = _interval(resampled[:, layer])
-    correlations = _rank_correlations(resampled)
-    return LayerOrder(
-        np.arange(len(epochs)), epochs, low, high, float(_rank_correlations(epochs[None])[0]), correlations
-    )
+    correlation = float(depth_correlation(epochs))
+    return LayerOrder(np.arange(len(epochs)), epochs, low, high, correlation, depth_correlation(resampled))
 
 
 def deep_to_shallow(circuits: Circuits | None, seed: int = 0, resamples: int = RESAMPLES) -> Finding:
-    """Do deep layers change before shallow ones?
+    """Whether deep layers change first: Spearman's correlation of half-change epoch with depth, below 0.
 
-    Rule: the finding holds if the interval of the rank correlation of half-change epoch with depth lies below 0, does
-    not hold if it lies above 0, and is undecided otherwise, or where fewer than 4 layers change more than their noise.
+    Its p permutes the layers. Groups are resampled for the interval; they share the run's weights, so it is narrower
+    than the spread over seeds.
     """
-    title, claim = "Deep to shallow", "Circuits change in deep layers first and in shallow layers later."
+    title, claim = "Deep to shallow", "Circuits change in deep layers first, later in shallow layers."
     order = layer_order(circuits, seed, resamples) if circuits is not None else None
     if order is None:
-        return Finding(title, claim, Verdict.UNDECIDED, "An order needs circuits at 3 checkpoints or more.", ())
+        return Finding(title, claim, Verdict.ONE_RUN, "An order needs circuits at 3 checkpoints or more.", ())
     moved = int(np.isfinite(order.epochs).sum())
     usable = order.samples[np.isfinite(order.samples)]
-    low, high = (
-        _interval(usable) if len(usable) > len(order.samples) / 2 and moved >= FEWEST_LAYERS else (np.nan, np.nan)
-    )
-    verdict = Verdict.HOLDS if high < 0 else Verdict.FAILS if low > 0 else Verdict.UNDECIDED
+    enough = moved >= FEWEST_LAYERS
+    low, high = _interval(usable) if enough and len(usable) > len(order.samples) / 2 else (np.nan, np.nan)
+    p = permuted_layers_p(order.epochs[None], seed) if enough else np.nan
     name = "rank correlation of half-change epoch with depth"
-    statistics = [Statistic(name, f"{moved} layers", order.correlation, low, high, "below 0", verdict)]
+    statistics = [Statistic(name, f"{moved} layers", order.correlation, low, high, "below 0", p=p)]
     for layer, epoch, early, late in zip(order.layers, order.epochs, order.low, order.high, strict=True):
-        statistics.append(Statistic("half-change epoch", f"layer {layer}", float(epoch), early, late, "", None))
-    if moved < FEWEST_LAYERS:
+        statistics.append(Statistic("half-change epoch", f"layer {layer}", float(epoch), early, late, ""))
+    reason = f"Over {moved} layers the {name} is {statistics[0].interval}{statistics[0].tested}."
+    if not enough:
         reason = f"Only {moved} layers change more than their noise; an order needs {FEWEST_LAYERS}."
-    else:
-        reason = (
-            f"Spearman's correlation of the half-change epoch with depth over {moved} layers: {statistics[0].interval}."
-        )
-    return Finding(title, claim, verdict, reason, tuple(statistics))
+    return Finding(title, claim, Verdict.ONE_RUN, reason, tuple(statistics))
 
 
 def _activation_curves(circuits: Circuits) -> tuple[Floats, Floats]:
@@ -469,33 +397,12 @@ def _activation_curves(circuits: Circuits) -> tuple[Floats, Floats]:
     table, epochs = circuits.table, np.array(circuits.epochs)
     position = {step: index for index, step in enumerate(circuits.steps)}
     layers = max(circuits.layout.n_layers - 1, 1)
-    found = []
+    ratios = []
     for _, rows in table.groupby(GROUP_COLUMNS, sort=True):
         if len(rows) == len(position):
             order = rows.index[np.argsort([position[step] for step in rows["step"]])]
-            found.append(circuits.activation[order, :layers].T)
-    return epochs, np.array(found).reshape(-1, layers, len(epochs))
-
-
-def _half_changes(x: Floats, y: Floats) -> Floats:
-    """Half-change epochs of curves [..., n] smoothed over 3 points; NaN where the change is within the noise, [...]."""
-    smooth = curves.moving_average(y)
-    noise = curves.BAND * (y - smooth).std(axis=-1, ddof=1)
-    change = np.abs(smooth[..., -1] - smooth[..., 0])
-    return np.where(change > noise, curves.half_change(x, smooth), np.nan)
-
-
-def _rank_correlations(epochs: Floats) -> Floats:
-    """Spearman's correlation of each row [m, l] with depth over its finite entries; NaN for fewer than 3, [m]."""
-    found = np.isfinite(epochs)
-    times = stats.rankdata(epochs, axis=1, nan_policy="omit")
-    depths = stats.rankdata(np.where(found, np.arange(epochs.shape[1]), np.nan), axis=1, nan_policy="omit")
-    count = found.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        times = np.where(found, times - (np.nansum(times, axis=1) / count)[:, None], 0)
-        depths = np.where(found, depths - (np.nansum(depths, axis=1) / count)[:, None], 0)
-        correlation = (times * depths).sum(axis=1) / np.sqrt((times**2).sum(axis=1) * (depths**2).sum(axis=1))
-    return np.where(count >= 3, correlation, np.nan)
+            ratios.append(circuits.activation[order, :layers].T)
+    return epochs, np.array(ratios).reshape(-1, layers, len(epochs))
 
 
 def _interval(samples: Floats | Sequence[float]) -> tuple[float, float]:

@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from knowledge_circuits.analysis import curves
-from knowledge_circuits.analysis.findings import FEWEST_LAYERS, Finding, Statistic, Verdict
+from knowledge_circuits.analysis.findings import FEWEST_LAYERS, NEGLIGIBLE, Finding, Statistic, Verdict
 from knowledge_circuits.analysis.statistics import (
     LEVEL,
     RESAMPLES,
@@ -41,8 +41,6 @@ Floats = NDArray[np.float64]
 
 #: Prior facts known at every checkpoint, at least; below it the treatment is gone and the run cannot test relevance.
 STILL_KNOWN = 0.4
-#: A difference of mean levels over training smaller than this is taken as none.
-NEGLIGIBLE = 0.01
 #: A BIC advantage that counts as positive evidence (Kass and Raftery 1995).
 POSITIVE_EVIDENCE = 2.0
 #: Of how many of the three curves the bend has to be there.
@@ -420,12 +418,11 @@ def phase_shift(table: pd.DataFrame) -> Finding:
 
 
 def best_shape(bend: Bends) -> str:
-    """What a study's curve is, in words: the shape of lowest total BIC over runs, if it leads by 2 a run on average."""
+    """What a study's curve is, in words: the shapes whose mean BIC over runs is within 2 of the lowest, best first."""
     means = {shape: float(np.mean(bic)) for shape, bic in bend.comparison.bic.items()}
-    first, second = sorted(means, key=lambda shape: means[shape])[:2]
-    if means[second] - means[first] > POSITIVE_EVIDENCE:
-        return str(first)
-    return f"undecided between {first} and {second}"
+    lowest = min(means.values())
+    close = sorted((shape for shape in means if means[shape] <= lowest + POSITIVE_EVIDENCE), key=means.__getitem__)
+    return " or ".join(close)
 
 
 def _bend_statistics(name: str, bend: Bends, seeds: list[int]) -> list[Statistic]:

@@ -1,11 +1,9 @@
-"""Figures of the paper's findings: what each verdict is read from, and the intervals that decide it.
+"""Figures of the paper's findings: what one run shows of each.
 
 Each function takes circuits or a `findings.Finding` and the run's name and returns a Matplotlib `Figure`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import matplotlib as mpl
 import numpy as np
@@ -19,10 +17,8 @@ from knowledge_circuits.figures.panels import draw_curve
 from knowledge_circuits.figures.style import (
     BLACK,
     BLUE,
-    GREEN,
     GREY,
     ORANGE,
-    VERMILION,
     Look,
     blank,
     grid,
@@ -31,20 +27,11 @@ from knowledge_circuits.figures.style import (
     styled,
 )
 
-#: How verdicts are coloured, in every figure that shows them.
-VERDICT_COLORS: Mapping[findings.Verdict, str] = {
-    findings.Verdict.HOLDS: GREEN,
-    findings.Verdict.FAILS: VERMILION,
-    findings.Verdict.UNDECIDED: GREY,
-    findings.Verdict.NOT_TESTABLE: GREY,
-    findings.Verdict.ONE_RUN: GREY,
-}
-
 
 @styled
 def phase_shift(circuits: tables.Circuits | None, run: str, seed: int = 0) -> Figure:
     """Mean circuit entropy and edge Jaccard with the two-segment fit, its break point and the point's 95% interval."""
-    title = "Phase shift: one line or two?"
+    title = "Phase shift: a bend, or a smooth curve?"
     fits = {}
     if circuits is not None:
         for column, label in (
@@ -76,11 +63,10 @@ def phase_shift(circuits: tables.Circuits | None, run: str, seed: int = 0) -> Fi
         ax.plot(shift.epochs, shift.mean, "o", color=BLACK, markersize=4, label="checkpoints")
         x = np.array([shift.epochs[0], float(shift.fit.break_point), shift.epochs[-1]])
         ax.plot(x, shift.fit.line(x), color=BLUE, linewidth=1.8, label="two segments")
-        straight = np.poly1d(np.polyfit(shift.epochs, shift.mean, 1))
-        ax.plot(x[[0, -1]], straight(x[[0, -1]]), color=GREY, linestyle="--", linewidth=1.1, label="one line")
-        gain = float(shift.fit.gain)
-        verdict = f"two segments: BIC {'better' if gain > 0 else 'worse'} by {abs(gain):.1f}"
-        ax.set_title(f"break at epoch {float(shift.fit.break_point):.1f}; {verdict}")
+        best = "too few checkpoints to compare shapes"
+        if shift.comparison is not None:
+            best = f"best fit: {min(shift.comparison.bic.items(), key=lambda item: float(item[1]))[0]}"
+        ax.set_title(best)
     axes[0, 0].legend()
     return figure
 
@@ -129,20 +115,18 @@ def _draw_order(ax: Axes, order: findings.LayerOrder, colors: np.ndarray) -> Non
 
 @styled
 def intervals(finding: findings.Finding, run: str) -> Figure:
-    """A finding's judged statistics of one unit as points with 95% intervals (used for the relevance differences)."""
-    judged = [s for s in finding.statistics if s.verdict is not None and np.isfinite(s.estimate)]
-    if not judged:
+    """A finding's main statistics of one unit as points with 95% intervals (used for the relevance differences)."""
+    shown = [s for s in finding.statistics if s.claim and np.isfinite(s.estimate)]
+    if not shown:
         return missing(finding.title, finding.reason, run)
-    figure, axes = grid(f"{finding.title}: {finding.verdict}", run, 1, 1, width=7.4, height=0.34 * len(judged) + 1.5)
+    figure, axes = grid(f"{finding.title}: {finding.verdict}", run, 1, 1, width=7.4, height=0.34 * len(shown) + 1.5)
     ax = axes[0, 0]
     ax.axvline(0, color=BLACK, linewidth=0.9)
-    for row, statistic in enumerate(reversed(judged)):
-        color = VERDICT_COLORS[findings.Verdict(str(statistic.verdict))]
-        ax.plot([statistic.low, statistic.high], [row, row], color=color, linewidth=2.4)
-        ax.plot(statistic.estimate, row, "o", color=color, markersize=6)
-        ax.annotate(str(statistic.verdict), (1.01, row), xycoords=("axes fraction", "data"), va="center", color=color)
-    ax.set_yticks(range(len(judged)), [f"{s.name}, {s.where}" for s in reversed(judged)])
-    ax.set_ylim(-0.6, len(judged) - 0.4)
-    ax.set_xlabel("difference of the mean level over training, 95% interval")
+    for row, statistic in enumerate(reversed(shown)):
+        ax.plot([statistic.low, statistic.high], [row, row], color=BLUE, linewidth=2.4)
+        ax.plot(statistic.estimate, row, "o", color=BLUE, markersize=6)
+    ax.set_yticks(range(len(shown)), [f"{s.name}, {s.where}" for s in reversed(shown)])
+    ax.set_ylim(-0.6, len(shown) - 0.4)
+    ax.set_xlabel("difference of the mean level over training, 95% interval over people")
     ax.set_ylabel("measure, frequency band")
     return figure

@@ -5,6 +5,8 @@ Each function takes a study's table or a `findings.Finding` and the study's name
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -60,7 +62,7 @@ def _draw_forest(ax: Axes, statistic: Statistic) -> None:
     ax.axvline(0, color=BLACK, linewidth=0.9)
     ax.set_yticks(range(len(seeds) + 1), [*(f"seed {seed}" for seed in seeds), "mean"])
     ax.set_ylim(len(seeds) + 0.6, -0.6)
-    ax.set_title(f"{statistic.name}\n{statistic.where}; claim: {statistic.claim}", fontsize=8)
+    ax.set_title("\n".join(wrap(f"{statistic.name} ({statistic.where}; claim: {statistic.claim})", 48)), fontsize=8)
 
 
 @styled
@@ -79,7 +81,7 @@ def learning(table: pd.DataFrame, name: str) -> Figure:
         ax.set_title(f"new facts: {label}")
     _draw_seeds(axes[0, 2], past, "accuracy", Look("past", BLACK, "D"))
     axes[0, 2].axhline(STILL_KNOWN, color=ORANGE, linestyle="--", linewidth=1.2)
-    axes[0, 2].set_title(f"the past's facts: first-token accuracy (at least {STILL_KNOWN:g})")
+    axes[0, 2].set_title("past facts: first-token accuracy")
     for ax in axes[0]:
         ax.set_xlabel("epoch")
         ax.set_ylim(0, 1.02)

@@ -1,6 +1,6 @@
-"""Several runs on one page: do the findings hold whatever the seed, and how do settings compare?
+"""Several runs on one page: what each shows of the findings, and how settings compare.
 
-For each finding every run's verdict, deciding statistics and 95% intervals; the same for what was learned at the last
+Each finding's main statistics with 95% intervals from within each run; the same for what was learned at the last
 checkpoint. Runs that differ in nothing but their seeds make an experiment, over which means and standard deviations
 (n - 1) are taken. Runs of different experiments are shown side by side and never averaged. Runs are read one at a time.
 """
@@ -21,9 +21,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from knowledge_circuits.analysis import tables
-from knowledge_circuits.analysis.findings import Finding, Statistic, Verdict, judge
+from knowledge_circuits.analysis.findings import Finding, Statistic, describe
 from knowledge_circuits.figures import style as figure_style
-from knowledge_circuits.figures.findings import VERDICT_COLORS
 from knowledge_circuits.files import InputError
 from knowledge_circuits.report.findings import card
 from knowledge_circuits.report.page import configuration, render, write_page
@@ -52,7 +51,7 @@ class RunSummary:
     Attributes:
         name: the run's name.
         data_seed, training_seed: as its configuration tells; "" where it does not.
-        findings: the three verdicts.
+        findings: what the run shows of the three.
         last: the 18 groups' numbers at the last checkpoint (`tables.last_numbers`).
         settings: everything but the seeds that makes the run what it is, in words (`settings_of`).
     """
@@ -84,12 +83,12 @@ class Spread:
 
     Attributes:
         experiment: the runs.
-        rows: per run its name, verdict and statistics (None where it has not measured one).
+        rows: per run its name and statistics (None where it has not measured one).
         means: per statistic (mean, standard deviation, runs that measured it).
     """
 
     experiment: Experiment
-    rows: list[tuple[RunSummary, Verdict, list[Statistic | None]]]
+    rows: list[tuple[RunSummary, list[Statistic | None]]]
     means: list[tuple[float, float, int]]
 
 
@@ -99,20 +98,18 @@ class FindingSpread:
 
     Attributes:
         title, claim: the finding's.
-        counts: how many runs have each verdict, in words.
         names: the deciding statistics.
         experiments: the numbers, experiment by experiment.
     """
 
     title: str
     claim: str
-    counts: str
     names: list[str]
     experiments: list[Spread]
 
 
 def summarize(run: Run) -> RunSummary:
-    """Read a run and judge the findings on it."""
+    """Read a run and describe the findings on it."""
     config = read_run_config(run)
     predictions, circuit_predictions = tables.predictions(run), tables.circuit_predictions(run)
     return RunSummary(
@@ -120,7 +117,7 @@ def summarize(run: Run) -> RunSummary:
         data_seed=_seed(config.data.seed),
         training_seed=_seed(config.arguments.seed),
         settings=settings_of(config, tables.main_setting(run)),
-        findings=judge(predictions, circuit_predictions, tables.circuits(run)),
+        findings=describe(predictions, circuit_predictions, tables.circuits(run)),
         last=tables.last_numbers(tables.results(run), circuit_predictions, predictions),
     )
 
@@ -158,12 +155,8 @@ def spread(runs: Sequence[RunSummary]) -> list[FindingSpread]:
     for index, finding in enumerate(runs[0].findings):
         deciding = {run.name: {s.name: s for s in card(run.findings[index]).headlines} for run in runs}
         names = list(dict.fromkeys(name for statistics in deciding.values() for name in statistics))
-        verdicts = Counter(run.findings[index].verdict for run in runs)
-        counts = ", ".join(
-            f"{verdict} in {verdicts[verdict]} of {len(runs)}" for verdict in Verdict if verdicts[verdict]
-        )
         spreads = [_spread_of(experiment, index, names, deciding) for experiment in alike]
-        arranged.append(FindingSpread(finding.title, finding.claim, counts, names, spreads))
+        arranged.append(FindingSpread(finding.title, finding.claim, names, spreads))
     return arranged
 
 
@@ -171,10 +164,8 @@ def _spread_of(
     experiment: Experiment, index: int, names: Sequence[str], deciding: Mapping[str, Mapping[str, Statistic]]
 ) -> Spread:
     """One finding over the runs of an experiment."""
-    rows = [
-        (run, run.findings[index].verdict, [deciding[run.name].get(name) for name in names]) for run in experiment.runs
-    ]
-    columns = ([row[2][place] for row in rows] for place in range(len(names)))
+    rows = [(run, [deciding[run.name].get(name) for name in names]) for run in experiment.runs]
+    columns = ([row[1][place] for row in rows] for place in range(len(names)))
     means = [_spread([s.estimate for s in column if s is not None]) for column in columns]
     return Spread(experiment, rows, means)
 
@@ -221,7 +212,7 @@ def spread_figure(findings: Sequence[FindingSpread]) -> Figure:
     height = 0.7 + rows * (1.05 + 0.27 * len(labels))
     note = "95% intervals; dashed: mean of runs that differ in the seed only"
     figure, axes = figure_style.grid(
-        "The deciding statistics of every run", f"{len(labels)} runs", rows, columns, height=height, note=note
+        "The main statistics of every run", f"{len(labels)} runs", rows, columns, height=height, note=note
     )
     for ax, (finding, index, name) in zip(axes.flat, panels, strict=False):
         ax.set_title(f"{finding.title}: {name.removeprefix('circuit entropy: ')}", fontsize=8.5)
@@ -231,7 +222,7 @@ def spread_figure(findings: Sequence[FindingSpread]) -> Figure:
             if count > 1:
                 ends = [row - 0.4, row + len(part.rows) - 0.6]
                 ax.plot([mean, mean], ends, color=figure_style.BLACK, linewidth=0.9, linestyle="--")
-            for _, _, statistics in part.rows:
+            for _, statistics in part.rows:
                 _draw_interval(ax, statistics[index], row)
                 row += 1
         ax.set_yticks(range(len(labels)), [figure_style.plain(label) for label in labels])
@@ -243,17 +234,16 @@ def spread_figure(findings: Sequence[FindingSpread]) -> Figure:
 
 def _draw_interval(ax: Axes, statistic: Statistic | None, row: int) -> None:
     if statistic is not None and np.isfinite(statistic.estimate):
-        color = VERDICT_COLORS[statistic.verdict] if statistic.verdict else figure_style.BLUE
-        ax.plot([statistic.low, statistic.high], [row, row], color=color, linewidth=2.2)
-        ax.plot(statistic.estimate, row, "o", color=color, markersize=5)
+        ax.plot([statistic.low, statistic.high], [row, row], color=figure_style.BLUE, linewidth=2.2)
+        ax.plot(statistic.estimate, row, "o", color=figure_style.BLUE, markersize=5)
 
 
 def comparison_html(runs: Sequence[RunSummary]) -> str:
     """Return the page of several runs."""
     findings, alike = spread(runs), experiments(runs)
     caption = (
-        "Green: the run's interval lies on the finding's side. Vermilion: it lies on the other side. Grey: undecided. "
-        "Blue: reported, not judged. Differences between overlapping intervals may be chance."
+        "Intervals are from within each run: they say how exactly its own numbers are known. The spread between "
+        "runs that differ in the seed alone says what another seed may give."
     )
     return render(
         "comparison.html.j2",

@@ -1,38 +1,15 @@
-"""The report's cards of the paper's findings: verdict, meaning, deciding statistics, and the figures beside them."""
+"""The report's cards of the paper's findings: what the run shows, its main statistics, and the figures beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from knowledge_circuits.analysis.findings import Finding, Statistic, Verdict
+from knowledge_circuits.analysis.findings import Finding, Statistic
 from knowledge_circuits.figures import findings as figures
 from knowledge_circuits.report.material import Material
 from knowledge_circuits.report.section import DrawnFigure, embed
 
-#: What each verdict means for a reader, by finding.
-_MEANINGS: Mapping[str, Mapping[Verdict, str]] = {
-    "Relevance": {
-        Verdict.HOLDS: "In this run facts about people whom the model knew before are learned better than facts about "
-        "strangers.",
-        Verdict.FAILS: "In this run knowing a person before training does not help to learn new facts about them.",
-        Verdict.UNDECIDED: "This run cannot tell whether knowing a person before training helps: the measures or bands "
-        "disagree, or their intervals are too wide.",
-    },
-    "Phase shift": {
-        Verdict.HOLDS: "In this run circuits change fast up to the break and slowly after it: they form, then they are "
-        "refined.",
-        Verdict.FAILS: "In this run the circuits' entropy does not fall fast and then slowly: one line describes it as "
-        "well, or the change does not slow down.",
-        Verdict.UNDECIDED: "This run cannot tell whether the circuits' change has two phases.",
-    },
-    "Deep to shallow": {
-        Verdict.HOLDS: "In this run deep layers make their change before shallow layers do.",
-        Verdict.FAILS: "In this run shallow layers make their change before deep layers do.",
-        Verdict.UNDECIDED: "This run cannot tell in which order the layers change: the interval of the rank "
-        "correlation contains 0, or too few layers change.",
-    },
-}
 #: What the names of statistics share within a card.
 _ENTROPY, _DIFFERENCE = "circuit entropy: ", ", K_rel - K_compl"
 #: How many of a finding's statistics stand on its card, and which.
@@ -41,10 +18,9 @@ _ON_CARD = 4
 
 @dataclass(frozen=True)
 class Card:
-    """A finding as the page shows it: what it means here, and the statistics that decide."""
+    """A finding as the page shows it: what the run shows of it, and the statistics first to look at."""
 
     finding: Finding
-    meaning: str
     headlines: tuple[Statistic, ...]
 
     @property
@@ -70,13 +46,12 @@ class Card:
 def card(finding: Finding) -> Card:
     """Choose what stands on a finding's card."""
     wanted = [s for s in finding.statistics if s.where == "all bands" or s.name.startswith(_ENTROPY)]
-    chosen = wanted or [s for s in finding.statistics if s.verdict is not None]
-    meaning = _MEANINGS.get(finding.title, {}).get(finding.verdict, "") if chosen else "This run cannot tell yet."
-    return Card(finding, meaning, tuple(chosen[:_ON_CARD]))
+    chosen = wanted or [s for s in finding.statistics if s.claim]
+    return Card(finding, tuple(chosen[:_ON_CARD]))
 
 
 def findings_figures(material: Material) -> Iterator[DrawnFigure]:
-    """Yield the figures from which the verdicts are read; none for a finding that the run has no data for."""
+    """Yield the figures of the findings; none for a finding that the run has no data for."""
     finding = material.findings[0]
     if finding.statistics:
         yield embed(
@@ -87,8 +62,8 @@ def findings_figures(material: Material) -> Iterator[DrawnFigure]:
     if material.circuits is not None:
         yield embed(
             figures.phase_shift(material.circuits, material.name),
-            "Circuit entropy and edge similarity, mean of all groups, with the best line and the best two segments. "
-            "The shaded range is the 95% interval of the break point.",
+            "Circuit entropy and edge similarity, mean of all groups, with the best two segments. Two segments have a "
+            "break point (shaded, its 95% interval) whatever the curve is; each title says which shape fits best.",
         )
         yield embed(
             figures.layer_order(material.circuits, material.name),

@@ -13,7 +13,7 @@ import pandas as pd
 from knowledge_circuits.analysis import tables
 from knowledge_circuits.analysis.components import Components, analyse_run
 from knowledge_circuits.analysis.dynamics import Dynamics, read_dynamics
-from knowledge_circuits.analysis.findings import Finding, judge
+from knowledge_circuits.analysis.findings import Finding, describe
 from knowledge_circuits.report.circuit_browser import CircuitBrowser
 from knowledge_circuits.run_config import RunConfig, read_run_config
 from knowledge_circuits.runs import Run
@@ -30,7 +30,7 @@ class Material:
         evaluations, predictions, results, circuit_predictions: the tables of those names; empty where missing.
         circuits: their topology; None where the run has none.
         browser: the pictures of the interactive part.
-        findings: the three verdicts.
+        findings: what the run shows of the three.
         components: heads and logit lens; None where that analysis was not begun.
         dynamics: the probes' records; None without probes.
     """
@@ -51,7 +51,7 @@ class Material:
 
 
 def read_material(run: Run) -> Material:
-    """Read a run and judge the findings on it.
+    """Read a run and describe the findings on it.
 
     Raises:
         InputError: a file of the run is broken; it names the file and the line. A missing one is no error.
@@ -71,7 +71,7 @@ def read_material(run: Run) -> Material:
         circuit_predictions=circuit_predictions,
         circuits=circuits,
         browser=browser,
-        findings=judge(predictions, circuit_predictions, circuits),
+        findings=describe(predictions, circuit_predictions, circuits),
         components=_components(run, setting),
         dynamics=read_dynamics(run.knowledge_dynamics) if run.knowledge_dynamics.exists() else None,
     )

@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing else: verdicts, numbers, figures, and its circuits to step through.
+"""A run as one HTML page that needs nothing else: findings, numbers, figures, and its circuits to step through.
 
 `write_report` reads the run's saved files (`material`), draws the figures (`section` and the modules of its sections),
 and fills templates/report.html.j2. The page opens from disk without a network (its content policy forbids any request),
