@@ -77,3 +77,10 @@ def test_the_first_requirement_is_the_tested_torch() -> None:
 def test_every_dependency_has_its_tested_version(requirement: str) -> None:
     (pin,) = (line for line in requirements("constraints.txt") if normalized(line) == requirement)
     assert pin.split("==")[1] == version(requirement).split("+")[0]
+
+
+@pytest.mark.parametrize("room", sorted(path.parent for path in (ROOT / "knowledge_circuits").glob("*/__init__.py")))
+def test_a_rooms_docstring_lists_its_modules(room: Path) -> None:
+    text = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    listed = set(re.findall(r"^    (\w+) ", text, re.MULTILINE))
+    assert listed >= {path.stem for path in room.glob("*.py")} - {"__init__"}

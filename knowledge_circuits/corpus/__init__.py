@@ -3,6 +3,7 @@
     people          names, facts and frequencies of invented and real people
     biographies     templates and the texts written from them
     other_corpora   nano's prior corpus, and the corpora of the forgetting experiment
+    mirrored        two data sets in which the two halves of the people change places
     arithmetic      sums in words, part of nano's prior corpus and a skill to test
     queries         one prompt per attribute of a person, and when an answer is correct
     prompt_pairs    clean and corrupted prompts of a group, for circuits

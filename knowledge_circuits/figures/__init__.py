@@ -1,11 +1,13 @@
 """Figures: functions from tables to Matplotlib figures, one module per subject, one style.
 
     style               colours, names, grids, saving
+    vector              a figure as SVG, with colours for light and dark pages
     panels              line panels, layer maps, markers beyond an axis
     learning            what was learned: accuracy, loss, known facts
     circuit_evaluation  faithfulness and Hit@10 of the circuits
     topology            entropy, similarity and layers of the circuits
     findings            the paper's findings with their intervals
+    study               a designed study: every seed beside the mean
     circuit_graph       a circuit as a graph
     components          head kinds, logit lens, one prompt
     dynamics            probes inside training

@@ -11,6 +11,7 @@
     circuit_browser     the data behind the interactive circuits
     page                the page of one run
     comparison          several runs side by side
+    study               a designed study: a verdict per finding
     templates/          the page's HTML, CSS and JavaScript
 
 May import everything below; nothing imports it but the program report.py.
