@@ -71,13 +71,20 @@ def pairs() -> PromptPairs:
         [pair.clean_ids for pair in drawn],
         [pair.corrupted_ids for pair in drawn],
         [pair.label_ids for pair in drawn],
+        spans=[SPANS for _ in drawn],
     )
 
 
-def test_scores_summed_over_positions_agree(checkpoint: str, pairs: PromptPairs) -> None:
-    graph = attribute(load_decoder(checkpoint), pairs, "EAP")
-    expected = by_position(checkpoint, pairs, graph).sum(0)
-    assert (graph.scores.double() - expected).abs().max() < 1e-5 * expected.abs().max()
+#: Every position is a span of its own.
+SPANS = {f"position {position}": (position, position + 1) for position in range(POSITIONS)}
+
+
+def test_scores_agree_position_by_position_and_summed(checkpoint: str, pairs: PromptPairs) -> None:
+    graph = attribute(load_decoder(checkpoint), pairs, "EAP", by_span=True)
+    expected = by_position(checkpoint, pairs, graph)
+    assert graph.span_scores is not None and graph.spans == tuple(SPANS)
+    assert (graph.span_scores.double() - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (graph.scores.double() - expected.sum(0)).abs().max() < 1e-5 * expected.sum(0).abs().max()
 
 
 def test_weights_read_from_the_bridge_itself_give_the_same_scores(checkpoint: str, pairs: PromptPairs) -> None:

@@ -1,0 +1,286 @@
+"""Compare attribution methods: CPR and CMD as in MIB (arXiv 2504.13151), seconds per prompt, memory, known circuits.
+
+    python benchmarks/methods.py --model models/SmolLM2-135M --json methods.json --figure methods.svg
+    python benchmarks/methods.py --model outputs/train/nano/default/checkpoints/checkpoint-640 --tasks biographies \\
+        --biographies data/entities_360/circuit_30/nano/city.jsonl --methods exact eap-ig eap-ig-gim random
+    python benchmarks/methods.py --known_circuit
+
+For each model and task a method scores all edges on the discovery split. Its circuits of ten sizes are evaluated on the
+evaluation split, which shares no prompt with it. CPR is the area under faithfulness over the share of edges, circuits
+chosen by signed score (higher is better); CMD the area under |1 - faithfulness|, circuits chosen by |score| (0 is
+best). Both are repeated on resamples of the discovery prompts (drawn with replacement); the table gives mean and
+standard deviation. Random scores and `exact` (one edge patched at a time) are the ends of the scale. A task that the
+model does not do on at least 80% of its evaluation prompts is refused.
+
+Seconds and memory are those of one call of `attribute` on this machine; memory is what it adds to the loaded model.
+`--known_circuit` prints each method's ROC area for the edges of a circuit set by hand (`known_circuit.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.known_circuit import Induction, roc_area
+from benchmarks.measuring import processor, reset_resident_peak, resident_peak, synchronize
+from benchmarks.tasks import TASKS, Task, load_biographies, load_task
+from knowledge_circuits.command_line import HelpFormatter, positive, run_program
+from knowledge_circuits.engine.attribution import attribute
+from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.evaluation import faithfulness_curve
+from knowledge_circuits.engine.graph import Graph, layout_of
+from knowledge_circuits.engine.metrics import MetricFunction
+from knowledge_circuits.engine.options import GradientRule, Method, Metric
+from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.weights import load_decoder
+from knowledge_circuits.files import InputError, atomic_write, write_json
+from knowledge_circuits.models.tokenization import load_tokenizer
+
+BIOGRAPHIES = "biographies"
+
+#: Name on the command line -> method and gradient rule; None for random scores.
+METHODS: dict[str, tuple[Method, GradientRule] | None] = {
+    "random": None,
+    "eap": (Method.EAP, GradientRule.STANDARD),
+    "eap-gim": (Method.EAP, GradientRule.GIM),
+    "eap-relp": (Method.EAP, GradientRule.RELP),
+    "clean-corrupted": (Method.CLEAN_CORRUPTED, GradientRule.STANDARD),
+    "eap-ig": (Method.EAP_IG, GradientRule.STANDARD),
+    "eap-ig-gim": (Method.EAP_IG, GradientRule.GIM),
+    "eap-ig-relp": (Method.EAP_IG, GradientRule.RELP),
+    "eap-ig-activations": (Method.EAP_IG_ACTIVATIONS, GradientRule.STANDARD),
+    "exact": (Method.EXACT, GradientRule.STANDARD),
+}
+
+#: `exact` runs the model once per edge: by default only where there are at most so many.
+EXACT_EDGES = 2000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one task of one model.
+
+    Attributes:
+        cpr, cmd, seconds, memory_mb: one per resample; seconds per prompt, MB above the loaded model.
+    """
+
+    model: str
+    task: str
+    method: str
+    cpr: list[float]
+    cmd: list[float]
+    seconds: list[float]
+    memory_mb: list[float]
+
+    def mean(self, column: str) -> float:
+        """Return a column's mean over resamples."""
+        return statistics.fmean(getattr(self, column))
+
+    def spread(self, column: str) -> float:
+        """Return a column's standard deviation over resamples; 0 for one."""
+        values = getattr(self, column)
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def scores(
+    name: str, decoder: Decoder, pairs: PromptPairs, metric: Metric | MetricFunction, seed: int, batch_size: int = 16
+) -> Graph:
+    """Return every edge's score by a method of `METHODS`; `seed` is that of random scores."""
+    chosen = METHODS[name]
+    if chosen is not None:
+        return attribute(decoder, pairs, chosen[0], metric=metric, gradient=chosen[1], batch_size=batch_size)
+    layout = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)
+    values = torch.randn(layout.real_edges.shape, generator=torch.Generator().manual_seed(seed))
+    return Graph(layout, values * layout.real_edges, layout.real_edges.clone(), decoder.d_model)
+
+
+def measured(work: Callable[[], Graph], device: str) -> tuple[Graph, float, float]:
+    """Return a call's result, its seconds, and the MB that it held at most above what was held before."""
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        reset_resident_peak()
+        before = resident_peak()
+    synchronize(device)
+    start = time.perf_counter()
+    graph = work()
+    synchronize(device)
+    seconds = time.perf_counter() - start
+    after = torch.cuda.max_memory_allocated() if cuda else resident_peak()
+    return graph, seconds, (after - before) / 1e6
+
+
+def compare(
+    model: str, decoder: Decoder, task: Task, methods: Sequence[str], resamples: int, batch_size: int = 16
+) -> list[Row]:
+    """Score and evaluate a task with every method on the same resamples."""
+    rows = []
+    device = str(decoder.device)
+    for name in tqdm(methods, desc=f"{model} {task.name}", leave=False):
+        row = Row(model, task.name, name, [], [], [], [])
+        for resample in range(resamples):
+            count = len(task.discovery)
+            drawn = task.discovery.select(random.Random(resample).choices(range(count), k=count))
+
+            def score(name: str = name, drawn: PromptPairs = drawn, resample: int = resample) -> Graph:
+                return scores(name, decoder, drawn, task.metric, resample, batch_size)
+
+            graph, seconds, memory = measured(score, device)
+            for absolute, values in ((False, row.cpr), (True, row.cmd)):
+                curve = faithfulness_curve(
+                    decoder, graph, task.evaluation, absolute=absolute, metric=task.metric, batch_size=batch_size
+                )
+                values.append(curve.cmd if absolute else curve.cpr)
+            row.seconds.append(seconds / count)
+            row.memory_mb.append(memory)
+        rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return rows as a Markdown table."""
+    lines = [
+        "| model | task | method | CPR | CMD | seconds per prompt | MB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        areas = (f"{row.mean(name):.3f} ± {row.spread(name):.3f}" for name in ("cpr", "cmd"))
+        cost = f"{row.mean('seconds'):.3g} | {max(row.memory_mb):.0f}"
+        lines.append(f"| {row.model} | {row.task} | {row.method} | {' | '.join(areas)} | {cost} |")
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Row], path: str) -> None:
+    """Draw CPR against seconds per prompt, one panel per model and task."""
+    from matplotlib.figure import Figure
+
+    panels = list(dict.fromkeys((row.model, row.task) for row in rows))
+    figure = Figure(figsize=(4.5 * len(panels), 3.8), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for row in rows:
+            if (row.model, row.task) != panel:
+                continue
+            if METHODS[row.method] is None:
+                axes.axhline(row.mean("cpr"), color="grey", linestyle=":", label=row.method)
+                continue
+            x, y = row.mean("seconds"), row.mean("cpr")
+            axes.errorbar(x, y, xerr=row.spread("seconds"), yerr=row.spread("cpr"), fmt="o", capsize=2)
+            axes.annotate(row.method, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axes.set(xscale="log", xlabel="seconds per prompt", ylabel="CPR", title=" / ".join(panel))
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format=Path(path).suffix.removeprefix(".") or "png")
+
+
+def known_circuit_areas(
+    methods: Sequence[str], model: Induction, prompts: int = 16, seeds: Sequence[int] = (0, 1, 2)
+) -> dict[str, list[float]]:
+    """Return each method's ROC areas for the known circuit's edges, one per seed of prompts and random scores."""
+    decoder = model.decoder()
+    return {
+        name: [
+            roc_area(scores(name, decoder, model.pairs(prompts, seed), Metric.LOGIT_DIFFERENCE, seed)) for seed in seeds
+        ]
+        for name in methods
+    }
+
+
+def known_circuit_table(methods: Sequence[str], sharpness: Sequence[float] = (4, 8, 16, 32), leak: float = 0.1) -> str:
+    """Return the ROC areas over the induction head's sharpness as a Markdown table (mean and least of three seeds)."""
+    areas = [known_circuit_areas(methods, Induction(value, leak)) for value in sharpness]
+    lines = [
+        f"| method | {' | '.join(f'sharpness {value:g}' for value in sharpness)} |",
+        "| --- " * (1 + len(sharpness)) + "|",
+    ]
+    for name in methods:
+        cells = (f"{statistics.fmean(column[name]):.3f} (least {min(column[name]):.3f})" for column in areas)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--model", nargs="+", default=[], help="checkpoint folders or hub names")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, BIOGRAPHIES])
+    parser.add_argument("--biographies", help="the circuit data file of the task biographies")
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), help=f"default: all; exact up to {EXACT_EDGES} edges"
+    )
+    parser.add_argument("--count", type=positive, default=40, help="prompts of each split")
+    parser.add_argument("--resamples", type=positive, default=3, help="resamples of the discovery split")
+    parser.add_argument("--least_accuracy", type=float, default=0.8, help="a task below this accuracy is refused")
+    parser.add_argument("--batch_size", type=positive, default=16)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=positive, help="CPU threads")
+    parser.add_argument("--json", help="write all numbers here")
+    parser.add_argument("--figure", help="draw CPR against cost here")
+    parser.add_argument("--known_circuit", action="store_true", help="print the ROC areas for the known circuit")
+    args = parser.parse_args(arguments)
+    if not args.model and not args.known_circuit:
+        raise InputError("nothing to compare; give --model, or --known_circuit")
+    if BIOGRAPHIES in args.tasks and not args.biographies:
+        raise InputError("the task biographies needs --biographies, a circuit data file")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.known_circuit:
+        print(known_circuit_table(args.methods or list(METHODS)))
+    rows: list[Row] = []
+    accuracies: dict[str, dict[str, float]] = {}
+    for path in args.model:
+        tokenizer, decoder = load_tokenizer(path), load_decoder(path, device=args.device)
+        name = Path(path).name
+        layout = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)
+        methods = args.methods or [m for m in METHODS if m != "exact" or layout.n_edges <= EXACT_EDGES]
+        for task_name in args.tasks:
+            try:
+                if task_name == BIOGRAPHIES:
+                    task = load_biographies(args.biographies, tokenizer, args.count)
+                else:
+                    task = load_task(task_name, tokenizer, args.count)
+                accuracies.setdefault(name, {})[task.name] = task.require_accuracy(decoder, args.least_accuracy)
+            except InputError as error:
+                print(f"refused: {name}: {error}", file=sys.stderr)
+                continue
+            new = compare(name, decoder, task, methods, args.resamples, args.batch_size)
+            print(table(new), flush=True)
+            rows += new
+            if args.json:
+                write_json(args.json, report(args, rows, accuracies))
+    if args.model and not rows:
+        raise InputError("every task was refused")
+    if args.figure and rows:
+        draw(rows, args.figure)
+    return 0
+
+
+def report(args: argparse.Namespace, rows: Sequence[Row], accuracies: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Return everything that was measured, and how."""
+    return {
+        "processor": processor(args.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "prompts": args.count,
+        "resamples": args.resamples,
+        "accuracy": accuracies,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+if __name__ == "__main__":
+    run_program(main)

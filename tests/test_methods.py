@@ -1,0 +1,156 @@
+"""The comparison of attribution methods: its tasks, its measurements and its program, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import methods, tasks
+from knowledge_circuits.engine.evaluation import faithfulness_curve
+from knowledge_circuits.engine.forward import all_logits
+from knowledge_circuits.engine.weights import load_decoder
+from knowledge_circuits.files import InputError
+from knowledge_circuits.models.nano import Shape, random_gpt2, save_checkpoint, train_tokenizer
+from knowledge_circuits.models.tokenization import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random GPT-2 whose tokenizer learned the tasks' prompts, so that it can pair them."""
+    generator = random.Random(0)
+    texts = [" ".join(draw(generator)[:4]) for draw in tasks.TASKS.values() for _ in range(400)]
+    tokenizer = train_tokenizer(texts, 1500, 64)
+    model = random_gpt2(tokenizer, Shape(layers=2, heads=2, width=16, positions=64), seed=0)
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    save_checkpoint(model, tokenizer, str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_a_tasks_splits_share_no_prompt_and_its_pairs_fit(folder: str, name: str) -> None:
+    task = tasks.load_task(name, load_tokenizer(folder), 8)
+    assert len(task.discovery) == len(task.evaluation) == 8
+    splits = [{tuple(ids) for ids in split.clean} for split in (task.discovery, task.evaluation)]
+    assert not splits[0] & splits[1]
+    for split in (task.discovery, task.evaluation):
+        assert all(right != wrong for right, wrong in split.labels)
+        assert all(list(clean) != list(other) for clean, other in zip(split.clean, split.corrupted, strict=True))
+    assert tasks.load_task(name, load_tokenizer(folder), 8).discovery.digest == task.discovery.digest
+
+
+def test_ioi_has_both_orders_and_the_repeated_name_is_not_the_answer() -> None:
+    generator = random.Random(0)
+    examples = [tasks.ioi(generator) for _ in range(50)]
+    assert {clean.index(right) < clean.index(wrong) for clean, _, right, wrong, _ in examples} == {True, False}
+    for clean, corrupted, right, wrong, _ in examples:
+        assert (clean.count(right), clean.count(wrong)) == (1, 2) and (
+            corrupted.count(right),
+            corrupted.count(wrong),
+        ) == (2, 1)
+
+
+def test_greater_thans_metric_is_the_probability_of_larger_decades(folder: str) -> None:
+    tokenizer = load_tokenizer(folder)
+    task = tasks.load_task("greater-than", tokenizer, 8)
+    assert not isinstance(task.metric, str)
+    digits = tasks._digits(tokenizer, "The war lasted from the year 1749 to the year 17")
+    labels = torch.tensor([[digits[4][0], digits[1][0]]])
+    for digit, loss in ((7, -1.0), (5, -1.0), (4, 1.0), (0, 1.0)):
+        logits = torch.full((1, len(tokenizer)), -40.0)
+        logits[0, digits[digit][0]] = 40.0
+        assert float(task.metric(logits, logits, labels)) == pytest.approx(loss)
+
+
+def test_a_task_that_the_model_cannot_do_is_refused_by_name(folder: str) -> None:
+    decoder = load_decoder(folder)
+    task = tasks.load_task("agreement", load_tokenizer(folder), 8)
+    accuracy = task.accuracy(decoder)
+    assert task.require_accuracy(decoder, accuracy) == accuracy
+    with pytest.raises(InputError, match="the task agreement"):
+        task.require_accuracy(decoder, 1.01)
+    with pytest.raises(InputError, match="no task is called"):
+        tasks.load_task("winogrande", load_tokenizer(folder), 8)
+
+
+def test_accuracy_counts_prompts_whose_answer_leads(folder: str) -> None:
+    decoder = load_decoder(folder)
+    task = tasks.load_task("agreement", load_tokenizer(folder), 8)
+    last = [all_logits(decoder, torch.tensor([list(ids)]))[0, -1] for ids in task.evaluation.clean]
+    leads = [bool(row[right] > row[wrong]) for row, (right, wrong) in zip(last, task.evaluation.labels, strict=True)]
+    assert task.accuracy(decoder) == sum(leads) / len(leads)
+
+
+def test_biographies_are_read_from_circuit_data(folder: str, tmp_path: Path) -> None:
+    rows = [
+        {
+            "clean_subject": f"{first} {second}",
+            "clean_label": "a",
+            "clean_label_idx": 5 + number,
+            "corrupted_subject": f"{second} {first}",
+            "corrupted_label": "b",
+            "corrupted_label_idx": 4,
+            "frequency": frequency,
+            "type": kind,
+        }
+        for number, (first, second, frequency, kind) in enumerate(
+            [
+                ("Mary", "John", 1, "new"),
+                ("Anna", "Paul", 3, "revised"),
+                ("Tom", "Kate", 8, "new"),
+                ("Adam", "Rose", 1, "new"),
+            ]
+        )
+    ]
+    path = tmp_path / "city.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = tasks.load_biographies(str(path), load_tokenizer(folder), 2)
+    assert task.name == "biographies (city)"
+    labels = [right for split in (task.discovery, task.evaluation) for right, _ in split.labels]
+    assert sorted(labels) == [5, 6, 7, 8]
+    with pytest.raises(InputError, match="two splits of 3"):
+        tasks.load_biographies(str(path), load_tokenizer(folder), 3)
+
+
+def test_a_rows_areas_are_mibs_on_the_evaluation_split(folder: str) -> None:
+    decoder = load_decoder(folder)
+    task = tasks.load_task("ioi", load_tokenizer(folder), 4)
+    (row,) = methods.compare("tiny", decoder, task, ["eap-ig"], resamples=2)
+    drawn = task.discovery.select(random.Random(1).choices(range(4), k=4))
+    graph = methods.scores("eap-ig", decoder, drawn, task.metric, 1)
+    assert row.cpr[1] == pytest.approx(
+        faithfulness_curve(decoder, graph, task.evaluation, absolute=False).cpr, rel=1e-4
+    )
+    assert row.cmd[1] == pytest.approx(faithfulness_curve(decoder, graph, task.evaluation, absolute=True).cmd, rel=1e-4)
+    assert row.mean("seconds") > 0 and row.spread("cpr") >= 0
+
+
+def test_the_program_writes_table_numbers_and_figure(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (
+        f"--model {folder} --tasks agreement greater-than --methods random eap-gim exact --count 3 --resamples 2"
+    )
+    outputs = ["--json", str(tmp_path / "rows.json"), "--figure", str(tmp_path / "rows.svg")]
+    assert methods.main([*arguments.split(), "--least_accuracy", "0", *outputs]) == 0
+    content = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["task"], row["method"]) for row in content["rows"]] == [
+        (task, method) for task in ("agreement", "greater-than") for method in ("random", "eap-gim", "exact")
+    ]
+    assert "| tiny | agreement | exact |" in capsys.readouterr().out
+    assert "<svg" in (tmp_path / "rows.svg").read_text()
+
+
+def test_the_program_names_refused_tasks(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = f"--model {folder} --tasks ioi --methods random --count 3 --least_accuracy 1.01"
+    with pytest.raises(InputError, match="every task was refused"):
+        methods.main(arguments.split())
+    assert "refused: tiny: the model is right on" in capsys.readouterr().err
+
+
+def test_the_table_of_the_known_circuit_has_a_row_per_method() -> None:
+    lines = methods.known_circuit_table(["random", "eap"], sharpness=(8,)).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| random", "| eap"]
