@@ -118,7 +118,9 @@ class Induction:
     def pairs(self, count: int, seed: int = 0) -> PromptPairs:
         """Return prompts [... A B ... A] of POSITIONS tokens; corrupted prompts have the form with other tokens."""
         generator = random.Random(seed)
-        clean, corrupted, labels = [], [], []
+        clean: list[list[int]] = []
+        corrupted: list[list[int]] = []
+        labels = []
         for _ in range(count):
             words = generator.sample(range(VOCABULARY), 2 * (POSITIONS - 1))
             place = generator.randrange(1, POSITIONS - 3)

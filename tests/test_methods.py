@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -15,7 +16,8 @@ from knowledge_circuits.engine.forward import all_logits
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError
 from knowledge_circuits.models.nano import Shape, random_gpt2, save_checkpoint, train_tokenizer
-from knowledge_circuits.models.tokenization import load_tokenizer
+from knowledge_circuits.models.tokenization import label_token_id, load_tokenizer
+from knowledge_circuits.study import Attribute
 
 
 @pytest.fixture(scope="module")
@@ -85,34 +87,30 @@ def test_accuracy_counts_prompts_whose_answer_leads(folder: str) -> None:
 
 
 def test_biographies_are_read_from_circuit_data(folder: str, tmp_path: Path) -> None:
-    rows = [
-        {
-            "clean_subject": f"{first} {second}",
-            "clean_label": "a",
-            "clean_label_idx": 5 + number,
-            "corrupted_subject": f"{second} {first}",
-            "corrupted_label": "b",
-            "corrupted_label_idx": 4,
-            "frequency": frequency,
-            "type": kind,
-        }
-        for number, (first, second, frequency, kind) in enumerate(
-            [
-                ("Mary", "John", 1, "new"),
-                ("Anna", "Paul", 3, "revised"),
-                ("Tom", "Kate", 8, "new"),
-                ("Adam", "Rose", 1, "new"),
-            ]
-        )
+    tokenizer = load_tokenizer(folder)
+    people = [
+        ("Mary", "John", 1, "new"),
+        ("Anna", "Paul", 3, "revised"),
+        ("Tom", "Kate", 8, "new"),
+        ("Adam", "Rose", 1, "new"),
     ]
+    rows = []
+    for (first, second, frequency, kind), cities in zip(people, itertools.pairwise(tasks.PLACES), strict=False):
+        row: dict[str, object] = {"frequency": frequency, "type": kind}
+        for side, subject, city in zip(
+            ("clean", "corrupted"), (f"{first} {second}", f"{second} {first}"), cities, strict=True
+        ):
+            token = label_token_id(tokenizer, Attribute.CITY.prompt(subject), city)
+            row |= {f"{side}_subject": subject, f"{side}_label": f" {city}", f"{side}_label_idx": token}
+        rows.append(row)
     path = tmp_path / "city.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = tasks.load_biographies(str(path), load_tokenizer(folder), 2)
+    task = tasks.load_biographies(str(path), tokenizer, 2)
     assert task.name == "biographies (city)"
-    labels = [right for split in (task.discovery, task.evaluation) for right, _ in split.labels]
-    assert sorted(labels) == [5, 6, 7, 8]
+    subjects = {row["clean_subject"] for split in (task.discovery, task.evaluation) for row in split.rows}
+    assert subjects == {"Mary John", "Anna Paul", "Tom Kate", "Adam Rose"}
     with pytest.raises(InputError, match="two splits of 3"):
-        tasks.load_biographies(str(path), load_tokenizer(folder), 3)
+        tasks.load_biographies(str(path), tokenizer, 3)
 
 
 def test_a_rows_areas_are_mibs_on_the_evaluation_split(folder: str) -> None:
