@@ -16,7 +16,7 @@ from knowledge_circuits.engine.forward import all_logits
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError
 from knowledge_circuits.models.nano import Shape, random_gpt2, save_checkpoint, train_tokenizer
-from knowledge_circuits.models.tokenization import label_token_id, load_tokenizer
+from knowledge_circuits.models.tokenization import label_token_id, load_tokenizer, plain_ids
 from knowledge_circuits.study import Attribute
 
 
@@ -88,18 +88,15 @@ def test_accuracy_counts_prompts_whose_answer_leads(folder: str) -> None:
 
 def test_biographies_are_read_from_circuit_data(folder: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(folder)
-    people = [
-        ("Mary", "John", 1, "new"),
-        ("Anna", "Paul", 3, "revised"),
-        ("Tom", "Kate", 8, "new"),
-        ("Adam", "Rose", 1, "new"),
-    ]
+    by_length: dict[int, list[str]] = {}
+    for names in itertools.combinations(tasks.NAMES, 2):
+        by_length.setdefault(len(plain_ids(tokenizer, " ".join(names))), []).append(" ".join(names))
+    people = max(by_length.values(), key=len)[:8]
     rows = []
-    for (first, second, frequency, kind), cities in zip(people, itertools.pairwise(tasks.PLACES), strict=False):
+    for number, (frequency, kind) in enumerate([(1, "new"), (3, "revised"), (8, "new"), (1, "new")]):
         row: dict[str, object] = {"frequency": frequency, "type": kind}
-        for side, subject, city in zip(
-            ("clean", "corrupted"), (f"{first} {second}", f"{second} {first}"), cities, strict=True
-        ):
+        for place, side in enumerate(("clean", "corrupted")):
+            subject, city = people[2 * number + place], tasks.PLACES[2 * number + place]
             token = label_token_id(tokenizer, Attribute.CITY.prompt(subject), city)
             row |= {f"{side}_subject": subject, f"{side}_label": f" {city}", f"{side}_label_idx": token}
         rows.append(row)
@@ -108,7 +105,7 @@ def test_biographies_are_read_from_circuit_data(folder: str, tmp_path: Path) -> 
     task = tasks.load_biographies(str(path), tokenizer, 2)
     assert task.name == "biographies (city)"
     subjects = {row["clean_subject"] for split in (task.discovery, task.evaluation) for row in split.rows}
-    assert subjects == {"Mary John", "Anna Paul", "Tom Kate", "Adam Rose"}
+    assert subjects == set(people[::2])
     with pytest.raises(InputError, match="two splits of 3"):
         tasks.load_biographies(str(path), tokenizer, 3)
 

@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from families import FAMILIES, random_model, random_pairs
+from torch import Tensor
 
 from knowledge_circuits.engine.graph_files import read_graph
+from knowledge_circuits.engine.weights import decoder_from_model
 from knowledge_circuits.models.nano import Shape, random_gpt2, save_checkpoint, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,9 +21,33 @@ README = (ROOT / "README.md").read_text()
 
 
 def python_block() -> str:
-    """The README's one block of Python."""
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    return block
+    """The README's program for one's own facts."""
+    return python_blocks()[1]
+
+
+def python_blocks() -> list[str]:
+    """The README's blocks of Python: for EAP-IG's users, and for one's own facts."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    return blocks
+
+
+def test_the_program_for_eap_igs_users_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs = [vars(pair) for pair in random_pairs((6, 8))]
+    batch = tuple([pair[key] for pair in pairs] for key in ("clean_ids", "corrupted_ids", "label_ids"))
+
+    def metric(logits: Tensor, clean: Tensor, lengths: Tensor, labels: list[tuple[int, int]]) -> Tensor:
+        last = logits[torch.arange(len(labels)), lengths - 1]
+        return torch.stack([row[wrong] - row[right] for row, (right, wrong) in zip(last, labels, strict=True)]).mean()
+
+    names = {"model": decoder_from_model(random_model(FAMILIES["gpt2"]())), "dataloader": [batch], "metric": metric}
+    exec(python_blocks()[0], names)
+    circuit = read_graph(tmp_path / "graph.json")
+    assert 0 < circuit.n_edges <= 200 and circuit.meta["method"] == "EAP-IG"
+    assert capsys.readouterr().out.count("tensor(") == 2
 
 
 @pytest.fixture
