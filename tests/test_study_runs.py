@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from stages import Stage, finish
+from stages import ROOT, Stage, finish
 
 from knowledge_circuits.analysis import study_runs
 from knowledge_circuits.analysis.study_runs import (
@@ -119,6 +122,15 @@ def test_a_measured_checkpoint_is_read_and_not_measured_again(folder: Path, monk
     other = {**data_files(folder), People.CONTROL: data_files(folder)[People.TAUGHT]}
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         measure_checkpoint(checkpoint, checkpoint_epoch(checkpoint), other)
+
+
+def test_a_run_that_is_not_trained_to_its_end_is_left_out(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "a" / "run", tmp_path / "run")
+    shutil.rmtree(Run(tmp_path / "run").checkpoints()[-1].path)
+    program = [sys.executable, "-m", "knowledge_circuits.analysis.study_runs", "relevance"]
+    runs = [str(tmp_path / "run"), str(tmp_path / "nowhere")]
+    done = subprocess.run([*program, *runs, "--study", str(tmp_path / "study")], capture_output=True, cwd=ROOT)
+    assert (done.returncode, done.stdout.count(b"left out"), (tmp_path / "study").exists()) == (0, 2, False)
 
 
 def test_a_run_of_other_data_is_refused(folder: Path) -> None:

@@ -56,6 +56,7 @@ from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.run_config import RunConfig, read_run_config
 from knowledge_circuits.runs import Checkpoint, Run
 from knowledge_circuits.study import TASKS, Band, Group, KnowledgeType, groups, task_file
+from knowledge_circuits.training.checkpoints import is_finished
 
 Mask = NDArray[np.bool_]
 
@@ -303,7 +304,7 @@ def depth_table(run: Run, data_files: Mapping[People, str]) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", type=choice(StudyKind, tuple(StudyKind)), help="relevance or depth")
-    parser.add_argument("runs", nargs="+", help="folders of finished runs")
+    parser.add_argument("runs", nargs="+", help="folders of runs; those not trained to their end are left out")
     parser.add_argument("--study", required=True, help="the study's folder; tables go to its runs/<run>")
     parser.add_argument("--data_file", help="depth: circuit data of the taught people, with {task}")
     parser.add_argument("--control_file", help="depth: circuit data of people who are never taught, with {task}")
@@ -311,6 +312,9 @@ def main() -> None:
     torch.set_num_threads(1)
     for folder in arguments.runs:
         run = Run(Path(folder))
+        if not run.checkpoints_folder.is_dir() or not is_finished(Path(run.checkpoints()[-1].path)):
+            print(f"{folder}: not trained to its end; left out")
+            continue
         described = study_run(run, arguments.kind)
         if finished(Path(arguments.study), described):
             print(f"{folder}: measured before")
