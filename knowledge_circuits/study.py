@@ -41,6 +41,11 @@ class Band(StrEnum):
             return cls.LOW
         return cls.MEDIUM if frequency <= 5 else cls.HIGH
 
+    @property
+    def limits(self) -> str:
+        """The frequencies of the band, as texts show them."""
+        return {Band.LOW: "1", Band.MEDIUM: "2 to 5", Band.HIGH: "above 5"}[self]
+
 
 class Attribute(StrEnum):
     """What a biography tells about a person."""

@@ -18,6 +18,7 @@ from tiny_run import ONE_GROUP, TinyRun, call, files, make_run
 
 import circuit_discovery
 import circuit_eval
+from knowledge_circuits import study
 from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.evaluation import evaluate
 from knowledge_circuits.engine.graph_files import read_graph
@@ -28,7 +29,8 @@ from knowledge_circuits.manifest import read_manifest
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import CircuitFolder, checkpoints
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, groups
-from knowledge_circuits.sweeps.programs import ModelLoader, read_groups
+from knowledge_circuits.sweeps.evaluation import TestItems
+from knowledge_circuits.sweeps.programs import GroupData, ModelLoader, read_groups
 
 ROOT = Path(__file__).parents[1]
 CITY_NEW_HIGH = Group(Attribute.CITY, KnowledgeType.NEW, Band.HIGH)
@@ -525,3 +527,12 @@ def test_llama_with_grouped_queries_goes_through_both_programs(tmp_path):
     assert call(circuit_eval.main, run.evaluation(*ONE_SOURCE)) == 0
     (results,) = run.checkpoints.rglob("city_results.json")
     assert read_json(results)["nodes_num"] > 2
+
+
+def test_another_query_wording_is_another_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group(Attribute.CITY, KnowledgeType.NEW, Band.LOW)
+    data = GroupData(group, "city.jsonl", [{"type": "new", "frequency": 1}], limit=5)
+    items = TestItems(group, [])
+    before = data.digest, items.digest
+    monkeypatch.setitem(study._RELATIONS, Attribute.CITY, " lives in")
+    assert data.digest != before[0] and items.digest != before[1]

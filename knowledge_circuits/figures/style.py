@@ -74,9 +74,9 @@ TYPES: Mapping[str, Look] = {
     KnowledgeType.NEW: Look("$K_{compl}$ (new people)", BLUE, "s", "$K_{compl}$"),
 }
 BANDS: Mapping[str, Look] = {
-    Band.LOW: Look("low (1×)", SKY, "^"),
-    Band.MEDIUM: Look("medium (2–5×)", GREEN, "D"),
-    Band.HIGH: Look("high (> 5×)", BLACK, "o"),
+    Band.LOW: Look(f"low ({Band.LOW.limits})", SKY, "^"),
+    Band.MEDIUM: Look(f"medium ({Band.MEDIUM.limits})", GREEN, "D"),
+    Band.HIGH: Look(f"high ({Band.HIGH.limits})", BLACK, "o"),
 }
 ATTRIBUTES: Mapping[str, Look] = {
     Attribute.BIRTHDAY: Look("birthday", BLACK, "o"),

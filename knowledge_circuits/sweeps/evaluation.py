@@ -119,8 +119,9 @@ class TestItems:
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits that identify the test items."""
-        return fingerprint([[item.subject, item.value, dict(item.keys)] for item in self.items])
+        """16 hexadecimal digits that identify the query's wording and the test items."""
+        items = [[item.subject, item.value, dict(item.keys)] for item in self.items]
+        return fingerprint([self.target.task.relation, items])
 
     def questions(self, tokenizer: PreTrainedTokenizerBase) -> tuple[PromptPairs, list[dict[str, Any]]]:
         """Return the prompts, which need no corrupted side, and each prediction's first keys."""

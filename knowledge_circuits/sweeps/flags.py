@@ -33,7 +33,7 @@ def add_group_flags(parser: argparse.ArgumentParser, prefix: str = "", meaning: 
         type=choice(Band),
         default=list(Band),
         metavar="BAND",
-        help=f"{meaning}frequency bands: low (1), medium (2 to 5), high (above 5); default all",
+        help=f"{meaning}frequency bands: {', '.join(f'{band} ({band.limits})' for band in Band)}; default all",
     )
 
 

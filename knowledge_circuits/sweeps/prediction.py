@@ -122,7 +122,9 @@ class PredictionUnit:
         """Everything that the predictions depend on."""
         return {
             **model_facts(self.checkpoint, str(self.settings.dtype).removeprefix("torch.")),
-            "queries": fingerprint([person.to_row() for person in self.people]),
+            "queries": fingerprint(
+                [[attribute.relation for attribute in Attribute], [person.to_row() for person in self.people]]
+            ),
             "max_new_tokens": self.settings.max_new_tokens,
         }
 

@@ -71,8 +71,9 @@ class GroupData:
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits that identify the rows that are taken."""
-        return fingerprint([row for row in self.rows if in_group(row, self.group)][: self.limit])
+        """16 hexadecimal digits that identify the query's wording and the rows that are taken."""
+        rows = [row for row in self.rows if in_group(row, self.group)][: self.limit]
+        return fingerprint([self.group.task.relation, rows])
 
     @property
     def size(self) -> int:

@@ -3,7 +3,7 @@
 #
 # The corpus is generated first if it is missing: half of the people are real, ten people per group are queried.
 # Training takes 3 epochs in float32; EPOCHS=1 is enough to see every stage work.
-# Output: checkpoint-0 and 3 checkpoints (540 MB each, and 1.1 GB of optimizer state in the newest) in
+# Output: checkpoint-0 and 3 checkpoints (540 MB each, and 1.1 GB of optimizer state in the two newest) in
 # outputs/train/SmolLM2-135M/default/checkpoints.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
