@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from knowledge_circuits.analysis.dynamics import (
     acquisition_epochs,
     acquisition_window,
-    consolidated_share,
-    consolidation_epochs,
     describe_facts,
     describe_groups,
     fact_history,
     forgetting_events,
+    known_to_end_epochs,
+    known_to_end_share,
     loss_knowledge_correlation,
     non_monotonic_share,
     prior_exposure,
@@ -51,14 +51,14 @@ def test_a_fact_is_acquired_at_the_first_probe_that_finds_it_known():
     np.testing.assert_array_equal(acquisition_epochs(KNOWN, EPOCHS), [2, 1, 1, math.nan, 0])
 
 
-def test_a_fact_is_consolidated_from_the_epoch_after_which_it_is_never_unknown():
-    np.testing.assert_array_equal(consolidation_epochs(KNOWN, EPOCHS), [2, math.nan, math.nan, math.nan, 4])
-    assert consolidation_epochs(np.ones((1, 5), dtype=bool), EPOCHS).tolist() == [0]
+def test_a_fact_is_known_to_the_end_from_the_epoch_after_which_it_is_never_unknown():
+    np.testing.assert_array_equal(known_to_end_epochs(KNOWN, EPOCHS), [2, math.nan, math.nan, math.nan, 4])
+    assert known_to_end_epochs(np.ones((1, 5), dtype=bool), EPOCHS).tolist() == [0]
 
 
-def test_two_of_four_ever_known_facts_are_consolidated():
-    assert consolidated_share(KNOWN) == 2 / 4
-    assert math.isnan(consolidated_share(KNOWN[3:4]))
+def test_two_of_four_ever_known_facts_are_known_at_the_end():
+    assert known_to_end_share(KNOWN) == 2 / 4
+    assert math.isnan(known_to_end_share(KNOWN[3:4]))
 
 
 def test_every_fall_from_known_to_unknown_is_a_forgetting_event():
@@ -202,7 +202,7 @@ def test_groups_are_described_in_the_study_s_order(tmp_path: Path):
     assert bands["forgetting_events"].tolist() == [0, 1, 2]
     assert bands["acquisition"].tolist() == [2, 0.5, 1]
     everything = describe_groups(history, [])
-    assert everything["facts"].tolist() == [5] and everything["consolidated"].tolist() == [0.5]
+    assert everything["facts"].tolist() == [5] and everything["known_to_end"].tolist() == [0.5]
     assert (
         len(describe_groups(history)) == 5
     )  # (new, low), (new, medium), (new, high), (revised, low), (revised, medium)

@@ -4,7 +4,8 @@ The central object is `known`, a matrix [facts, probes] of booleans: was the fac
 first probe is the model before training. From it:
 
     acquisition      the epoch of the first probe that finds the fact known
-    consolidation    the epoch from which it is known at every probe to the end; facts that have one are consolidated
+    known to the end the epoch from which it is known at every probe to the end, which may be the last probe alone;
+                     only facts that are *held* (`acquisition.HOLD` probes in a row) are known to stay
     forgetting event a probe that finds a fact unknown that was known at the probe before
     non-monotonic    a fact with at least one forgetting event
     window           the epochs by which 10% and 90% of all acquisitions have been made
@@ -28,6 +29,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from knowledge_circuits.analysis.acquisition import HOLD, hold_table
 from knowledge_circuits.analysis.tables import Circuits
 from knowledge_circuits.engine import topology
 from knowledge_circuits.files import InputError
@@ -153,7 +155,7 @@ def acquisition_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]:
     return np.where(known.any(axis=1), times[known.argmax(axis=1)], np.nan)
 
 
-def consolidation_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]:
+def known_to_end_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]:
     """The epoch from which each fact is known at every probe to the end.
 
     Args:
@@ -161,17 +163,22 @@ def consolidation_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]
         epochs: [probes].
 
     Returns:
-        [facts]; NaN for facts that are not consolidated, that is, not known at the last probe.
+        [facts]; NaN for facts that are not known at the last probe.
     """
     times = np.asarray(epochs, dtype=np.float64)
     kept = np.logical_and.accumulate(known[:, ::-1], axis=1).sum(axis=1)  # probes known in a row, counted from the end
     return np.where(kept > 0, times[np.minimum(known.shape[1] - kept, known.shape[1] - 1)], np.nan)
 
 
-def consolidated_share(known: Known) -> float:
-    """The share of ever-known facts that are known from some epoch to the end; NaN where nothing was ever known."""
+def known_to_end_share(known: Known) -> float:
+    """The share of ever-known facts that the last probe finds known; NaN where nothing was ever known."""
     ever = int(known.any(axis=1).sum())
     return float(known[:, -1].sum() / ever) if ever else math.nan
+
+
+def held_share(known: Known, hold: int = HOLD) -> float:
+    """The share of ever-known facts that the last `hold` probes find known; NaN where nothing was ever known."""
+    return float(hold_table(known, [hold])["held_at_end"].iloc[0])
 
 
 def forgetting_events(known: Known) -> NDArray[np.int64]:
@@ -214,13 +221,13 @@ def acquisition_window(known: Known, epochs: ArrayLike, low: float = 0.1, high: 
 
 
 def describe_facts(history: FactHistory) -> pd.DataFrame:
-    """One row per fact: who, what, and its measures (acquisition, consolidation, forgetting, final state)."""
+    """One row per fact: who, what, and its measures (acquisition, known to the end, forgetting, final state)."""
     known = history.known
     return history.facts.assign(
         ever_known=known.any(axis=1),
         known_at_end=known[:, -1],
         acquisition=acquisition_epochs(known, history.epochs),
-        consolidation=consolidation_epochs(known, history.epochs),
+        known_to_end=known_to_end_epochs(known, history.epochs),
         forgetting_events=forgetting_events(known),
     )
 
@@ -233,9 +240,9 @@ def describe_groups(history: FactHistory, by: Sequence[str] = ("type", "band")) 
         by: columns of `history.facts`; none of them means one row of everything.
 
     Returns:
-        The group's columns, then facts, ever_known (share), known_at_end (share), consolidated (share of ever-known),
-        forgetting_events (per ever-known fact), non_monotonic (share of ever-known), acquisition (median epoch),
-        window_start, window_end (epochs), base_prob (mean).
+        The group's columns, then facts, ever_known (share), known_at_end (share), known_to_end and held (shares of
+        ever-known: at the last probe, at the last 5), forgetting_events (per ever-known fact), non_monotonic (share of
+        ever-known), acquisition (median epoch), window_start, window_end (epochs), base_prob (mean).
     """
     rows = []
     for names, places in _groups(history.facts, by):
@@ -249,7 +256,8 @@ def describe_groups(history: FactHistory, by: Sequence[str] = ("type", "band")) 
                 "facts": len(known),
                 "ever_known": ever / len(known),
                 "known_at_end": float(known[:, -1].mean()),
-                "consolidated": consolidated_share(known),
+                "known_to_end": known_to_end_share(known),
+                "held": held_share(known),
                 "forgetting_events": float(forgetting_events(known).sum() / ever) if ever else math.nan,
                 "non_monotonic": non_monotonic_share(known),
                 "acquisition": float(np.nanmedian(acquired)) if ever else math.nan,

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from knowledge_circuits.analysis import dynamics
+from knowledge_circuits.analysis.acquisition import HOLD
 from knowledge_circuits.analysis.dynamics import Correlation, FactHistory, SelectionRule
 from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.figures.panels import label_axes, line_panels, share_axis
@@ -138,7 +139,7 @@ def _draw_windows(axes: Sequence[Axes], history: FactHistory, highest: float) ->
 @figure_style.styled
 def acquisition_and_consolidation(history: FactHistory, run: str) -> Figure:
     """The shares of facts acquired by each epoch and known from then to the end: a panel per band, colours per type."""
-    title = "Acquisition and consolidation"
+    title = "Acquired, and known from then to the end"
     if not len(history.steps):
         return figure_style.missing(title, _NO_PROBES, run)
     note = "mean of a group's facts; solid: known at some probe so far, dashed: known from then to the end"
@@ -148,7 +149,7 @@ def acquisition_and_consolidation(history: FactHistory, run: str) -> Figure:
         for knowledge, line in TYPES.items():
             part = facts[(facts["type"] == knowledge) & (facts["band"] == band)]
             if len(part):
-                for column, style in (("acquisition", "-"), ("consolidation", "--")):
+                for column, style in (("acquisition", "-"), ("known_to_end", "--")):
                     reached = [(part[column] <= epoch).mean() for epoch in history.epochs]
                     ax.plot(history.epochs, reached, style, color=line.color, linewidth=1.7)
         share_axis(ax)
@@ -163,7 +164,7 @@ def acquisition_and_consolidation(history: FactHistory, run: str) -> Figure:
 
 @figure_style.styled
 def forgetting(history: FactHistory, run: str) -> Figure:
-    """Of the facts ever known: how often they were forgotten, which share was at all, and which was consolidated."""
+    """Of the facts ever known: how often they were forgotten, which share was at all, and which was held at the end."""
     title = "Forgetting during training, of the facts that were ever known"
     if not len(history.steps):
         return figure_style.missing(title, _NO_PROBES, run)
@@ -184,7 +185,7 @@ def forgetting(history: FactHistory, run: str) -> Figure:
     table = dynamics.describe_groups(history)
     for ax, column, heading in (
         (axes[0, 1], "non_monotonic", "Non-monotonic: forgotten at least once"),
-        (axes[0, 2], "consolidated", "Consolidated: known to the end"),
+        (axes[0, 2], "held", f"Held: known at the last {HOLD} probes"),
     ):
         _group_bars(ax, table, column)
         ax.set_title(heading)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from knowledge_circuits.analysis import dynamics
+from knowledge_circuits.analysis.acquisition import HOLD, hold_table, loss_correlations
 from knowledge_circuits.analysis.dynamics import Dynamics, FactHistory
 from knowledge_circuits.figures import dynamics as dynamics_plots
 from knowledge_circuits.figures.dynamics import correlation_text
@@ -45,7 +46,7 @@ def dynamics_section(material: Material) -> DynamicsSection:
     return DynamicsSection(
         lacking="",
         sentences=(_acquired(history), *_relations(history, probes, changes)),
-        tables=(_group_table(history), _rule_table(probes, saved)),
+        tables=(_group_table(history), _hold_table(history), _rule_table(probes, saved)),
         figures=tuple(_figures(material, records, history, probes, saved, changes)),
     )
 
@@ -103,7 +104,7 @@ def _figures(
 
 
 def _acquired(history: FactHistory) -> str:
-    """Acquisition, consolidation and forgetting of all facts together."""
+    """Acquisition, holding and forgetting of all facts together."""
     row = dynamics.describe_groups(history, by=()).iloc[0]
     events = int(dynamics.forgetting_events(history.known).sum())
     text = (
@@ -113,19 +114,21 @@ def _acquired(history: FactHistory) -> str:
     if row["ever_known"] == 0:
         return text
     return (
-        f"{text} Of those ever known, {row['consolidated']:.0%} were consolidated (known from some epoch to the end) "
-        f"and {row['non_monotonic']:.0%} were forgotten at least once, {events:,} forgetting events in all. The middle "
+        f"{text} Of those ever known, {row['known_to_end']:.0%} were known at the last probe, {row['held']:.0%} at each "
+        f"of the last {HOLD}, and {row['non_monotonic']:.0%} were forgotten at least once, {events:,} forgetting events "
+        "in all. The middle "
         f"80% of all acquisitions fell between epochs {row['window_start']:.3g} and {row['window_end']:.3g}."
     )
 
 
 def _relations(history: FactHistory, probes: pd.DataFrame, changes: pd.DataFrame) -> list[str]:
     """Loss and knowledge, prior exposure, reconfiguration."""
-    loss = dynamics.loss_knowledge_correlation(probes["loss"], probes["known"])
+    loss = loss_correlations(probes["loss"], probes["known"])
+    correlations = "; ".join(f"{row.of} {row.correlation:+.2f} (p = {row.p:.2g})" for row in loss.itertuples())
     prior = dynamics.prior_exposure(history)
     parts = [
-        f"The change of validation loss and the change of known facts: Pearson's correlation {correlation_text(loss)} "
-        "(near -1 the loss tells when facts are learned, near 0 it does not).",
+        f"Validation loss and known facts, Pearson's correlations with the p of circular shifts: {correlations}. If "
+        "the loss told when facts are learned, changes would correlate near -1; levels both follow training time.",
         "Epoch of acquisition against the base model's probability of the answer: Spearman's correlation "
         f"{correlation_text(prior['acquisition ~ base_prob'])}; against the frequency of the biography: "
         f"{correlation_text(prior['acquisition ~ frequency'])} (below 0: learned earlier).",
@@ -149,7 +152,7 @@ def _group_table(history: FactHistory) -> TextTable:
             KnowledgeType(row.type).symbol,
             str(row.band),
             f"{row.facts:,}",
-            *(_share(value) for value in (row.ever_known, row.known_at_end, row.consolidated, row.non_monotonic)),
+            *(_share(value) for value in (row.ever_known, row.known_at_end, row.held, row.non_monotonic)),
             _number(row.forgetting_events, ".2f"),
             _number(row.acquisition, ".3g"),
             "–" if math.isnan(row.window_start) else f"{row.window_start:.3g} to {row.window_end:.3g}",
@@ -157,10 +160,22 @@ def _group_table(history: FactHistory) -> TextTable:
         ]
         for row in table.itertuples()
     ]
-    header = ["type", "band", "facts", "ever known", "known at end", "consolidated", "non-monotonic"]
+    header = ["type", "band", "facts", "ever known", "known at end", f"held {HOLD} probes", "non-monotonic"]
     header += ["forgetting events a fact", "median acquisition (epoch)", "10% to 90% window", "base probability"]
-    caption = "Acquisition, consolidation and forgetting by group (consolidated and non-monotonic: of those ever known)"
+    caption = "Acquisition, holding and forgetting by group (held at the end and non-monotonic: of those ever known)"
     return TextTable(caption, header, rows, words=2)
+
+
+def _hold_table(history: FactHistory) -> TextTable:
+    """How many facts count as held, by the number of probes in a row that it takes."""
+    table = hold_table(history.known)
+    rows = [[str(row.hold), *map(_share, (row.held, row.held_at_end, row.lost, row.censored))]
+            for row in table.itertuples()]  # fmt: skip
+    caption = (
+        "Held facts by the number of probes in a row (shares of those ever known). Censored: known at the last probe, "
+        "but not for so many"
+    )
+    return TextTable(caption, ["probes in a row", "held at some time", "held at the end", "lost", "censored"], rows)
 
 
 def _rule_table(probes: pd.DataFrame, saved: list[int]) -> TextTable:
