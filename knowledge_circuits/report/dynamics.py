@@ -114,10 +114,10 @@ def _acquired(history: FactHistory) -> str:
     if row["ever_known"] == 0:
         return text
     return (
-        f"{text} Of those ever known, {row['known_to_end']:.0%} were known at the last probe, {row['held']:.0%} at each "
-        f"of the last {HOLD}, and {row['non_monotonic']:.0%} were forgotten at least once, {events:,} forgetting events "
-        "in all. The middle "
-        f"80% of all acquisitions fell between epochs {row['window_start']:.3g} and {row['window_end']:.3g}."
+        f"{text} Of those ever known, {row['known_to_end']:.0%} were known at the last probe, {row['held']:.0%} at "
+        f"each of the last {HOLD}, and {row['non_monotonic']:.0%} were forgotten at least once, {events:,} forgetting "
+        f"events in all. The middle 80% of all acquisitions fell between epochs {row['window_start']:.3g} and "
+        f"{row['window_end']:.3g}."
     )
 
 
