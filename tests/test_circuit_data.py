@@ -53,6 +53,17 @@ def test_clean_and_corrupted_differ_in_person_and_not_in_length(
         assert count(tokenizer, task.prompt(names[0])) == count(tokenizer, task.prompt(names[1]))
 
 
+def test_a_person_has_the_same_corrupted_partner_in_every_task(
+    people: list[Person], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    partners = [
+        {pair.clean.full_name: pair.corrupted.full_name for pair in circuit_data(people, task, tokenizer, 8, 0).pairs}
+        for task in TASKS
+    ]
+    everybody = {name for part in partners for name in part}
+    assert all(len({part[name] for part in partners if name in part}) == 1 for name in everybody)
+
+
 def test_corrupted_subjects_come_from_all_groups(people: list[Person], tokenizer: PreTrainedTokenizerBase) -> None:
     data = circuit_data(people, Attribute.CITY, tokenizer, 300, seed=0)
     mixed = [pair for pair in data.pairs if pair.clean.type != pair.corrupted.type]

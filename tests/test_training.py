@@ -234,8 +234,8 @@ def test_dropout_goes_on_as_it_would_have(flags, tmp_path, tiny_gpt2_folder):
 
 
 def test_the_exponential_schedule_saves_ever_more_rarely_up_to_its_cap(flags):
-    steps = exponential_steps(cap=32)
-    assert [next(steps) for _ in range(11)] == [1, 3, 5, 9, 13, 21, 29, 45, 61, 93, 125]
+    steps = exponential_steps(cap=flags().training.save_schedule_cap)
+    assert [next(steps) for _ in range(11)] == [1, 3, 5, 9, 13, 21, 29, 45, 61, 77, 93]
     small = exponential_steps(cap=3)
     assert [next(small) for _ in range(6)] == [1, 3, 5, 8, 11, 14]
     run = train(flags(save_schedule="exponential", save_schedule_cap=4, eval_strategy="steps", eval_steps=5)).run

@@ -115,7 +115,7 @@ def circuit_data(
     rare = {length: len(same) for length, same in sorted(by_length.items()) if len(same) <= rare_length}
     candidates = [person for person in people if lengths[person] not in rare]
     chosen = sample_groups(candidates, circuit_n, stream(seed, Stream.CIRCUIT_PEOPLE))
-    partners = _draw_partners(chosen, lengths, by_length, seed, task)
+    partners = _draw_partners(chosen, lengths, by_length, seed)
 
     prompts = [task.prompt(person.full_name) for person in people]
     prompt_lengths = dict(zip(people, _token_counts(tokenizer, prompts), strict=True))
@@ -137,10 +137,9 @@ def _draw_partners(
     lengths: dict[Person, int],
     by_length: dict[int, list[Person]],
     seed: int,
-    task: Attribute,
 ) -> list[Person]:
-    """For each person another one whose name has as many tokens; each task has a stream of its own."""
-    generator = stream(seed, Stream.CORRUPTION, list(Attribute).index(task))
+    """Draw for each person another one whose name has as many tokens, the same for every task."""
+    generator = stream(seed, Stream.CORRUPTION)
     place = {person: index for same in by_length.values() for index, person in enumerate(same)}
     partners = []
     for person in chosen:

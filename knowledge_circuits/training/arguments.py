@@ -123,7 +123,7 @@ class RunArguments(TrainingArguments):
     save_half_epochs: int = field(
         default=0, metadata={"help": "Save also in the middle of each of the first so many epochs."}
     )
-    save_schedule_cap: int = field(default=32, metadata={"help": "The widest gap of the exponential schedule."})
+    save_schedule_cap: int = field(default=16, metadata={"help": "The widest gap of the exponential schedule."})
     sequences_per_step: int | None = field(
         default=None,
         metadata={"help": "Sequences that make one optimizer step, whatever the number of devices: sets accumulation."},

@@ -22,7 +22,7 @@ from knowledge_circuits.records import Evaluation, shape
 def exponential_steps(cap: int) -> Iterator[int]:
     """The steps of the exponential schedule: gaps 1, 2, 2, 4, 4, 8, 8, ... until a gap would exceed `cap`, then `cap`.
 
-    With cap 32 these are 1, 3, 5, 9, 13, 21, 29, 45, 61, 93, 125, ...
+    With cap 16, as in the original, these are 1, 3, 5, 9, 13, 21, 29, 45, 61, 77, 93, ...
     """
     if cap < 1:
         raise InputError(f"--save_schedule_cap {cap}: a gap is at least one step")
