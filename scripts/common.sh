@@ -9,7 +9,7 @@
 #   DATA_DIR     folder of entities_<N> (data; outputs/data/seed_<SEED> if SEED is set)
 #   CIRCUIT_N    circuit prompts per group (300)
 #   CHECKPOINTS  checkpoints that predict, eap and circuit_eval read (those of the run)
-#   RATIOS       replay ratios of forget.sh (0 0.1 0.2 0.4 1)
+#   RATIOS       replay ratios of forget.sh (0 0.1 0.2 0.4 0.6 1)
 #   REPORT_TO    wandb (offline without a key), tensorboard or none
 #
 # A script passes its own arguments on to one program: train.sh and forget.sh to train.py, predict.sh to predict.py, eap.sh
@@ -19,7 +19,7 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-: "${N:=50000}" "${SEED:=0}" "${CIRCUIT_N:=300}" "${REPORT_TO:=wandb}" "${RATIOS:=0 0.1 0.2 0.4 1}"
+: "${N:=50000}" "${SEED:=0}" "${CIRCUIT_N:=300}" "${REPORT_TO:=wandb}" "${RATIOS:=0 0.1 0.2 0.4 0.6 1}"
 : "${PREDICTION_BATCH:=256}" "${GRAPH_FORMAT:=json.gz}"
 if [[ "$SEED" == 0 ]]; then
   : "${RUN:=default}" "${DATA_DIR:=data}"

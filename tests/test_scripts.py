@@ -150,7 +150,7 @@ def dry_run(tmp_path: Path) -> Callable[..., list[Command]]:
 
     def run_script(script: str, *arguments: str, gpus: int = 0, **variables: str) -> list[Command]:
         model = script.split("/")[0]
-        (tmp_path / "outputs" / "train" / model / "default" / "checkpoints" / "checkpoint-7").mkdir(parents=True)
+        (tmp_path / "outputs" / "train" / model / "default" / "checkpoints" / "checkpoint-7").mkdir(parents=True, exist_ok=True)
         environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "VENV": "none", "GPUS": str(gpus), **variables}
         subprocess.run(
             ["bash", str(tmp_path / "scripts" / script), *arguments],
@@ -219,6 +219,17 @@ def test_forgetting_trains_and_evaluates_at_every_ratio(model: str, dry_run: Cal
     last = f"outputs/train/{model}/default/checkpoints/checkpoint-7"
     assert [c.get("--circuit_from") for c in evaluations] == [None, [last]] * 2
     assert all(c["--source_frequency"] == ["low", "medium", "high"] for c in evaluations)
+
+
+def test_nano_forgets_at_a_tenth_of_its_learning_rate_in_all_bands(dry_run: Callable) -> None:
+    training = [c for c in dry_run("nano/train.sh") if c[""] == ["train.py"]]
+    commands = dry_run("nano/forget.sh")
+    forgetting = [c for c in commands if c[""] == ["train.py"]]
+    assert [c["--replay_ratio"] for c in forgetting] == [[ratio] for ratio in ("0", "0.1", "0.2", "0.4", "0.6", "1")]
+    rates = {float(c["--learning_rate"][-1]) for c in forgetting}
+    assert rates == {pytest.approx(float(training[-1]["--learning_rate"][-1]) / 10)}
+    bands = [c["--source_frequency"] for c in commands if "--source_frequency" in c]
+    assert bands and all(band == ["low", "medium", "high"] for band in bands)
 
 
 def test_a_circuit_of_smollm2_is_a_quarter_of_the_edges(dry_run: Callable) -> None:
