@@ -8,8 +8,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from knowledge_circuits.command_line import positive, run_program
-from knowledge_circuits.corpus.folder import DataFolder, data_parser
+from knowledge_circuits.corpus.folder import DataFolder, content_flags, data_parser
 from knowledge_circuits.corpus.other_corpora import read_texts
+from knowledge_circuits.manifest import FOLDER_MANIFEST, begin, fingerprint, finish
 from knowledge_circuits.models.shape import Shape
 
 
@@ -44,9 +45,13 @@ def main() -> None:
     else:
         texts = read_texts(folder.require(folder.prior, "prior_data_generation.py"))
         texts += read_texts(folder.require(folder.train, "text_data_generation.py"))
+    manifest = Path(arguments.output_dir) / FOLDER_MANIFEST
+    made_from = {**content_flags(vars(arguments)), "texts": fingerprint(texts)}
+    del made_from["tokenizer_file"]  # the texts say what was in it
+    begin(manifest, "checkpoint", made_from)
     tokenizer = train_tokenizer(texts, arguments.vocab_size, shape.positions)
     model = random_gpt2(tokenizer, shape, arguments.seed)
-    save_checkpoint(model, tokenizer, arguments.output_dir)
+    finish(manifest, "checkpoint", made_from, save_checkpoint(model, tokenizer, arguments.output_dir))
     folder.record("base_model_creation", vars(arguments))
     print(f"{len(tokenizer):,} tokens learned from {len(texts):,} texts")
     print(f"GPT-2 of {model.num_parameters():,} random parameters: {arguments.output_dir}")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from knowledge_circuits.command_line import choice, positive, run_program
-from knowledge_circuits.corpus.folder import DataFolder, data_parser
+from knowledge_circuits.corpus.folder import CIRCUIT_UNIT, DataFolder, data_parser, digests
 from knowledge_circuits.corpus.people import count_table, read_entities
 from knowledge_circuits.files import InputError, write_jsonl
-from knowledge_circuits.manifest import FOLDER_MANIFEST, Status, check, finish
+from knowledge_circuits.manifest import FOLDER_MANIFEST, Status, begin, check, finish, read_manifest
 from knowledge_circuits.study import RARE_LENGTH, TASKS, Attribute
 
 if TYPE_CHECKING:
@@ -44,24 +44,35 @@ def main() -> None:
 
     folder = DataFolder.of(arguments.data_dir, arguments.N)
     if arguments.untaught:
-        people = read_entities(folder.require(folder.untaught, "mirrored_data_generation.py"))
+        source = folder.require(folder.untaught, "mirrored_data_generation.py")
     else:
-        people = read_entities(folder.require(folder.test, "query_data_generation.py"))
+        source = folder.require(folder.test, "query_data_generation.py")
+    people = read_entities(source)
     tokenizer = load_tokenizer(arguments.model_name_or_path, arguments.trust_remote_code)
     unit = folder.circuit(arguments.circuit_n, arguments.model, arguments.task[0]).with_name(FOLDER_MANIFEST)
-    made_from = {"tokenizer": tokenizer_fingerprint(tokenizer)}
-    if check(unit, made_from).status is Status.OTHER and not arguments.overwrite:
+    tokenizer_only = {"tokenizer": tokenizer_fingerprint(tokenizer)}
+    if check(unit, tokenizer_only).status is Status.OTHER and not arguments.overwrite:
         raise InputError(
             f"{unit.parent}: the pairs there were made with another tokenizer; give another --model, or --overwrite"
         )
+    made_from = {
+        **tokenizer_only,
+        **{flag: getattr(arguments, flag) for flag in ("circuit_n", "seed", "rare_length", "untaught")},
+        "inputs": digests(unit.parent, [source]),
+    }
+    # Pairs of tasks that are not asked for stay in the manifest if they were made from the same.
+    earlier = read_manifest(unit) if check(unit, made_from).is_whole else None
+    files = {unit.with_name(name) for name in earlier.files} if earlier else set()
+    begin(unit, CIRCUIT_UNIT, made_from)
     for task in arguments.task:
         data = circuit_data(people, task, tokenizer, arguments.circuit_n, arguments.seed, arguments.rare_length)
         path = folder.circuit(arguments.circuit_n, arguments.model, task)
         write_jsonl(path, (pair.to_row() for pair in data.pairs))
+        files.add(path)
         print_summary(data, path)
     for length, count in data.rare_lengths.items():  # the same for every task
         print(f"dropped: {count} subject(s) of {length} tokens, a length that too few names have")
-    finish(unit, "circuit data", made_from, sorted(unit.parent.glob("*.jsonl")))
+    finish(unit, CIRCUIT_UNIT, made_from, files)
     folder.record(f"circuits_data_generation {arguments.model} {arguments.circuit_n}", vars(arguments))
 
 

@@ -33,14 +33,16 @@ def main() -> None:
     templates = load_templates(arguments.template_dir, arguments.templates)
     copies, seed = arguments.biographies_per_person, arguments.seed
     count = arguments.forget_people or arguments.N
-    for path, corpus in (
-        (folder.forget_new, forget_new_corpus(people, count, copies, pools, templates, seed)),
-        (folder.forget_conflict, forget_conflict_corpus(people, copies, pools, templates, seed)),
-        (folder.replay, replay_corpus(people, copies, templates, seed)),
-    ):
-        write_jsonl(path, (biography.to_row() for biography in corpus))
-        print(f"{len(corpus):,} biographies: {path}")
-    folder.record("forget_data_generation", vars(arguments), [folder.forget_new, folder.forget_conflict, folder.replay])
+    corpora = {
+        folder.forget_new: forget_new_corpus(people, count, copies, pools, templates, seed),
+        folder.forget_conflict: forget_conflict_corpus(people, copies, pools, templates, seed),
+        folder.replay: replay_corpus(people, copies, templates, seed),
+    }
+    read = [folder.new, folder.revised]
+    with folder.making("forget_data_generation", vars(arguments), list(corpora), read):
+        for path, corpus in corpora.items():
+            write_jsonl(path, (biography.to_row() for biography in corpus))
+            print(f"{len(corpus):,} biographies: {path}")
 
 
 if __name__ == "__main__":

@@ -67,23 +67,25 @@ def main() -> None:
 
     folder = DataFolder.of(arguments.data_dir, arguments.N)
     halves = {kind: [person for person in corpus.people if person.type is kind] for kind in KnowledgeType}
-    for path, people in (
-        (folder.new, halves[KnowledgeType.NEW]),
-        (folder.revised, halves[KnowledgeType.REVISED]),
-        (folder.test, corpus.people),
-        (folder.untaught, corpus.untaught),
-    ):
-        write_jsonl(path, (person.to_row() for person in people))
-    for path, texts in (
-        (folder.prior, corpus.past),
-        (folder.train, corpus.training),
-        (folder.validation, corpus.validation),
-        (folder.tokenizer_texts, corpus.tokenizer_texts),
-    ):
-        # A text alone: none of them tells all the facts that an evaluation of attributes asks for.
-        write_jsonl(path, ({"text": text.text} for text in texts))
-        print(f"{len(texts):,} texts: {path}")
-    folder.record("mirrored_data_generation", vars(arguments), first=True)
+    people = {
+        folder.new: halves[KnowledgeType.NEW],
+        folder.revised: halves[KnowledgeType.REVISED],
+        folder.test: corpus.people,
+        folder.untaught: corpus.untaught,
+    }
+    texts = {
+        folder.prior: corpus.past,
+        folder.train: corpus.training,
+        folder.validation: corpus.validation,
+        folder.tokenizer_texts: corpus.tokenizer_texts,
+    }
+    with folder.making("mirrored_data_generation", vars(arguments), [*people, *texts], first=True):
+        for path, persons in people.items():
+            write_jsonl(path, (person.to_row() for person in persons))
+        for path, lines in texts.items():
+            # A text alone: none of them tells all the facts that an evaluation of attributes asks for.
+            write_jsonl(path, ({"text": line.text} for line in lines))
+            print(f"{len(lines):,} texts: {path}")
     print(count_table(corpus.people))
 
 

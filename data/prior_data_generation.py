@@ -45,9 +45,10 @@ def main() -> None:
         arguments.held_out_people,
     )
     texts, held_out = prior_corpus(new, revised, pools, templates, sizes, arguments.seed)
-    write_jsonl(folder.prior, ({"text": text} for text in texts))
-    write_jsonl(folder.prior_held_out, ({"text": text} for text in held_out))
-    folder.record("prior_data_generation", vars(arguments), [folder.prior, folder.prior_held_out])
+    written, read = [folder.prior, folder.prior_held_out], [folder.new, folder.revised]
+    with folder.making("prior_data_generation", vars(arguments), written, read):
+        write_jsonl(folder.prior, ({"text": text} for text in texts))
+        write_jsonl(folder.prior_held_out, ({"text": text} for text in held_out))
     print(f"{len(texts):,} texts, {sizes.arithmetic_lines:,} of them sums: {folder.prior}")
     print(f"{len(held_out):,} held-out texts: {folder.prior_held_out}")
 

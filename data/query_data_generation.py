@@ -22,8 +22,8 @@ def main() -> None:
     folder = DataFolder.of(arguments.data_dir, arguments.N)
     new, revised = read_people_of(folder)
     sample = sample_test([*new, *revised], arguments.test_per_group, arguments.seed)
-    write_jsonl(folder.test, (person.to_row() for person in sample))
-    folder.record("query_data_generation", vars(arguments), [folder.test])
+    with folder.making("query_data_generation", vars(arguments), [folder.test], [folder.new, folder.revised]):
+        write_jsonl(folder.test, (person.to_row() for person in sample))
     print(count_table(sample))
     for type_ in KnowledgeType:
         for band in Band:

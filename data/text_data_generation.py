@@ -25,9 +25,10 @@ def main() -> None:
     templates = load_templates(arguments.template_dir, arguments.templates)
     biographies = training_corpus([*new, *revised], templates, arguments.seed)
     validation = sample_validation(biographies, arguments.validation_lines, arguments.seed)
-    write_jsonl(folder.train, (biography.to_row() for biography in biographies))
-    write_jsonl(folder.validation, (biography.to_row() for biography in validation))
-    folder.record("text_data_generation", vars(arguments), [folder.train, folder.validation])
+    written, read = [folder.train, folder.validation], [folder.new, folder.revised]
+    with folder.making("text_data_generation", vars(arguments), written, read):
+        write_jsonl(folder.train, (biography.to_row() for biography in biographies))
+        write_jsonl(folder.validation, (biography.to_row() for biography in validation))
     if len(validation) < arguments.validation_lines:
         print(f"validation: all {len(validation):,} lines, fewer than the {arguments.validation_lines:,} asked for")
     print(f"{len(biographies):,} biographies of {len(new) + len(revised):,} people: {folder.train}")

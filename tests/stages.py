@@ -52,6 +52,9 @@ STAGES = {
                 "data/circuits_data_generation.py --N 90 --circuit_n 6 --model tiny --model_name_or_path models/tiny"
                 " --rare_length 1",
                 "data/forget_data_generation.py --N 90 --forget_people 20",
+                "data/prior_data_generation.py --N 90 --background_people 5 --held_out_people 2 --arithmetic_lines 5",
+                "data/base_model_creation.py --N 90 --output_dir models/start --vocab_size 300 --n_layer 1 --n_head 2"
+                " --n_embd 8 --n_positions 64",
             ),
         ),
         Stage(

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from fault_matrix import cases, damages, sentence_of
 from safetensors.torch import load_file, save_file
 from test_training import KillAt, contents, data, flags, run_and_be_killed  # noqa: F401
 
+from knowledge_circuits.corpus.folder import DataFolder
 from knowledge_circuits.files import InputError
-from knowledge_circuits.manifest import locked
+from knowledge_circuits.manifest import finish, locked, read_manifest
 from knowledge_circuits.runs import Run
 from knowledge_circuits.training.arguments import parse_arguments
 from knowledge_circuits.training.run import Flags, train
@@ -176,6 +178,82 @@ def test_a_checkpoint_that_no_manifest_lists_is_not_overwritten(half_finished, t
     assert {name: before[name] for name in before if "lock" not in name} == {
         name: content for name, content in contents(folder).items() if "lock" not in name
     }
+
+
+def test_the_remedy_for_checkpoints_of_before_there_were_manifests_works(half_finished, tmp_path):
+    make, killed, _ = half_finished
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
+    for manifest in folder.rglob("manifest.json"):
+        manifest.unlink()
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="to start again: mv ") as refused:
+            train(make(output_dir=folder, overwrite_output_dir=overwrite))
+    subprocess.run(str(refused.value).split("to start again: ")[1], shell=True, check=True)
+    assert train(make(output_dir=folder, overwrite_output_dir=True, max_steps=3)).step == 3
+    assert (folder / "checkpoints.old/checkpoint-9/model.safetensors").exists()
+
+
+def test_a_limit_of_checkpoints_removes_only_what_a_manifest_lists(half_finished, tmp_path):
+    make, killed, _ = half_finished
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
+    checkpoints = folder / "checkpoints"
+    (checkpoints / "checkpoint-3/my_notes.txt").write_text("mine")
+    (checkpoints / "checkpoint-6.aside-1").mkdir()
+    (checkpoints / "checkpoint-6.aside-1/plan.md").write_text("mine too")
+    train(make(output_dir=folder, save_total_limit=1))
+    assert [checkpoint.step for checkpoint in Run(folder).checkpoints()] == [12]
+    assert (checkpoints / "checkpoint-3.aside-1/my_notes.txt").read_text() == "mine"
+    assert (checkpoints / "checkpoint-6.aside-1/plan.md").read_text() == "mine too"
+
+
+def test_resume_state_that_is_whole_but_of_another_kind_is_one_sentence(half_finished, tmp_path):
+    make, killed, _ = half_finished
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
+    newest = folder / "checkpoints/checkpoint-9"
+    for name, content in (("rng_state.pth", {}), ("optimizer.pt", {"state": 1}), ("trainer_state.json", None)):
+        copy = Path(shutil.copytree(newest, tmp_path / name))
+        if content is None:
+            state = json.loads((newest / name).read_text())
+            (newest / name).write_text(json.dumps({**state, "a_later_version_of_transformers": 1}))
+        else:
+            torch.save(content, newest / name)
+        manifest = read_manifest(newest / "manifest.json")
+        finish(newest / "manifest.json", manifest.unit, manifest.made_from, [newest / file for file in manifest.files])
+        with pytest.raises(InputError, match=r"checkpoint-9: training cannot load the state in it .*--overwrite"):
+            train(make(output_dir=folder))
+        shutil.rmtree(newest)
+        shutil.move(copy, newest)
+
+
+@pytest.fixture
+def generated(half_finished, data, tmp_path):  # noqa: F811
+    """A data folder with a manifest, and what makes flags of a run on it."""
+    make, _, _ = half_finished
+    folder = DataFolder(tmp_path / "data")
+    with folder.making("text_data_generation", {"N": 1}, [folder.train, folder.validation]):
+        shutil.copy(data / "train.jsonl", folder.train)
+        shutil.copy(data / "validation.jsonl", folder.validation)
+    files = {"train_file": folder.train, "validation_file": folder.validation}
+    return folder, lambda **changes: make(output_dir=tmp_path / "run", **files, **changes)
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "validation.jsonl"])
+def test_training_refuses_a_cut_or_exchanged_file(generated, name):
+    folder, make = generated
+    path = folder.path / name
+    lines = path.read_text().splitlines(keepends=True)
+    for content in (lines[:-1], [lines[1], lines[0], *lines[2:]]):
+        path.write_text("".join(content))
+        with pytest.raises(InputError, match=rf"{name}: has .* run data/text_data_generation.py again"):
+            train(make())
+
+
+def test_training_refuses_a_start_whose_weights_were_exchanged(half_finished, tmp_path):
+    make, _, whole = half_finished
+    start = Path(shutil.copytree(whole.path / "checkpoints/checkpoint-12", tmp_path / "start"))
+    shutil.copy(whole.path / "checkpoints/checkpoint-9/model.safetensors", start)
+    with pytest.raises(InputError, match=r"start: model.safetensors has other content .* start from another"):
+        train(make(output_dir=tmp_path / "run", model_name_or_path=start))
 
 
 def test_the_matrix_knows_each_kind_of_file(tmp_path):

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from knowledge_circuits.corpus.folder import DataFolder, add_pool_arguments, add_template_argument, data_parser
+from knowledge_circuits.corpus.folder import (
+    DataFolder,
+    add_pool_arguments,
+    add_template_argument,
+    data_parser,
+    whole_file,
+)
 from knowledge_circuits.files import InputError, read_json
 from knowledge_circuits.study import Attribute
+from knowledge_circuits.training.data import data_configuration
 
 PROGRAMS = sorted((Path(__file__).resolve().parents[1] / "data").glob("*.py"))
 
@@ -37,14 +44,57 @@ def test_other_people_make_the_record_of_texts_about_the_former_ones_go(tmp_path
     assert read_json(folder.config) == {"N": 60, "seed": 8, "people": {"N": 60, "seed": 8}}
 
 
-def test_a_file_that_was_cut_since_it_was_written_is_refused(tmp_path: Path) -> None:
+@pytest.fixture
+def texts(tmp_path: Path) -> DataFolder:
+    """A folder with people, and texts made from them."""
     folder = DataFolder(tmp_path)
-    folder.train.write_text("{}\n{}\n")
-    folder.record("text_data_generation", {"N": 60, "seed": 7}, [folder.train])
+    with folder.making("datapoint_generation", {"N": 60, "seed": 7}, [folder.new], first=True):
+        folder.new.write_text("[]\n")
+    with folder.making("text_data_generation", {"N": 60, "seed": 7}, [folder.train], [folder.new]):
+        folder.train.write_text("{}\n{}\n")
+    return folder
+
+
+def test_a_file_that_was_cut_since_it_was_written_is_refused(texts: DataFolder) -> None:
+    folder = texts
     assert folder.require(folder.train, "text_data_generation.py") == folder.train
     folder.train.write_text("{}\n")
-    with pytest.raises(InputError, match=r"train.jsonl has 3 bytes, not 6; run data/text_data_generation.py again"):
+    with pytest.raises(InputError, match=r"train.jsonl: has 3 bytes, not 6; run data/text_data_generation.py again"):
         folder.require(folder.train, "text_data_generation.py")
+
+
+def test_a_file_that_was_exchanged_for_one_of_the_same_size_is_refused(texts: DataFolder) -> None:
+    texts.train.write_text("{}\n[]\n")
+    with pytest.raises(InputError, match=r"other content .* or remove text_data_generation_manifest.json if you"):
+        whole_file(texts.train)
+    (texts.path / "text_data_generation_manifest.json").unlink()
+    assert whole_file(texts.train) == texts.train
+
+
+def test_texts_about_other_people_are_refused(texts: DataFolder) -> None:
+    with texts.making("datapoint_generation", {"N": 60, "seed": 8}, [texts.new], first=True):
+        texts.new.write_text("{}\n")
+    with pytest.raises(InputError, match=r"train.jsonl: was made from another new.jsonl; run data/text_data_gener"):
+        whole_file(texts.train)
+
+
+def test_files_of_an_interrupted_program_are_refused_until_it_has_run_again(texts: DataFolder) -> None:
+    with pytest.raises(KeyboardInterrupt), texts.making("text_data_generation", {"N": 60, "seed": 8}, [texts.train]):
+        texts.train.write_text("{}\n")
+        raise KeyboardInterrupt
+    with pytest.raises(InputError, match=r"interrupted; run data/text_data_generation.py again"):
+        texts.require(texts.train, "text_data_generation.py")
+    assert texts.require(texts.new, "datapoint_generation.py")
+    with texts.making("text_data_generation", {"N": 60, "seed": 8}, [texts.train]):
+        texts.train.write_text("{}\n")
+    assert texts.require(texts.train, "text_data_generation.py")
+
+
+@pytest.mark.parametrize("content", ['{"N": "many"}', '{"texts": 3}', '{"N": 1', '{"seed": -1}'])
+def test_a_record_of_other_types_is_one_sentence(texts: DataFolder, content: str) -> None:
+    texts.config.write_text(content)
+    with pytest.raises(InputError, match=r"data_config\.json"):
+        data_configuration(str(texts.train))
 
 
 def test_a_missing_file_names_the_program_that_writes_it(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from types import ModuleType
 
 import pytest
 
+from knowledge_circuits.corpus.people import read_people
+from knowledge_circuits.files import InputError
 from knowledge_circuits.study import Attribute
 
 DATA = Path(__file__).parents[1] / "data"
@@ -193,3 +195,18 @@ def test_the_program_makes_people_json_again_byte_for_byte(tmp_path: Path) -> No
 def test_wordnets_notice_goes_with_the_names() -> None:
     notice = (POOL / "WORDNET_LICENSE.txt").read_text(encoding="utf-8")
     assert "Princeton University" in notice and "Permission to use, copy, modify and distribute" in notice
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("id,name\n1,Ada Lovelace\n2,Al\0an Turing\n", "NUL bytes"),
+        ("id,name,article\n1,Ada Lovelace,x\n2,Alan Tur", "line 3: fewer fields .* was the file cut"),
+        ('id,name\n1,"Ada Lovel', "not valid CSV"),
+    ],
+)
+def test_a_damaged_list_of_people_is_refused(tmp_path: Path, content: str, reason: str) -> None:
+    path = tmp_path / "people.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=rf"people.csv.*{reason}"):
+        read_people(path)

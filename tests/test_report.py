@@ -19,9 +19,10 @@ from knowledge_circuits.analysis import components
 from knowledge_circuits.analysis.dynamics import fact_history, read_dynamics
 from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError, write_json, write_jsonl
+from knowledge_circuits.manifest import Status, check, finish
 from knowledge_circuits.report.comparison import comparison_html, spread, summarize, write_comparison
-from knowledge_circuits.report.material import Material, read_material
-from knowledge_circuits.report.page import configuration, report_html
+from knowledge_circuits.report.material import Material, made_from, read_material
+from knowledge_circuits.report.page import configuration, manifest_of_report, report_html, write_report
 from knowledge_circuits.run_config import RunConfig
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, KnowledgeType, groups
@@ -274,6 +275,33 @@ def test_a_folder_that_is_no_run_is_answered_with_one_sentence(
         run_program(report.main)
     assert ended.value.code == 1
     assert "not a run" in capsys.readouterr().err
+
+
+@pytest.fixture
+def own_run(bare_run: Run, tmp_path: Path) -> Run:
+    """A copy of the bare run that a test may change."""
+    return Run(Path(shutil.copytree(bare_run.path, tmp_path / "run")))
+
+
+def test_the_manifest_of_a_page_is_whole_until_a_file_changes_that_the_page_is_made_from(own_run: Run) -> None:
+    write_report(own_run)
+    place = manifest_of_report(own_run)
+    assert check(place, made_from(own_run), [own_run.report], verify=True).is_whole
+    own_run.evaluations.write_text("")
+    assert check(place, made_from(own_run)).status is Status.OTHER
+
+
+def test_a_page_is_not_made_from_a_result_that_was_cut(own_run: Run) -> None:
+    results = own_run.checkpoints()[0].predictions
+    results.write_text("{}\n{}\n")
+    manifest = results.with_name("prediction_manifest.json")
+    finish(manifest, "predictions", {}, [results])
+    results.write_text("")
+    with pytest.raises(InputError, match=r"prediction.jsonl: has other content .* or remove prediction_m"):
+        write_report(own_run)
+    results.unlink()
+    with pytest.raises(InputError, match=r"prediction.jsonl: is missing"):
+        write_report(own_run)
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

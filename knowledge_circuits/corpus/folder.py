@@ -9,25 +9,56 @@ data/entities_<N>/
     prior.jsonl  prior_held_out.jsonl        nano's past                     prior_data_generation.py
     untaught.jsonl  tokenizer.jsonl          of a mirrored set               mirrored_data_generation.py
     data_config.json                         N, seed, and the flags of every program that wrote here
+    <program>_manifest.json                  what the program wrote, from which flags and inputs
+
+A file counts as the program left it if a finished manifest beside it says so (`whole_file`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from knowledge_circuits.command_line import HelpFormatter, natural, positive
-from knowledge_circuits.files import InputError, read_json, write_json
-from knowledge_circuits.manifest import MANIFEST_ENDING, Status, check, finish
+from knowledge_circuits.files import InputError, write_json
+from knowledge_circuits.manifest import MANIFEST_ENDING, FileRecord, Manifest, begin, finish, read_manifest
 from knowledge_circuits.paths import SELECTION_POOL, TEMPLATES, check_name, shown
+from knowledge_circuits.records import RECORD, Count, shape
 from knowledge_circuits.study import Attribute
 
 #: What a program's flags are not: part of the content.
 _PLACES = ("data_dir", "output_dir", "overwrite")
+
+#: The kinds of unit in the manifests of data programs.
+UNIT = "data"
+CIRCUIT_UNIT = "circuit data"
+
+
+class DataConfig(BaseModel):
+    """The content of data_config.json; further keys are programs, with their flags."""
+
+    model_config = RECORD
+    __pydantic_extra__: dict[str, dict[str, Any]]
+
+    N: Count | None = None
+    seed: Count | None = None
+
+
+def read_data_config(path: Path) -> dict[str, Any]:
+    """Read a data_config.json; an empty object where there is none.
+
+    Raises:
+        InputError: with the file, the key and the reason.
+    """
+    return shape(DataConfig).file(path).model_dump(exclude_unset=True) if path.exists() else {}
 
 
 @dataclass(frozen=True)
@@ -99,46 +130,113 @@ class DataFolder:
         return self.path / f"circuit_{circuit_n}" / model / f"{task}.jsonl"
 
     def require(self, path: Path, program: str) -> Path:
-        """Return `path` if it is there and as the program wrote it.
+        """Return `path` if it is there and as a program wrote it.
 
         Raises:
-            InputError: it is missing, or a file of that program has another size; the message names the program.
+            InputError: it is missing, or not as `whole_file` wants it; the message names the program.
         """
         if not path.is_file():
             raise InputError(f"{path}: no such file; run data/{program} with the same --N and --data_dir first")
-        manifest = self.manifest(program.removesuffix(".py"))
-        state = check(manifest)
-        if state.status is Status.DAMAGED:
-            raise InputError(
-                f"{path.parent}: {state.detail}; run data/{program} again, or remove {manifest.name} if you changed "
-                "the file on purpose"
-            )
-        return path
+        return whole_file(path)
 
     def manifest(self, program: str) -> Path:
         """Return the manifest of what a program wrote into this folder."""
         return self.path / f"{program}_{MANIFEST_ENDING}"
 
-    def record(self, program: str, flags: Mapping[str, Any], files: Sequence[Path] = (), first: bool = False) -> None:
-        """Put a program's flags into data_config.json, beside those of the others, and write the files' manifest last.
+    def record(self, program: str, flags: Mapping[str, Any], first: bool = False) -> None:
+        """Put a program's flags into data_config.json, beside those of the others.
 
         Args:
             program: the program's name, under which its flags stand.
             flags: N, seed and everything else that the content depends on; values that are not JSON become text.
-            files: what the program wrote into this folder.
             first: the program makes the people, whose N and seed stand at the top; what other programs recorded goes
                 if these flags differ from the recorded ones, because it was made from other people.
         """
-        flags = {key: value for key, value in flags.items() if key not in _PLACES}
-        flags = json.loads(json.dumps(flags, default=str))
-        config: dict[str, Any] = read_json(self.config) if self.config.is_file() else {}
-        if not isinstance(config, dict):
-            raise InputError(f"{self.config}: a JSON object is wanted; remove the file and generate the data again")
+        flags = content_flags(flags)
+        config = read_data_config(self.config)
         if first and config.get(program) != flags:
             config = {"N": flags.get("N"), "seed": flags.get("seed")}
         write_json(self.config, {**config, program: flags})
-        if files:
-            finish(self.manifest(program), "data", flags, files)
+
+    @contextmanager
+    def making(
+        self,
+        program: str,
+        flags: Mapping[str, Any],
+        files: Sequence[Path],
+        inputs: Sequence[Path] = (),
+        first: bool = False,
+    ) -> Iterator[None]:
+        """Enclose the writing of a program's files: an unfinished manifest before, then the record and the manifest.
+
+        Args:
+            program, flags, first: see `record`.
+            files: what the program writes into this folder.
+            inputs: files of this folder that it read.
+        """
+        read_data_config(self.config)  # refuse a damaged one before anything is written
+        manifest = self.path / f"{program}_{MANIFEST_ENDING}"
+        made_from = {**content_flags(flags), "inputs": digests(self.path, inputs)}
+        begin(manifest, UNIT, made_from)
+        yield
+        self.record(program, flags, first)
+        finish(manifest, UNIT, made_from, files)
+
+
+def content_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags on which the content of a program's files depends, as JSON values."""
+    chosen = {key: value for key, value in flags.items() if key not in _PLACES}
+    content: dict[str, Any] = json.loads(json.dumps(chosen, default=str))
+    return content
+
+
+def digests(folder: Path, files: Sequence[Path]) -> dict[str, str]:
+    """Return the SHA-256 digests of files, by their path relative to the folder of the manifest that they go into."""
+    return {os.path.relpath(path, folder): FileRecord.of(path).sha256 for path in files}
+
+
+def whole_file(name: str | Path) -> Path:
+    """Return the path of a file that is, byte for byte, as a manifest beside it says, or that none lists.
+
+    Raises:
+        InputError: the file, or what it was made from, has changed since, or the program that makes it was interrupted.
+    """
+    path, faults = Path(name), []
+    if not path.is_file():
+        return path  # whoever reads it says so
+    for place in sorted(path.parent.glob(f"*{MANIFEST_ENDING}")):
+        manifest = read_manifest(place)
+        if manifest is None or manifest.unit not in (UNIT, CIRCUIT_UNIT):
+            continue
+        fault = _fault(path, manifest)
+        if fault == "" and path.name in manifest.files:
+            return path
+        if fault:
+            program = place.name.removesuffix(f"_{MANIFEST_ENDING}").removesuffix(MANIFEST_ENDING)
+            remedy = f"run data/{program or 'circuits_data_generation'}.py again"
+            faults.append(f"{path}: {fault}; {remedy}, or remove {place.name} if you changed the file on purpose")
+    if faults:
+        raise InputError(faults[0])
+    return path
+
+
+def _fault(path: Path, manifest: Manifest) -> str:
+    """Say what a manifest has against a file; an empty text if nothing."""
+    record = manifest.files.get(path.name)
+    if not manifest.finished:
+        return "the program that writes it was interrupted"
+    if record is None:
+        return ""
+    if (size := path.stat().st_size) != record.bytes:
+        return f"has {size:,} bytes, not {record.bytes:,}"
+    if FileRecord.of(path).sha256 != record.sha256:
+        return "has other content than when it was written"
+    inputs = manifest.made_from.get("inputs")
+    for name, digest in inputs.items() if isinstance(inputs, dict) else ():
+        source = path.parent / name
+        if source.is_file() and FileRecord.of(source).sha256 != digest:
+            return f"was made from another {name}"
+    return ""
 
 
 def data_parser(description: str | None) -> argparse.ArgumentParser:

@@ -230,7 +230,11 @@ def read_people(path: str | Path) -> tuple[str, ...]:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         if "name" not in (reader.fieldnames or []):
             raise InputError(f"{path}: no column `name` in its first line")
-        names = [" ".join((row["name"] or "").split()) for row in reader]
+        names = []
+        for row in reader:
+            if None in row.values():
+                raise InputError(f"{path}, line {reader.line_num}: fewer fields than the first line; was the file cut?")
+            names.append(" ".join(row["name"].split()))
     except csv.Error as error:
         raise InputError(f"{path}: not valid CSV ({error})") from None
     finally:

@@ -82,8 +82,8 @@ def random_gpt2(tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int) -> 
         return GPT2LMHeadModel(config)
 
 
-def save_checkpoint(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
-    """Write a checkpoint folder; config.json, which makes it one, takes its name last."""
+def save_checkpoint(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> list[Path]:
+    """Write a checkpoint folder and return its files; config.json, which makes it one, takes its name last."""
     folder = Path(folder)
     partial = folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process
@@ -91,7 +91,10 @@ def save_checkpoint(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, 
     try:
         tokenizer.save_pretrained(partial)
         model.save_pretrained(partial)
+        files = []
         for path in sorted(partial.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
             os.replace(path, folder / path.name)
+            files.append(folder / path.name)
+        return files
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -6,7 +6,10 @@ Circuits are read one at a time; what stays of each is its membership row and th
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,9 +17,20 @@ from knowledge_circuits.analysis import tables
 from knowledge_circuits.analysis.components import Components, analyse_run
 from knowledge_circuits.analysis.dynamics import Dynamics, read_dynamics
 from knowledge_circuits.analysis.findings import Finding, describe
+from knowledge_circuits.files import InputError, read_bytes
+from knowledge_circuits.manifest import MANIFEST_ENDING, FileRecord, fingerprint, read_manifest
 from knowledge_circuits.report.circuit_browser import CircuitBrowser
 from knowledge_circuits.run_config import RunConfig, read_run_config
 from knowledge_circuits.runs import Run
+
+#: Files outside the folders of circuits and of the analysis that a report is made from.
+_RECORDS = (
+    "run_config.json",
+    "evaluations.jsonl",
+    "knowledge_dynamics.jsonl",
+    "trainer_state.json",
+    "prediction.jsonl",
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,50 @@ def read_material(run: Run) -> Material:
         components=_components(run, setting),
         dynamics=read_dynamics(run.knowledge_dynamics) if run.knowledge_dynamics.exists() else None,
     )
+
+
+def made_from(run: Run) -> dict[str, str]:
+    """Return what the run's page depends on: its name, and a fingerprint of the files that it is read from.
+
+    Raises:
+        InputError: a manifest lists a file that is missing or has other content now; a page must not be made from it.
+    """
+    digests: dict[Path, str] = {}
+    for path in sorted(run.path.rglob("*")):
+        if path.is_file() and _is_read(path.relative_to(run.path)):
+            digests[path] = FileRecord.of(path).sha256
+    for place in sorted(run.path.rglob(f"*{MANIFEST_ENDING}")):
+        if any(part.startswith(".") or ".aside-" in part for part in place.relative_to(run.path).parts):
+            continue
+        manifest = read_manifest(place)
+        for name, record in manifest.files.items() if manifest and manifest.finished else ():
+            path = place.parent / name
+            if _is_read(path.relative_to(run.path)) and digests.get(path) != record.sha256:
+                fault = "has other content than when it was written" if path in digests else "is missing"
+                raise InputError(
+                    f"{path}: {fault}; run the program that makes it again with --verify, or remove {place.name} if "
+                    "you changed it on purpose"
+                )
+        records = manifest.made_from.get("records") if manifest else None
+        for name, written in records.items() if isinstance(records, dict) else ():
+            _check_beginning(run.path / name, written, place.parent.name)
+    names = {path.relative_to(run.path).as_posix(): digest for path, digest in digests.items()}
+    return {"name": tables.run_name(run), "files": fingerprint(names)}
+
+
+def _check_beginning(path: Path, written: Any, checkpoint: str) -> None:
+    """Refuse a record of the run that no longer begins as it did when a checkpoint was saved."""
+    content = read_bytes(path)[: int(written["bytes"])]
+    if hashlib.sha256(content).hexdigest() != written["sha256"]:
+        raise InputError(f"{path}: other content than when {checkpoint} was saved; restore the file")
+
+
+def _is_read(name: Path) -> bool:
+    """Return whether a report may be made from the file of this name in a run's folder."""
+    if name.name.endswith(MANIFEST_ENDING) or any(part.startswith(".") or ".aside-" in part for part in name.parts):
+        return False
+    folders = ("analysis", *(part for part in name.parts if part.startswith("circuit_")))
+    return name.name in _RECORDS or any(part in folders for part in name.parts[:-1])
 
 
 def _components(run: Run, setting: tables.Setting | None) -> Components | None:

@@ -20,10 +20,11 @@ from markupsafe import Markup, escape
 from knowledge_circuits.analysis import tables
 from knowledge_circuits.figures.vector import color_rules
 from knowledge_circuits.files import atomic_write
+from knowledge_circuits.manifest import MANIFEST_ENDING, begin, finish
 from knowledge_circuits.report import circuit_evaluation, components, learning, topology
 from knowledge_circuits.report.dynamics import dynamics_section
 from knowledge_circuits.report.findings import card, findings_figures
-from knowledge_circuits.report.material import Material, read_material
+from knowledge_circuits.report.material import Material, made_from, read_material
 from knowledge_circuits.report.section import draw_sections
 from knowledge_circuits.run_config import RunConfig
 from knowledge_circuits.runs import Run
@@ -40,12 +41,29 @@ def write_report(run: Run, output: Path | None = None) -> Path:
 
     Args:
         run: the run; parts that it lacks are said on the page.
-        output: where to; None means report.html in the run's folder.
+        output: where to; None means report.html in the run's folder, with a manifest.
 
     Returns:
         The page's path.
+
+    Raises:
+        InputError: a file is not as its manifest says, or cannot be read.
     """
-    return write_page(output or run.report, report_html(read_material(run)))
+    made_from(run)  # refuses damaged files before they are read
+    material = read_material(run)
+    if output is not None:
+        return write_page(output, report_html(material))
+    inputs = made_from(run)  # the analysis of heads may have added files
+    manifest = manifest_of_report(run)
+    begin(manifest, "report", inputs)
+    page = write_page(run.report, report_html(material))
+    finish(manifest, "report", inputs, [page])
+    return page
+
+
+def manifest_of_report(run: Run) -> Path:
+    """Return where the manifest of a run's page lies."""
+    return run.report.with_name(f"report_{MANIFEST_ENDING}")
 
 
 def report_html(material: Material) -> str:

@@ -174,7 +174,7 @@ def newest_to_go_on_from(run: Run, settings: str, main: bool) -> Path | None:
     if check(newest / FOLDER_MANIFEST, beside=[newest / "config.json"]).status is Status.UNKNOWN:
         if is_finished(newest):
             return newest
-        raise InputError(f"{newest}: has no manifest, so nothing tells whether it is whole; {REMEDY}")
+        raise InputError(f"{newest}: has no manifest, so nothing tells whether it is whole; {_move_away(run)}")
     wrong = fault(run, newest, settings, verify=False)
     if not wrong and is_finished(newest):
         return newest
@@ -206,6 +206,13 @@ def trainer_state(checkpoint: Path) -> TrainerStateFile:
     return shape(TrainerStateFile).file(path) if path.exists() else TrainerStateFile()
 
 
+def remove_oldest(run: Run, limit: int) -> None:
+    """Remove checkpoints but the newest `limit`, as --save_total_limit asks; one without a manifest stays."""
+    for folder in saved_checkpoints(run)[:-limit]:
+        if (folder / FOLDER_MANIFEST).exists():
+            _remove_checkpoint(folder)
+
+
 def remove_checkpoints(run: Run) -> None:
     """Remove the checkpoints of a run and what was computed in them, as far as manifests list it.
 
@@ -216,16 +223,25 @@ def remove_checkpoints(run: Run) -> None:
     unknown = [folder for folder in folders if any(folder.iterdir()) and not (folder / FOLDER_MANIFEST).exists()]
     if unknown:
         raise InputError(
-            f"{unknown[0]}: no manifest lists its files, so --overwrite_output_dir does not remove them; remove the "
-            "folder yourself or give another --run"
+            f"{unknown[0]}: no manifest lists its files (an older version or another program made them), so "
+            f"--overwrite_output_dir does not remove them; {_move_away(run)}"
         )
     for folder in folders:
-        # The checkpoint's own manifest goes last: without it, a folder of which a part is left would be nobody's.
-        for path in sorted(folder.rglob(f"*{MANIFEST_ENDING}"), key=lambda path: path == folder / FOLDER_MANIFEST):
-            _remove_listed(path)
-        _prune(folder)
-        if folder.exists():
-            set_aside(folder)
+        _remove_checkpoint(folder)
+
+
+def _move_away(run: Run) -> str:
+    return f"to start again: mv {run.checkpoints_folder} {run.checkpoints_folder}.old"
+
+
+def _remove_checkpoint(folder: Path) -> None:
+    """Remove what the manifests in a checkpoint's folder list; if anything else is there, rename the folder."""
+    # The checkpoint's own manifest goes last: without it, a folder of which a part is left would be nobody's.
+    for path in sorted(folder.rglob(f"*{MANIFEST_ENDING}"), key=lambda path: path == folder / FOLDER_MANIFEST):
+        _remove_listed(path)
+    _prune(folder)
+    if folder.exists():
+        set_aside(folder)
 
 
 def _remove_listed(path: Path) -> None:

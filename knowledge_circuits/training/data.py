@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from knowledge_circuits.files import InputError, read_json
+from knowledge_circuits.corpus.folder import read_data_config
+from knowledge_circuits.files import InputError
 from knowledge_circuits.training.arguments import DataArguments
 from knowledge_circuits.training.documents import Document, hub_documents, read_documents, split_off_validation
 from knowledge_circuits.training.packing import (
@@ -178,11 +179,7 @@ def data_configuration(train_file: str | None) -> dict[str, Any]:
     """How the data were generated, from the data_config.json beside a training file; empty where there is none."""
     if train_file is None:
         return {}
-    path = Path(train_file).parent / "data_config.json"
-    if not path.exists():
-        return {}
-    content = read_json(path)
-    return content if isinstance(content, dict) else {}
+    return read_data_config(Path(train_file).parent / "data_config.json")
 
 
 class TrainingBlocks(Dataset[dict[str, np.ndarray]]):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from knowledge_circuits.corpus.folder import whole_file
 from knowledge_circuits.files import InputError, first_line, parse_json, read_jsonl, read_text
 
 Document = dict[str, Any]
@@ -35,9 +36,10 @@ def read_documents(path: str | Path, text_column: str | None = None) -> list[Doc
         One object per document, each with a non-empty string under "text" and whatever else its line said.
 
     Raises:
-        InputError: the file, the line or the document, and what is wrong with it.
+        InputError: the file, the line or the document, and what is wrong with it; or a manifest says that it was cut
+            or exchanged.
     """
-    path = Path(path)
+    path = whole_file(path)
     readers = {".jsonl": read_jsonl, ".json": _read_json, ".csv": _read_csv, ".txt": _read_lines}
     if path.suffix not in readers:
         raise InputError(f"{path}: training files end in {', '.join(SUFFIXES)}, not {path.suffix or 'nothing'!r}")

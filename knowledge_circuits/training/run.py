@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
@@ -74,7 +75,7 @@ from knowledge_circuits.training.starting_model import (
     training_model,
     training_tokenizer,
 )
-from knowledge_circuits.training.trainer import CheckpointTrainer
+from knowledge_circuits.training.trainer import CheckpointTrainer, loading
 
 #: Training flags that decide the weights: a run cannot go on under other values.
 RECIPE = (
@@ -179,6 +180,9 @@ def _train(
         trainer.save_start()
     # The Trainer would evaluate again whenever it goes on, so this belongs to a fresh start only.
     arguments.eval_on_start = resumed is None and data.evaluation is not None and arguments.eval_strategy != "no"
+    if resumed is not None:
+        with loading(str(resumed)):
+            TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     step = trainer.state.global_step
     trainer.end()

@@ -15,9 +15,11 @@ from transformers import (
 )
 
 from knowledge_circuits.files import InputError, first_line
+from knowledge_circuits.manifest import FOLDER_MANIFEST, check, read_manifest
 from knowledge_circuits.models.loading import DTYPES, load_model
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.training.arguments import ModelArguments
+from knowledge_circuits.training.checkpoints import UNIT
 
 
 def training_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
@@ -50,6 +52,7 @@ def training_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase
         raise InputError(f"--dtype {arguments.dtype!r} is not one of: {', '.join(DTYPES)}")
     if arguments.model_name_or_path is None:
         return _from_scratch(arguments, tokenizer, seed)
+    check_start(Path(arguments.model_name_or_path))
     model = load_model(
         arguments.model_name_or_path,
         dtype=DTYPES[arguments.dtype],
@@ -63,6 +66,25 @@ def training_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase
             f"{arguments.model_name_or_path!r} only {model.get_input_embeddings().weight.shape[0]}; use the model's own"
         )
     return model
+
+
+def check_start(folder: Path) -> None:
+    """Refuse a checkpoint folder whose files are not as its manifest says, byte for byte; other models pass.
+
+    Raises:
+        InputError: with the file, or that the program that makes it was interrupted.
+    """
+    try:
+        manifest = read_manifest(folder / FOLDER_MANIFEST)
+    except InputError:
+        manifest = None  # of another program, or damaged: the weights are checked where they are loaded
+    if manifest is not None and manifest.unit == UNIT:
+        state = check(folder / FOLDER_MANIFEST, verify=True)
+        if not state.is_whole:
+            raise InputError(
+                f"{folder}: {state.detail}; make it again or start from another checkpoint, or remove "
+                f"{FOLDER_MANIFEST} if you changed it on purpose"
+            )
 
 
 def _from_scratch(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:

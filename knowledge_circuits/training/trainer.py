@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,18 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import EvalPrediction, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import rotate_checkpoints
 
-from knowledge_circuits.files import InputError
+from knowledge_circuits.files import InputError, first_line
 from knowledge_circuits.manifest import FOLDER_MANIFEST, check
 from knowledge_circuits.models.loading import check_weights
 from knowledge_circuits.runs import Run
-from knowledge_circuits.training.checkpoints import complete, drop_older_resume_state, staging_folder
+from knowledge_circuits.training.checkpoints import (
+    REMEDY,
+    complete,
+    drop_older_resume_state,
+    remove_oldest,
+    staging_folder,
+)
 from knowledge_circuits.training.data import IGNORED
 from knowledge_circuits.training.packing import TYPE_CODES
 
@@ -81,6 +88,18 @@ class CheckpointTrainer(Trainer):
         entry = self.state.log_history[-1]
         self.state.log_history[-1] = {key: value for key, value in entry.items() if not key.endswith(_SPEED)}
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with loading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)
         config = model.config
@@ -114,7 +133,7 @@ class CheckpointTrainer(Trainer):
         if self.is_world_process_zero():
             drop_older_resume_state(self.run)
             if self.args.save_total_limit:
-                rotate_checkpoints(str(self.run.checkpoints_folder), self.args.save_total_limit, use_mtime=False)
+                remove_oldest(self.run, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def save_start(self) -> None:
@@ -130,6 +149,22 @@ class CheckpointTrainer(Trainer):
                 shutil.rmtree(staging.parent, ignore_errors=True)
                 raise unwritable(final, error) from error
         self.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def loading(checkpoint: str | None) -> Iterator[None]:
+    """Turn whatever the libraries raise while they load a checkpoint's state into one sentence.
+
+    The files agree with their manifest; they may still be those of other library versions or of another number of
+    processes.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{checkpoint}: training cannot load the state in it ({reason}); {REMEDY}") from error
 
 
 def unwritable(path: Path, error: Exception) -> InputError | OSError:
