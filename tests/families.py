@@ -17,16 +17,31 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
+    GPTJConfig,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    OlmoConfig,
+    OPTConfig,
+    Phi3Config,
     PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    StableLmConfig,
+    T5Config,
 )
 
 VOCABULARY = 90
@@ -129,6 +144,77 @@ def _gpt_neox(parallel: bool) -> PreTrainedConfig:
     )
 
 
+_TWO_LAYERS = {**_ROTARY, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+
+
+def _gemma() -> PreTrainedConfig:
+    return GemmaConfig(**_TWO_LAYERS, num_key_value_heads=2, head_dim=10)
+
+
+def _gemma2() -> PreTrainedConfig:
+    # Caps so low that scores and logits reach them.
+    return Gemma2Config(
+        **_TWO_LAYERS,
+        num_key_value_heads=2,
+        head_dim=10,
+        query_pre_attn_scalar=7,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        sliding_window=POSITIONS,
+    )
+
+
+def _gemma3() -> PreTrainedConfig:
+    return Gemma3TextConfig(
+        **{**_TWO_LAYERS, "num_hidden_layers": 3},
+        num_key_value_heads=2,
+        head_dim=10,
+        query_pre_attn_scalar=7,
+        sliding_window=POSITIONS,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    )
+
+
+def _olmo2() -> PreTrainedConfig:
+    return Olmo2Config(**_TWO_LAYERS, num_key_value_heads=2)
+
+
+def _gptj() -> PreTrainedConfig:
+    return GPTJConfig(**_COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS, rotary_dim=4)
+
+
+def _opt() -> PreTrainedConfig:
+    return OPTConfig(
+        **_COMMON,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=56,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=POSITIONS,
+        pad_token_id=1,
+    )
+
+
+def _falcon(**variant: Any) -> PreTrainedConfig:
+    """Falcon 7B's form: one key/value head, one norm for attention and MLP."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "ffn_hidden_size": 56}
+    return FalconConfig(**{**_ROTARY, **sizes, "multi_query": True, "parallel_attn": True, "alibi": False, **variant})
+
+
+def _stablelm() -> PreTrainedConfig:
+    return StableLmConfig(
+        **_TWO_LAYERS,
+        num_key_value_heads=2,
+        use_qkv_bias=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    )
+
+
 #: Every family that the engine claims to support, by a name for test ids.
 FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt2": _gpt2,
@@ -141,7 +227,67 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "phi": _phi,
     "gpt-neox": lambda: _gpt_neox(True),
     "gpt-neox-sequential": lambda: _gpt_neox(False),
+    "gemma": _gemma,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "olmo": lambda: OlmoConfig(**_TWO_LAYERS, num_key_value_heads=2),
+    "olmo2": _olmo2,
+    "phi3": lambda: Phi3Config(**_TWO_LAYERS, num_key_value_heads=2),
+    "gptj": _gptj,
+    "opt": _opt,
+    "falcon": _falcon,
+    "stablelm": _stablelm,
 }
+
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8}
+
+#: Architectures that the engine refuses, by what they are, with a part of the reason that it states.
+REFUSED: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
+    "encoder-decoder (T5)": (T5Config, "encoder-decoder"),
+    "mixture of experts (Mixtral)": (MixtralConfig, "mixture of experts"),
+    "Granite": (lambda: GraniteConfig(residual_multiplier=0.5), "scales its residual stream"),
+    "Phi with query/key layer norm": (
+        lambda: PhiConfig(qk_layernorm=True),
+        "normalizes queries and keys with a layer norm",
+    ),
+    "Gemma 2, Gemma 3 or OLMo 2 with attention biases": (
+        lambda: Gemma2Config(attention_bias=True),
+        "has biases before a post-norm",
+    ),
+    "Gemma 3 with images": (Gemma3Config, "reads images too"),
+    "OLMo 3": (Olmo3Config, "TransformerLens names its norms otherwise"),
+    "OLMo with clipped projections": (lambda: OlmoConfig(clip_qkv=8.0), "are clipped"),
+    "OPT 350M": (lambda: OPTConfig(word_embed_proj_dim=8, hidden_size=32), "embedding has another width"),
+    "OPT with norms after attention and MLP": (
+        lambda: OPTConfig(do_layer_norm_before=False),
+        "norms follow the residual stream",
+    ),
+    "Falcon with ALiBi": (lambda: _falcon(alibi=True), "ALiBi"),
+    "Falcon 40B and 180B": (
+        lambda: _falcon(new_decoder_architecture=True, num_kv_heads=2),
+        "TransformerLens splits its grouped queries",
+    ),
+    "GPT-2 that scales attention by layer": (
+        lambda: GPT2Config(scale_attn_by_inverse_layer_idx=True),
+        "scales attention by layer index",
+    ),
+    "GPT-2 that does not scale attention": (
+        lambda: GPT2Config(scale_attn_weights=False),
+        "does not scale attention",
+    ),
+    "other activations": (lambda: GPT2Config(activation_function="quick_gelu"), "'quick_gelu' is unknown"),
+    "YaRN and other rotary scaling than linear and llama3": (
+        lambda: LlamaConfig(rope_parameters=_YARN),
+        "rotary positions are of type 'yarn'",
+    ),
+}
+
+
+def table() -> str:
+    """The table of docs/engine.md: every family and what becomes of it."""
+    rows = [f"| {family} | exact |" for family in FAMILIES]
+    rows += [f"| {what} | refused: {reason} |" for what, (_, reason) in REFUSED.items()]
+    return "\n".join(["| family | exact or refused |", "| --- | --- |", *rows])
 
 
 def random_model(config: PreTrainedConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -154,11 +300,12 @@ def random_model(config: PreTrainedConfig, seed: int = 0, dtype: torch.dtype = t
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
     transposed = config.model_type == "gpt2"  # its projections are stored [in, out]
+    offset = config.model_type.startswith("gemma")  # its norms scale by 1 + weight
     with torch.no_grad():
         for name, weight in sorted(dict(model.named_parameters()).items()):
             draw = torch.randn(weight.shape, generator=generator)
             if weight.ndim == 1:
-                weight.copy_(0.1 * draw if name.endswith("bias") else 1 + 0.2 * draw)
+                weight.copy_(0.1 * draw if name.endswith("bias") or offset else 1 + 0.2 * draw)
             elif any(part in name for part in ("embed_tokens", "embed_in", "wte", "wpe")):
                 weight.copy_(0.5 * draw)
             else:

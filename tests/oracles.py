@@ -55,17 +55,23 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         if self.centred:
             x = x - x.mean(-1, keepdim=True)
-        scale = (x.square().mean(-1, keepdim=True) + self.epsilon).sqrt()
-        x = x / (scale.detach() if self.constant_scale else scale) * self.weight
+        x = x / self.deviation(x) * self.weight
         return x if self.bias is None else x + self.bias
+
+    def deviation(self, x: Tensor) -> Tensor:
+        scale = (x.square().mean(-1, keepdim=True) + self.epsilon).sqrt()
+        return scale.detach() if self.constant_scale else scale
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One block: per query head its projections (keys and values repeated for grouped queries), and the MLP."""
+    """One block: per query head its projections (keys and values repeated for grouped queries), and the MLP.
 
-    attention_norm: Norm
-    mlp_norm: Norm
+    A query/key norm with a weight for every head is one norm over all heads.
+    """
+
+    attention_norm: Norm | None
+    mlp_norm: Norm | None
     q: list[Affine]
     k: list[Affine]
     v: list[Affine]
@@ -76,6 +82,10 @@ class Layer:
     mlp_gate: Affine | None = None
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    attention_post: Norm | None = None
+    mlp_post: Norm | None = None
+    rotary_theta: float | None = None
+    rotary_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,10 @@ class Model:
     positions: Tensor | None = None
     rotary_dimensions: int = 0
     rotary_theta: float = 10000.0
+    neighbours_rotate: bool = False
+    score_divisor: float | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
     softmax: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1)
     query_key_factor: float = 1.0
     value_factor: float = 1.0
@@ -136,13 +150,15 @@ class _Reader:
     state: dict[str, Tensor]
     epsilon: float
     centred: bool
+    offset: float = 0.0
 
     def affine(self, name: str, transposed: bool = False) -> Affine:
         weight = self.state[f"{name}.weight"]
         return Affine(weight.T if transposed else weight, self.state.get(f"{name}.bias"))
 
     def norm(self, name: str) -> Norm:
-        return Norm(self.state[f"{name}.weight"], self.state.get(f"{name}.bias"), self.epsilon, self.centred)
+        weight = self.state[f"{name}.weight"] + self.offset
+        return Norm(weight, self.state.get(f"{name}.bias"), self.epsilon, self.centred)
 
     def optional_norm(self, name: str) -> Norm | None:
         return self.norm(name) if f"{name}.weight" in self.state else None
@@ -168,7 +184,15 @@ def from_hugging_face(model: PreTrainedModel) -> Model:
     """Read a model of one of the families from its state dict, in float64, with value biases in the output bias."""
     config = model.config
     state = {name: tensor.detach().double() for name, tensor in model.state_dict().items()}
-    read = {"gpt2": _read_gpt2, "phi": _read_phi, "gpt_neox": _read_gpt_neox}.get(config.model_type, _read_llama)
+    readers = {
+        "gpt2": _read_gpt2,
+        "phi": _read_phi,
+        "gpt_neox": _read_gpt_neox,
+        "gptj": _read_gptj,
+        "opt": _read_opt,
+        "falcon": _read_falcon,
+    }
+    read = readers.get(config.model_type, _read_llama)
     plain = read(config, state)
     return replace(plain, layers=[_without_value_biases(layer) for layer in plain.layers])
 
@@ -189,7 +213,9 @@ def _bias(affine: Affine) -> Tensor | float:
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "silu": functional.silu,
+    "relu": functional.relu,
 }
 
 
@@ -227,17 +253,36 @@ def _read_gpt2(config, state: dict[str, Tensor]) -> Model:
 
 
 def _read_llama(config, state: dict[str, Tensor]) -> Model:
-    reader = _Reader(state, config.rms_norm_eps, centred=False)
+    """Read a model with Llama's names of modules: Mistral, Qwen, Gemma, OLMo, Phi-3 and StableLM too."""
+    kind = config.model_type
+    gemma = kind.startswith("gemma")
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    _split_fused_projections(config, state, width)
+    if kind == "olmo":  # its norms have no weights
+        ones = torch.ones(config.hidden_size, dtype=torch.float64)
+        layer_norms = ("input_layernorm", "post_attention_layernorm")
+        state["model.norm.weight"] = ones
+        state |= {
+            f"model.layers.{i}.{name}.weight": ones for i in range(config.num_hidden_layers) for name in layer_norms
+        }
+    epsilon = 1e-5 if kind == "olmo" else getattr(config, "rms_norm_eps", None) or config.layer_norm_eps
+    reader = _Reader(state, epsilon, centred=kind in ("olmo", "stablelm"), offset=1.0 if gemma else 0.0)
+    post = kind in ("gemma2", "gemma3_text", "olmo2")
     layers = []
     for index in range(config.num_hidden_layers):
         name = f"model.layers.{index}"
         out = reader.affine(f"{name}.self_attn.o_proj")
+        k_norm = reader.optional_norm(f"{name}.self_attn.k_norm")
+        if k_norm is not None and kind == "olmo2":
+            k_norm = replace(k_norm, weight=_repeated(k_norm.weight, width, heads))
+        rope = config.rope_parameters
+        if "rope_theta" not in rope:
+            rope = rope[config.layer_types[index]]
         layers.append(
             Layer(
-                attention_norm=reader.norm(f"{name}.input_layernorm"),
-                mlp_norm=reader.norm(f"{name}.post_attention_layernorm"),
+                attention_norm=reader.optional_norm(f"{name}.input_layernorm"),
+                mlp_norm=reader.optional_norm(f"{name}.{'pre_feedforward' if post else 'post_attention'}_layernorm"),
                 q=_heads(reader.affine(f"{name}.self_attn.q_proj"), width, heads),
                 k=_heads(reader.affine(f"{name}.self_attn.k_proj"), width, heads),
                 v=_heads(reader.affine(f"{name}.self_attn.v_proj"), width, heads),
@@ -247,16 +292,139 @@ def _read_llama(config, state: dict[str, Tensor]) -> Model:
                 mlp_gate=reader.affine(f"{name}.mlp.gate_proj"),
                 mlp_out=reader.affine(f"{name}.mlp.down_proj"),
                 q_norm=reader.optional_norm(f"{name}.self_attn.q_norm"),
-                k_norm=reader.optional_norm(f"{name}.self_attn.k_norm"),
+                k_norm=k_norm,
+                attention_post=reader.norm(f"{name}.post_attention_layernorm") if post else None,
+                mlp_post=reader.norm(f"{name}.post_feedforward_layernorm") if post else None,
+                rotary_theta=rope["rope_theta"],
+                rotary_factor=rope.get("factor", 1.0),
             )
         )
     return Model(
-        embedding=state["model.embed_tokens.weight"],
+        embedding=state["model.embed_tokens.weight"] * (config.hidden_size**0.5 if gemma else 1.0),
         layers=layers,
         final_norm=reader.norm("model.norm"),
         unembedding=reader.affine("lm_head"),
-        activation=_ACTIVATIONS[config.hidden_act],
+        activation=_ACTIVATIONS[getattr(config, "hidden_act", None) or config.hidden_activation],
         parallel=False,
+        rotary_dimensions=int(width * rope.get("partial_rotary_factor", 1.0)),
+        score_divisor=math.sqrt(getattr(config, "query_pre_attn_scalar", width)),
+        attention_cap=getattr(config, "attn_logit_softcapping", None),
+        logit_cap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def _split_fused_projections(config, state: dict[str, Tensor], width: int) -> None:
+    """Give Phi-3's fused projections the names of their parts."""
+    for index in range(config.num_hidden_layers):
+        name = f"model.layers.{index}"
+        if f"{name}.self_attn.qkv_proj.weight" in state:
+            sizes = [width * config.num_attention_heads, *[width * config.num_key_value_heads] * 2]
+            for part, weight in zip("qkv", state[f"{name}.self_attn.qkv_proj.weight"].split(sizes), strict=True):
+                state[f"{name}.self_attn.{part}_proj.weight"] = weight
+            for part, weight in zip(("gate", "up"), state[f"{name}.mlp.gate_up_proj.weight"].chunk(2), strict=True):
+                state[f"{name}.mlp.{part}_proj.weight"] = weight
+
+
+def _repeated(weight: Tensor, width: int, heads: int) -> Tensor:
+    """A weight per key head, repeated for the query heads that share it."""
+    own = weight.view(-1, width)
+    return own.repeat_interleave(heads // len(own), 0).flatten()
+
+
+def _read_gptj(config, state: dict[str, Tensor]) -> Model:
+    reader = _Reader(state, config.layer_norm_epsilon, centred=True)
+    heads, width = config.n_head, config.n_embd // config.n_head
+    layers = []
+    for index in range(config.n_layer):
+        name = f"transformer.h.{index}"
+        norm, out = reader.norm(f"{name}.ln_1"), reader.affine(f"{name}.attn.out_proj")
+        q, k, v = (_heads(reader.affine(f"{name}.attn.{part}_proj"), width, heads) for part in "qkv")
+        layers.append(
+            Layer(
+                attention_norm=norm,
+                mlp_norm=norm,
+                q=q,
+                k=k,
+                v=v,
+                o=_output_heads(out, heads),
+                o_bias=_bias(out),
+                mlp_in=reader.affine(f"{name}.mlp.fc_in"),
+                mlp_out=reader.affine(f"{name}.mlp.fc_out"),
+            )
+        )
+    return Model(
+        embedding=state["transformer.wte.weight"],
+        layers=layers,
+        final_norm=reader.norm("transformer.ln_f"),
+        unembedding=reader.affine("lm_head"),
+        activation=_ACTIVATIONS[config.activation_function],
+        parallel=True,
+        rotary_dimensions=config.rotary_dim,
+        neighbours_rotate=True,
+    )
+
+
+def _read_opt(config, state: dict[str, Tensor]) -> Model:
+    reader = _Reader(state, 1e-5, centred=True)
+    heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    layers = []
+    for index in range(config.num_hidden_layers):
+        name = f"model.decoder.layers.{index}"
+        out = reader.affine(f"{name}.self_attn.out_proj")
+        q, k, v = (_heads(reader.affine(f"{name}.self_attn.{part}_proj"), width, heads) for part in "qkv")
+        layers.append(
+            Layer(
+                attention_norm=reader.norm(f"{name}.self_attn_layer_norm"),
+                mlp_norm=reader.norm(f"{name}.final_layer_norm"),
+                q=q,
+                k=k,
+                v=v,
+                o=_output_heads(out, heads),
+                o_bias=_bias(out),
+                mlp_in=reader.affine(f"{name}.fc1"),
+                mlp_out=reader.affine(f"{name}.fc2"),
+            )
+        )
+    return Model(
+        embedding=state["model.decoder.embed_tokens.weight"],
+        positions=state["model.decoder.embed_positions.weight"][2:],
+        layers=layers,
+        final_norm=reader.norm("model.decoder.final_layer_norm"),
+        unembedding=reader.affine("lm_head"),
+        activation=_ACTIVATIONS[config.activation_function],
+        parallel=False,
+    )
+
+
+def _read_falcon(config, state: dict[str, Tensor]) -> Model:
+    """Falcon with one key/value head and one norm for attention and MLP."""
+    reader = _Reader(state, config.layer_norm_epsilon, centred=True)
+    heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    layers = []
+    for index in range(config.num_hidden_layers):
+        name = f"transformer.h.{index}"
+        norm, out = reader.norm(f"{name}.input_layernorm"), reader.affine(f"{name}.self_attention.dense")
+        parts = _heads(reader.affine(f"{name}.self_attention.query_key_value"), width, heads + 2)
+        layers.append(
+            Layer(
+                attention_norm=norm,
+                mlp_norm=norm,
+                q=parts[:heads],
+                k=[parts[heads]] * heads,
+                v=[parts[heads + 1]] * heads,
+                o=_output_heads(out, heads),
+                o_bias=_bias(out),
+                mlp_in=reader.affine(f"{name}.mlp.dense_h_to_4h"),
+                mlp_out=reader.affine(f"{name}.mlp.dense_4h_to_h"),
+            )
+        )
+    return Model(
+        embedding=state["transformer.word_embeddings.weight"],
+        layers=layers,
+        final_norm=reader.norm("transformer.ln_f"),
+        unembedding=reader.affine("lm_head"),
+        activation=_ACTIVATIONS[config.activation],
+        parallel=True,
         rotary_dimensions=width,
         rotary_theta=config.rope_parameters["rope_theta"],
     )
@@ -362,13 +530,8 @@ def run(model: Model, embedding: Tensor, read: Read = _unchanged_input, write: W
         return read(target, constant + torch.stack(sources).sum(0), sources)
 
     for layer in model.layers:
-        outputs = [
-            write(
-                len(sources) + h,
-                _head(model, layer, h, *(residual(v + part * heads + h) for part in range(3))),
-            )
-            for h in range(heads)
-        ]
+        inputs = [[residual(v + part * heads + h) for h in range(heads)] for part in range(3)]
+        outputs = [write(len(sources) + h, z) for h, z in enumerate(_attention(model, layer, *inputs))]
         v += 3 * heads
         if model.parallel:  # the MLP reads what the heads read
             mlp_input = residual(v)
@@ -378,41 +541,70 @@ def run(model: Model, embedding: Tensor, read: Read = _unchanged_input, write: W
             mlp_input = residual(v)
         v += 1
         sources = [*sources, write(len(sources), _mlp(model, layer, mlp_input))]
-    return Run(sources, model.unembedding(model.final_norm(residual(v))))
+    return Run(sources, _capped(model.unembedding(model.final_norm(residual(v))), model.logit_cap))
 
 
-def _head(model: Model, layer: Layer, h: int, xq: Tensor, xk: Tensor, xv: Tensor) -> Tensor:
-    """One head's output [b, p, d] from its three inputs."""
-    q, k = layer.q[h](layer.attention_norm(xq)), layer.k[h](layer.attention_norm(xk))
-    v = layer.v[h](layer.attention_norm(xv))
-    if layer.q_norm is not None and layer.k_norm is not None:
-        q, k = layer.q_norm(q), layer.k_norm(k)
+def _capped(x: Tensor, cap: float | None) -> Tensor:
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def _attention(model: Model, layer: Layer, xq: list[Tensor], xk: list[Tensor], xv: list[Tensor]) -> list[Tensor]:
+    """Every head's output [b, p, d] from the heads' three inputs; a post-norm's scale is that of the heads' sum."""
+
+    def project(maps: list[Affine], inputs: list[Tensor], norm: Norm | None = None) -> list[Tensor]:
+        read = layer.attention_norm or (lambda x: x)
+        parts = [affine(read(x)) for affine, x in zip(maps, inputs, strict=True)]
+        if norm is None:
+            return parts
+        if norm.weight.numel() == parts[0].shape[-1]:
+            return [norm(part) for part in parts]
+        return list(norm(torch.cat(parts, -1)).chunk(len(parts), -1))
+
+    heads = zip(
+        project(layer.q, xq, layer.q_norm), project(layer.k, xk, layer.k_norm), project(layer.v, xv), strict=True
+    )
+    outputs = [_head(model, layer, h, *parts) for h, parts in enumerate(heads)]
+    if layer.attention_post is None:
+        return outputs
+    deviation = layer.attention_post.deviation(sum(outputs) + layer.o_bias)
+    return [output / deviation * layer.attention_post.weight for output in outputs]
+
+
+def _head(model: Model, layer: Layer, h: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One head's output [b, p, d] from its query, key and value."""
     if model.rotary_dimensions:
-        q, k = _rotate(model, q), _rotate(model, k)
+        q, k = _rotate(model, layer, q), _rotate(model, layer, k)
     q, k = (_ScaledGradient.apply(x, model.query_key_factor) for x in (q, k))
     v = _ScaledGradient.apply(v, model.value_factor)
-    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    scores = _capped(q @ k.mT / (model.score_divisor or math.sqrt(q.shape[-1])), model.attention_cap)
     future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
     return layer.o[h](model.softmax(scores.masked_fill(future, -math.inf)) @ v)
 
 
-def _rotate(model: Model, x: Tensor) -> Tensor:
-    """Rotary embedding in the half-split form: dimension i is paired with i + r/2 among the first r."""
+def _rotate(model: Model, layer: Layer, x: Tensor) -> Tensor:
+    """Rotary embedding: among the first r dimensions i is paired with i + r/2, or 2i with 2i + 1."""
     r = model.rotary_dimensions
-    frequencies = model.rotary_theta ** (-torch.arange(0, r, 2, dtype=x.dtype) / r)
+    theta = layer.rotary_theta or model.rotary_theta
+    frequencies = theta ** (-torch.arange(0, r, 2, dtype=x.dtype) / r) / layer.rotary_factor
     angles = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * frequencies
-    first, second, rest = x[..., : r // 2], x[..., r // 2 : r], x[..., r:]
     cos, sin = angles.cos(), angles.sin()
+    if model.neighbours_rotate:
+        even, odd = x[..., 0:r:2], x[..., 1:r:2]
+        turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2)
+        return torch.cat([turned, x[..., r:]], -1)
+    first, second, rest = x[..., : r // 2], x[..., r // 2 : r], x[..., r:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
 def _mlp(model: Model, layer: Layer, x: Tensor) -> Tensor:
-    x = layer.mlp_norm(x)
+    x = x if layer.mlp_norm is None else layer.mlp_norm(x)
     hidden = layer.mlp_in(x)
     if layer.mlp_gate is not None:
         gate, up = (_ScaledGradient.apply(part, model.gate_factor) for part in (layer.mlp_gate(x), hidden))
-        return layer.mlp_out(model.activation(gate) * up)
-    return layer.mlp_out(model.activation(_ScaledGradient.apply(hidden, model.hidden_factor)))
+        output = layer.mlp_out(model.activation(gate) * up)
+    else:
+        output = layer.mlp_out(model.activation(_ScaledGradient.apply(hidden, model.hidden_factor)))
+    return output if layer.mlp_post is None else layer.mlp_post(output)
 
 
 # --- Gradient rules, by autograd functions with their own backward pass ----------------------------------------------
@@ -467,7 +659,7 @@ def under_rule(model: Model, rule: str) -> Model:
     def constant(norm: Norm | None) -> Norm | None:
         return None if norm is None else replace(norm, constant_scale=True)
 
-    names = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
+    names = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "attention_post", "mlp_post")
     layers = [replace(layer, **{name: constant(getattr(layer, name)) for name in names}) for layer in model.layers]
     model = replace(model, layers=layers, final_norm=constant(model.final_norm), gate_factor=0.5)
     if rule == "gim":

@@ -127,7 +127,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "phi", "gpt-neox"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "phi", "gpt-neox", "gemma2", "gemma3", "olmo2"])
 @pytest.mark.parametrize("rule", RULES)
 def test_gradient_rules_are_those_of_autograd_functions(family: str, rule: str, models, decoders) -> None:
     model = oracles.under_rule(models[family], rule)
@@ -143,7 +143,7 @@ def test_the_path_may_start_at_the_corrupted_prompt(family: str, method: Method,
     assert_scores_agree(scores, oracles.attribute(models[family], PAIRS[:2], method, steps=3, first_step=0), 1e-8)
 
 
-@pytest.mark.parametrize("family", ["llama-biases-tied", "qwen3", "gpt-neox"])
+@pytest.mark.parametrize("family", ["llama-biases-tied", "qwen3", "gpt-neox", "gemma2"])
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_is_attributed(family: str, metric: Metric, models, decoders) -> None:
     # One step at the clean prompt would say nothing of a divergence: its gradient there is 0.

@@ -7,22 +7,10 @@ from pathlib import Path
 import families
 import pytest
 import torch
-from transformers import (
-    CohereConfig,
-    Gemma2Config,
-    GPT2Config,
-    GraniteConfig,
-    LlamaConfig,
-    MistralConfig,
-    MixtralConfig,
-    Olmo2Config,
-    PhiConfig,
-    PreTrainedConfig,
-    T5Config,
-)
+from transformers import CohereConfig, LlamaConfig, MistralConfig
 
 from knowledge_circuits.engine.attribution import attribute
-from knowledge_circuits.engine.forward import all_logits
+from knowledge_circuits.engine.forward import all_logits, embed, forward
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.weights import decoder_from_model, load_decoder
 from knowledge_circuits.files import InputError
@@ -38,32 +26,36 @@ SIZES = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8}
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (Gemma2Config(), "soft-caps logits"),
-        (Olmo2Config(), "post-norms"),
-        (MixtralConfig(), "mixture of experts"),
-        (PhiConfig(qk_layernorm=True), "queries and keys with a layer norm"),
-        (GPT2Config(scale_attn_by_inverse_layer_idx=True), "scales attention by layer index"),
-        (GPT2Config(scale_attn_weights=False), "does not scale attention"),
-        (GPT2Config(activation_function="quick_gelu"), "'quick_gelu' is unknown"),
-        (GraniteConfig(residual_multiplier=0.5), "scales its residual stream"),
-        (LlamaConfig(rope_parameters=YARN), "rotary positions are of type 'yarn'"),
-        (T5Config(), "encoder-decoder"),
-    ],
-    ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else value.model_type,
-)
+@pytest.mark.parametrize("family", families.REFUSED)
 def test_an_unsupported_architecture_is_refused_with_the_reason_before_its_weights_are_read(
-    tmp_path: Path, config: PreTrainedConfig, reason: str
+    tmp_path: Path, family: str
 ) -> None:
-    config.save_pretrained(tmp_path)
+    config, reason = families.REFUSED[family]
+    config().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(InputError, match=reason):
         load_decoder(str(tmp_path))
+
+
+def test_the_documents_table_of_families_is_this_list() -> None:
+    assert families.table() in Path(__file__).parents[1].joinpath("docs", "engine.md").read_text()
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_the_residual_streams_difference_is_the_sum_of_the_sources_differences(family: str) -> None:
+    # Under a post-norm each head's output is scaled by its own run's deviation, not by one of the two.
+    decoder = decoder_from_model(families.random_model(families.FAMILIES[family](), dtype=torch.float64))
+    ids = torch.randint(families.VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(0))
+    trace = forward(decoder, embed(decoder, ids), last_position_only=False)
+    outputs = [trace.embedded]
+    for block, layer in zip(decoder.blocks, trace.layers, strict=True):
+        w_o = block.attention.w_o.view(decoder.n_heads, decoder.d_head, -1)
+        outputs += torch.einsum("bphe,hed->hbpd", layer.z.unflatten(-1, w_o.shape[:2]), w_o)
+        outputs.append(layer.mlp_output)
+    difference = trace.final[0] - trace.final[1]
+    torch.testing.assert_close(sum(output[0] - output[1] for output in outputs), difference, rtol=0, atol=1e-9)
 
 
 def test_an_architecture_that_only_its_logits_give_away_is_refused_too() -> None:

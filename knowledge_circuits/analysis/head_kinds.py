@@ -107,7 +107,8 @@ def logit_parts(decoder: Decoder, trace: Trace, targets: Tensor) -> LogitParts:
         targets: [b] the token of each item whose logit it is.
 
     Returns:
-        The parts of each item's logit. The scale of the final norm is the run's own.
+        The parts of each item's logit, before a soft cap. The scales of the final norm and of post-norms are the run's
+        own.
     """
     p = trace.embedded.shape[1]
     # Columns of the unembedding are centred for a layer norm, so parts need not be.
@@ -117,7 +118,8 @@ def logit_parts(decoder: Decoder, trace: Trace, targets: Tensor) -> LogitParts:
         embedded = embedded + decoder.positions[p - 1]
     heads, biases, mlps = [], [], []
     for block, layer in zip(decoder.blocks, trace.layers, strict=True):
-        heads.append(_by_source(layer.pattern[:, :, -1], layer.heads.v, direction @ block.attention.w_o.T))
+        received = direction if layer.attention_post is None else direction * layer.attention_post.inverse_scale[:, -1]
+        heads.append(_by_source(layer.pattern[:, :, -1], layer.heads.v, received @ block.attention.w_o.T))
         biases.append(direction @ block.attention.b_o)
         mlps.append((direction * layer.mlp_output[:, -1]).sum(-1))
     return LogitParts(

@@ -43,6 +43,7 @@ from knowledge_circuits.engine.forward import (
     Substitution,
     Trace,
     at_least_float32,
+    cap_slope,
     embed,
     forward,
     logits_of,
@@ -396,7 +397,10 @@ class _Attribution:
         decoder, normalized, runs = self.decoder, trace.final_normalized, len(weights)
         if clean_logits is None:
             columns = decoder.unembedding.T[labels]  # [b, 2, d]
-            parts = [columns[:, 1] - columns[:, 0]] * runs
+            if decoder.logit_cap is None:
+                parts = [columns[:, 1] - columns[:, 0]] * runs
+            else:
+                parts = [self._capped_difference(columns, labels, value) for value in normalized.value.chunk(runs)]
         else:
             with torch.enable_grad():
                 logits = at_least_float32(logits_of(decoder, normalized.value[:, -1])).detach().requires_grad_()
@@ -405,6 +409,17 @@ class _Attribution:
             parts = list((at_logits.to(decoder.dtype) @ decoder.unembedding.T).chunk(runs))
         at_norm = torch.cat([part * weight for part, weight in zip(parts, weights, strict=True)])
         return self.backward.norm(normalized, at_norm[:, None])
+
+    def _capped_difference(self, columns: Tensor, labels: Tensor, normalized: Tensor) -> Tensor:
+        """Return the logit difference's gradient [b, d] at the final norm's output [b, 1, d] under a soft cap.
+
+        Args:
+            columns: [b, 2, d] the labels' columns of the unembedding.
+        """
+        assert self.decoder.logit_cap is not None
+        logits = (columns @ normalized[:, -1, :, None])[..., 0] + self.decoder.unembedding_bias[labels]
+        slopes = cap_slope(logits, self.decoder.logit_cap)[..., None]
+        return (columns * slopes)[:, 1] - (columns * slopes)[:, 0]
 
     def _differences(self, corrupted: Trace, clean: Trace, sources: slice) -> Tensor:
         """Return D: z_u(corrupted) - z_u(clean), [sources in the slice, b, p, d].

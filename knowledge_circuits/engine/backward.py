@@ -30,11 +30,14 @@ from knowledge_circuits.engine.forward import (
     Normalized,
     Prefix,
     Rotary,
+    Rotations,
     Substitution,
     Trace,
     apply_activation,
+    cap_slope,
+    head_scale,
     linear,
-    normalize_rms,
+    normalize_heads,
     secant,
 )
 from knowledge_circuits.engine.options import GradientRule
@@ -147,7 +150,7 @@ class Backward:
         """
         decoder = self.decoder
         offset = prefix.length if prefix else 0
-        rotary = Rotary.at(decoder, offset, trace.embedded.shape[1])
+        rotary = Rotations.at(decoder, offset, trace.embedded.shape[1])
         for layer in reversed(range(decoder.n_layers)):
             block, activations = decoder.blocks[layer], trace.layers[layer]
             constants = substitution if substitution and substitution.layer == layer else None
@@ -155,20 +158,30 @@ class Backward:
             if constants and constants.mlp_output is not None:
                 mlp_input = torch.zeros_like(mlp_input)
             at_attention = gradient if decoder.parallel else gradient + mlp_input
-            d_z = linear(at_attention, block.attention.w_o.T)
+            d_z = self._through_output(block.attention, activations, at_attention)
             if constants and constants.heads is not None:
                 d_z = torch.zeros_like(d_z)
             keys, values = activations.heads.k, activations.heads.v
             if prefix is not None:
                 keys = torch.cat((prefix.keys[layer], keys), 2)
                 values = torch.cat((prefix.values[layer], values), 2)
-            q, k, v = self._attention(block.attention, activations, keys, values, d_z, rotary)
+            q, k, v = self._attention(block.attention, activations, keys, values, d_z, rotary.of(layer))
             yield LayerGradients(layer, mlp_input, q, k, v)
             if layer:
                 at_norm = self._into_norm(block.attention, q.output, k.output, v.output)
-                through = self.norm(activations.attention_input, at_norm)
+                through = self.input_norm(activations.attention_input, at_norm)
                 through[:, -gradient.shape[1] :] += gradient + mlp_input
                 gradient = through
+
+    def input_norm(self, normalized: Normalized, gradient: Tensor) -> Tensor:
+        """Return `norm` of what attention and MLP read, or the gradient itself without pre-norms."""
+        return self.norm(normalized, gradient) if self.decoder.pre_norm else gradient
+
+    def _through_output(self, attention: Attention, activations: LayerTrace, gradient: Tensor) -> Tensor:
+        """Return the gradient [r, q, h e] at z, before a post-norm, from that [r, q, d] at the attention's output."""
+        if attention.w_o_plain is None or attention.post_norm is None or activations.attention_post is None:
+            return linear(gradient, attention.w_o.T)
+        return linear(self.norm(activations.attention_post, gradient * attention.post_norm), attention.w_o_plain.T)
 
     def norm(self, normalized: Normalized, gradient: Tensor) -> Tensor:
         """Return J^T gradient of a norm: r (g - xhat mean(xhat g)), or r g with constant scales; g is already centred.
@@ -185,6 +198,8 @@ class Backward:
 
     def _mlp(self, mlp: MLP, activations: LayerTrace, gradient: Tensor) -> Tensor:
         """Return the gradient [r, q, d] at the MLP's residual input."""
+        if mlp.post_norm is not None and activations.mlp_post is not None:
+            gradient = self.norm(activations.mlp_post, gradient * mlp.post_norm)
         d_activated = linear(gradient, mlp.w_out.T)
         if mlp.gated:
             d_activated = _scaled(d_activated, self.rules.gate_factor)
@@ -194,7 +209,7 @@ class Backward:
         else:
             d_activated = _scaled(d_activated, self.rules.hidden_factor)
             d_hidden = self._activation(d_activated, activations.hidden)
-        return self.norm(activations.mlp_input, linear(d_hidden, mlp.w_in.T))
+        return self.input_norm(activations.mlp_input, linear(d_hidden, mlp.w_in.T))
 
     def _activation(self, gradient: Tensor, x: Tensor) -> Tensor:
         """Return the gradient at the activation's input x; derivatives by the kernels that autograd uses."""
@@ -232,6 +247,9 @@ class Backward:
         else:
             d_pattern = (d_z.view(r, n_kv, -1, e) @ values.transpose(-1, -2)).view_as(pattern)
             d_scores = self._softmax(d_pattern, pattern).mul_(e**-0.5 * self.rules.query_key_factor)
+            if self.decoder.attention_cap is not None:
+                scores = (heads.q.reshape(r, n_kv, -1, e) @ keys.transpose(-1, -2)).view_as(pattern) * e**-0.5
+                d_scores *= cap_slope(scores, self.decoder.attention_cap)
             d_q = (d_scores.view(r, n_kv, -1, keys.shape[2]) @ keys).view(r, h, queries, e)
             d_k = d_scores[..., -p:].transpose(-1, -2) @ heads.q
         b_q, b_k, b_v = attention.b_qkv.split((h * e, n_kv * e, n_kv * e))
@@ -272,8 +290,8 @@ class Backward:
         output = gradient if rotary is None else rotary.rotate(gradient, inverse=True)
         if plain is not None and norm is not None:
             plain = plain.repeat_interleave(group, 1)
-            output = self.norm(normalize_rms(plain, self.decoder.qk_norm_eps), output * norm)
-        if self.rules.constant_norms:
+            output = self._head_norm(plain, norm, output)
+        if self.rules.constant_norms or not self.decoder.pre_norm:
             return HeadGradients(output, None)
         if plain is not None:
             product = torch.linalg.vecdot(output, plain)
@@ -281,6 +299,15 @@ class Backward:
             product = torch.linalg.vecdot(gradient, used if group == 1 else used.repeat_interleave(group, 1))
         per_head = bias.view(used.shape[1], -1).repeat_interleave(group, 0)
         return HeadGradients(output, product - (output @ per_head.unsqueeze(-1)).squeeze(-1))
+
+    def _head_norm(self, plain: Tensor, scale: Tensor, gradient: Tensor) -> Tensor:
+        """Take a gradient [r, h, p, e] through a query/key norm of `plain`, whose key heads are repeated."""
+        normalized = normalize_heads(plain, scale, self.decoder.qk_norm_eps)
+        gradient = gradient * head_scale(scale, plain)
+        if scale.numel() == plain.shape[-1] or self.rules.constant_norms:
+            return self.norm(normalized, gradient)
+        along = (normalized.value * gradient).mean((1, 3), keepdim=True)
+        return (gradient - normalized.value * along) * normalized.inverse_scale
 
     def _into_norm(self, attention: Attention, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> Tensor:
         """Return the gradient [r, p, d] at the attention norm's output from those at the projections [r, h, p, e]."""

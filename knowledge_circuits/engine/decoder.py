@@ -8,6 +8,10 @@ with xhat = (x - mean x) r for a layer norm and x r for an RMS norm. Value biase
 bias: attention weights add up to 1, so b_V reaches the residual stream as the constant b_V W_O, which belongs to no
 head. `weights` reads a Hugging Face checkpoint into this form.
 
+A post-norm (Gemma 2 and 3, OLMo 2) multiplies the attention's and the MLP's output by w r, r the inverse deviation of
+the whole output at one position of one run. A head then adds r z W_O diag(w) to the residual stream: diag(w) is folded
+into W_O, and r z stands for z wherever outputs are compared or replaced.
+
 Shapes: d d_model, h query heads, g key/value heads, e d_head, f MLP width, n vocabulary.
 """
 
@@ -37,9 +41,12 @@ class Attention:
     Attributes:
         w_qkv: [d, (h + 2g) e], queries, then keys, then values.
         b_qkv: [(h + 2g) e], 0 where the model has none; for values only what the norm's shift gives.
-        w_o: [h e, d], head by head.
+        w_o: [h e, d], head by head, with a post-norm's scale folded in.
         b_o: [d], the model's own output bias plus the sum over heads of b_V W_O.
-        q_norm, k_norm: [e], the scale of a query/key RMS norm (Qwen3); None where there is none.
+        q_norm, k_norm: the scale of a query/key RMS norm; None where there is none. [e] for a norm of each head
+            (Qwen3, Gemma 3); [h e] and [g e] for one of all heads together (OLMo 2).
+        w_o_plain: [h e, d] without the post-norm's scale, from which its inverse deviation follows; else None.
+        post_norm: [d] the post-norm's scale, or None.
     """
 
     w_qkv: Tensor
@@ -48,6 +55,14 @@ class Attention:
     b_o: Tensor
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
+    w_o_plain: Tensor | None = None
+    post_norm: Tensor | None = None
+
+    @property
+    def couples_heads(self) -> bool:
+        """Whether a head's output depends on the layer's other heads, through the scale of a norm that they share."""
+        d_head = 0 if self.q_norm is None else self.q_norm.numel()
+        return self.post_norm is not None or d_head == self.w_o.shape[0]
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,7 @@ class MLP:
         w_out: [f, d].
         b_out: [d].
         gated: whether the activations are act(gate) * up rather than act(hidden).
+        post_norm: [d] the scale of the norm of its output, or None.
     """
 
     w_in: Tensor
@@ -67,6 +83,7 @@ class MLP:
     w_out: Tensor
     b_out: Tensor
     gated: bool
+    post_norm: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -92,13 +109,16 @@ class Decoder:
         max_positions: the longest prompt with full attention (the context, or a shorter sliding window).
         embedding: [n, d] token embedding.
         positions: [context, d] learned positional embedding, or None.
-        inverse_frequencies: [rotary_dim / 2] in float64, or None without rotary positions.
+        inverse_frequencies: [rotary_dim / 2] in float64, or [l, rotary_dim / 2] where layers differ (Gemma 3); None
+            without rotary positions.
         rotary_scale: factor on cos and sin, from the type of rotary scaling; 1 for all supported types.
         blocks: the layers.
         unembedding: [d, n] with the final norm folded in.
         unembedding_bias: [n], 0 where there is none and the final norm has no shift.
         activation_stabilizer: 0, or a small s for f(x) x / (x + s sign x) in place of the activation f(x): the function
             whose secant RelP differentiates by.
+        pre_norm: whether attention and MLP read the residual stream through a norm (OLMo 2's read it as it is).
+        attention_cap, logit_cap: c of a soft cap c tanh(x / c) on attention scores and on logits (Gemma 2), or None.
     """
 
     n_heads: int
@@ -118,6 +138,9 @@ class Decoder:
     unembedding: Tensor
     unembedding_bias: Tensor
     activation_stabilizer: float = 0.0
+    pre_norm: bool = True
+    attention_cap: float | None = None
+    logit_cap: float | None = None
 
     @property
     def n_layers(self) -> int:

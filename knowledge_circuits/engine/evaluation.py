@@ -20,7 +20,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from knowledge_circuits.engine.decoder import Decoder
-from knowledge_circuits.engine.forward import Prefix, Trace, at_least_float32, embed, forward, logits_of, prefix_of
+from knowledge_circuits.engine.forward import (
+    Prefix,
+    Trace,
+    at_least_float32,
+    capped,
+    embed,
+    forward,
+    logits_of,
+    prefix_of,
+)
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.memory import budget_bytes, circuit_items
 from knowledge_circuits.engine.metrics import MetricFunction, as_metric, losses, metric_name, reported
@@ -310,6 +319,9 @@ def _logit_difference(decoder: Decoder, normalized: Tensor, labels: Tensor) -> T
     """Return logit[clean label] - logit[corrupted label], [b], of the final norm's output [b, d]."""
     columns = decoder.unembedding.T[labels]  # [b, 2, d]
     biases = decoder.unembedding_bias[labels]
+    if decoder.logit_cap is not None:
+        logits = capped(torch.linalg.vecdot(normalized[:, None], columns) + biases, decoder.logit_cap)
+        return logits[:, 0] - logits[:, 1]
     return torch.linalg.vecdot(normalized, columns[:, 0] - columns[:, 1]) + biases[:, 0] - biases[:, 1]
 
 

@@ -62,9 +62,10 @@ class LayerTrace:
         attention_input, mlp_input: the norms' outputs; attention_input has all positions.
         heads: queries, keys and values.
         pattern: [r, h, q, o + p] attention probabilities.
-        z: [r, q, h e] the heads' outputs before w_o.
+        z: [r, q, h e] the heads' outputs before w_o, times a post-norm's inverse deviation.
         hidden: [r, q, f or 2f] the MLP's pre-activations.
-        mlp_output: [r, q, d].
+        mlp_output: [r, q, d], behind a post-norm.
+        attention_post, mlp_post: the post-norms' outputs without their scale; None without post-norms.
     """
 
     attention_input: Normalized
@@ -74,6 +75,8 @@ class LayerTrace:
     mlp_input: Normalized
     hidden: Tensor
     mlp_output: Tensor
+    attention_post: Normalized | None = None
+    mlp_post: Normalized | None = None
 
     def rows(self, rows: slice) -> LayerTrace:
         """Return a view of some rows."""
@@ -85,6 +88,8 @@ class LayerTrace:
             mlp_input=self.mlp_input.rows(rows),
             hidden=self.hidden[rows],
             mlp_output=self.mlp_output[rows],
+            attention_post=self.attention_post.rows(rows) if self.attention_post else None,
+            mlp_post=self.mlp_post.rows(rows) if self.mlp_post else None,
         )
 
 
@@ -180,27 +185,32 @@ def forward(
     """
     offset = prefix.length if prefix else 0
     n_positions = embedded.shape[1]
-    rotary = Rotary.at(decoder, offset, n_positions)
+    rotary = Rotations.at(decoder, offset, n_positions)
     residual = embedded if decoder.positions is None else embedded + decoder.positions[offset : offset + n_positions]
     layers, residuals = [], []
     for index, block in enumerate(decoder.blocks):
         if keep_residuals:
             residuals.append(residual)
         queries = 1 if last_position_only and index == decoder.n_layers - 1 else n_positions
-        attention_input = normalize(residual, decoder)
-        heads = project_heads(decoder, block.attention, attention_input.value, queries, rotary)
-        pattern, z = attend(heads, prefix, index)
+        attention_input = normalize_input(residual, decoder)
+        heads = project_heads(decoder, block.attention, attention_input.value, queries, rotary.of(index))
+        pattern, z = attend(decoder, heads, prefix, index)
+        attention_post = post_normalize(z, block.attention, decoder)
+        if attention_post is not None:
+            z = z * attention_post.inverse_scale
         constants = substitution if substitution and substitution.layer == index else None
         if constants and constants.heads is not None:
             z = constants.heads
         before = residual[:, -queries:]
         after = before + block.attention.b_o + z @ block.attention.w_o
-        mlp_input = normalize(before if decoder.parallel else after, decoder)
+        mlp_input = normalize_input(before if decoder.parallel else after, decoder)
         hidden = linear(mlp_input.value, block.mlp.w_in, block.mlp.b_in)
-        output = linear(activate(block.mlp, decoder, hidden), block.mlp.w_out, block.mlp.b_out)
+        output, mlp_post = mlp_output(decoder, block.mlp, hidden)
         if constants and constants.mlp_output is not None:
             output = constants.mlp_output
-        layers.append(LayerTrace(attention_input, heads, pattern, z, mlp_input, hidden, output))
+        layers.append(
+            LayerTrace(attention_input, heads, pattern, z, mlp_input, hidden, output, attention_post, mlp_post)
+        )
         residual = after + output
     return Trace(embedded, tuple(layers), residual, normalize(residual, decoder), tuple(residuals))
 
@@ -221,7 +231,17 @@ def all_logits(decoder: Decoder, ids: Tensor) -> Tensor:
 
 def logits_of(decoder: Decoder, normalized: Tensor) -> Tensor:
     """Return logits [..., n] of the final norm's output [..., d]."""
-    return linear(normalized, decoder.unembedding, decoder.unembedding_bias)
+    return capped(linear(normalized, decoder.unembedding, decoder.unembedding_bias), decoder.logit_cap)
+
+
+def capped(x: Tensor, cap: float | None) -> Tensor:
+    """Return c tanh(x / c), or x without a cap c."""
+    return x if cap is None else torch.tanh(x / cap) * cap
+
+
+def cap_slope(x: Tensor, cap: float) -> Tensor:
+    """Return the derivative of `capped` at x, before the cap."""
+    return 1 - torch.tanh(x / cap).square()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -238,6 +258,41 @@ def normalize(x: Tensor, decoder: Decoder) -> Normalized:
     wide = at_least_float32(x)
     value, _, inverse = torch.native_layer_norm(wide, wide.shape[-1:], None, None, decoder.norm_eps)
     return Normalized(value.to(x.dtype), inverse.to(x.dtype))
+
+
+def normalize_input(x: Tensor, decoder: Decoder) -> Normalized:
+    """Return what attention and MLP read: `normalize`, or x [..., d] itself without pre-norms."""
+    return normalize(x, decoder) if decoder.pre_norm else Normalized(x, torch.ones_like(x[..., :1]))
+
+
+def post_normalize(z: Tensor, attention: Attention, decoder: Decoder) -> Normalized | None:
+    """Return the attention's normalized output without its scale, from z [..., h e]; None without a post-norm."""
+    return None if attention.w_o_plain is None else normalize_rms(linear(z, attention.w_o_plain), decoder.norm_eps)
+
+
+def mlp_output(decoder: Decoder, mlp: MLP, hidden: Tensor) -> tuple[Tensor, Normalized | None]:
+    """Return the MLP's output [..., d] of its pre-activations, and the output of its post-norm without the scale."""
+    output = linear(activate(mlp, decoder, hidden), mlp.w_out, mlp.b_out)
+    if mlp.post_norm is None:
+        return output, None
+    post = normalize_rms(output, decoder.norm_eps)
+    return post.value * mlp.post_norm, post
+
+
+def normalize_heads(x: Tensor, scale: Tensor, eps: float) -> Normalized:
+    """Normalize queries or keys x [r, h, p, e] without the scale: head by head, or over heads too if it spans them."""
+    if scale.numel() == x.shape[-1]:
+        return normalize_rms(x, eps)
+    wide = at_least_float32(x)
+    inverse = (wide.square().mean((1, 3), keepdim=True) + eps).rsqrt()
+    return Normalized((wide * inverse).to(x.dtype), inverse.to(x.dtype))
+
+
+def head_scale(scale: Tensor, x: Tensor) -> Tensor:
+    """Return a query/key norm's scale so that it broadcasts to x [r, h, p, e]; key heads repeat for their queries."""
+    e = x.shape[-1]
+    per_head = scale.view(-1, 1, e)
+    return scale if len(per_head) == 1 else per_head.repeat_interleave(x.shape[1] // len(per_head), 0)
 
 
 def normalize_rms(x: Tensor, eps: float) -> Normalized:
@@ -259,16 +314,6 @@ class Rotary:
     cos: Tensor
     sin: Tensor
 
-    @classmethod
-    def at(cls, decoder: Decoder, start: int, count: int) -> Rotary | None:
-        """Return the rotations of positions start .. start + count - 1; None for a model without rotary positions."""
-        if decoder.inverse_frequencies is None:
-            return None
-        steps = torch.arange(start, start + count, dtype=torch.float64, device=decoder.device)
-        angles = steps[:, None] * decoder.inverse_frequencies
-        scale = decoder.rotary_scale
-        return cls((angles.cos() * scale).to(decoder.dtype), (angles.sin() * scale).to(decoder.dtype))
-
     def rotate(self, x: Tensor, inverse: bool = False) -> Tensor:
         """Rotate x [..., p, e] (p may be the last few positions); `inverse` applies the transpose instead."""
         p = x.shape[-2]
@@ -278,6 +323,28 @@ class Rotary:
         half = cos.shape[-1]
         first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
         return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), -1)
+
+
+@dataclass(frozen=True)
+class Rotations:
+    """Each layer's rotary positions: one for all layers, one per layer, or none."""
+
+    layers: tuple[Rotary, ...]
+
+    @classmethod
+    def at(cls, decoder: Decoder, start: int, count: int) -> Rotations:
+        """Return the rotations of positions start .. start + count - 1."""
+        if decoder.inverse_frequencies is None:
+            return cls(())
+        steps = torch.arange(start, start + count, dtype=torch.float64, device=decoder.device)
+        angles = steps[:, None] * decoder.inverse_frequencies.view(-1, 1, decoder.inverse_frequencies.shape[-1])
+        scale = decoder.rotary_scale
+        cos, sin = ((part * scale).to(decoder.dtype) for part in (angles.cos(), angles.sin()))
+        return cls(tuple(Rotary(*parts) for parts in zip(cos, sin, strict=True)))
+
+    def of(self, layer: int) -> Rotary | None:
+        """Return a layer's rotation; None for a model without rotary positions."""
+        return self.layers[min(layer, len(self.layers) - 1)] if self.layers else None
 
 
 def project_heads(
@@ -301,18 +368,18 @@ def project_heads(
 def prepare_heads(
     decoder: Decoder, attention: Attention, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None
 ) -> Heads:
-    """Apply query/key norm and rotary positions to q, k [..., p, e]."""
+    """Apply query/key norm and rotary positions to q, k [r, h, p, e]."""
     q_plain = k_plain = None
     if attention.q_norm is not None and attention.k_norm is not None:
         q_plain, k_plain = q, k
-        q = normalize_rms(q, decoder.qk_norm_eps).value * attention.q_norm
-        k = normalize_rms(k, decoder.qk_norm_eps).value * attention.k_norm
+        q = normalize_heads(q, attention.q_norm, decoder.qk_norm_eps).value * head_scale(attention.q_norm, q)
+        k = normalize_heads(k, attention.k_norm, decoder.qk_norm_eps).value * head_scale(attention.k_norm, k)
     if rotary is not None:
         q, k = rotary.rotate(q), rotary.rotate(k)
     return Heads(q, k, v, q_plain, k_plain)
 
 
-def attend(heads: Heads, prefix: Prefix | None, layer: int) -> tuple[Tensor, Tensor]:
+def attend(decoder: Decoder, heads: Heads, prefix: Prefix | None, layer: int) -> tuple[Tensor, Tensor]:
     """Return the attention pattern [r, h, q, o + p] and z [r, q, h e]."""
     k, v = heads.k, heads.v
     if prefix is not None:
@@ -322,7 +389,7 @@ def attend(heads: Heads, prefix: Prefix | None, layer: int) -> tuple[Tensor, Ten
     n_kv, keys = k.shape[1], k.shape[2]
     # Query heads that share a key head are adjacent, so keys need no copies.
     scores = heads.q.reshape(r, n_kv, -1, e) @ k.transpose(-1, -2)
-    scores = scores.view(r, h, queries, keys).mul_(e**-0.5)
+    scores = capped(scores.view(r, h, queries, keys).mul_(e**-0.5), decoder.attention_cap)
     if queries > 1:
         scores.masked_fill_(_future(queries, keys, scores.device), -torch.inf)
     pattern = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)

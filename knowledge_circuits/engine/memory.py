@@ -132,6 +132,7 @@ def activation_bytes(decoder: Decoder, positions: int) -> float:
         + attention.w_o.shape[0]
         + mlp.w_in.shape[1]
         + decoder.n_heads * positions
+        + (2 * decoder.d_model if mlp.post_norm is not None else 0)
     )
     return decoder.n_layers * per_position * positions * decoder.embedding.element_size()
 

@@ -6,6 +6,9 @@ The reference is the corrupted run (`patching`), zero outputs (`zero`; biases an
 outputs (`mean`). Each layer takes one dense product with the membership matrix, whatever the circuit's size. Heads and
 MLPs outside the circuit are not run.
 
+Where heads share a norm's scale (a post-norm, or OLMo 2's query/key norm), the scale is that of this run: all heads of
+a layer with any head in the circuit are run, each on its own input.
+
 Shapes: b items, p positions, q queries (p, or 1 in the last layer), d d_model, h heads, a heads in the circuit,
 g key/value heads, e d_head, n vocabulary, u sources, u' the first few of them, t targets.
 """
@@ -22,12 +25,15 @@ from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.forward import (
     Prefix,
     Rotary,
+    Rotations,
     Trace,
-    activate,
     attend,
     linear,
     logits_of,
+    mlp_output,
     normalize,
+    normalize_input,
+    post_normalize,
     prepare_heads,
 )
 from knowledge_circuits.engine.graph import Graph
@@ -39,7 +45,7 @@ class Reference:
 
     Attributes:
         embedded: [b, p, d] in place of the node `input`.
-        z: per layer [b, q, h e] in place of the heads' outputs (before w_o).
+        z: per layer [b, q, h e] in place of the heads' outputs (before w_o, with a post-norm's inverse deviation).
         mlp_outputs: per layer [b, q, d].
     """
 
@@ -70,7 +76,7 @@ class _LayerCircuit:
     """One layer's part of a circuit, on the model's device.
 
     Attributes:
-        heads: [a] the heads in the circuit.
+        heads: [a] the heads in the circuit, or all heads of the layer if they share a norm's scale.
         attention: [1 + u', 3a] membership of edges into their query, key and value inputs, under a row of ones.
         mlp: [1 + u'] the same of edges into the MLP, or None if it is outside the circuit.
         weights: three [a, d, e] and biases: three [a, 1, e] of the heads' projections.
@@ -116,7 +122,10 @@ class CircuitRunner:
         decoder, layout = self.decoder, self.layout
         h, n_kv, e, d = decoder.n_heads, decoder.n_kv_heads, decoder.d_head, decoder.d_model
         attention = decoder.blocks[layer].attention
-        heads = membership[layout.head_sources(layer)].any(1).nonzero().flatten()
+        in_circuit = membership[layout.head_sources(layer)].any(1)
+        if attention.couples_heads and bool(in_circuit.any()):
+            in_circuit = torch.ones_like(in_circuit)
+        heads = in_circuit.nonzero().flatten()
         into_heads = membership[: layout.attention_reads(layer), layout.head_targets(layer)].view(-1, 3, h)
         split = (h * e, n_kv * e, n_kv * e)
         kv_heads = heads // (h // n_kv)
@@ -155,7 +164,7 @@ class CircuitRunner:
         decoder = self.decoder
         b, p, d = embedded.shape
         offset = prefix.length if prefix else 0
-        rotary = Rotary.at(decoder, offset, p)
+        rotary = Rotations.at(decoder, offset, p)
         base = reference.embedded.expand(b, p, d)
         if decoder.positions is not None:
             base = base + decoder.positions[offset : offset + p]
@@ -167,15 +176,15 @@ class CircuitRunner:
             reference_z = reference.z[index]
             run.rows[0] = base
             if len(layer.heads):
-                z = self._attend(layer, index, run, queries, rotary, prefix)
+                z = self._attend(layer, index, run, queries, rotary.of(index), prefix)
                 run.set_heads(self, index, layer, z, reference_z)
             before = base[:, -queries:]
             after = before + block.attention.b_o + linear(reference_z, block.attention.w_o)
             if layer.mlp is not None:
                 run.rows[0, :, -queries:] = before if decoder.parallel else after
                 x = run.sum(layer.mlp, queries)
-                hidden = linear(normalize(x, decoder).value, block.mlp.w_in, block.mlp.b_in)
-                output = linear(activate(block.mlp, decoder, hidden), block.mlp.w_out, block.mlp.b_out)
+                hidden = linear(normalize_input(x, decoder).value, block.mlp.w_in, block.mlp.b_in)
+                output, _ = mlp_output(decoder, block.mlp, hidden)
                 mlp = 1 + self.layout.mlp_source(index)
                 run.rows[mlp, :, -queries:] = output - reference.mlp_outputs[index]
             base = after + reference.mlp_outputs[index]
@@ -191,9 +200,9 @@ class CircuitRunner:
         rotary: Rotary | None,
         prefix: Prefix | None,
     ) -> Tensor:
-        """Return the outputs [a, b, q, e] of the circuit's heads of one layer."""
+        """Return z [a, b, q, e] of the circuit's heads of one layer (see `LayerTrace`)."""
         decoder, a = self.decoder, len(layer.heads)
-        x = normalize(run.sums(layer.attention), decoder).value  # [3a, b, p, d]
+        x = normalize_input(run.sums(layer.attention), decoder).value  # [3a, b, p, d]
         b, d = x.shape[1], x.shape[3]
         parts = []
         for kind, (weight, bias) in enumerate(zip(layer.weights, layer.biases, strict=True)):
@@ -203,9 +212,13 @@ class CircuitRunner:
             flat = torch.baddbmm(bias, rows.reshape(a, -1, d), weight)
             parts.append(flat.view(a, b, -1, decoder.d_head).transpose(0, 1))
         q, k, v = parts
-        heads = prepare_heads(decoder, decoder.blocks[index].attention, q, k, v, rotary)
+        attention = decoder.blocks[index].attention
+        heads = prepare_heads(decoder, attention, q, k, v, rotary)
         own = _prefix_of_heads(prefix, index, layer.heads // (decoder.n_heads // decoder.n_kv_heads))
-        _, z = attend(heads, own, 0)
+        _, z = attend(decoder, heads, own, 0)
+        post = post_normalize(z, attention, decoder)
+        if post is not None:
+            z = z * post.inverse_scale
         return z.view(b, queries, a, decoder.d_head).permute(2, 0, 1, 3)
 
 

@@ -130,14 +130,24 @@ def refuse_unsupported(config: Any, name: str) -> None:
         return any(getattr(text, key, None) for key in keys)
 
     kind = getattr(config, "model_type", "unknown")
-    rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
+    rope = next(
+        (one["rope_type"] for one in _rope_parameters(text) if one.get("rope_type", "default") not in _ROPE_TYPES),
+        "default",
+    )
     reasons = {
         "it is an encoder-decoder": bool(getattr(config, "is_encoder_decoder", False)),
-        "it soft-caps logits": has("attn_logit_softcapping", "final_logit_softcapping"),
         "it is a mixture of experts": has("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
-        "it normalizes after attention and MLP (post-norms)": kind.startswith(("gemma2", "gemma3", "olmo2", "olmo3")),
         "it normalizes queries and keys with a layer norm": has("qk_layernorm"),
-        f"its rotary positions are of type {rope!r}": rope not in ("default", "linear", "llama3"),
+        "it has biases before a post-norm": kind.startswith(_POST_NORM) and has("attention_bias"),
+        "it reads images too": getattr(config, "vision_config", None) is not None,
+        "TransformerLens names its norms otherwise (OLMo 3)": kind.startswith("olmo3"),
+        "TransformerLens splits its grouped queries otherwise (Falcon 40B)": has("new_decoder_architecture"),
+        "its attention looks ahead": has("use_bidirectional_attention"),
+        f"its rotary positions are of type {rope!r}": rope not in _ROPE_TYPES,
+        "its positions are linear biases of the attention (ALiBi)": has("alibi"),
+        "its queries, keys and values are clipped": has("clip_qkv"),
+        "its norms follow the residual stream": getattr(text, "do_layer_norm_before", True) is False,
+        "its embedding has another width than its residual stream": _embedding_width(text) is not None,
         "it scales attention by layer index": has("scale_attn_by_inverse_layer_idx"),
         "it does not scale attention": getattr(text, "scale_attn_weights", True) is False,
         "it scales its residual stream": has("residual_multiplier", "embedding_multiplier", "logits_scaling"),
@@ -146,6 +156,25 @@ def refuse_unsupported(config: Any, name: str) -> None:
     for reason, applies in reasons.items():
         if applies:
             raise InputError(f"{name}: the architecture {kind!r} is not supported: {reason}")
+
+
+_POST_NORM = ("gemma2", "gemma3", "olmo2")
+_ROPE_TYPES = ("default", "linear", "llama3")
+
+
+def _rope_parameters(config: Any) -> list[dict[str, Any]]:
+    """Return the parameters of rotary positions: one for all layers, one for each layer, or none."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
+    if kinds and all(kind in rope for kind in kinds):
+        return [rope[kind] for kind in config.layer_types]
+    return [rope] if rope else []
+
+
+def _embedding_width(config: Any) -> int | None:
+    """Return OPT's width of token embeddings where it is not the residual stream's."""
+    width = getattr(config, "word_embed_proj_dim", None)
+    return None if width in (None, config.hidden_size) else int(width)
 
 
 def _activation_name(config: Any) -> str:
@@ -170,7 +199,9 @@ def _boot_bridge(model: Any) -> Any:
         stand_in = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
         PreTrainedTokenizerFast(tokenizer_object=stand_in, bos_token="a", eos_token="a").save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        name = model.config._name_or_path or model.config.model_type
+        if not model.config.architectures:  # a model that was never saved; the bridge picks its adapter by this name
+            model.config.architectures = [type(model).__name__]
+        name = model.config._name_or_path or type(model).__name__
         return TransformerBridge.boot_transformers(
             name, hf_model=model, tokenizer=tokenizer, dtype=model.dtype, device=model.device
         )
@@ -194,15 +225,20 @@ def _read_bridge(bridge: Any, model: Any) -> Decoder:
     cfg = bridge.cfg
     n_heads, n_kv_heads = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads
     centred = cfg.normalization_type == "LN"
-    fold = _Folder(centred)
+    fold = _Folder(centred, offset=1.0 if getattr(cfg, "rmsnorm_uses_offset", False) else 0.0)
+    query_scale = (cfg.d_head / (getattr(config, "query_pre_attn_scalar", None) or cfg.d_head)) ** 0.5
+    pairs = config.rotary_dim if config.model_type == "gptj" else None
     blocks = []
     for block in bridge.blocks:
         # Where attention and MLP share one norm (Phi) the bridge has no second one.
-        mlp_norm = block.ln2 if hasattr(block, "ln2") else block.ln1
-        blocks.append(Block(_read_attention(block.attn, block.ln1, fold), _read_mlp(block.mlp, mlp_norm, fold)))
+        norm = getattr(block, "ln1", None)
+        attention = _read_attention(block.attn, norm, getattr(block, "ln1_post", None), fold, query_scale, pairs)
+        mlp = _read_mlp(block.mlp, getattr(block, "ln2", norm), getattr(block, "ln2_post", None), fold)
+        blocks.append(Block(attention, mlp))
     frequencies, rotary_scale = (None, 1.0)
     if not hasattr(bridge, "pos_embed"):
         frequencies, rotary_scale = _rotary_frequencies(config, cfg.d_head, model.device)
+    embedding = bridge.embed.W_E.detach() * _embedding_scale(bridge.embed)
     unembedding, unembedding_bias = fold(bridge.ln_final, bridge.unembed.W_U, getattr(bridge.unembed, "b_U", None))
     return Decoder(
         n_heads=n_heads,
@@ -214,44 +250,92 @@ def _read_bridge(bridge: Any, model: Any) -> Decoder:
         norm_eps=float(cfg.eps),
         qk_norm_eps=float(getattr(config, "rms_norm_eps", 0.0)),
         max_positions=_max_positions(config),
-        embedding=bridge.embed.W_E.detach().clone(),
-        positions=bridge.pos_embed.W_pos.detach().clone() if hasattr(bridge, "pos_embed") else None,
+        embedding=embedding,
+        positions=_positions(bridge, config),
         inverse_frequencies=frequencies,
         rotary_scale=rotary_scale,
         blocks=tuple(blocks),
         unembedding=unembedding,
         unembedding_bias=unembedding_bias,
+        pre_norm=hasattr(bridge.blocks[0], "ln1"),
+        attention_cap=getattr(config, "attn_logit_softcapping", None) if config.model_type == "gemma2" else None,
+        logit_cap=getattr(config, "final_logit_softcapping", None),
     )
+
+
+def _embedding_scale(embed: Any) -> float:
+    """Return the factor on token embeddings (Gemma's sqrt(d)), 1 for most."""
+    module = getattr(embed, "original_component", embed)
+    return float(getattr(module, "scalar_embed_scale", 1.0))
+
+
+def _positions(bridge: Any, config: Any) -> Tensor | None:
+    """Return the learned positional embedding [context, d]; OPT's first two rows belong to padding."""
+    if not hasattr(bridge, "pos_embed"):
+        return None
+    positions: Tensor = bridge.pos_embed.W_pos.detach().clone()
+    return positions[2:] if config.model_type == "opt" else positions
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """Folds a norm into the projection that reads it, in at least float32."""
+    """Folds a norm into the projection that reads it, in at least float32.
+
+    Attributes:
+        centred: whether the norms centre what they read.
+        offset: what is added to a norm's weight to give its scale (1 for Gemma).
+    """
 
     centred: bool
+    offset: float
+
+    def scale(self, norm: Any) -> Tensor | None:
+        """Return a norm's scale in at least float32; None without a norm or a weight in it."""
+        weight = None if norm is None else _optional(norm, "weight")
+        if weight is None:
+            return None
+        return weight.detach().to(torch.promote_types(weight.dtype, torch.float32)) + self.offset
 
     def __call__(self, norm: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(W', b') of weight [d, n] and bias [n] behind `norm`."""
+        """(W', b') of weight [d, n] and bias [n] behind `norm`; as they are without one."""
         dtype = torch.promote_types(weight.dtype, torch.float32)
         wide = weight.to(dtype)
-        shift = getattr(norm, "bias", None)
+        shift = None if norm is None else _optional(norm, "bias")
         folded_bias = torch.zeros_like(wide[0]) if bias is None else bias.to(dtype)
         if shift is not None:
             folded_bias = folded_bias + shift.to(dtype) @ wide
-        folded = norm.weight.to(dtype)[:, None] * wide
-        if self.centred:
+        scale = self.scale(norm)
+        folded = wide if scale is None else scale[:, None] * wide
+        if self.centred and norm is not None:
             folded = folded - folded.mean(0)
         return folded.to(weight.dtype).contiguous(), folded_bias.to(weight.dtype)
 
 
-def _read_attention(attention: Any, norm: Any, fold: _Folder) -> Attention:
+def _read_attention(
+    attention: Any, norm: Any, post_norm: Any, fold: _Folder, query_scale: float, pairs: int | None
+) -> Attention:
+    """Read one layer's attention.
+
+    Args:
+        query_scale: a factor on queries, for scores that are not divided by sqrt(e).
+        pairs: how many dimensions of a head rotary positions turn in neighbouring pairs (GPT-J); None for halves.
+    """
     weights, biases = [], []
     for name in "QKV":
         weight = getattr(attention, f"W_{name}")  # [heads, d, e]
         heads, d_model, d_head = weight.shape
-        weights.append(weight.permute(1, 0, 2).reshape(d_model, heads * d_head))
         bias = _optional(attention, f"b_{name}")
-        biases.append(weight.new_zeros(heads * d_head) if bias is None else bias.reshape(-1))
+        bias = weight.new_zeros(heads, d_head) if bias is None else bias.reshape(heads, d_head)
+        if pairs is not None and name != "V":
+            order = [*range(0, pairs, 2), *range(1, pairs, 2), *range(pairs, d_head)]
+            weight, bias = weight[..., order], bias[..., order]
+        weights.append(weight.permute(1, 0, 2).reshape(d_model, heads * d_head))
+        biases.append(bias.reshape(-1))
+    q_norm, k_norm = _norm_scale(attention, "q_norm", fold), _norm_scale(attention, "k_norm", fold)
+    if q_norm is not None:
+        q_norm = q_norm * query_scale
+    else:
+        weights[0], biases[0] = weights[0] * query_scale, biases[0] * query_scale
     # The value bias goes to the output bias instead.
     w_qkv, b_qkv = fold(norm, torch.cat(weights, 1), torch.cat((*biases[:2], torch.zeros_like(biases[2]))))
     w_o = attention.W_O
@@ -261,22 +345,27 @@ def _read_attention(attention: Any, norm: Any, fold: _Folder) -> Attention:
     b_o = w_o.new_zeros(d_model) if b_o is None else b_o.detach().clone()
     b_v = biases[-1].view(-1, d_head)
     b_o += b_v.repeat_interleave(n_heads // len(b_v), 0).flatten() @ w_o
+    scale = fold.scale(post_norm)
     return Attention(
         w_qkv=w_qkv,
         b_qkv=b_qkv,
-        w_o=w_o,
+        w_o=w_o if scale is None else (w_o * scale).to(w_o.dtype),
         b_o=b_o,
-        q_norm=_norm_scale(attention, "q_norm"),
-        k_norm=_norm_scale(attention, "k_norm"),
+        q_norm=q_norm,
+        k_norm=k_norm,
+        w_o_plain=None if scale is None else w_o,
+        post_norm=None if scale is None else scale.to(w_o.dtype),
     )
 
 
-def _norm_scale(attention: Any, name: str) -> Tensor | None:
+def _norm_scale(attention: Any, name: str, fold: _Folder) -> Tensor | None:
+    """Return the scale of a query/key norm in the weights' data type, or None."""
     norm = getattr(attention, name, None)
-    return None if norm is None else norm.weight.detach().clone()
+    scale = fold.scale(norm)
+    return None if scale is None else scale.to(norm.weight.dtype)
 
 
-def _read_mlp(mlp: Any, norm: Any, fold: _Folder) -> MLP:
+def _read_mlp(mlp: Any, norm: Any, post_norm: Any, fold: _Folder) -> MLP:
     gate = _optional(mlp, "W_gate")
     weights = [mlp.W_in] if gate is None else [gate, mlp.W_in]
     names = ["b_in"] if gate is None else ["b_gate", "b_in"]
@@ -287,12 +376,14 @@ def _read_mlp(mlp: Any, norm: Any, fold: _Folder) -> MLP:
     w_in, b_in = fold(norm, torch.cat(weights, 1), torch.cat(biases))
     w_out = mlp.W_out.detach().clone().contiguous()
     b_out = _optional(mlp, "b_out")
+    scale = fold.scale(post_norm)
     return MLP(
         w_in=w_in,
         b_in=b_in,
         w_out=w_out,
         b_out=w_out.new_zeros(w_out.shape[1]) if b_out is None else b_out.detach().clone(),
         gated=gate is not None,
+        post_norm=None if scale is None else scale.to(w_out.dtype),
     )
 
 
@@ -305,19 +396,28 @@ def _optional(component: Any, name: str) -> Tensor | None:
 
 
 def _rotary_frequencies(config: Any, d_head: int, device: torch.device) -> tuple[Tensor, float]:
-    """Return inverse frequencies [rotary_dim / 2] in float64 and the scale of cos and sin.
+    """Return inverse frequencies [rotary_dim / 2], [l, rotary_dim / 2] where layers differ, and cos' and sin's scale.
 
-    They are read from `config.rope_parameters`: the bridge's own `rotary_base` and `rotary_dim` can be wrong.
+    They are in float64, and read from `config.rope_parameters`: the bridge's own `rotary_base` and `rotary_dim` can be
+    wrong.
     """
-    rope = config.rope_parameters
-    kind = rope.get("rope_type", "default")
-    if kind != "default":
-        frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, device)
-        return frequencies.double(), float(scale)
-    fraction = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
-    rotary_dim = int(d_head * fraction)
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=device) / rotary_dim
-    return rope["rope_theta"] ** -exponents, 1.0
+    layers, scales = [], set()
+    for index, rope in enumerate(_rope_parameters(config) or [{}]):
+        kind = rope.get("rope_type", "default")
+        if kind not in ("default", "linear"):
+            layer_type = getattr(config, "layer_types", None) if rope is not config.rope_parameters else None
+            options = {"layer_type": layer_type[index]} if layer_type else {}
+            frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, device, **options)
+            layers.append(frequencies.double())
+            scales.add(float(scale))
+            continue
+        fraction = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
+        rotary_dim = getattr(config, "rotary_dim", None) or int(d_head * fraction)
+        exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=device) / rotary_dim
+        layers.append(rope.get("rope_theta", 10000.0) ** -exponents / rope.get("factor", 1.0))
+        scales.add(1.0)
+    (scale,) = scales
+    return (layers[0] if len(layers) == 1 else torch.stack(layers)), scale
 
 
 def _max_positions(config: Any) -> int:
@@ -326,7 +426,12 @@ def _max_positions(config: Any) -> int:
     if length is None:
         raise InputError("the configuration names no context length (max_position_embeddings)")
     window = getattr(config, "sliding_window", None)
-    if not window or getattr(config, "use_sliding_window", True) is False:
+    kinds = getattr(config, "layer_types", None)
+    if (
+        not window
+        or getattr(config, "use_sliding_window", True) is False
+        or (kinds and "sliding_attention" not in kinds)
+    ):
         return length
     return min(length, int(window))
 
