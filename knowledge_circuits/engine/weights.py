@@ -360,9 +360,8 @@ def _read_attention(
 
 def _norm_scale(attention: Any, name: str, fold: _Folder) -> Tensor | None:
     """Return the scale of a query/key norm in the weights' data type, or None."""
-    norm = getattr(attention, name, None)
-    scale = fold.scale(norm)
-    return None if scale is None else scale.to(norm.weight.dtype)
+    scale = fold.scale(getattr(attention, name, None))
+    return None if scale is None else scale.to(attention.W_O.dtype)
 
 
 def _read_mlp(mlp: Any, norm: Any, post_norm: Any, fold: _Folder) -> MLP:

@@ -1,4 +1,4 @@
-"""Turn SmolLM2's GGUF file into an ordinary Hugging Face checkpoint folder.
+"""Turn a GGUF file (SmolLM2, Gemma 3) into an ordinary Hugging Face checkpoint folder.
 
 A model that transformers loads from GGUF refuses `save_pretrained` (its configuration still says "quantized"), so its
 dequantized state goes into a fresh model whose configuration has no `quantization_config`. The weights stay float32:
@@ -27,7 +27,7 @@ QUESTION = "The capital of France is"
 def load_gguf(file: Path) -> tuple[PreTrainedModel, AutoTokenizer]:
     """The dequantized model (float32) and the tokenizer that a GGUF file holds."""
     if not file.is_file():
-        raise InputError(f"{file}: no such GGUF file; scripts/SmolLM2-135M/prepare.sh fetches it")
+        raise InputError(f"{file}: no such GGUF file; prepare.sh of the model fetches it")
     model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
 
