@@ -406,6 +406,8 @@ class _Attribution:
                 logits = at_least_float32(logits_of(decoder, normalized.value[:, -1])).detach().requires_grad_()
                 values = losses(self.metric, logits, clean_logits.repeat(runs, 1), labels.repeat(runs, 1))
                 (at_logits,) = torch.autograd.grad(values.sum(), logits)
+            if decoder.logit_cap is not None:
+                at_logits = at_logits * (1 - (logits.detach() / decoder.logit_cap).square())
             parts = list((at_logits.to(decoder.dtype) @ decoder.unembedding.T).chunk(runs))
         at_norm = torch.cat([part * weight for part, weight in zip(parts, weights, strict=True)])
         return self.backward.norm(normalized, at_norm[:, None])
