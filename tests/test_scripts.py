@@ -13,8 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from knowledge_circuits import manifest, stages
+from knowledge_circuits.files import InputError
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 ALL = sorted([*SCRIPTS.glob("*.sh"), *SCRIPTS.glob("*/*.sh"), *SCRIPTS.glob("*/*.sbatch")])
+PYTHON = Path(sys.executable).parent
+MANIFEST = "prediction_manifest.json"
 INSTALLED_FROM = ("requirements.txt", "constraints.txt", "pyproject.toml")
 PAPERS_MODELS = {
     # learning rate, block, sequences a step, epochs, attribution batch, edges of a circuit
@@ -37,7 +42,14 @@ def pipeline(tmp_path: Path) -> Path:
 def run(folder: Path, before: str = "") -> tuple[int, list[str]]:
     """Run the three stages; returns the exit status and the stages that ran to their end."""
     program = f"set -euo pipefail; source {SCRIPTS / 'stages.sh'}; {before} run_stages stamps . one two three"
-    process = subprocess.run(["bash", "-c", program], cwd=folder, capture_output=True, text=True, timeout=60)
+    process = subprocess.run(
+        ["bash", "-c", program],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(SCRIPTS.parent), "PATH": f"{PYTHON}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     return process.returncode, re.findall(r"^ran (\w+)$", process.stdout, re.MULTILINE)
 
 
@@ -51,6 +63,20 @@ def test_a_finished_pipeline_runs_nothing(pipeline: Path) -> None:
     (pipeline / "repaired").touch()
     run(pipeline)
     assert run(pipeline) == (0, [])
+
+
+def test_a_stage_whose_units_are_lost_or_cut_is_not_done(tmp_path: Path) -> None:
+    predictions, record = tmp_path / "prediction.jsonl", tmp_path / "stages" / "predict.json"
+    with pytest.raises(InputError, match="left no predictions"):
+        stages.record_stage(record, "key", [tmp_path])
+    for damage in (lambda: predictions.write_text("{}"), predictions.unlink, (tmp_path / MANIFEST).unlink):
+        predictions.write_text("{}\n")
+        manifest.finish(tmp_path / MANIFEST, "predictions", {}, [predictions])
+        stages.record_stage(record, "key", [tmp_path])
+        assert stages.unfinished(record, "key") == ""
+        assert stages.unfinished(record, "other key")
+        damage()
+        assert "prediction" in stages.unfinished(record, "key")
 
 
 def test_a_changed_stage_runs_again_with_all_that_follow(pipeline: Path) -> None:

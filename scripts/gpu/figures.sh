@@ -5,5 +5,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 for name in acquisition topology circuit dynamics components; do
-  [[ "$RUN_FOLDER/notebooks/$name.ipynb" -nt "$RUN_FOLDER/stages/circuit_eval" ]] || figures "$name"
+  [[ "$RUN_FOLDER/notebooks/$name.ipynb" -nt "$RUN_FOLDER/stages/circuit_eval.json" ]] || figures "$name"
 done

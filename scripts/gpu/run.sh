@@ -15,6 +15,7 @@ source "$ROOT/scripts/stages.sh"
 python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: no CUDA GPU is visible here")'
 DEADLINE=$((60 * ${MINUTES:-9})) # compared with SECONDS of this shell, so an installation counts
 status=0
+STAGE_FOLDERS="$DATA $UNTRAINED $BASE_RUN $RUN_FOLDER"
 run_stages "$RUN_FOLDER/stages" scripts/gpu data train predict eap circuit_eval figures report || status=$?
 if ((status == 124)); then echo "== Out of time; run the same command again to continue"; fi
 ((status == 0)) || exit "$status"
