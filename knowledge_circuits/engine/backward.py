@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Decoder
+from knowledge_circuits.engine.decoder import GELU, MLP, Activation, Attention, Decoder
 from knowledge_circuits.engine.forward import (
     LayerTrace,
     Normalized,
@@ -220,8 +220,7 @@ class Backward:
             return gradient * secant(self.decoder, x)
         if activation is Activation.SILU:
             return torch.ops.aten.silu_backward(gradient, x)
-        approximate = "tanh" if activation is Activation.GELU_TANH else "none"
-        return torch.ops.aten.gelu_backward(gradient, x, approximate=approximate)
+        return torch.ops.aten.gelu_backward(gradient, x, approximate=GELU[activation])
 
     def _attention(
         self,

@@ -34,6 +34,10 @@ class Activation(StrEnum):
     RELU = "relu"
 
 
+#: PyTorch's names of the two GELUs. Another activation has no entry, so it cannot pass for one of them.
+GELU = {Activation.GELU: "none", Activation.GELU_TANH: "tanh"}
+
+
 @dataclass(frozen=True)
 class Attention:
     """One layer's attention with the norm folded in.

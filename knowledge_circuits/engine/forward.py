@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Decoder
+from knowledge_circuits.engine.decoder import GELU, MLP, Activation, Attention, Decoder
 
 
 @dataclass(frozen=True)
@@ -428,4 +428,4 @@ def _activation(activation: Activation, x: Tensor) -> Tensor:
         return F.silu(x)
     if activation is Activation.RELU:
         return F.relu(x)
-    return F.gelu(x, approximate="tanh" if activation is Activation.GELU_TANH else "none")
+    return F.gelu(x, approximate=GELU[activation])
