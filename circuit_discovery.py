@@ -32,7 +32,7 @@ def main() -> int:
     from knowledge_circuits.sweeps.programs import loader_from, prepare, read_groups, run_items
 
     process = this_process()
-    scored = checkpoints(args.model_path, args.output_dir)
+    scored = checkpoints(args.model_path, args.output_dir, args.revisions, args.step_pattern)
     prepare(args.threads, process, scored)
     wanted = chosen_groups(args.task, args.type, args.frequency)
     groups = read_groups(args.data_file, wanted, args.circuit_n, quiet=not process.is_main)

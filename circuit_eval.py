@@ -54,7 +54,7 @@ def main() -> int:
     from knowledge_circuits.sweeps.programs import loader_from, prepare, read_groups, run_items
 
     process = this_process()
-    evaluated = checkpoints(args.model_path, args.output_dir)
+    evaluated = checkpoints(args.model_path, args.output_dir, args.revisions, args.step_pattern)
     prepare(args.threads, process, evaluated)
     origins = find_origins(args.circuit_from, evaluated)
     wanted = chosen_groups(args.task, args.source_type, args.source_frequency)

@@ -43,13 +43,14 @@ def main() -> int:
     from knowledge_circuits.models.loading import DTYPES
     from knowledge_circuits.sweeps.prediction import PredictionUnit, Settings
     from knowledge_circuits.sweeps.processes import pick_device, this_process
-    from knowledge_circuits.sweeps.programs import prepare, run_items
+    from knowledge_circuits.sweeps.programs import prepare, refuse_shared_deletion, run_items
 
     process = this_process()
     people = read_entities(args.input_file)[: args.max_predict_samples]
-    evaluated = checkpoints(args.model_name_or_path, args.output_dir)
+    evaluated = checkpoints(args.model_name_or_path, args.output_dir, args.revisions, args.step_pattern)
     if args.output_file and len(evaluated) > 1:
         raise InputError(f"--output_file is for one checkpoint, but {args.model_name_or_path} has {len(evaluated)}")
+    refuse_shared_deletion(args, process)
     prepare(args.threads, process, evaluated)
     settings = Settings(
         max_new_tokens=args.max_new_tokens,
@@ -57,6 +58,7 @@ def main() -> int:
         device=pick_device(args.device, process),
         dtype=DTYPES[args.dtype],
         trust_remote_code=args.trust_remote_code,
+        delete_downloads=args.delete_downloads,
     )
     outputs = [Path(args.output_file or checkpoint.predictions) for checkpoint in evaluated]
     units = [

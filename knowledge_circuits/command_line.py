@@ -119,10 +119,22 @@ def gigabytes(text: str) -> float:
     return number
 
 
+_REVISIONS_HELP = (
+    "a public model's training history: its revisions (or, in a local folder, subfolders) such as step0 step512, or log"
+    " for steps that double; results go to outputs/history/"
+)
+
+
 def add_work_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of every program that computes results of checkpoints: existing results, device, threads."""
     add = parser.add_argument
     add("--output_dir", help="folder of the results, one folder per checkpoint; default: the checkpoint folders")
+    add("--revisions", nargs="+", default=[], metavar="NAME", help=_REVISIONS_HELP)
+    add(
+        "--step_pattern",
+        help=r"regular expression whose first group is the step in a revision's name; default step(\d+)",
+    )
+    add("--delete_downloads", action="store_true", help="delete each hub revision from the cache when it is done")
     add("--overwrite", action="store_true", help="recompute existing results; files that their manifests list go")
     add(
         "--adopt",

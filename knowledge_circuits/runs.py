@@ -6,6 +6,7 @@ outputs/train/<model>/<run>/                      run_config.json, evaluations.j
         circuit_<n>/type_<t>/frequency_<b>/method_<m>/<task>_graph.json
             topn_<k>/<task>_graph.json, <task>_results.json
             topn_<k>/target_type_<t>/target_frequency_<b>/<task>_prediction.jsonl
+outputs/history/<model>/checkpoints/checkpoint-<step>/   results of a public model's revisions, in the same form
 
 `Coordinates` holds the variable parts of the circuit files' paths.
 """
@@ -14,12 +15,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from knowledge_circuits.files import InputError, means_folder
+from knowledge_circuits.files import InputError, first_line, means_folder
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
@@ -167,20 +169,29 @@ class Checkpoint:
     Attributes:
         path: the folder with the weights, or a hub name.
         output: the folder under which predictions and circuits are written.
+        revision: a hub model's branch, tag or commit.
+        history_step: the optimizer step of a public training history's checkpoint, whose folder may have any name.
     """
 
     path: str
     output: Path
+    revision: str = "main"
+    history_step: int | None = None
 
     @property
     def name(self) -> str:
-        return Path(self.path).name
+        return Path(self.path).name if self.history_step is None else f"checkpoint-{self.history_step}"
 
     @property
     def step(self) -> int | None:
         """The optimizer step in the folder's name; None where the name tells none."""
         match = _CHECKPOINT_NAME.fullmatch(self.name)
         return int(match[1]) if match else None
+
+    @property
+    def address(self) -> str:
+        """What tells its weights from other checkpoints': the path, and a revision other than main."""
+        return self.path if self.revision == "main" else f"{self.path}@{self.revision}"
 
     @property
     def predictions(self) -> Path:
@@ -271,17 +282,37 @@ def existing_graph(path: Path) -> Path:
     raise InputError(f"{path}: no such graph (nor as .json.gz or .pt); run circuit_discovery.py first")
 
 
-def checkpoints(model_path: str, output_dir: str | None = None) -> list[Checkpoint]:
+#: What finds the step in the name of a public training history's revision or folder (`step1000`, `step1000-tokens4B`).
+STEP_PATTERN = r"step[-_]?(\d+)"
+
+
+def checkpoints(
+    model_path: str,
+    output_dir: str | None = None,
+    revisions: Sequence[str] = (),
+    step_pattern: str | None = None,
+) -> list[Checkpoint]:
     """Return the checkpoints that a model path means, in step order.
 
-    A folder with `checkpoint-<step>` folders in it (or in its `checkpoints/`) means all of them; any other folder or
-    hub name means itself.
+    A folder with `checkpoint-<step>` folders in it (or in its `checkpoints/`) means all of them; a folder whose
+    subfolders have steps in their names is a public training history and means all of those; any other folder or hub
+    name means itself.
 
     Args:
-        model_path: a checkpoint folder, a run's folder or its checkpoints folder, or a hub name.
-        output_dir: where results go instead of into the checkpoint folders (one folder per checkpoint if several).
+        model_path: a checkpoint folder, a run's folder or its checkpoints folder, a history's folder, or a hub name.
+        output_dir: where results go instead of into the checkpoint folders (one folder per checkpoint if several). A
+            history's results go to outputs/history/<model>/ by default.
+        revisions: a history's revisions (or subfolders) by name, or `log` alone for steps that at least double.
+        step_pattern: a regular expression whose first group is the step in such a name; default `STEP_PATTERN`.
+
+    Raises:
+        InputError: no such folder, a revision without a step, two of one step, or a bad pattern.
     """
     root = Path(model_path)
+    history = _history(model_path, revisions, step_pattern)
+    if history:
+        folder = Path(output_dir or Path("outputs") / "history" / _history_name(model_path)) / "checkpoints"
+        return [replace(one, output=folder / one.name) for one in history]
     inner = root / "checkpoints" if (root / "checkpoints").is_dir() else root
     folders = []
     if inner.is_dir():
@@ -291,11 +322,85 @@ def checkpoints(model_path: str, output_dir: str | None = None) -> list[Checkpoi
         return [Checkpoint(str(folder), Path(output_dir) / folder.name if output_dir else folder) for folder in folders]
     if root.is_dir():
         if not (root / "config.json").exists():
-            raise InputError(f"{model_path}: neither a checkpoint (no config.json) nor a folder of checkpoint-<step>")
+            raise InputError(
+                f"{model_path}: neither a checkpoint (no config.json) nor a folder of checkpoint-<step>; for folders of"
+                " other names give --step_pattern"
+            )
         return [Checkpoint(model_path, Path(output_dir) if output_dir else root)]
     if means_folder(model_path):
         raise InputError(f"{model_path}: no such checkpoint folder")
     return [Checkpoint(model_path, Path(output_dir or Path("outputs") / "hub" / model_path.replace("/", "--")))]
+
+
+def _history_name(model_path: str) -> str:
+    return Path(model_path).resolve().name if Path(model_path).is_dir() else model_path.replace("/", "--")
+
+
+def _history(model_path: str, revisions: Sequence[str], step_pattern: str | None) -> list[Checkpoint]:
+    """Return the checkpoints of a public training history in step order, none if the path is no history."""
+    try:
+        pattern = re.compile(step_pattern or STEP_PATTERN)
+    except re.error as error:
+        raise InputError(f"--step_pattern {step_pattern!r}: not a regular expression ({error})") from None
+    if not pattern.groups:
+        raise InputError(f"--step_pattern {step_pattern!r}: its first group must be the step, as in {STEP_PATTERN}")
+    root = Path(model_path)
+    if root.is_dir():
+        if (root / "config.json").exists() and not revisions:
+            return []
+        names = [child.name for child in root.iterdir() if (child / "config.json").exists()]
+        if not revisions and step_pattern is None and any(_CHECKPOINT_NAME.fullmatch(name) for name in names):
+            return []
+    elif not revisions or means_folder(model_path):
+        return []
+    else:
+        names = _hub_branches(model_path) if list(revisions) == ["log"] else list(revisions)
+    by_step: dict[int, str] = {}
+    chosen = names if not revisions or list(revisions) == ["log"] else list(revisions)
+    for name in chosen:
+        match = pattern.search(name)
+        if name not in names or (match is None and name in revisions):
+            problem = "no step in this name; give --step_pattern" if name in names else f"not one of {sorted(names)}"
+            raise InputError(f"{model_path}: revision {name!r}: {problem}")
+        if match is None:
+            continue
+        step = int(match[1])
+        if by_step.setdefault(step, name) != name:
+            raise InputError(f"{model_path}: {by_step[step]!r} and {name!r} are both of step {step}; name one")
+    steps = sorted(by_step)
+    if list(revisions) == ["log"]:
+        steps = log_spaced(steps)
+    if revisions and not steps:
+        raise InputError(f"{model_path}: no revision with a step in its name (pattern {pattern.pattern})")
+    if root.is_dir():
+        return [Checkpoint(str(root / by_step[step]), root, history_step=step) for step in steps]
+    return [Checkpoint(model_path, root, by_step[step], step) for step in steps]
+
+
+def log_spaced(steps: Sequence[int]) -> list[int]:
+    """Return the first of sorted steps, then those that are at least twice the one before, and the last.
+
+    >>> log_spaced([0, 1, 2, 3, 4, 6, 9, 10])
+    [0, 1, 2, 4, 9, 10]
+    """
+    chosen: list[int] = []
+    for step in steps:
+        if not chosen or step >= max(1, 2 * chosen[-1]) or step == steps[-1]:
+            chosen.append(step)
+    return chosen
+
+
+def _hub_branches(name: str) -> list[str]:
+    """Return the names of a hub model's branches and tags."""
+    from huggingface_hub import HfApi  # only needed to list them
+
+    try:
+        refs = HfApi().list_repo_refs(name)
+    except Exception as error:  # no network, no such model, or an offline session
+        raise InputError(
+            f"{name}: its revisions cannot be listed ({first_line(error)}); name them with --revisions"
+        ) from error
+    return [ref.name for ref in (*refs.branches, *refs.tags)]
 
 
 @dataclass(frozen=True)

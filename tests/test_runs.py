@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from knowledge_circuits.files import InputError
+from knowledge_circuits.models.loading import delete_download
 from knowledge_circuits.runs import (
     Checkpoint,
     Content,
@@ -53,6 +54,75 @@ def test_a_hub_name_has_its_results_under_outputs(tmp_path):
     (found,) = checkpoints("openai-community/gpt2")
     assert (found.path, found.step) == ("openai-community/gpt2", None)
     assert found.output == Path("outputs/hub/openai-community--gpt2")
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Path:
+    """A local copy of a public training history: folders of any name with a step in it."""
+    for name in ("step0", "step1", "step2", "step3", "step512-tokens1B", "step1000", "logs"):
+        (tmp_path / "pythia" / name).mkdir(parents=True)
+        if name != "logs":
+            (tmp_path / "pythia" / name / "config.json").write_text("{}")
+    return tmp_path / "pythia"
+
+
+def test_a_historys_folders_are_its_steps_and_its_results_go_to_outputs(history):
+    found = checkpoints(str(history))
+    assert [checkpoint.step for checkpoint in found] == [0, 1, 2, 3, 512, 1000]
+    assert found[4].path == str(history / "step512-tokens1B")
+    assert found[4].output == Path("outputs/history/pythia/checkpoints/checkpoint-512")
+    assert found[4].name == "checkpoint-512"
+
+
+def test_revisions_choose_steps_by_name_or_on_a_log_scale(history):
+    named = checkpoints(str(history), revisions=["step1000", "step1"])
+    assert [checkpoint.step for checkpoint in named] == [1, 1000]
+    assert [one.step for one in checkpoints(str(history), revisions=["log"])] == [0, 1, 2, 512, 1000]
+    with pytest.raises(InputError, match="revision 'step7': not one of"):
+        checkpoints(str(history), revisions=["step7"])
+
+
+def test_a_pattern_finds_the_step_in_other_names(history):
+    (history / "step0").rename(history / "at-0")
+    found = checkpoints(str(history), step_pattern=r"at-(\d+)")
+    assert [(one.step, Path(one.path).name) for one in found] == [(0, "at-0")]
+    for pattern, reason in (("(", "not a regular expression"), ("step", "first group must be the step")):
+        with pytest.raises(InputError, match=reason):
+            checkpoints(str(history), step_pattern=pattern)
+
+
+def test_two_folders_of_one_step_are_refused(history):
+    (history / "copy-of-step3").mkdir()
+    (history / "copy-of-step3" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="both of step 3"):
+        checkpoints(str(history))
+
+
+def test_a_hub_models_revisions_are_checkpoints_of_one_name():
+    found = checkpoints("EleutherAI/pythia-160m", revisions=["step1000", "step0"])
+    assert [(one.revision, one.step) for one in found] == [("step0", 0), ("step1000", 1000)]
+    assert found[1].address == "EleutherAI/pythia-160m@step1000"
+    assert found[1].output == Path("outputs/history/EleutherAI--pythia-160m/checkpoints/checkpoint-1000")
+    with pytest.raises(InputError, match="no step in this name"):
+        checkpoints("EleutherAI/pythia-160m", revisions=["main"])
+
+
+def test_a_downloaded_revision_is_deleted_without_the_files_that_others_share(tmp_path):
+    repository = tmp_path / "models--a--b"
+    for name, content in (("shared", "tokenizer"), ("one", "weights 1"), ("two", "weights 2")):
+        (repository / "blobs").mkdir(parents=True, exist_ok=True)
+        (repository / "blobs" / name).write_text(content)
+    for revision, commit, weights in (("step1", "1" * 40, "one"), ("step2", "2" * 40, "two")):
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+        (snapshot / "tokenizer.json").symlink_to("../../blobs/shared")
+        (snapshot / "model.safetensors").symlink_to(f"../../blobs/{weights}")
+    assert delete_download("a/b", "step1", str(tmp_path)) == len("weights 1")
+    assert sorted(blob.name for blob in (repository / "blobs").iterdir()) == ["shared", "two"]
+    assert delete_download("a/b", "step1", str(tmp_path)) == 0
+    assert delete_download(str(tmp_path), "main", str(tmp_path)) == 0
 
 
 def test_folders_that_are_no_checkpoints_are_refused(tmp_path):

@@ -127,6 +127,34 @@ def load_model(
     return model.to(device).eval()
 
 
+def delete_download(name: str, revision: str, cache_dir: str | None = None) -> int:
+    """Delete a hub model's revision from the cache, and return the bytes that this frees; 0 if it is not there.
+
+    Files that other revisions share stay. A local folder is never touched.
+    """
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    if means_folder(name) or Path(name).is_dir():
+        return 0
+    try:
+        cache = scan_cache_dir(cache_dir)
+    except CacheNotFound:
+        return 0
+    hashes = [
+        cached.commit_hash
+        for repository in cache.repos
+        if repository.repo_id == name and repository.repo_type == "model"
+        for cached in repository.revisions
+        if revision in cached.refs or revision == cached.commit_hash
+    ]
+    if not hashes:
+        return 0
+    plan = cache.delete_revisions(*hashes)
+    plan.execute()
+    return int(plan.expected_freed_size)
+
+
 def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     """Merge an adapter of peft (LoRA, for example) into a model's weights.
 

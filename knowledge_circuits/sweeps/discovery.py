@@ -101,7 +101,7 @@ def discovery_items(
     return [
         WorkItem(
             name=f"{unit.checkpoint.name}: {unit.data.group}",
-            batch=unit.checkpoint.path,
+            batch=unit.checkpoint.address,
             cost=unit.data.size,
             states=unit.states,
             run=unit.run,

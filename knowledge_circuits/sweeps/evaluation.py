@@ -264,7 +264,7 @@ def evaluation_items(
     return [
         WorkItem(
             name=f"{evaluation.checkpoint.name}: {evaluation.data.group}",
-            batch=evaluation.checkpoint.path,
+            batch=evaluation.checkpoint.address,
             cost=evaluation.cost,
             states=evaluation.states,
             run=evaluation.run,
@@ -449,7 +449,7 @@ class GroupEvaluation:
             "method": method_name(settings.method, settings.gradient, settings.metric),
             "topn": settings.topn,
             "model": settings.model,
-            "model_path": self.checkpoint.path,
+            "model_path": self.checkpoint.address,
             "type": str(group.type),
             "frequency": str(group.band),
             "clean_baseline_performance": float(outcome.clean.mean()),

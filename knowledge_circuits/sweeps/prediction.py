@@ -28,7 +28,7 @@ from knowledge_circuits.corpus.queries import Query, build_queries, check_contex
 from knowledge_circuits.files import InputError, numbered_jsonl, write_jsonl
 from knowledge_circuits.manifest import State, begin, check, fingerprint, finish
 from knowledge_circuits.models.generation import Vocabulary, generate, generated_text
-from knowledge_circuits.models.loading import load_model
+from knowledge_circuits.models.loading import delete_download, load_model
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Checkpoint
 from knowledge_circuits.study import MAX_NEW_TOKENS, Attribute
@@ -46,6 +46,7 @@ class Settings:
         device: a torch device or its name.
         dtype: of weights and activations.
         trust_remote_code: whether code in a model's folder may run.
+        delete_downloads: delete a hub revision from the cache once it is in memory.
     """
 
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -53,6 +54,7 @@ class Settings:
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
     trust_remote_code: bool = False
+    delete_downloads: bool = False
 
 
 def predict(
@@ -149,9 +151,11 @@ class PredictionUnit:
 
     def run(self) -> list[dict[str, Any]]:
         """Load the checkpoint, answer all queries, write the predictions and their manifest, and return them."""
-        path, settings = self.checkpoint.path, self.settings
-        tokenizer = load_tokenizer(path, settings.trust_remote_code)
-        model = load_model(path, settings.device, settings.dtype, settings.trust_remote_code)
+        path, revision, settings = self.checkpoint.path, self.checkpoint.revision, self.settings
+        tokenizer = load_tokenizer(path, settings.trust_remote_code, revision=revision)
+        model = load_model(path, settings.device, settings.dtype, settings.trust_remote_code, revision)
+        if settings.delete_downloads:
+            delete_download(path, revision)
         try:
             records = predict(model, tokenizer, self.people, settings)
         except InputError as error:

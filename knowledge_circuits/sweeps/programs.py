@@ -27,7 +27,7 @@ from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError
 from knowledge_circuits.manifest import fingerprint, read_manifest
-from knowledge_circuits.models.loading import DTYPES, weight_files, weights_digest
+from knowledge_circuits.models.loading import DTYPES, delete_download, weight_files, weights_digest
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import GRAPH_SUFFIXES, Checkpoint
 from knowledge_circuits.study import Group, task_file
@@ -120,7 +120,10 @@ class LoadedModel:
 class ModelLoader:
     """Loads checkpoints and keeps the last one, so that its groups share the loaded weights."""
 
-    def __init__(self, device: torch.device, dtype: str, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, device: torch.device, dtype: str, trust_remote_code: bool = False, delete_downloads: bool = False
+    ) -> None:
+        self._delete_downloads = delete_downloads
         self.dtype = DTYPES[dtype]
         self._options: dict[str, Any] = {"device": device, "dtype": self.dtype}
         self._trust_remote_code = trust_remote_code
@@ -130,13 +133,13 @@ class ModelLoader:
 
     def facts(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Return what results depend on of a checkpoint; see `model_facts`."""
-        if checkpoint.path not in self._facts:
-            self._facts[checkpoint.path] = model_facts(checkpoint, str(self.dtype).removeprefix("torch."))
-        return self._facts[checkpoint.path]
+        if checkpoint.address not in self._facts:
+            self._facts[checkpoint.address] = model_facts(checkpoint, str(self.dtype).removeprefix("torch."))
+        return self._facts[checkpoint.address]
 
     def tokenizer(self, checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         """Return a checkpoint's tokenizer without loading its weights."""
-        return load_tokenizer(checkpoint.path, trust_remote_code=self._trust_remote_code)
+        return load_tokenizer(checkpoint.path, self._trust_remote_code, revision=checkpoint.revision)
 
     def load(self, checkpoint: Checkpoint) -> LoadedModel:
         """Return the checkpoint's model; it is loaded unless it was the last one loaded.
@@ -144,16 +147,23 @@ class ModelLoader:
         Raises:
             InputError: it cannot be loaded; later calls raise the same without another attempt.
         """
-        if checkpoint.path in self._refused:
-            raise self._refused[checkpoint.path]
+        if checkpoint.address in self._refused:
+            raise self._refused[checkpoint.address]
         if self._loaded is None or self._loaded.checkpoint != checkpoint:
             self._loaded = None  # the old weights go before the new ones come
             try:
                 tokenizer = self.tokenizer(checkpoint)
-                decoder = load_decoder(checkpoint.path, trust_remote_code=self._trust_remote_code, **self._options)
+                decoder = load_decoder(
+                    checkpoint.path,
+                    trust_remote_code=self._trust_remote_code,
+                    revision=checkpoint.revision,
+                    **self._options,
+                )
             except InputError as error:
-                self._refused[checkpoint.path] = error
+                self._refused[checkpoint.address] = error
                 raise
+            if self._delete_downloads:  # the weights are in memory now
+                delete_download(checkpoint.path, checkpoint.revision)
             self._loaded = LoadedModel(checkpoint, decoder, tokenizer)
         return self._loaded
 
@@ -165,7 +175,7 @@ def model_facts(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
     """
     folder = Path(checkpoint.path)
     if not folder.is_dir():
-        return {"weights": checkpoint.path, "dtype": dtype}
+        return {"weights": checkpoint.address, "dtype": dtype}
     digest = hashlib.sha256()
     for name in _MODEL_SETTINGS:
         if (folder / name).is_file():
@@ -244,5 +254,16 @@ def replace_graph(graph: Graph, path_of: Callable[[str], Path], suffix: str, man
 
 
 def loader_from(args: argparse.Namespace, process: Process) -> ModelLoader:
-    """Return the loader that the shared flags describe."""
-    return ModelLoader(pick_device(args.device, process), args.dtype, args.trust_remote_code)
+    """Return the loader that the shared flags describe.
+
+    Raises:
+        InputError: several processes would delete the download that others still read.
+    """
+    refuse_shared_deletion(args, process)
+    return ModelLoader(pick_device(args.device, process), args.dtype, args.trust_remote_code, args.delete_downloads)
+
+
+def refuse_shared_deletion(args: argparse.Namespace, process: Process) -> None:
+    """Raise InputError for `--delete_downloads` with several processes, which share a checkpoint's download."""
+    if args.delete_downloads and process.count > 1:
+        raise InputError("--delete_downloads is for one process; with several, delete the cache afterwards")
