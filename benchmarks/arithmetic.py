@@ -33,16 +33,20 @@ class Shape:
     def of(cls, config: Any) -> Shape:
         """Read a Hugging Face configuration of one of the supported families."""
         heads = config.num_attention_heads
-        d_mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+        kind, falcon = config.model_type, config.model_type == "falcon"
+        names = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+        d_mlp = next((width for name in names if (width := getattr(config, name, None))), None)
         return cls(
             n_layers=config.num_hidden_layers,
             n_heads=heads,
-            n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            n_kv_heads=1 if falcon and config.multi_query else getattr(config, "num_key_value_heads", None) or heads,
             d_model=config.hidden_size,
             d_head=getattr(config, "head_dim", None) or config.hidden_size // heads,
             d_mlp=d_mlp or 4 * config.hidden_size,
-            gated=config.model_type not in ("gpt2", "phi", "gpt_neox"),
-            parallel=config.model_type == "phi" or bool(getattr(config, "use_parallel_residual", False)),
+            gated=kind not in ("gpt2", "phi", "gpt_neox", "gptj", "opt", "falcon"),
+            parallel=kind in ("phi", "gptj")
+            or (falcon and config.parallel_attn)
+            or bool(getattr(config, "use_parallel_residual", False)),
         )
 
     @property

@@ -44,7 +44,11 @@ def test_the_papers_models_have_the_edges_that_the_design_states(name: str) -> N
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_shape_counts_the_edges_of_the_graph(family: str) -> None:
     shape = Shape.of(FAMILIES[family]())
-    assert shape.edges == Layout(shape.n_layers, shape.n_heads, shape.parallel).n_edges
+    decoder = decoder_from_model(random_model(FAMILIES[family]()))
+    block = decoder.blocks[0]
+    assert shape.edges == Layout(decoder.n_layers, decoder.n_heads, decoder.parallel).n_edges
+    assert (shape.gated, shape.d_mlp) == (block.mlp.gated, block.mlp.w_out.shape[0])
+    assert (shape.n_kv_heads, shape.d_head) == (decoder.n_kv_heads, decoder.d_head)
 
 
 def test_gpt2_small_has_85_million_weights_in_its_layers() -> None:
