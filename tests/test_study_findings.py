@@ -84,6 +84,11 @@ def test_one_seed_decides_nothing() -> None:
     assert relevance(facts(lead=1.0, seeds=1)).verdict == Verdict.ONE_RUN
 
 
+def test_fewer_than_three_seeds_decide_nothing() -> None:
+    assert relevance(facts(lead=1.0, seeds=2)).verdict == Verdict.FEW_SEEDS
+    assert phase_shift(circuits(seeds=2)).verdict == Verdict.FEW_SEEDS
+
+
 def test_a_run_without_its_mirror_does_not_count() -> None:
     table = facts(lead=1.0)
     alone = relevance(table[table["mirror"] == "A"])

@@ -44,6 +44,7 @@ class Verdict(StrEnum):
     UNDECIDED = "undecided"
     NOT_TESTABLE = "cannot be tested"
     ONE_RUN = "one run cannot decide"
+    FEW_SEEDS = "fewer than three seeds cannot decide"
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ Floats = NDArray[np.float64]
 
 #: Prior facts known at every checkpoint, at least; below it the treatment is gone and the run cannot test relevance.
 STILL_KNOWN = 0.4
+#: Seeds that a study needs for a verdict; the studies are planned with at least as many.
+FEWEST_SEEDS = 3
 #: A BIC advantage that counts as positive evidence (Kass and Raftery 1995).
 POSITIVE_EVIDENCE = 2.0
 #: Of how many of the three curves the bend has to be there.
@@ -161,7 +163,7 @@ class Depth:
 
     @property
     def verdict(self) -> Verdict:
-        """By the rule of `deep_to_shallow`, for two seeds or more."""
+        """By the rule of `deep_to_shallow`, whatever the number of seeds."""
         centroid = int(np.sign(self.before.mean)) if self.adjusted[0] < LEVEL else 0
         order = -int(np.sign(self.order.mean)) if self.order is not None and self.adjusted[1] < LEVEL else 0
         sides = {centroid, order}
@@ -219,15 +221,23 @@ def relevance(table: pd.DataFrame, seed: int = 0, resamples: int = RESAMPLES) ->
         if (at_main["band"] == band).any()
     ]
     secondary += [trend for measure in _MEASURES if (trend := _dose_trend(differences, measure)) is not None]
-    verdict = advantage_verdict(deciding)
+    verdict = of_seeds(advantage_verdict(deciding), at_main["seed"].nunique())
     if check.estimate < STILL_KNOWN:
         verdict = Verdict.NOT_TESTABLE
-    elif at_main["seed"].nunique() < 2:
-        verdict = Verdict.ONE_RUN
     reason = "Mean level over training, known minus unknown: " + "; ".join(str(s) for s in deciding)
     if verdict == Verdict.NOT_TESTABLE:
         reason = f"The study cannot test it: the past's facts were known to {check.estimate:.2f} only. {reason}"
     return Finding(title, claim, verdict, f"{reason}.", (*deciding, check, *corrected(secondary)))
+
+
+def of_seeds(verdict: Verdict, seeds: int) -> Verdict:
+    """Return the verdict if the study has `FEWEST_SEEDS` seeds, else that it cannot decide.
+
+    A study that is judged while its runs come in, and stopped when it pleases, would decide more often than its level says.
+    """
+    if seeds < 2:
+        return Verdict.ONE_RUN
+    return verdict if seeds >= FEWEST_SEEDS else Verdict.FEW_SEEDS
 
 
 def advantages(differences: pd.DataFrame, seed: int = 0, resamples: int = RESAMPLES) -> list[Statistic]:
@@ -404,13 +414,12 @@ def phase_shift(table: pd.DataFrame) -> Finding:
         reason = f"It needs two curves of {curves.FEWEST_FOR_SHAPES} checkpoints or more; the study has {len(found)}."
         return Finding(title, claim, Verdict.UNDECIDED, reason, tuple(statistics))
     shapes = "; ".join(f"{CURVES[column]} is {best_shape(bend)}" for column, bend in found.items())
-    if table["seed"].nunique() < 2:
-        verdict = Verdict.ONE_RUN
-    elif bool(is_phase_shift(list(found.values()), max(spans))):
+    if bool(is_phase_shift(list(found.values()), max(spans))):
         verdict = Verdict.HOLDS
     else:
         smooth = sum(bool(bend.loses) for bend in found.values())
         verdict = Verdict.FAILS if smooth >= BENDS_WANTED else Verdict.UNDECIDED
+    verdict = of_seeds(verdict, table["seed"].nunique())
     p = float(partial_conjunction([float(bend.p) for bend in found.values()], BENDS_WANTED))
     wins = sum(bool(bend.wins) for bend in found.values())
     count = Statistic("curves that bend", f"of {len(found)}", wins, np.nan, np.nan, f"at least {BENDS_WANTED}", p=p)
@@ -487,7 +496,7 @@ def deep_to_shallow(
     reason = "; ".join(str(s) for s in statistics)
     if found.order is None:
         reason += f"; fewer than {FEWEST_LAYERS} layers of a seed change more than their noise, so there is no order"
-    verdict = found.verdict if len(seeds) > 1 else Verdict.ONE_RUN
+    verdict = of_seeds(found.verdict, len(seeds))
     return Finding(title, claim, verdict, f"{reason}.", tuple(statistics))
 
 
