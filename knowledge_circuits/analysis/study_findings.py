@@ -233,7 +233,7 @@ def relevance(table: pd.DataFrame, seed: int = 0, resamples: int = RESAMPLES) ->
 def of_seeds(verdict: Verdict, seeds: int) -> Verdict:
     """Return the verdict if the study has `FEWEST_SEEDS` seeds, else that it cannot decide.
 
-    A study that is judged while its runs come in, and stopped when it pleases, would decide more often than its level says.
+    A study that is judged while its runs come in decides more often than its level says.
     """
     if seeds < 2:
         return Verdict.ONE_RUN
