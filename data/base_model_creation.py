@@ -48,10 +48,10 @@ def main() -> None:
     manifest = Path(arguments.output_dir) / FOLDER_MANIFEST
     made_from = {**content_flags(vars(arguments)), "texts": fingerprint(texts)}
     del made_from["tokenizer_file"]  # the texts say what was in it
-    begin(manifest, "checkpoint", made_from)
+    begin(manifest, "model", made_from)
     tokenizer = train_tokenizer(texts, arguments.vocab_size, shape.positions)
     model = random_gpt2(tokenizer, shape, arguments.seed)
-    finish(manifest, "checkpoint", made_from, save_checkpoint(model, tokenizer, arguments.output_dir))
+    finish(manifest, "model", made_from, save_checkpoint(model, tokenizer, arguments.output_dir))
     folder.record("base_model_creation", vars(arguments))
     print(f"{len(tokenizer):,} tokens learned from {len(texts):,} texts")
     print(f"GPT-2 of {model.num_parameters():,} random parameters: {arguments.output_dir}")

@@ -78,7 +78,7 @@ def check_start(folder: Path) -> None:
         manifest = read_manifest(folder / FOLDER_MANIFEST)
     except InputError:
         manifest = None  # of another program, or damaged: the weights are checked where they are loaded
-    if manifest is not None and manifest.unit == UNIT:
+    if manifest is not None and manifest.unit in (UNIT, "model"):
         state = check(folder / FOLDER_MANIFEST, verify=True)
         if not state.is_whole:
             raise InputError(
