@@ -302,11 +302,13 @@ def main() -> int:
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as base:
         campaign = Campaign(make_study(Path(base) / "study"), Path(base), args.seed)
-        for _ in range(args.damages):
+        for number in range(1, args.damages + 1):
             case = campaign.case()
             counts[case.fault.split(" ")[0] or "right"] += 1
             if case.fault:
-                print(case, flush=True)
+                print(f"{number}. {case}", flush=True)
+            elif number % 50 == 0:
+                print(f"{number} of {args.damages}", flush=True)
     print(dict(counts))
     return 0 if set(counts) <= {"right"} else 1
 

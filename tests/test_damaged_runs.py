@@ -128,6 +128,34 @@ def test_a_tensor_that_was_taken_out_of_the_weights_is_noticed(half_finished, tm
     assert _results(Run(folder)) == _results(whole)
 
 
+def test_a_finished_run_that_is_to_train_longer_is_compared_byte_for_byte(half_finished, tmp_path, capsys):
+    make, _, whole = half_finished
+    folder = Path(shutil.copytree(whole.path, tmp_path / "run"))
+    longer = train(make(output_dir=folder, max_steps=15)).run
+    expected = _results(longer)
+    shutil.rmtree(folder)
+    shutil.copytree(whole.path, folder)
+    path = folder / "checkpoints/checkpoint-12/optimizer.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    train(make(output_dir=folder, max_steps=15))
+    assert "optimizer.pt has other content" in capsys.readouterr().out
+    assert _results(Run(folder)) == expected
+
+
+def test_a_manifest_whose_records_are_of_another_form_is_a_sentence(half_finished, tmp_path, capsys):
+    make, killed, whole = half_finished
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
+    path = folder / "checkpoints/checkpoint-9/manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["made_from"]["records"]["evaluations.jsonl"]["bytes"]
+    path.write_text(json.dumps(manifest))
+    train(make(output_dir=folder))
+    assert "manifest.json: damaged (made_from.records.evaluations.jsonl)" in capsys.readouterr().out
+    assert _results(Run(folder)) == _results(whole)
+
+
 def test_a_finished_run_without_part_of_a_checkpoint_is_not_called_finished(half_finished, tmp_path):
     make, _, whole = half_finished
     folder = Path(shutil.copytree(whole.path, tmp_path / "run"))

@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import tiny
 
 from knowledge_circuits.corpus.folder import (
     DataFolder,
@@ -14,8 +15,10 @@ from knowledge_circuits.corpus.folder import (
     data_parser,
     whole_file,
 )
-from knowledge_circuits.files import InputError, read_json
-from knowledge_circuits.study import Attribute
+from knowledge_circuits.corpus.people import read_entities
+from knowledge_circuits.files import InputError, read_json, write_jsonl
+from knowledge_circuits.study import Attribute, groups
+from knowledge_circuits.sweeps.evaluation import read_test_items
 from knowledge_circuits.training.data import data_configuration
 
 PROGRAMS = sorted((Path(__file__).resolve().parents[1] / "data").glob("*.py"))
@@ -69,6 +72,17 @@ def test_a_file_that_was_exchanged_for_one_of_the_same_size_is_refused(texts: Da
         whole_file(texts.train)
     (texts.path / "text_data_generation_manifest.json").unlink()
     assert whole_file(texts.train) == texts.train
+
+
+def test_people_of_whom_one_was_lost_are_refused_by_every_reader(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    with folder.making("query_data_generation", {"N": 6}, [folder.test]):
+        write_jsonl(folder.test, tiny.entities(6))
+    assert len(read_entities(folder.test)) == 6
+    write_jsonl(folder.test, tiny.entities(6)[1:])
+    for read in (read_entities, lambda path: read_test_items(str(path), groups())):
+        with pytest.raises(InputError, match="run data/query_data_generation.py again"):
+            read(folder.test)
 
 
 def test_texts_about_other_people_are_refused(texts: DataFolder) -> None:

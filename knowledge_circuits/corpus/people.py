@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from knowledge_circuits.corpus.folder import DataFolder
+from knowledge_circuits.corpus.folder import DataFolder, whole_file
 from knowledge_circuits.files import InputError, read_text
 from knowledge_circuits.records import Digits, Frequency, Text, Texts, Type, shape
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
@@ -131,11 +131,12 @@ def read_entities(path: str | Path, least: int = 1) -> list[Person]:
         least: how many people there must be at least.
 
     Raises:
-        InputError: with file, line and reason; also where there are too few people in the file.
+        InputError: with file, line and reason; also where there are too few people in the file, or it is not as its
+            manifest says.
     """
     people: list[Person] = []
     lines: dict[str, int] = {}
-    for number, person in shape(Person).numbered(path):
+    for number, person in shape(Person).numbered(whole_file(path)):
         if person.full_name in lines:
             first = lines[person.full_name]
             raise InputError(f"{path}, line {number}: {person.full_name!r} already stands on line {first}")

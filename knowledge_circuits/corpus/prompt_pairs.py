@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict
 
+from knowledge_circuits.corpus.folder import whole_file
 from knowledge_circuits.corpus.people import Person, Stream, sample_groups, stream
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.files import InputError
@@ -182,7 +183,7 @@ def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
     Raises:
         InputError: with file, line and reason.
     """
-    return shape(CircuitRow).lines(task_file(path, task))
+    return shape(CircuitRow).lines(whole_file(task_file(path, task)))
 
 
 def in_group(row: Mapping[str, Any], group: Group) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from knowledge_circuits.analysis import tables
 from knowledge_circuits.analysis.components import Components, analyse_run
@@ -115,16 +116,19 @@ def made_from(run: Run) -> dict[str, str]:
                 )
         records = manifest.made_from.get("records") if manifest else None
         for name, written in records.items() if isinstance(records, dict) else ():
-            _check_beginning(run.path / name, written, place.parent.name)
+            _check_beginning(run.path / name, written, place)
     names = {path.relative_to(run.path).as_posix(): digest for path, digest in digests.items()}
     return {"name": tables.run_name(run), "files": fingerprint(names)}
 
 
-def _check_beginning(path: Path, written: Any, checkpoint: str) -> None:
+def _check_beginning(path: Path, written: Any, manifest: Path) -> None:
     """Refuse a record of the run that no longer begins as it did when a checkpoint was saved."""
-    content = read_bytes(path)[: int(written["bytes"])]
-    if hashlib.sha256(content).hexdigest() != written["sha256"]:
-        raise InputError(f"{path}: other content than when {checkpoint} was saved; restore the file")
+    try:
+        record = FileRecord.model_validate(written)
+    except ValidationError:
+        raise InputError(f"{manifest}: damaged (made_from.records.{path.name})") from None
+    if hashlib.sha256(read_bytes(path)[: record.bytes]).hexdigest() != record.sha256:
+        raise InputError(f"{path}: other content than when {manifest.parent.name} was saved; restore the file")
 
 
 def _is_read(name: Path) -> bool:

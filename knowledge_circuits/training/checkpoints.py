@@ -13,12 +13,23 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from knowledge_circuits.files import InputError
-from knowledge_circuits.manifest import FOLDER_MANIFEST, MANIFEST_ENDING, Status, check, finish, read_manifest
+from knowledge_circuits.manifest import (
+    FOLDER_MANIFEST,
+    MANIFEST_ENDING,
+    FileRecord,
+    Status,
+    check,
+    finish,
+    read_manifest,
+)
 from knowledge_circuits.records import TrainerStateFile, shape
 from knowledge_circuits.runs import Run
 
@@ -112,10 +123,13 @@ def fault(run: Run, folder: Path, settings: str, verify: bool) -> str:
         path = run.path / name
         if not path.is_file():
             return f"{path}: missing, though {folder.name} was saved after it had been written"
-        assert isinstance(record, dict)
+        try:
+            written = FileRecord.model_validate(record)
+        except ValidationError:
+            return f"{folder / FOLDER_MANIFEST}: damaged (made_from.records.{name})"
         with open(path, "rb") as file:
-            content = file.read(int(str(record["bytes"])))
-        if hashlib.sha256(content).hexdigest() != record["sha256"]:
+            content = file.read(written.bytes)
+        if hashlib.sha256(content).hexdigest() != written.sha256:
             return f"{path}: other content than when {folder.name} was saved"
     return ""
 
@@ -159,10 +173,16 @@ def drop_older_resume_state(run: Run) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def newest_to_go_on_from(run: Run, settings: str, main: bool) -> Path | None:
+def newest_to_go_on_from(run: Run, settings: str, main: bool, is_done: Callable[[Path], bool]) -> Path | None:
     """Return the checkpoint that training goes on from (or ended with); None where the run has none yet.
 
     Checkpoints later than that are damaged; the main process renames them, so that nothing of them is lost.
+
+    Args:
+        run: the run.
+        settings: the fingerprint of the settings that decide the weights.
+        main: whether this is the main process.
+        is_done: whether nothing is left to train after a checkpoint; of such a one only the sizes are compared.
 
     Raises:
         InputError: the newest checkpoint is damaged and no earlier one can take its place.
@@ -172,11 +192,11 @@ def newest_to_go_on_from(run: Run, settings: str, main: bool) -> Path | None:
         return None
     newest = folders[-1]
     if check(newest / FOLDER_MANIFEST, beside=[newest / "config.json"]).status is Status.UNKNOWN:
-        if is_finished(newest):
+        if is_done(newest):
             return newest
         raise InputError(f"{newest}: has no manifest, so nothing tells whether it is whole; {_move_away(run)}")
     wrong = fault(run, newest, settings, verify=False)
-    if not wrong and is_finished(newest):
+    if not wrong and is_done(newest):
         return newest
     wrong = wrong or fault(run, newest, settings, verify=True)
     if not wrong:

@@ -42,7 +42,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from knowledge_circuits.corpus.folder import whole_file
 from knowledge_circuits.corpus.people import Person, read_entities
 from knowledge_circuits.corpus.queries import Query, build_queries, check_context, is_correct
 from knowledge_circuits.files import InputError, atomic_write
@@ -428,7 +427,7 @@ def probe_callbacks(
         return []
     examples = [*arithmetic_examples(), *(read_skill_file(arguments.ood_file) if arguments.ood_file else [])]
     probe = KnowledgeProbe(
-        read_entities(whole_file(arguments.probe_file)),
+        read_entities(arguments.probe_file),
         tokenizer,
         examples,
         {"held_out": held_out_text()},

@@ -167,8 +167,9 @@ def _train(
     """Train in a folder in which no other process trains."""
     arguments = flags.training
     with arguments.main_process_first(desc="looking at the run's folder"):
-        resumed = prepare_folder(run, configuration, arguments)
-    done = finished_step(run, configuration, resumed, planned_steps(arguments, len(data.train)))
+        steps = planned_steps(arguments, len(data.train))
+        resumed = prepare_folder(run, configuration, arguments, steps)
+    done = finished_step(run, configuration, resumed, steps)
     if done is not None:
         return Outcome(run, done, trained=False)
     callbacks = [*probe_callbacks(flags.probes, tokenizer, run), *make_callbacks(run, tokenizer)]
@@ -295,13 +296,14 @@ def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return said
 
 
-def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArguments) -> Path | None:
+def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArguments, steps: int) -> Path | None:
     """Make a run's folder ready to start or to go on.
 
     Args:
         run: the folder; --overwrite_output_dir removes the run in it.
         configuration: what the run is now.
         arguments: the training flags.
+        steps: optimizer steps of the whole run.
 
     Returns:
         The checkpoint to go on from; None to start from the beginning.
@@ -329,7 +331,8 @@ def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArgume
         return None
     if main:
         drop_older_resume_state(run)
-    return newest_to_go_on_from(run, settings_fingerprint(configuration), main)
+    settings = settings_fingerprint(configuration)
+    return newest_to_go_on_from(run, settings, main, lambda folder: is_done(run, configuration, folder, steps))
 
 
 def settings_fingerprint(configuration: dict[str, Any]) -> str:
@@ -350,14 +353,18 @@ def finished_step(run: Run, configuration: dict[str, Any], checkpoint: Path | No
     """
     if checkpoint is None:
         return None
-    step = trainer_state(checkpoint).global_step
-    earlier = read_run_config(run).arguments.as_dict()
-    same_goal = all(earlier.get(key) == configuration["arguments"][key] for key in ("num_train_epochs", "max_steps"))
-    if step >= steps or (same_goal and is_finished(checkpoint)):
-        return step
+    if is_done(run, configuration, checkpoint, steps):
+        return trainer_state(checkpoint).global_step
     if not has_resume_state(checkpoint):
         raise InputError(f"{checkpoint}: training cannot go on from here, since it has no optimizer state")
     return None
+
+
+def is_done(run: Run, configuration: dict[str, Any], checkpoint: Path, steps: int) -> bool:
+    """Return whether nothing is left to train after a checkpoint; for the arguments see `finished_step`."""
+    earlier = read_run_config(run).arguments.as_dict()
+    same_goal = all(earlier.get(key) == configuration["arguments"][key] for key in ("num_train_epochs", "max_steps"))
+    return trainer_state(checkpoint).global_step >= steps or (same_goal and is_finished(checkpoint))
 
 
 def make_trainer(
