@@ -81,7 +81,7 @@ def test_people_of_whom_one_was_lost_are_refused_by_every_reader(tmp_path: Path)
     assert len(read_entities(folder.test)) == 6
     write_jsonl(folder.test, tiny.entities(6)[1:])
     for read in (read_entities, lambda path: read_test_items(str(path), groups())):
-        with pytest.raises(InputError, match="run data/query_data_generation.py again"):
+        with pytest.raises(InputError, match=r"run data/query_data_generation\.py again"):
             read(folder.test)
 
 

@@ -24,7 +24,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from knowledge_circuits.corpus.folder import whole_file
 from knowledge_circuits.corpus.people import read_entities
 from knowledge_circuits.corpus.prompt_pairs import in_group, read_circuit_data
 from knowledge_circuits.engine.decoder import Decoder
@@ -147,7 +146,7 @@ def read_test_items(template: str, wanted: Sequence[Group], quiet: bool = False)
     """
     by_task: dict[Attribute, list[TestItems]] = {}
     for task in dict.fromkeys(target.task for target in wanted):
-        path = str(whole_file(task_file(template, task)))
+        path = task_file(template, task)
         rows = _test_rows(path, task)
         by_task[task] = []
         for target in (target for target in wanted if target.task == task):
