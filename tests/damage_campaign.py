@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-import tiny
 from damage import ODD_VALUES
 from stages import ROOT
 
@@ -62,6 +61,8 @@ MAKING = (
     "data/datapoint_generation.py --N 90 --revised_share 0.5 --frequency_rate 0.25",
     TEXTS,
     "data/query_data_generation.py --N 90 --test_per_group 6",
+    f"data/base_model_creation.py --N 90 --output_dir models/tiny --tokenizer_file {DATA}/train.jsonl --vocab_size 400"
+    " --n_layer 2 --n_head 4 --n_embd 32 --n_positions 256",
     "data/circuits_data_generation.py --N 90 --circuit_n 6 --model tiny --model_name_or_path models/tiny"
     " --rare_length 1",
     TRAIN,
@@ -135,7 +136,7 @@ def call(command: str, folder: Path) -> Outcome:
 
 def make_study(folder: Path) -> Path:
     """Make the study that is damaged."""
-    tiny.save_tiny_gpt2(folder / "models" / "tiny")
+    folder.mkdir(parents=True)
     for command in MAKING:
         outcome = call(command, folder)
         if outcome.status or outcome.traceback:
