@@ -800,10 +800,12 @@ def circuit_logits(model: Model, ids: Sequence[int], circuit: Tensor, replacemen
     """
 
     def read(v: int, x: Tensor, sources: list[Tensor]) -> Tensor:
+        largest = x.abs().max()
         for u, z in enumerate(sources):
             if not circuit[u, v]:
                 x = x + replacement[u] - z
-        return x
+        # What is left of sums that cancel is rounding; norms behind norms would amplify it a thousandfold each.
+        return torch.where(x.abs() < 1e-13 * largest, 0.0, x)
 
     with torch.no_grad():
         return run(model, model.embed(ids), read=read).logits[0, -1]
