@@ -253,7 +253,7 @@ def test_training_ends_when_a_skill_has_fallen_too_far(tmp_path: Path):
 
 
 def test_the_flags_make_the_callback_that_they_describe(tmp_path: Path):
-    _, tokenizer, people = memorizing_model()
+    model, tokenizer, people = memorizing_model()
     write_jsonl(tmp_path / "test.jsonl", [person.to_row() for person in people])
 
     def parsed(*words: str) -> ProbeArguments:
@@ -266,6 +266,10 @@ def test_the_flags_make_the_callback_that_they_describe(tmp_path: Path):
     assert make() == []
     assert parsed("--probe_every", "50", "steps").probe_every == ["50", "steps"]
     assert make(*file, "--stop_on", "knowledge", "--patience", "2", "--skill_drop", "0.5") != []
+    (callback,) = make(*file, "--skill_examples", "3")
+    callback.on_train_begin(TrainingArguments(report_to=[]), TrainerState(), TrainerControl(), model=model)
+    skills = read_dynamics(Run(tmp_path).knowledge_dynamics).skills
+    assert (skills["skill"].tolist(), skills["examples"].tolist()) == (["arithmetic"], [3])
     with pytest.raises(InputError, match="--stop_on knowledge needs --probe_file"):
         make("--stop_on", "knowledge")
     with pytest.raises(InputError, match="--patience must be at least 1"):

@@ -22,6 +22,7 @@ from knowledge_circuits.training.skills import (
     SkillTest,
     TextTest,
     arithmetic_examples,
+    fewer_examples,
     held_out_text,
     read_skill_file,
 )
@@ -45,6 +46,16 @@ def test_the_arithmetic_set_has_four_different_options_and_every_sum_at_most_onc
 def test_the_arithmetic_set_is_a_function_of_its_seed():
     assert arithmetic_examples(20, seed=1) == arithmetic_examples(20, seed=1)
     assert arithmetic_examples(20, seed=1) != arithmetic_examples(20, seed=2)
+
+
+def test_fewer_examples_of_each_skill_are_evenly_spaced():
+    examples = [SkillExample(name, str(at), ("a", "b"), 0) for at in range(10) for name in ("long", "short")[: 10 - at]]
+    assert fewer_examples(examples, None) == fewer_examples(examples, 10) == examples
+    chosen = [(example.skill, example.prompt) for example in fewer_examples(examples, 3)]
+    assert [prompt for skill, prompt in chosen if skill == "long"] == ["0", "3", "6"]
+    assert [prompt for skill, prompt in chosen if skill == "short"] == ["0", "3", "6"]
+    with pytest.raises(InputError, match="--skill_examples 0: at least one example"):
+        fewer_examples(examples, 0)
 
 
 def test_a_model_chooses_the_option_that_it_finds_likeliest():

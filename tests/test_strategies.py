@@ -27,7 +27,6 @@ from knowledge_circuits.training.packing import TokenStream, select_documents
 from knowledge_circuits.training.probes import ProbeArguments
 from knowledge_circuits.training.question_probes import learned_entities, read_question_probes
 from knowledge_circuits.training.run import Flags, train
-from knowledge_circuits.training.skills import arithmetic_examples
 from knowledge_circuits.training.strategies import StrategyArguments, annotate, chosen
 
 EPOCHS = 4
@@ -36,7 +35,6 @@ EPOCHS = 4
 @pytest.fixture(autouse=True)
 def few_skills(monkeypatch: pytest.MonkeyPatch) -> None:
     """The skills that come along would take most of the time."""
-    monkeypatch.setattr(probe_files, "arithmetic_examples", lambda count: arithmetic_examples(2))
     monkeypatch.setattr(probe_files, "reasoning_examples", list)
     monkeypatch.setattr(probe_files, "held_out_text", lambda: "A river begins on a hillside.")
 
@@ -65,6 +63,7 @@ def flags(data, start, tmp_path):
             "train_file": data / "documents.jsonl",
             "probe_file": data / "questions.jsonl",
             "probe_max_new_tokens": 6,
+            "skill_examples": 2,
             "block_size": 64,
             "per_device_train_batch_size": 2,
             "learning_rate": 5e-3,
@@ -347,6 +346,8 @@ def test_a_run_is_not_resumed_with_another_strategy(flags):
     train(flags(num_train_epochs=1))
     with pytest.raises(InputError, match=r"other settings \(kl_start None, now 0.5\)"):
         train(flags(num_train_epochs=2, kl_start=0.5))
+    with pytest.raises(InputError, match=r"other settings \(skill_examples 2, now 1\)"):
+        train(flags(num_train_epochs=2, skill_examples=1))
     train(flags("adaptive", num_train_epochs=1, adaptive_exposure=True))
     with pytest.raises(InputError, match=r"other settings \(probe_max_new_tokens 6, now 7\)"):
         train(flags("adaptive", num_train_epochs=2, adaptive_exposure=True, probe_max_new_tokens=7))

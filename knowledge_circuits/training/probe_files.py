@@ -15,7 +15,13 @@ from knowledge_circuits.records import shape
 from knowledge_circuits.runs import Run
 from knowledge_circuits.training.probes import KnowledgeProbe, KnowledgeProbeCallback, ProbeArguments, Schedule
 from knowledge_circuits.training.question_probes import QuestionProbe, QuestionProbeCallback
-from knowledge_circuits.training.skills import arithmetic_examples, held_out_text, read_skill_file, reasoning_examples
+from knowledge_circuits.training.skills import (
+    arithmetic_examples,
+    fewer_examples,
+    held_out_text,
+    read_skill_file,
+    reasoning_examples,
+)
 from knowledge_circuits.training.stopping import StoppingRule
 
 #: Sums of a question probe: pretrained models, which answer questions, take longer than nano.
@@ -53,7 +59,7 @@ def probe_callbacks(
         stopping = StoppingRule(arguments.patience, arguments.skill_drop, arguments.stop_min_share)
     if not holds_questions(arguments.probe_file):
         people = read_entities(arguments.probe_file)
-        examples = [*arithmetic_examples(), *examples]
+        examples = fewer_examples([*arithmetic_examples(), *examples], arguments.skill_examples)
         probe = KnowledgeProbe(people, tokenizer, examples, texts, arguments.probe_max_facts)
         return [KnowledgeProbeCallback(probe, schedule, run.knowledge_dynamics, stopping)]
     if arguments.probe_max_facts is not None:
@@ -70,7 +76,7 @@ def probe_callbacks(
         Prompter(tokenizer, arguments.instruct),
         arguments.probe_max_new_tokens,
         arguments.learned_threshold,
-        [*arithmetic_examples(ARITHMETIC), *reasoning_examples(), *examples],
+        fewer_examples([*arithmetic_examples(ARITHMETIC), *reasoning_examples(), *examples], arguments.skill_examples),
         texts,
     )
     return [QuestionProbeCallback(question_probe, schedule, run.question_probes, documents_seen, stopping)]

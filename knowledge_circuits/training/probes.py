@@ -87,6 +87,10 @@ class ProbeArguments:
         default=None,
         metadata={"help": "General skills: JSON lines of prompt (or question), options, answer (and skill)."},
     )
+    skill_examples: int | None = field(
+        default=None,
+        metadata={"help": "Probe at most so many examples of each general skill, taken evenly; default: all."},
+    )
     instruct: bool = field(
         default=False, metadata={"help": "Ask questions under the tokenizer's chat template; default: completion."}
     )

@@ -84,7 +84,7 @@ from knowledge_circuits.training.starting_model import (
 from knowledge_circuits.training.strategies import StrategyArguments, annotate, chosen
 from knowledge_circuits.training.trainer import CheckpointTrainer, loading
 
-#: Training flags that decide the weights: a run cannot go on under other values.
+#: Flags that decide the weights or what all probes of a run share: a run cannot go on under other values.
 RECIPE = (
     "learning_rate",
     "lr_scheduler_type",
@@ -108,6 +108,7 @@ RECIPE = (
     "config_overrides",
     "model_revision",
     "dtype",
+    "skill_examples",
 )
 
 #: Makes the callbacks of a run that do more than keep it; called with the run's folder and the model's tokenizer.

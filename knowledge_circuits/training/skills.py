@@ -107,6 +107,26 @@ def reasoning_examples() -> list[SkillExample]:
     return read_skill_file(REASONING)
 
 
+def fewer_examples(examples: Sequence[SkillExample], most: int | None) -> list[SkillExample]:
+    """Return at most `most` examples of each skill (None: all), evenly spaced, in their order.
+
+    Raises:
+        InputError: fewer than one is wanted.
+    """
+    if most is None:
+        return list(examples)
+    if most < 1:
+        raise InputError(f"--skill_examples {most}: at least one example of each skill is needed")
+    skills: dict[str, list[int]] = defaultdict(list)
+    for index, example in enumerate(examples):
+        skills[example.skill].append(index)
+    chosen: list[int] = []
+    for members in skills.values():
+        count = min(most, len(members))
+        chosen += [members[index * len(members) // count] for index in range(count)]
+    return [examples[index] for index in sorted(chosen)]
+
+
 def _example(row: SkillRow, where: str, default_skill: str) -> SkillExample:
     options, answer = row["options"], row["answer"]
     prompt = row.get("prompt") or (completion_prompt(row["question"]) if "question" in row else None)

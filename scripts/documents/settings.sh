@@ -9,13 +9,14 @@
 #   LOW, HIGH, HIGH_DOCUMENTS, UNMENTIONED   entities with one article, with several, how many these have, with none
 #   STRATEGIES           which ones are trained
 #   SEEDS                of the training; the documents are those of DATA_SEED
+#   SKILL_EXAMPLES       sums and reasoning questions of a probe, so many of each
 #   INSTRUCT             --instruct: questions under the chat template; empty for a model without one
 
 : "${MODEL:=SmolLM2-135M-documents}" "${MODEL_PATH:=models/SmolLM2-135M}" "${INSTRUCT=--instruct}"
 : "${LOW:=6}" "${HIGH:=3}" "${HIGH_DOCUMENTS:=3}" "${UNMENTIONED:=3}" "${DATA_SEED:=0}"
 : "${STRATEGIES:=full lora adaptive annotated kl_start kl_previous replay}" "${SEEDS:=0}"
 : "${EPOCHS:=4}" "${LEARNING_RATE:=5e-4}" "${LORA_LEARNING_RATE:=2e-3}" "${BLOCK_SIZE:=128}" "${DEVICE_BATCH:=2}"
-: "${ANSWER_TOKENS:=30}" "${CIRCUIT_N:=20}" "${REPORT_TO:=none}" "${THREADS:=}"
+: "${ANSWER_TOKENS:=30}" "${SKILL_EXAMPLES:=20}" "${CIRCUIT_N:=20}" "${REPORT_TO:=none}" "${THREADS:=}"
 : "${DATA_DIR:=outputs/data/documents}"
 DATA="$DATA_DIR/documents_$((LOW + HIGH))"
 STUDY="outputs/train/$MODEL"

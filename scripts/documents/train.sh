@@ -21,7 +21,7 @@ for strategy in ${@:-$STRATEGIES}; do
     echo "== $run: training"
     python train.py --model "$MODEL" --model_name_or_path "$MODEL_PATH" --do_train --seed "$seed" --output_dir "$run" \
       --train_file "$DATA/documents.jsonl" --probe_file "$DATA/questions.jsonl" --probe_every epoch $INSTRUCT \
-      --probe_max_new_tokens "$ANSWER_TOKENS" --num_train_epochs "$EPOCHS" --learning_rate "$LEARNING_RATE" \
+      --probe_max_new_tokens "$ANSWER_TOKENS" --skill_examples "$SKILL_EXAMPLES" --num_train_epochs "$EPOCHS" --learning_rate "$LEARNING_RATE" \
       --lr_scheduler_type constant --optim adamw_torch --weight_decay 0 --block_size "$BLOCK_SIZE" \
       --per_device_train_batch_size "$DEVICE_BATCH" --save_strategy epoch --logging_steps 1 --disable_tqdm True \
       --report_to "$REPORT_TO" ${flags[@]+"${flags[@]}"}
