@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    from knowledge_circuits.analysis.tables import find_run
+    from knowledge_circuits.analysis.timeline import find_run
     from knowledge_circuits.report.comparison import write_comparison
     from knowledge_circuits.report.documents import write_documents_report
     from knowledge_circuits.report.page import write_report

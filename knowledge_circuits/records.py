@@ -268,6 +268,10 @@ class Shape(Generic[Row]):
         """Read a JSON lines file."""
         return [row for _, row in self.numbered(path)]
 
+    def optional_lines(self, path: Path) -> list[Row]:
+        """Read a JSON lines file; [] where there is none."""
+        return self.lines(path) if path.exists() else []
+
     def file(self, path: str | Path) -> Row:
         """Read a JSON file that holds one record."""
         return self.check(read_json(path), str(path))

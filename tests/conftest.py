@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,3 +37,13 @@ def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def synthetic_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A made-up run of nine checkpoints with predictions, circuits and results. Read only."""
     return write_run(tmp_path_factory.mktemp("runs") / "nano" / "default")
+
+
+@pytest.fixture
+def copied_run(synthetic_run: Run, tmp_path: Path) -> Run:
+    """A copy of the synthetic run's first two and last checkpoints, to be changed."""
+    for step in (0, 10, 80):
+        name = f"checkpoints/checkpoint-{step}"
+        shutil.copytree(synthetic_run.path / name, tmp_path / "run" / name)
+    shutil.copy(synthetic_run.evaluations, tmp_path / "run")
+    return Run(tmp_path / "run")

@@ -138,7 +138,7 @@ _server.set_forkserver_preload(
         "knowledge_circuits.sweeps.discovery",
         "knowledge_circuits.sweeps.prediction",
         "knowledge_circuits.training.run",
-        "knowledge_circuits.analysis.tables",
+        "knowledge_circuits.analysis.circuit_tables",
         "knowledge_circuits.report.page",
     ]
 )

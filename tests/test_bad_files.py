@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_run import TinyRun, make_run
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import circuit_tables, learning_tables, timeline
 from knowledge_circuits.analysis.dynamics import read_dynamics
 from knowledge_circuits.corpus.biographies import load_templates
 from knowledge_circuits.corpus.documents import read_text_rows
@@ -202,17 +202,22 @@ def readers(run: TinyRun, analysed: Run, tmp_path_factory: pytest.TempPathFactor
         "graph": Reader(graph, lambda: read_graph(graph), check_graph),
         "evaluations": Reader(
             analysed.evaluations,
-            lambda: (tables.evaluations(analysed), tables.first_token_accuracy(analysed)),
+            lambda: (learning_tables.evaluations(analysed), learning_tables.first_token_accuracy(analysed)),
             check_tables,
             True,
         ),
         "predictions": Reader(
-            checkpoint.predictions, lambda: tables.predictions(analysed), lambda table: check_table(table), True
+            checkpoint.predictions,
+            lambda: learning_tables.predictions(analysed),
+            check_table,
+            True,
         ),
-        "results": Reader(results, lambda: tables.results(analysed), check_table),
-        "circuit predictions": Reader(predictions, lambda: tables.circuit_predictions(analysed), check_table, True),
+        "results": Reader(results, lambda: circuit_tables.results(analysed), check_table),
+        "circuit predictions": Reader(
+            predictions, lambda: circuit_tables.circuit_predictions(analysed), check_table, True
+        ),
         "trainer state": Reader(
-            state, lambda: (tables.evaluations(analysed), tables.training_loss(analysed)), check_tables
+            state, lambda: (learning_tables.evaluations(analysed), timeline.training_log(analysed)), check_tables
         ),
     }
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from synthetic_run import Truth, scored_graph
 
-from knowledge_circuits.analysis.tables import circuits, results
+from knowledge_circuits.analysis.circuit_tables import results
+from knowledge_circuits.analysis.run_circuits import read_circuits
 from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.report.circuit_browser import CircuitBrowser, node_strengths, picture, strongest_edges
@@ -62,7 +63,7 @@ def test_a_circuit_without_scores_has_a_picture() -> None:
 
 def test_the_page_s_bytes_are_those_of_the_run_s_circuits(synthetic_run: Run) -> None:
     browser = CircuitBrowser()
-    found = circuits(synthetic_run, visit=browser.add)
+    found = read_circuits(synthetic_run, visit=browser.add)
     assert found is not None
     data = browser.page_data(found.table, results(synthetic_run))
     assert (data["layers"], data["heads"], data["omitted"], len(data["groups"])) == (5, 2, 0, 18)

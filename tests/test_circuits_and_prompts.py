@@ -10,7 +10,7 @@ import pytest
 import torch
 from synthetic_run import Truth, scored_graph
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis.run_circuits import read_circuits
 from knowledge_circuits.analysis.transferred_circuits import cross_groups
 from knowledge_circuits.engine.graph_files import read_graph, write_details
 from knowledge_circuits.engine.stability import Details, Resampling, resampled, stability
@@ -66,7 +66,7 @@ def write_matrix(run: Run) -> Path:
 
 def test_a_circuit_has_its_stability_and_spans_where_they_were_measured(measured: Run) -> None:
     seen = {}
-    found = tables.circuits(measured, visit=lambda step, _, group, graph: seen.update({(step, group): graph}))
+    found = read_circuits(measured, visit=lambda step, _, group, graph: seen.update({(step, group): graph}))
     assert found is not None
     names = {"step": 80, "task": str(GROUP.task), "type": str(GROUP.type), "band": str(GROUP.band)}
     own = (found.table[list(names)] == list(names.values())).all(axis=1)
@@ -88,7 +88,7 @@ def test_stability_of_another_circuit_size_is_not_the_circuits(measured: Run) ->
     scores = torch.randn(14, *graph.scores.shape) * graph.layout.real_edges
     other = stability(graph.layout, scores, 10, RESAMPLING)
     write_details(folder.details, graph.layout, Details(10, other))
-    found = tables.circuits(measured)
+    found = read_circuits(measured)
     assert found is not None and found.table["inclusion"].isna().all()
 
 

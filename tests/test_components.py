@@ -16,7 +16,8 @@ from tiny_run import TinyRun, call, make_run
 
 import circuit_discovery
 import circuit_eval
-from knowledge_circuits.analysis import components, tables
+from knowledge_circuits.analysis import components, run_circuits
+from knowledge_circuits.analysis.circuit_settings import Setting
 from knowledge_circuits.analysis.components import (
     analyse_model,
     analyse_run,
@@ -33,6 +34,7 @@ from knowledge_circuits.analysis.head_kinds import (
     without_vocabulary_mean,
 )
 from knowledge_circuits.analysis.prompt_view import PromptView, view_prompt
+from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.forward import all_logits, embed, forward
 from knowledge_circuits.engine.weights import load_decoder
@@ -69,8 +71,8 @@ def analysed(made: TinyRun, run: Run) -> components.Components:
 
 
 @pytest.fixture(scope="module")
-def circuits(run: Run) -> tables.Circuits:
-    found = tables.circuits(run)
+def circuits(run: Run) -> Circuits:
+    found = run_circuits.read_circuits(run)
     assert found is not None
     return found
 
@@ -207,13 +209,13 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 def test_the_runs_configuration_tells_where_its_circuit_data_lie(run: Run, tmp_path: Path) -> None:
     other = Run(tmp_path / "run")
     write_json(other.config, {"model": "gpt2", "arguments": {"train_file": str(tmp_path / "d" / "train.jsonl")}})
-    setting = tables.Setting(300, "EAP-IG", 8000)
+    setting = Setting(300, "EAP-IG", 8000)
     (tmp_path / "d").mkdir()
     assert components.circuit_data_file(other, setting) == str(tmp_path / "d/circuit_300/gpt2/{task}.jsonl")
 
 
 def test_proportions_are_the_kinds_heads_over_the_circuits_nodes(
-    analysed: components.Components, circuits: tables.Circuits
+    analysed: components.Components, circuits: Circuits
 ) -> None:
     place = circuits.table.index[
         (circuits.table["task"] == CITY.task)
@@ -231,7 +233,7 @@ def test_proportions_are_the_kinds_heads_over_the_circuits_nodes(
     assert proportions.sum() == pytest.approx(sum(name.startswith("a") for name in names) / len(names))
 
 
-def test_layer_shares_add_up_to_the_circuits_heads(analysed: components.Components, circuits: tables.Circuits) -> None:
+def test_layer_shares_add_up_to_the_circuits_heads(analysed: components.Components, circuits: Circuits) -> None:
     shares = kind_layers(analysed.heads, circuits)
     inside = circuit_heads(analysed.heads, circuits)
     for knowledge in KnowledgeType:
@@ -298,7 +300,7 @@ def texts(figure: Figure) -> str:
 
 
 def test_figures_are_drawn_and_name_the_run(
-    analysed: components.Components, circuits: tables.Circuits, view: PromptView
+    analysed: components.Components, circuits: Circuits, view: PromptView
 ) -> None:
     figures = {
         "proportions": component_plots.head_proportions(analysed, circuits, "tiny/run"),

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic_run import FREQUENCY, Truth, write_run
 
-from knowledge_circuits.analysis import dynamics, relations, tables
+from knowledge_circuits.analysis import dynamics, learning_tables, relations, run_circuits
 from knowledge_circuits.analysis.dynamics import Dynamics, FactHistory
 from knowledge_circuits.figures import dynamics as dynamics_plots
 from knowledge_circuits.figures import style as figure_style
@@ -69,8 +69,8 @@ class Probed:
     @classmethod
     def of(cls, run: Run) -> Probed:
         records = dynamics.run_dynamics(run)
-        probes = relations.probe_table(records, tables.evaluations(run))
-        changed = relations.reconfiguration_table(tables.circuits(run))
+        probes = relations.probe_table(records, learning_tables.evaluations(run))
+        changed = relations.reconfiguration_table(run_circuits.read_circuits(run))
         return cls(run, records, dynamics.fact_history(records.facts), probes, changed)
 
     def figures(self) -> dict[str, Figure]:
@@ -177,7 +177,7 @@ def test_a_run_without_probes_says_how_to_get_them(tmp_path: Path) -> None:
 
 
 def test_the_reconfiguration_rate_is_what_two_neighbours_do_not_share(probed: Probed) -> None:
-    circuits = tables.circuits(probed.run)
+    circuits = run_circuits.read_circuits(probed.run)
     assert circuits is not None
     table = circuits.table.reset_index()
     part = table[(table["task"] == "city") & (table["type"] == "new") & (table["band"] == "low")].sort_values("step")

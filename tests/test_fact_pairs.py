@@ -15,7 +15,7 @@ from tiny_run import SMALL, call, files
 import circuit_discovery
 import circuit_eval
 import predict
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import circuit_tables, learning_tables, run_circuits
 from knowledge_circuits.corpus.fact_pairs import match_facts, read_facts
 from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.graph_files import read_details, read_graph
@@ -143,8 +143,8 @@ def test_tables_and_report_show_the_groups_of_own_facts(fresh: Path, capitals: P
     run = Run(fresh.parent)
     losses = [{"step": 2, "epoch": 0.5, "loss": 3.0}, {"step": 4, "epoch": 1.0, "loss": 2.0}]
     write_json(fresh / "checkpoint-4" / "trainer_state.json", {"global_step": 4, "epoch": 1.0, "log_history": losses})
-    table = tables.fact_circuits(run)
-    assert list(table.columns) == tables.FACT_CIRCUIT_COLUMNS
+    table = circuit_tables.fact_circuits(run)
+    assert list(table.columns) == circuit_tables.FACT_CIRCUIT_COLUMNS
     assert set(zip(table["step"], table["group"], strict=True)) == {(s, g) for s in (0, 4) for g in CAPITALS}
     for row in table.to_dict("records"):
         folder = (
@@ -159,16 +159,17 @@ def test_tables_and_report_show_the_groups_of_own_facts(fresh: Path, capitals: P
         ]
         assert row["hit"] == sum(rank <= 9 for rank in ranks) / len(ranks)
     assert (table[table["step"] == 4]["edge_jaccard"] == 1).all() and (table["edge_jaccard"].between(0, 1)).all()
-    assert tables.results(run).empty and tables.circuits(run) is None, "these are of the study's groups"
+    assert circuit_tables.results(run).empty, "these are of the study's groups"
+    assert run_circuits.read_circuits(run) is None, "these are of the study's groups"
 
     asks = ["--model_name_or_path", str(fresh), "--input_file", str(capitals), "--threads", "1"]
     assert call(predict.main, asks) == 0
-    answers = tables.fact_predictions(run)
+    answers = learning_tables.fact_predictions(run)
     assert len(answers) == 2 * len(read_jsonl(capitals)) and set(answers["group"]) == set(CAPITALS)
     lines = read_jsonl(fresh / "checkpoint-4" / "capitals_prediction.jsonl")
     assert [line["ground_truth"] for line in lines] == [row["answer"] for row in read_jsonl(capitals)]
     assert [line["country"] for line in lines] == [row["country"] for row in read_jsonl(capitals)]
-    assert tables.predictions(run).empty and call(predict.main, asks) == 0
+    assert learning_tables.predictions(run).empty and call(predict.main, asks) == 0
 
     page = write_report(run).read_text()
     numbers = page[page.index('id="numbers"') :]
@@ -189,7 +190,7 @@ def test_the_test_items_may_stand_in_another_file(fresh: Path, capitals: Path) -
     arguments[arguments.index("--test_data_file") + 1] = str(other)
     assert call(circuit_eval.main, arguments) == 0
     write_json(fresh / "checkpoint-4" / "trainer_state.json", {"global_step": 4, "epoch": 1.0})
-    table = tables.fact_circuits(Run(fresh.parent))
+    table = circuit_tables.fact_circuits(Run(fresh.parent))
     assert len(table) == 2 and table["hit"].notna().all()
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from knowledge_circuits.analysis import findings, tables
+from knowledge_circuits.analysis import circuit_tables, findings, learning_tables, run_circuits
 from knowledge_circuits.analysis.findings import Verdict
+from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.engine.graph import Layout
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Band, KnowledgeType, groups
@@ -31,7 +32,7 @@ def answers(lead: dict[Band, float], people: int = 30, spread: float = 1.0, seed
 
 
 def no_circuits() -> pd.DataFrame:
-    return pd.DataFrame(columns=tables.CIRCUIT_PREDICTION_COLUMNS)
+    return pd.DataFrame(columns=circuit_tables.CIRCUIT_PREDICTION_COLUMNS)
 
 
 def hits(table: pd.DataFrame) -> pd.DataFrame:
@@ -40,7 +41,7 @@ def hits(table: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns={"correct": "hit"}).assign(target_band=table["band"], **own)
 
 
-def made_circuits(entropy: np.ndarray, activation: np.ndarray | None = None, noise: float = 0.02) -> tables.Circuits:
+def made_circuits(entropy: np.ndarray, activation: np.ndarray | None = None, noise: float = 0.02) -> Circuits:
     """18 groups whose entropy [n] and activation [l, n] follow the given curves with noise of their own."""
     generator = np.random.default_rng(0)
     layers = 6 if activation is None else len(activation)
@@ -57,7 +58,7 @@ def made_circuits(entropy: np.ndarray, activation: np.ndarray | None = None, noi
             ratios.append(curve + 0.1 * noise * generator.normal(size=layers))
     table = pd.DataFrame(rows)
     nothing = np.zeros((len(table), 1), dtype=bool)
-    return tables.Circuits(layout, table, nothing, nothing, np.array(ratios))
+    return Circuits(layout, table, nothing, nothing, np.array(ratios))
 
 
 def bent(at: float = 7.0, before: float = -0.3, after: float = -0.02) -> np.ndarray:
@@ -102,7 +103,7 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
 
 
 def test_a_run_without_predictions_says_so() -> None:
-    finding = findings.relevance(pd.DataFrame(columns=tables.PREDICTION_COLUMNS), no_circuits())
+    finding = findings.relevance(pd.DataFrame(columns=learning_tables.PREDICTION_COLUMNS), no_circuits())
     assert finding.verdict == Verdict.ONE_RUN
     assert "neither predictions" in finding.reason
 
@@ -172,8 +173,8 @@ def test_a_layers_half_change_is_where_its_ratio_turns() -> None:
 
 
 def test_a_run_on_disk_is_described(synthetic_run: Run) -> None:
-    hits_of_run, circuits = tables.circuit_predictions(synthetic_run), tables.circuits(synthetic_run)
-    shown = findings.describe(tables.predictions(synthetic_run), hits_of_run, circuits)
+    hits_of_run, circuits = circuit_tables.circuit_predictions(synthetic_run), run_circuits.read_circuits(synthetic_run)
+    shown = findings.describe(learning_tables.predictions(synthetic_run), hits_of_run, circuits)
     assert [finding.title for finding in shown] == ["Relevance", "Phase shift", "Deep to shallow"]
     assert {finding.verdict for finding in shown} == {Verdict.ONE_RUN}
     assert shown[0].statistics[3].low > 0

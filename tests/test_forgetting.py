@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic_forgetting import RATIOS, START, STEPS, left, write_experiment
 
-from knowledge_circuits.analysis import forgetting, tables
+from knowledge_circuits.analysis import circuit_tables, forgetting
 from knowledge_circuits.analysis.forgetting import CircuitKind, Experiment
 from knowledge_circuits.figures import forgetting as forgetting_plots
 from knowledge_circuits.figures import style as figure_style
@@ -113,7 +113,7 @@ def test_rediscovered_and_transferred_circuits_are_distinguished(experiment: Exp
 
 
 def test_circuits_of_other_checkpoints_than_the_original_are_left_out(experiment: Experiment) -> None:
-    table = tables.results(experiment.runs[0].run)
+    table = circuit_tables.results(experiment.runs[0].run)
     other = pd.concat([table, table[table["circuit_step"] == 100].assign(circuit_step=5, step=13)])
     start = experiment.runs[0].start
     assert len(forgetting.with_kind(other, start)) == len(table)

@@ -12,7 +12,7 @@ from tiny_run import ONE_GROUP, SMALL, TinyRun, call, files, make_run
 import circuit_discovery
 import circuit_eval
 import predict
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import run_circuits, timeline
 from knowledge_circuits.engine.graph_files import read_graph
 from knowledge_circuits.figures import topology
 from knowledge_circuits.files import read_jsonl
@@ -64,10 +64,10 @@ def test_figures_and_report_of_a_history_count_steps_on_a_logarithmic_axis(run: 
     assert call(circuit_discovery.main, run.discovery(*ONE_GROUP)) == 0
     assert call(circuit_eval.main, run.evaluation(*SOURCE, "--topn", "40")) == 0
     history = Run(Path("outputs/history/checkpoints"))
-    assert tables.is_history(history) and tables.epochs(history) == {0: 0.0, 1: 1.0, 512: 512.0}
-    circuits = tables.circuits(history)
+    assert timeline.is_history(history) and timeline.epochs(history) == {0: 0.0, 1: 1.0, 512: 512.0}
+    circuits = run_circuits.read_circuits(history)
     assert circuits is not None
-    figure = topology.circuit_entropy(circuits, tables.run_name(history))
+    figure = topology.circuit_entropy(circuits, timeline.run_name(history))
     panels = [ax for ax in figure.axes if ax.lines]
     assert {ax.get_xscale() for ax in panels} == {"symlog"}
     words = {text.get_text() for text in figure.findobj(Text)}
@@ -78,9 +78,9 @@ def test_figures_and_report_of_a_history_count_steps_on_a_logarithmic_axis(run: 
 
 def test_a_trained_run_counts_epochs(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Truth(epochs=2))
-    assert not tables.is_history(run)
-    circuits = tables.circuits(run)
+    assert not timeline.is_history(run)
+    circuits = run_circuits.read_circuits(run)
     assert circuits is not None
-    figure = topology.circuit_entropy(circuits, tables.run_name(run))
+    figure = topology.circuit_entropy(circuits, timeline.run_name(run))
     assert {ax.get_xscale() for ax in figure.axes if ax.lines} == {"linear"}
     assert "epoch" in {text.get_text() for text in figure.findobj(Text)}

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from synthetic_run import CHANCE, Truth, write_run
 
-from knowledge_circuits.analysis import findings, tables
+from knowledge_circuits.analysis import circuit_tables, findings, learning_tables, run_circuits, timeline
+from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.figures import circuit_evaluation, learning, topology
 from knowledge_circuits.figures import dynamics as dynamics_figures
 from knowledge_circuits.figures import findings as findings_figures
@@ -30,20 +31,21 @@ GROUP = Group(Attribute.CITY, KnowledgeType.REVISED, Band.HIGH)
 
 
 @pytest.fixture(scope="module")
-def circuits(synthetic_run: Run) -> tables.Circuits:
-    found = tables.circuits(synthetic_run)
+def circuits(synthetic_run: Run) -> Circuits:
+    found = run_circuits.read_circuits(synthetic_run)
     assert found is not None
     return replace(found, table=found.table.assign(split_half_jaccard=SPLIT_HALF))
 
 
 @pytest.fixture(scope="module")
-def figures(synthetic_run: Run, circuits: tables.Circuits) -> dict[str, Figure]:
+def figures(synthetic_run: Run, circuits: Circuits) -> dict[str, Figure]:
     """Every figure of the run."""
-    run, name = synthetic_run, tables.run_name(synthetic_run)
-    answers, hits, results = tables.predictions(run), tables.circuit_predictions(run), tables.results(run)
+    run, name = synthetic_run, timeline.run_name(synthetic_run)
+    answers, hits = learning_tables.predictions(run), circuit_tables.circuit_predictions(run)
+    results = circuit_tables.results(run)
     return {
-        "accuracy": learning.first_token_and_query_accuracy(tables.first_token_accuracy(run), answers, name),
-        "loss": learning.loss(tables.evaluations(run), name),
+        "accuracy": learning.first_token_and_query_accuracy(learning_tables.first_token_accuracy(run), answers, name),
+        "loss": learning.loss(learning_tables.evaluations(run), name),
         "query_accuracy": learning.query_accuracy(answers, name),
         "accuracy_by_attribute": learning.accuracy_by_attribute(answers, name),
         "knowledge_heatmap": learning.knowledge_heatmap(answers, name),
@@ -60,7 +62,7 @@ def figures(synthetic_run: Run, circuits: tables.Circuits) -> dict[str, Figure]:
         "phase_shift": findings_figures.phase_shift(circuits, name),
         "layer_order": findings_figures.layer_order(circuits, name),
         "intervals": findings_figures.intervals(findings.relevance(answers, hits), name),
-        "circuit": circuit_graph(tables.circuits_at(run, GROUP, [0, 8]), name),
+        "circuit": circuit_graph(run_circuits.circuits_at(run, GROUP, [0, 8]), name),
     }
 
 
@@ -90,13 +92,13 @@ def test_every_drawn_axis_is_labelled(figures: dict[str, Figure]) -> None:
 def test_query_accuracy_shows_the_mean_over_people_and_attributes(
     synthetic_run: Run, figures: dict[str, Figure]
 ) -> None:
-    table = tables.predictions(synthetic_run)
+    table = learning_tables.predictions(synthetic_run)
     part = table[(table["band"] == "high") & (table["type"] == "revised")]
     points = drawn_points(figures["query_accuracy"], panel=2, color=figure_style.VERMILION)
     assert points[:, 1] == pytest.approx(part.groupby("epoch")["correct"].mean().to_numpy())
 
 
-def test_circuit_entropy_shows_the_mean_over_tasks(circuits: tables.Circuits, figures: dict[str, Figure]) -> None:
+def test_circuit_entropy_shows_the_mean_over_tasks(circuits: Circuits, figures: dict[str, Figure]) -> None:
     table = circuits.table
     part = table[(table["band"] == "low") & (table["type"] == "new")]
     points = drawn_points(figures["circuit_entropy"], panel=0, color=figure_style.BLUE)
@@ -107,7 +109,7 @@ def test_the_heat_map_has_a_row_for_each_person_with_frequent_ones_on_top(
     synthetic_run: Run, figures: dict[str, Figure]
 ) -> None:
     image = figures["knowledge_heatmap"].axes[0].images[0].get_array()
-    people = tables.attributes_known(tables.predictions(synthetic_run))
+    people = learning_tables.attributes_known(learning_tables.predictions(synthetic_run))
     revised = people[people["type"] == "revised"]
     epochs = [column for column in revised if not isinstance(column, str)]
     assert image.shape == (len(revised), len(epochs))
@@ -154,7 +156,7 @@ def test_two_halves_of_the_prompts_stand_beside_the_similarity_of_checkpoints(fi
 def test_faithfulness_of_nothing_is_greyed_and_stands_with_n_and_the_edges_it_takes(
     synthetic_run: Run, figures: dict[str, Figure]
 ) -> None:
-    table = tables.results(synthetic_run)
+    table = circuit_tables.results(synthetic_run)
     figure = figures["faithfulness"]
     assert "30 prompts" in figure.axes[0].get_title(loc="left")
     assert level(figure, 0, "--") == pytest.approx([0.01] * 9)
@@ -171,7 +173,7 @@ def test_faithfulness_of_nothing_is_greyed_and_stands_with_n_and_the_edges_it_ta
 
 
 def test_a_faithfulness_that_hardly_moves_is_said_to_be_saturated(synthetic_run: Run) -> None:
-    table = tables.results(synthetic_run)
+    table = circuit_tables.results(synthetic_run)
     assert not any("saturated" in text for text in texts(circuit_evaluation.faithfulness(table, "r")))
     full = circuit_evaluation.faithfulness(table.assign(faithfulness=0.98), "r")
     assert any("saturated" in text for text in texts(full))
@@ -180,18 +182,18 @@ def test_a_faithfulness_that_hardly_moves_is_said_to_be_saturated(synthetic_run:
 
 def test_a_changing_learning_rate_is_shaded_in_every_figure_over_epochs(tmp_path: Path) -> None:
     run = write_run(tmp_path / "decayed", Truth(decay=6), circuits=False)
-    name = tables.run_name(run)
+    name = timeline.run_name(run)
     assert name.changing_rate == [(6.0, 8.0)]
-    answers = tables.predictions(run)
-    for figure in (learning.query_accuracy(answers, name), learning.loss(tables.evaluations(run), name)):
+    answers = learning_tables.predictions(run)
+    for figure in (learning.query_accuracy(answers, name), learning.loss(learning_tables.evaluations(run), name)):
         for ax in figure.axes:
             (shade,) = ax.patches
             assert (shade.get_x(), shade.get_width()) == (6.0, 2.0)
     heat_map = learning.knowledge_heatmap(answers, name).axes[0]
     assert heat_map.lines[-1].get_xdata().tolist() == [6.0, 8.0]  # columns 6 to 8 of checkpoints 0 to 8
     constant = write_run(tmp_path / "constant", circuits=False)
-    assert tables.run_name(constant).changing_rate == []
-    assert not learning.query_accuracy(answers, tables.run_name(constant)).axes[0].patches
+    assert timeline.run_name(constant).changing_rate == []
+    assert not learning.query_accuracy(answers, timeline.run_name(constant)).axes[0].patches
 
 
 def test_layers_are_told_apart_in_the_dark_too(figures: dict[str, Figure]) -> None:
@@ -218,7 +220,7 @@ def test_transferred_circuits_are_compared_with_the_own_ones_of_the_same_groups(
 
 
 def test_the_circuit_is_drawn_with_as_many_edges_as_asked_for(synthetic_run: Run) -> None:
-    graphs = tables.circuits_at(synthetic_run, GROUP, [0, 8])
+    graphs = run_circuits.circuits_at(synthetic_run, GROUP, [0, 8])
     figure = circuit_graph(graphs, "run", edges=12)
     drawn = [
         collection for ax in figure.axes for collection in ax.collections if isinstance(collection, LineCollection)
@@ -228,17 +230,17 @@ def test_the_circuit_is_drawn_with_as_many_edges_as_asked_for(synthetic_run: Run
 
 
 def test_published_curves_stand_beside_ours(synthetic_run: Run) -> None:
-    published = tables.published_first_token_accuracy("gpt2")
-    first_token = tables.first_token_accuracy(synthetic_run)
-    answers = tables.predictions(synthetic_run)
+    published = learning_tables.published_first_token_accuracy("gpt2")
+    first_token = learning_tables.first_token_accuracy(synthetic_run)
+    answers = learning_tables.predictions(synthetic_run)
     figure = learning.first_token_and_query_accuracy(first_token, answers, "gpt2/default", published)
     assert ["published" in ax.get_title(loc="left") for ax in figure.axes] == [False, True, False]
 
 
 def test_what_is_missing_is_said_instead_of_drawn() -> None:
-    nothing = pd.DataFrame(columns=tables.PREDICTION_COLUMNS)
-    no_hits = pd.DataFrame(columns=tables.CIRCUIT_PREDICTION_COLUMNS)
-    no_results = pd.DataFrame(columns=tables.RESULT_COLUMNS)
+    nothing = pd.DataFrame(columns=learning_tables.PREDICTION_COLUMNS)
+    no_hits = pd.DataFrame(columns=circuit_tables.CIRCUIT_PREDICTION_COLUMNS)
+    no_results = pd.DataFrame(columns=circuit_tables.RESULT_COLUMNS)
     said = {
         "predict.py": [learning.query_accuracy(nothing, "r"), learning.knowledge_heatmap(nothing, "r")],
         "circuit_discovery.py": [
@@ -249,7 +251,7 @@ def test_what_is_missing_is_said_instead_of_drawn() -> None:
             circuit_graph({}, "r"),
         ],
         "--circuit_from": [circuit_evaluation.hits_of_transferred_circuits(no_hits, "r")],
-        "train.py": [learning.loss(pd.DataFrame(columns=tables.EVALUATION_COLUMNS), "r")],
+        "train.py": [learning.loss(pd.DataFrame(columns=learning_tables.EVALUATION_COLUMNS), "r")],
     }
     for remedy, drawn in said.items():
         for figure in drawn:
@@ -260,7 +262,7 @@ def test_names_with_dollar_signs_are_no_mathematics() -> None:
     skills = pd.DataFrame({"epoch": [0.0], "skill": ["sum_$x^{$"], "accuracy": [0.5]})
     texts, changes = pd.DataFrame(columns=["text"]), pd.DataFrame(columns=["band"])
     drawn = [
-        learning.query_accuracy(pd.DataFrame(columns=tables.PREDICTION_COLUMNS), "nano/a$_$b$"),
+        learning.query_accuracy(pd.DataFrame(columns=learning_tables.PREDICTION_COLUMNS), "nano/a$_$b$"),
         dynamics_figures.skills_text_and_circuits(skills, texts, changes, "nano/$\\frac$"),
     ]
     for figure, name in zip(drawn, ("nano/a$_$b$", "nano/$\\frac$"), strict=True):
@@ -268,7 +270,7 @@ def test_names_with_dollar_signs_are_no_mathematics() -> None:
 
 
 def test_predictions_of_one_type_leave_the_other_panel_blank(synthetic_run: Run) -> None:
-    table = tables.predictions(synthetic_run)
+    table = learning_tables.predictions(synthetic_run)
     figure = learning.knowledge_heatmap(table[table["type"] == "new"], "run")
     assert [text.get_text() for text in figure.axes[0].texts] == ["no predictions"]
     assert figure.axes[1].images
@@ -289,7 +291,7 @@ def test_a_figure_for_a_page_has_text_and_colours_for_both_modes(figures: dict[s
 
 def test_figures_leave_matplotlibs_settings_alone(synthetic_run: Run) -> None:
     before = dict(mpl.rcParams)
-    learning.query_accuracy(tables.predictions(synthetic_run), "run")
+    learning.query_accuracy(learning_tables.predictions(synthetic_run), "run")
     assert dict(mpl.rcParams) == before
 
 

@@ -8,13 +8,13 @@ import pytest
 from synthetic_run import Truth, write_run
 from tiny_run import call
 
-from knowledge_circuits.analysis import findings, tables
+from knowledge_circuits.analysis import findings, run_circuits
 from knowledge_circuits.analysis.transferred_circuits import main, origin_steps
 from knowledge_circuits.runs import Run
 
 
 def test_the_first_the_last_and_the_two_sides_of_the_break_are_origins(synthetic_run: Run) -> None:
-    circuits = tables.circuits(synthetic_run)
+    circuits = run_circuits.read_circuits(synthetic_run)
     assert circuits is not None
     shift = findings.fit_phase_shift(circuits)
     assert shift is not None
@@ -30,7 +30,7 @@ def test_the_first_the_last_and_the_two_sides_of_the_break_are_origins(synthetic
 
 
 def test_a_short_run_has_no_break_and_two_origins(tmp_path: Path) -> None:
-    circuits = tables.circuits(write_run(tmp_path / "nano" / "short", Truth(epochs=2)))
+    circuits = run_circuits.read_circuits(write_run(tmp_path / "nano" / "short", Truth(epochs=2)))
     assert circuits is not None
     assert origin_steps(circuits) == {"the first": 0, "the last": 20}
 

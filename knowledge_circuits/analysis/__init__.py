@@ -1,6 +1,10 @@
 """Measures over a run's saved files: tables, curves, verdicts.
 
-    tables                a run's files as data frames
+    timeline              a run's name, the epochs of its checkpoints, its training log
+    learning_tables       evaluations in training and answers to queries, as data frames
+    circuit_settings      which circuits of a run are meant, and their files
+    run_circuits          all circuits of a run: membership, topology, stability, token spans
+    circuit_tables        circuits' evaluations and predictions, as data frames; the last checkpoint's numbers
     curves                smoothing, areas, breakpoints
     findings              the paper's three findings, each with its statistic and verdict
     dynamics              when facts are learned and forgotten, from the probe records

@@ -29,7 +29,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import timeline
+from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS, NO_CIRCUITS, Setting, main_setting
 from knowledge_circuits.analysis.head_kinds import (
     HeadKind,
     VocabularySums,
@@ -40,6 +41,7 @@ from knowledge_circuits.analysis.head_kinds import (
     without_vocabulary_mean,
 )
 from knowledge_circuits.analysis.logit_lens import logit_lens
+from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.corpus.folder import DataFolder
 from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_data
 from knowledge_circuits.engine.decoder import Decoder
@@ -55,9 +57,9 @@ from knowledge_circuits.run_config import read_run_config
 from knowledge_circuits.runs import Checkpoint, Run
 from knowledge_circuits.study import TASKS, Group, groups, task_file
 
-HEAD_COLUMNS = ["step", "epoch", *tables.GROUP_COLUMNS, "layer", "head", "subject", "relation", "kind", "halves_agree"]
+HEAD_COLUMNS = ["step", "epoch", *GROUP_COLUMNS, "layer", "head", "subject", "relation", "kind", "halves_agree"]
 HEAD_COLUMNS += ["original_subject", "original_relation", "original_kind"]
-LENS_COLUMNS = ["step", "epoch", *tables.GROUP_COLUMNS, "layer", "rank", "prob", "subject_rank"]
+LENS_COLUMNS = ["step", "epoch", *GROUP_COLUMNS, "layer", "rank", "prob", "subject_rank"]
 
 _PARTS = ("subject", "relation")
 _HALVES = tuple(f"{part}_{half}" for half in ("even", "odd") for part in _PARTS)
@@ -218,7 +220,7 @@ def _group_means(values: Tensor, prompts: GroupPrompts, half: str = "") -> Float
 
 def analyse_run(
     run: Run,
-    setting: tables.Setting | None = None,
+    setting: Setting | None = None,
     data_file: str | None = None,
     batch_size: int = 64,
     device: torch.device | str | None = None,
@@ -235,9 +237,9 @@ def analyse_run(
     Returns:
         The tables; where circuits, data or weights are missing they are empty and `missing` says why.
     """
-    setting = setting or tables.main_setting(run)
+    setting = setting or main_setting(run)
     if setting is None:
-        return _empty(tables.NO_CIRCUITS)
+        return _empty(NO_CIRCUITS)
     analysis = _Analysis(run, setting, data_file or circuit_data_file(run, setting), batch_size, device)
     computed = []
     for checkpoint in tqdm(run.checkpoints(), desc="heads and logit lens", unit="checkpoint", leave=False, delay=2):
@@ -246,7 +248,7 @@ def analyse_run(
             computed.append((checkpoint.step, components))
     if not computed:
         return _empty(analysis.missing)
-    when = tables.epochs(run)
+    when = timeline.epochs(run)
     return Components(
         pd.concat([_head_table(components, step, when[step]) for step, components in computed], ignore_index=True),
         pd.concat([_lens_table(components, step, when[step]) for step, components in computed], ignore_index=True),
@@ -258,7 +260,7 @@ class _Analysis:
     """The analysis of a run's checkpoints on the same prompts, which are read when the first one needs them."""
 
     run: Run
-    setting: tables.Setting
+    setting: Setting
     data_file: str
     batch_size: int
     device: torch.device | str | None
@@ -301,12 +303,12 @@ def has_circuit_data(data_file: str) -> bool:
     return all(Path(task_file(data_file, task)).is_file() for task in TASKS)
 
 
-def circuit_data_file(run: Run, setting: tables.Setting) -> str:
+def circuit_data_file(run: Run, setting: Setting) -> str:
     """Where the run's circuit data lie, by its configuration: beside its training file; `{task}` for each task."""
     train_file = read_run_config(run).arguments.train_file
     folder = Path("data") if train_file is None else Path(train_file).parent
     data = folder if folder.is_dir() else REPOSITORY / folder
-    any_task = DataFolder(data).circuit(setting.circuit_n, tables.model_name(run), TASKS[0])
+    any_task = DataFolder(data).circuit(setting.circuit_n, timeline.model_name(run), TASKS[0])
     return str(any_task.with_name("{task}.jsonl"))
 
 
@@ -337,9 +339,7 @@ def _lens_table(components: CheckpointComponents, step: int, epoch: float) -> pd
 
 def _named(members: Sequence[Group], index: NDArray[np.int64], step: int, epoch: float) -> pd.DataFrame:
     names = pd.DataFrame([(str(group.task), str(group.type), str(group.band)) for group in members])
-    return (
-        names.set_axis(tables.GROUP_COLUMNS, axis=1).iloc[index].reset_index(drop=True).assign(step=step, epoch=epoch)
-    )
+    return names.set_axis(GROUP_COLUMNS, axis=1).iloc[index].reset_index(drop=True).assign(step=step, epoch=epoch)
 
 
 # --- what is saved ----------------------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def _write(path: Path, key: str, components: CheckpointComponents) -> None:
 # --- heads in circuits ------------------------------------------------------------------------------------------------
 
 
-def circuit_heads(heads: pd.DataFrame, circuits: tables.Circuits | None) -> pd.DataFrame:
+def circuit_heads(heads: pd.DataFrame, circuits: Circuits | None) -> pd.DataFrame:
     """The rows of `Components.heads` whose head is in its group's circuit at that step.
 
     Returns:
@@ -398,12 +398,12 @@ def circuit_heads(heads: pd.DataFrame, circuits: tables.Circuits | None) -> pd.D
     columns = np.array([layout.head_sources(layer).start for layer in range(layout.n_layers)])[:, None]
     columns = columns + np.arange(layout.n_heads)
     rows, layer, head = circuits.nodes[:, columns].nonzero()
-    keys = circuits.table[["step", *tables.GROUP_COLUMNS, "nodes"]].iloc[rows].reset_index(drop=True)
+    keys = circuits.table[["step", *GROUP_COLUMNS, "nodes"]].iloc[rows].reset_index(drop=True)
     inside = keys.assign(layer=layer, head=head)
-    return heads.merge(inside, on=["step", *tables.GROUP_COLUMNS, "layer", "head"])
+    return heads.merge(inside, on=["step", *GROUP_COLUMNS, "layer", "head"])
 
 
-def kind_proportions(heads: pd.DataFrame, circuits: tables.Circuits | None, kind: str = "kind") -> pd.DataFrame:
+def kind_proportions(heads: pd.DataFrame, circuits: Circuits | None, kind: str = "kind") -> pd.DataFrame:
     """The circuit's heads of each kind over the circuit's nodes.
 
     Args:
@@ -414,11 +414,11 @@ def kind_proportions(heads: pd.DataFrame, circuits: tables.Circuits | None, kind
     Returns:
         columns step, epoch, task, type, band, kind, proportion; a kind without heads has 0.
     """
-    keys = ["step", "epoch", *tables.GROUP_COLUMNS]
+    keys = ["step", "epoch", *GROUP_COLUMNS]
     inside = circuit_heads(heads, circuits)
     if circuits is None or inside.empty:
         return pd.DataFrame(columns=[*keys, "kind", "proportion"])
-    analysed = heads[keys].drop_duplicates().merge(circuits.table[["step", *tables.GROUP_COLUMNS, "nodes"]])
+    analysed = heads[keys].drop_duplicates().merge(circuits.table[["step", *GROUP_COLUMNS, "nodes"]])
     kinds = pd.DataFrame({"kind": [str(one) for one in HeadKind if one != HeadKind.NONE]})
     counts = inside.groupby([*keys, kind]).size().rename("heads").reset_index().rename(columns={kind: "kind"})
     table = analysed.merge(kinds, how="cross").merge(counts, how="left")
@@ -426,7 +426,7 @@ def kind_proportions(heads: pd.DataFrame, circuits: tables.Circuits | None, kind
     return table[[*keys, "kind", "proportion"]]
 
 
-def kind_layers(heads: pd.DataFrame, circuits: tables.Circuits | None, kind: str = "kind") -> pd.DataFrame:
+def kind_layers(heads: pd.DataFrame, circuits: Circuits | None, kind: str = "kind") -> pd.DataFrame:
     """Where the circuits' heads of each kind lie: mean over the groups of one type, by layer and epoch.
 
     Returns:
@@ -436,7 +436,7 @@ def kind_layers(heads: pd.DataFrame, circuits: tables.Circuits | None, kind: str
     inside = circuit_heads(heads, circuits)
     if circuits is None or inside.empty:
         return pd.DataFrame(columns=columns)
-    keys = ["step", *tables.GROUP_COLUMNS]
+    keys = ["step", *GROUP_COLUMNS]
     analysed = heads[[*keys, "epoch"]].drop_duplicates().merge(circuits.table[keys])
     kinds = pd.DataFrame({"kind": [str(one) for one in HeadKind if one != HeadKind.NONE]})
     layers = pd.DataFrame({"layer": range(circuits.layout.n_layers)})

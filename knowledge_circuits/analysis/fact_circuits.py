@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import timeline
 from knowledge_circuits.analysis.documents import CIRCUIT_COLUMNS
 from knowledge_circuits.analysis.study_runs import Mask, MeasuredCircuits
 from knowledge_circuits.command_line import HelpFormatter, positive, run_program
@@ -85,7 +85,7 @@ def circuit_table(run: Run, pairs: Pairs) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     before: MeasuredCircuits | None = None
-    epochs = tables.epochs(run)
+    epochs = timeline.epochs(run)
     for checkpoint in tqdm(run.checkpoints(), desc=run.path.name, unit="checkpoint"):
         now = measure_checkpoint(checkpoint, pairs)
         for index, row in enumerate(now.rows):
@@ -170,7 +170,7 @@ def main() -> None:
         arguments.data_file, arguments.group_by, arguments.circuit_n, arguments.pair_anew, arguments.batch_size
     )
     for folder in arguments.runs:
-        run = tables.find_run(folder)
+        run = timeline.find_run(folder)
         table = circuit_table(run, pairs)
         with atomic_write(run.path / "circuits.csv") as file:
             table.to_csv(file, index=False, float_format="%.6g")

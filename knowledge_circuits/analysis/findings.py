@@ -23,8 +23,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from knowledge_circuits.analysis import curves
+from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS
+from knowledge_circuits.analysis.circuit_tables import own_circuit_hits
+from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.analysis.statistics import depth_correlation, permuted_layers_p
-from knowledge_circuits.analysis.tables import GROUP_COLUMNS, Circuits, own_circuit_hits
 from knowledge_circuits.study import Band, KnowledgeType
 
 Floats = NDArray[np.float64]

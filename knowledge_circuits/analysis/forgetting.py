@@ -6,7 +6,8 @@ checkpoint-0 is the original model. An experiment is a folder of such runs, one 
 
     outputs/forget/<model>/replay_<r>/checkpoints/checkpoint-<step>/
 
-Every table here is one of `tables` over all of its runs, with a column `ratio`. Circuits are of two kinds:
+Every table here is one of `learning_tables` or `circuit_tables` over all of the experiment's runs, with a column
+`ratio`. Circuits are of two kinds:
 
     rediscovered   discovered anew at each checkpoint
     transferred    the original model's circuits in the weights of each checkpoint (circuit_eval.py --circuit_from)
@@ -26,8 +27,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from knowledge_circuits.analysis import components, tables
-from knowledge_circuits.analysis.tables import GROUP_COLUMNS, Circuits
+from knowledge_circuits.analysis import circuit_tables, components, learning_tables, run_circuits, timeline
+from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS
+from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.engine import topology
 from knowledge_circuits.files import InputError
 from knowledge_circuits.paths import REPOSITORY
@@ -91,7 +93,7 @@ class Experiment:
         """How figures call the experiment."""
         folder = self.folder.resolve()
         name = f"{folder.parent.name}/{folder.name}"
-        return f"{name}, which continues {tables.run_name(self.original)}" if self.original else name
+        return f"{name}, which continues {timeline.run_name(self.original)}" if self.original else name
 
 
 def find_experiment(path: str | None = None, default: str = "outputs/forget/nano") -> Experiment:
@@ -151,30 +153,30 @@ def _start(flags: Flags) -> Checkpoint | None:
 
 
 def evaluations(experiment: Experiment) -> pd.DataFrame:
-    """Every evaluation on the original's validation biographies: `tables.evaluations` and ratio."""
-    return _over(experiment, lambda part: tables.evaluations(part.run))
+    """Every evaluation on the original's validation biographies: `learning_tables.evaluations` and ratio."""
+    return _over(experiment, lambda part: learning_tables.evaluations(part.run))
 
 
 def first_token_accuracy(experiment: Experiment) -> pd.DataFrame:
     """First-token accuracy on the original's validation biographies: columns step, epoch, type, accuracy, ratio."""
-    return _over(experiment, lambda part: tables.first_token_accuracy(part.run))
+    return _over(experiment, lambda part: learning_tables.first_token_accuracy(part.run))
 
 
 def predictions(experiment: Experiment) -> pd.DataFrame:
-    """Every checkpoint's answers to queries about the original people: `tables.predictions` and ratio."""
-    return _over(experiment, lambda part: tables.predictions(part.run))
+    """Every checkpoint's answers to queries about the original people: `learning_tables.predictions` and ratio."""
+    return _over(experiment, lambda part: learning_tables.predictions(part.run))
 
 
 def results(experiment: Experiment) -> pd.DataFrame:
-    """Every circuit's faithfulness: `tables.results`, ratio and kind (see `CircuitKind`)."""
-    return _over(experiment, lambda part: with_kind(tables.results(part.run), part.start))
+    """Every circuit's faithfulness: `circuit_tables.results`, ratio and kind (see `CircuitKind`)."""
+    return _over(experiment, lambda part: with_kind(circuit_tables.results(part.run), part.start))
 
 
 def circuit_predictions(experiment: Experiment) -> pd.DataFrame:
-    """What every circuit answers alone on its own group's test items: `tables.circuit_predictions`, ratio, kind."""
+    """What every circuit answers alone on its own group's test items, with columns ratio and kind."""
 
     def own_group(part: ForgettingRun) -> pd.DataFrame:
-        table = with_kind(tables.circuit_predictions(part.run), part.start)
+        table = with_kind(circuit_tables.circuit_predictions(part.run), part.start)
         return table[(table["type"] == table["target_type"]) & (table["band"] == table["target_band"])]
 
     return _over(experiment, own_group)
@@ -195,7 +197,7 @@ def with_kind(table: pd.DataFrame, start: Checkpoint | None) -> pd.DataFrame:
 
 def read_circuits(experiment: Experiment) -> dict[float, Circuits]:
     """The circuits rediscovered at the checkpoints of every run, by ratio; runs without circuits are left out."""
-    by_ratio = {part.ratio: tables.circuits(part.run) for part in experiment.runs}
+    by_ratio = {part.ratio: run_circuits.read_circuits(part.run) for part in experiment.runs}
     return {ratio: circuits for ratio, circuits in by_ratio.items() if circuits is not None}
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import timeline
+from knowledge_circuits.analysis.circuit_settings import Setting, main_setting
 from knowledge_circuits.analysis.components import (
     GroupPrompts,
     circuit_data_file,
@@ -107,7 +108,7 @@ def view_prompt(
     number: int = 0,
     epoch: float = float("inf"),
     top: int = 5,
-    setting: tables.Setting | None = None,
+    setting: Setting | None = None,
     data_file: str | None = None,
 ) -> PromptView | None:
     """View one circuit prompt of a group in the checkpoint nearest to an epoch.
@@ -124,10 +125,10 @@ def view_prompt(
     Returns:
         The view; None where the run has no circuits, weights or circuit data.
     """
-    setting = setting or tables.main_setting(run)
+    setting = setting or main_setting(run)
     if setting is None:
         return None
-    when = tables.epochs(run)
+    when = timeline.epochs(run)
     last = max(when, key=lambda step: when[step])
     step = last if epoch == float("inf") else min(when, key=lambda step: abs(when[step] - epoch))
     (checkpoint,) = [checkpoint for checkpoint in run.checkpoints() if checkpoint.step == step]

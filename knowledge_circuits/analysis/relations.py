@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from knowledge_circuits.analysis.dynamics import Dynamics, FactHistory, acquisition_epochs, fact_history
-from knowledge_circuits.analysis.tables import Circuits
+from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.engine import topology
 from knowledge_circuits.training.stopping import known_in_a_row_counts, skill_lost
 

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from knowledge_circuits.analysis.circuit_tables import HIT_RANK
 from knowledge_circuits.analysis.dynamics import read_dynamics
 from knowledge_circuits.analysis.study_tables import (
     People,
@@ -38,7 +39,6 @@ from knowledge_circuits.analysis.study_tables import (
     finished,
     write_study_run,
 )
-from knowledge_circuits.analysis.tables import HIT_RANK
 from knowledge_circuits.command_line import choice, run_program
 from knowledge_circuits.corpus.mirrored import PAST, TAUGHT
 from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_data

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from knowledge_circuits.analysis.tables import find_run, last_checkpoint, past_predictions, predictions, run_name
+from knowledge_circuits.analysis.circuit_tables import last_checkpoint
+from knowledge_circuits.analysis.learning_tables import past_predictions, predictions
+from knowledge_circuits.analysis.timeline import find_run, run_name
 from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError, atomic_write
 from knowledge_circuits.runs import Run

@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from knowledge_circuits.analysis.circuit_settings import Setting, main_setting
 from knowledge_circuits.analysis.findings import fit_phase_shift
-from knowledge_circuits.analysis.tables import Circuits, Setting, circuits, epochs, find_run, main_setting
+from knowledge_circuits.analysis.run_circuits import Circuits, read_circuits
+from knowledge_circuits.analysis.timeline import epochs, find_run
 from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError
 from knowledge_circuits.records import RECORD, Count, shape
@@ -108,9 +110,6 @@ class CrossGroups:
 def cross_groups(run: Run, setting: Setting | None = None) -> CrossGroups | None:
     """Return the last checkpoint's matrix of circuits and groups; None if none was measured.
 
-    Args:
-        setting: which circuits; None means `tables.main_setting`.
-
     Raises:
         InputError: a damaged file.
     """
@@ -169,7 +168,7 @@ def main() -> None:
     parser.add_argument("run", help="the run's folder, such as outputs/train/nano/default")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     arguments = parser.parse_args()
-    run_circuits = circuits(find_run(arguments.run))
+    run_circuits = read_circuits(find_run(arguments.run))
     if run_circuits is None:
         raise InputError(f"{arguments.run}: no circuits yet; run circuit_discovery.py and circuit_eval.py first")
     epoch_of = dict(zip(run_circuits.steps, run_circuits.epochs, strict=True))

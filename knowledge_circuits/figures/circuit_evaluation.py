@@ -1,6 +1,6 @@
 """Figures of circuit evaluation: faithfulness, and Hit@10 of the circuits run alone on test items.
 
-Each function takes `tables.results` or `tables.circuit_predictions` and the run's name and returns a Matplotlib
+Each function takes `results` or `circuit_predictions` of `circuit_tables` and the run's name and returns a Matplotlib
 `Figure`. For an empty table the figure says what is missing and which program writes it. Beside the circuits stand
 random circuits of the same size and the chance level of Hit@10, where circuit_eval.py measured them (`--floors`).
 """
@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import circuit_tables
+from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.figures.panels import (
     By,
     draw_curve,
@@ -56,11 +57,11 @@ def faithfulness(results: pd.DataFrame, run: str) -> Figure:
     corrupted contains 0 the ratio is noise and drawn as a grey cross. The second row has clean minus corrupted itself.
     """
     title = "Faithfulness: the share of the logit difference that the circuit restores"
-    table = tables.own_circuits(results).reindex(columns=tables.RESULT_COLUMNS)
+    table = circuit_tables.own_circuits(results).reindex(columns=circuit_tables.RESULT_COLUMNS)
     if table.empty or table["faithfulness"].isna().all():
-        return missing(title, tables.NO_CIRCUITS, run)
+        return missing(title, NO_CIRCUITS, run)
     table = table.assign(gap=table["clean_baseline_performance"] - table["corrupted_baseline_performance"])
-    table["sure"] = tables.is_certain(table)
+    table["sure"] = circuit_tables.is_certain(table)
     sized = bool(table["edges_for_90"].notna().any())
     note = f"medians of the tasks; open triangles lie beyond the axis{_saturation(table)}"
     figure, axes = grid(
@@ -96,7 +97,7 @@ _UNSURE: dict[str, Any] = {"color": GREY, "marker": "x", "markersize": 4, "lines
 
 @dataclass(frozen=True)
 class _Level:
-    """A level that a circuit is compared with: the column of `tables.results` and the line's look."""
+    """A level that a circuit is compared with: the column of `circuit_tables.results` and the line's look."""
 
     column: str
     label: str
@@ -173,7 +174,7 @@ def fact_groups(fact_circuits: pd.DataFrame, run: str) -> Figure:
     """
     title = "Circuits of one's own groups of facts"
     if fact_circuits.empty:
-        return missing(title, tables.NO_CIRCUITS, run)
+        return missing(title, NO_CIRCUITS, run)
     table, looks, left_out = fact_group_looks(fact_circuits)
     note = "; ".join(part for part in ("open triangles lie beyond the axis", left_out) if part)
     figure, axes = grid(title, run, 1, 4, width=12.6, share_y=False, note=note)
@@ -209,10 +210,10 @@ def hits_by_band(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: 
 def _own_hits(
     title: str, circuit_predictions: pd.DataFrame, results: pd.DataFrame, panels: By, lines: By, run: str
 ) -> Figure:
-    table = tables.own_circuit_hits(circuit_predictions)
+    table = circuit_tables.own_circuit_hits(circuit_predictions)
     if table.empty:
-        return missing(title, tables.NO_CIRCUITS, run)
-    (column, looks), of_lines, own = panels, lines[1], tables.own_circuits(results)
+        return missing(title, NO_CIRCUITS, run)
+    (column, looks), of_lines, own = panels, lines[1], circuit_tables.own_circuits(results)
     figure = line_panels(title, table, "hit", panels, lines, "Hit@10", run)
     levels = [level for level in (_RANDOM_HITS, _CHANCE) if own[level.column].notna().any()]
     for ax, (key, look) in zip(figure.axes, looks.items(), strict=True):
@@ -248,7 +249,7 @@ def _hits_across(
         same: the column that is the same in both, and the flag of circuit_eval.py that runs circuits on other groups.
     """
     (column, looks), (fixed, flag) = lines, same
-    table = tables.own_circuits(circuit_predictions)
+    table = circuit_tables.own_circuits(circuit_predictions)
     table = table[table[fixed] == table[f"target_{fixed}"]]
     if table.empty or (table[column] == table[f"target_{column}"]).all():
         return missing(
@@ -256,7 +257,7 @@ def _hits_across(
         )
     note = "titles: the tested group; lines: the group on which the circuit was found"
     figure, axes = grid(title, run, len(TYPES), len(BANDS), height=5.0, note=note)
-    chance = tables.own_circuits(results)  # of the tested group: its own circuits' files tell it
+    chance = circuit_tables.own_circuits(results)  # of the tested group: its own circuits' files tell it
     of_groups = type_band_panels(axes, chance)
     for (ax, part), (_, tested) in zip(type_band_panels(axes, table, "target_"), of_groups, strict=True):
         draw_lines(ax, part, "hit", column, looks)
@@ -297,7 +298,7 @@ def hits_of_transferred_circuits(circuit_predictions: pd.DataFrame, run: str) ->
     for ax, (knowledge, look) in zip(axes[0], TYPES.items(), strict=True):
         part = table[table["type"] == knowledge]
         lines = {step: part[part["circuit_step"] == step] for step in origins}
-        for rows, line in ((tables.own_circuits(part), own), *((lines[step], looks[step]) for step in origins)):
+        for rows, line in ((circuit_tables.own_circuits(part), own), *((lines[step], looks[step]) for step in origins)):
             mean = rows.groupby("epoch")["hit"].mean()
             draw_curve(ax, mean.index, mean, line, band=False)
         share_axis(ax)

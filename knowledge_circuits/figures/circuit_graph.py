@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.figures.style import (
     BLACK,
@@ -48,7 +48,7 @@ def circuit_graph(circuits: Mapping[str, Graph], run: str, title: str = "The cir
         edges: how many of each circuit's strongest edges are drawn.
     """
     if not circuits:
-        return missing(title, tables.NO_CIRCUITS, run)
+        return missing(title, NO_CIRCUITS, run)
     layout = next(iter(circuits.values())).layout
     width = max(4.9, 0.42 * layout.n_heads + 1.6) * len(circuits)
     height = min(max(5.0, 0.85 * layout.n_layers + 1.6), 16)

@@ -18,10 +18,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from knowledge_circuits.analysis import components as analysis
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.analysis.components import Components
 from knowledge_circuits.analysis.head_kinds import DOMINANCE, HeadKind
 from knowledge_circuits.analysis.prompt_view import PromptView
+from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.figures.panels import (
     draw_lines,
@@ -63,7 +64,7 @@ _LENS = {
 
 
 @figure_style.styled
-def head_proportions(components: Components, circuits: tables.Circuits | None, run: str, kind: str = "kind") -> Figure:
+def head_proportions(components: Components, circuits: Circuits | None, run: str, kind: str = "kind") -> Figure:
     """The circuit's heads of each kind over its nodes, over epochs: a row per type, a column per band.
 
     Args:
@@ -73,7 +74,7 @@ def head_proportions(components: Components, circuits: tables.Circuits | None, r
     title = "Mover, relation and mixture heads in the circuit" + (", by the original's ratios" if by_original else "")
     table = analysis.kind_proportions(components.heads, circuits, kind)
     if table.empty:
-        return figure_style.missing(title, components.missing or tables.NO_CIRCUITS, run)
+        return figure_style.missing(title, components.missing or NO_CIRCUITS, run)
     share = analysis.circuit_heads(components.heads, circuits)["halves_agree"].mean()
     known = not by_original and np.isfinite(share)
     agreement = f"two halves of the prompts agree on {share:.0%} of the heads" if known else "mean of the tasks"
@@ -89,12 +90,12 @@ def head_proportions(components: Components, circuits: tables.Circuits | None, r
 
 
 @figure_style.styled
-def head_layers(components: Components, circuits: tables.Circuits | None, run: str, kind: str = "kind") -> Figure:
+def head_layers(components: Components, circuits: Circuits | None, run: str, kind: str = "kind") -> Figure:
     """In which layers the circuits' heads of each kind lie, over epochs: a row per type, a column per kind."""
     title = "Where the heads of each kind lie: share of a layer's heads, by layer and epoch"
     table = analysis.kind_layers(components.heads, circuits, kind)
     if table.empty:
-        return figure_style.missing(title, components.missing or tables.NO_CIRCUITS, run)
+        return figure_style.missing(title, components.missing or NO_CIRCUITS, run)
     shares = table.set_index(["type", "kind", "layer", "epoch"])["share"]
     columns = {name: look.label for name, look in KINDS.items()}
     note = "heads in the circuit and of the kind; mean of the groups"
@@ -103,7 +104,7 @@ def head_layers(components: Components, circuits: tables.Circuits | None, run: s
 
 
 @figure_style.styled
-def head_scatter(components: Components, circuits: tables.Circuits | None, run: str) -> Figure:
+def head_scatter(components: Components, circuits: Circuits | None, run: str) -> Figure:
     """Every circuit head's subject part against its relation part: at the first and last epoch, and the original's.
 
     Sizes on logarithmic axes, so that the two diagonals are where one kind ends and the next begins; a point is one
@@ -112,7 +113,7 @@ def head_scatter(components: Components, circuits: tables.Circuits | None, run: 
     title = "From where heads take the answer's logit: subject against relation"
     inside = analysis.circuit_heads(components.heads, circuits)
     if inside.empty:
-        return figure_style.missing(title, components.missing or tables.NO_CIRCUITS, run)
+        return figure_style.missing(title, components.missing or NO_CIRCUITS, run)
     epochs = sorted(inside["epoch"].unique())
     panels = [(epochs[0], "", "logits"), (epochs[-1], "", "logits"), (epochs[-1], "original_", "the original's ratio")]
     note = "a point is one head in one group's circuit; the smallest hundredth at the edge"

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from knowledge_circuits.analysis import curves, findings, tables
+from knowledge_circuits.analysis import curves, findings
+from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.figures.panels import draw_curve
 from knowledge_circuits.figures.style import (
     BLACK,
@@ -32,7 +33,7 @@ from knowledge_circuits.figures.style import (
 
 
 @styled
-def phase_shift(circuits: tables.Circuits | None, run: str, seed: int = 0) -> Figure:
+def phase_shift(circuits: Circuits | None, run: str, seed: int = 0) -> Figure:
     """Mean circuit entropy and edge Jaccard with the two-segment fit, its break point and the point's 95% interval."""
     title = "Phase shift: a bend, or a smooth curve?"
     fits = {}
@@ -81,7 +82,7 @@ def phase_shift(circuits: tables.Circuits | None, run: str, seed: int = 0) -> Fi
 
 
 @styled
-def layer_order(circuits: tables.Circuits | None, run: str, seed: int = 0) -> Figure:
+def layer_order(circuits: Circuits | None, run: str, seed: int = 0) -> Figure:
     """The epoch at which each layer's edge activation ratio has made half of its change, with 95% intervals."""
     title = "Deep to shallow: when each layer has made half of its change"
     order = findings.layer_order(circuits, seed) if circuits is not None else None

@@ -17,7 +17,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import circuit_tables
 from knowledge_circuits.analysis.forgetting import CircuitKind
 from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.figures.circuit_evaluation import FAITHFULNESS_LIMITS
@@ -106,7 +106,7 @@ def faithfulness(results: pd.DataFrame, name: str) -> Figure:
     if results.empty or results["faithfulness"].isna().all():
         return figure_style.missing(title, _DISCOVER, name)
     looks = _looks(results)
-    certain = tables.is_certain(results)
+    certain = circuit_tables.is_certain(results)
     medians = results[certain].groupby(["ratio", "type", "kind", "step"], as_index=False)["faithfulness"].median()
     note = "1 = the whole model; median of the groups; open triangles lie beyond the axis"
     if not certain.all():

@@ -1,6 +1,6 @@
 """Figures of what a run learned: accuracy and loss over training, and which facts are known of whom.
 
-Each function takes tables (see `tables`) and the run's name and returns a Matplotlib `Figure`. For an empty table the
+Each function takes `learning_tables` and the run's name and returns a Matplotlib `Figure`. For an empty table the
 figure says what is missing and which program writes it.
 """
 
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import learning_tables
 from knowledge_circuits.figures.panels import (
     By,
     checkpoint_ticks,
@@ -43,7 +43,7 @@ def first_token_and_query_accuracy(
 
     Args:
         first_token, predictions, past_predictions: the tables of those names.
-        published: `tables.published_first_token_accuracy`, for one of the paper's models.
+        published: `learning_tables.published_first_token_accuracy`, for one of the paper's models.
     """
     columns = [
         ("First token in the biographies", first_token, "accuracy"),
@@ -125,7 +125,7 @@ def fact_accuracy(fact_predictions: pd.DataFrame, run: str) -> Figure:
 def knowledge_heatmap(predictions: pd.DataFrame, run: str) -> Figure:
     """Draw people (most frequent on top) by epochs, coloured by how many of the taught attributes the model knows."""
     title = "Known attributes of each person over training"
-    table = tables.attributes_known(predictions)
+    table = learning_tables.attributes_known(predictions)
     if table.empty:
         return missing(title, _PREDICT, run)
     epochs = [column for column in table.columns if not isinstance(column, str)]

@@ -1,6 +1,6 @@
 """Figures of what circuits owe to their prompts: stability under resampling, token spans, transfer between groups.
 
-Each takes `tables.Circuits` or `transferred_circuits.CrossGroups` (None where the run has none: the figure then says
+Each takes `Circuits` or `transferred_circuits.CrossGroups` (None where the run has none: the figure then says
 which program writes them) and the run's name and returns a Matplotlib `Figure`.
 """
 
@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
+from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.analysis.transferred_circuits import NO_CROSS_GROUPS, CrossGroups
 from knowledge_circuits.figures.panels import draw_lines, draw_map, label_axes, line_panels
 from knowledge_circuits.figures.style import (
@@ -38,11 +39,11 @@ _LOOKS = tuple(_MARKS)
 
 
 @styled
-def stability(circuits: tables.Circuits | None, run: str) -> Figure:
+def stability(circuits: Circuits | None, run: str) -> Figure:
     """Draw how alike circuits of other prompts are, over epochs, by type."""
     title = "Stability: how much of a circuit depends on which prompts were drawn"
     if circuits is None or circuits.table["inclusion"].isna().all():
-        return missing(title, NO_STABILITY if circuits is not None else tables.NO_CIRCUITS, run)
+        return missing(title, NO_STABILITY if circuits is not None else NO_CIRCUITS, run)
     measures = {
         "split_half_jaccard": "edge Jaccard of two halves",
         "rank_correlation": "rank correlation of two halves",
@@ -58,11 +59,11 @@ def stability(circuits: tables.Circuits | None, run: str) -> Figure:
 
 
 @styled
-def span_shares(circuits: tables.Circuits | None, run: str) -> Figure:
+def span_shares(circuits: Circuits | None, run: str) -> Figure:
     """Draw each token span's share of the circuits' scores over epochs, a panel per type."""
     title = "Token spans: where in the prompt the circuits' effect lies"
     if circuits is None or circuits.spans.empty:
-        return missing(title, NO_SPANS if circuits is not None else tables.NO_CIRCUITS, run)
+        return missing(title, NO_SPANS if circuits is not None else NO_CIRCUITS, run)
     names = list(dict.fromkeys(circuits.spans["span"]))
     looks = {name: Look(name, *_LOOKS[number % len(_LOOKS)]) for number, name in enumerate(names)}
     note = (

@@ -27,7 +27,7 @@ from matplotlib.text import Text
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from knowledge_circuits.analysis.tables import RunName
+from knowledge_circuits.analysis.timeline import RunName
 from knowledge_circuits.files import atomic_write
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
 

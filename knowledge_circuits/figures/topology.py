@@ -1,6 +1,6 @@
 """Figures of the circuits' topology over training: entropy, similarity between checkpoints, edges by layer.
 
-Each function takes `tables.Circuits` (None where the run has none: the figure then says which program writes them) and
+Each function takes `Circuits` (None where the run has none: the figure then says which program writes them) and
 the run's name and returns a Matplotlib `Figure`.
 """
 
@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
+from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.figures.panels import (
     checkpoint_ticks,
     draw_lines,
@@ -38,21 +39,21 @@ from knowledge_circuits.figures.style import (
 
 
 @styled
-def circuit_entropy(circuits: tables.Circuits | None, run: str) -> Figure:
+def circuit_entropy(circuits: Circuits | None, run: str) -> Figure:
     """Draw circuit entropy over epochs: a panel per band, a line per type, mean over the tasks."""
     title = "Circuit entropy: over how many edges the circuit's effect is spread"
     if circuits is None:
-        return missing(title, tables.NO_CIRCUITS, run)
+        return missing(title, NO_CIRCUITS, run)
     panels, lines, note = ("band", BANDS), ("type", TYPES), "mean of the tasks"
     return line_panels(title, circuits.table, "entropy", panels, lines, "entropy (nats)", run, False, note)
 
 
 @styled
-def three_entropies(circuits: tables.Circuits | None, run: str) -> Figure:
+def three_entropies(circuits: Circuits | None, run: str) -> Figure:
     """Draw circuit entropy beside the original's layer-weighted and random-walk entropies, by type."""
     title = "Three entropies: of the circuit's edges, weighted by layer, of a random walk"
     if circuits is None:
-        return missing(title, tables.NO_CIRCUITS, run)
+        return missing(title, NO_CIRCUITS, run)
     measures = {
         "entropy": "circuit entropy",
         "weighted_entropy": "layer-weighted (all edges)",
@@ -67,11 +68,11 @@ def three_entropies(circuits: tables.Circuits | None, run: str) -> Figure:
 
 
 @styled
-def similarity_to_last(circuits: tables.Circuits | None, run: str) -> Figure:
+def similarity_to_last(circuits: Circuits | None, run: str) -> Figure:
     """Draw edge and node Jaccard similarity with the last checkpoint's circuit, on the whole range from 0 to 1."""
     title = "Similarity with the last checkpoint's circuit"
     if circuits is None:
-        return missing(title, tables.NO_CIRCUITS, run)
+        return missing(title, NO_CIRCUITS, run)
     kinds = {"edge_jaccard": "edges", "node_jaccard": "nodes"}
     note = f"mean of the tasks{circuits.saturation and '; '}{circuits.saturation}"
     figure, axes = grid(title, run, len(kinds), len(BANDS), height=4.8, note=note)
@@ -98,11 +99,11 @@ def similarity_to_last(circuits: tables.Circuits | None, run: str) -> Figure:
 
 
 @styled
-def similarity_map(circuits: tables.Circuits | None, run: str) -> Figure:
+def similarity_map(circuits: Circuits | None, run: str) -> Figure:
     """Draw the edge Jaccard similarity between the circuits of all pairs of checkpoints, mean over the groups."""
     title = "Circuit similarity between all pairs of checkpoints"
     if circuits is None:
-        return missing(title, tables.NO_CIRCUITS, run)
+        return missing(title, NO_CIRCUITS, run)
     matrix = circuits.similarity()
     figure, axes = grid(title, run, 1, 1, width=6.0, height=5.2, note="edge Jaccard, mean of the groups")
     ax = axes[0, 0]
@@ -117,11 +118,11 @@ def similarity_map(circuits: tables.Circuits | None, run: str) -> Figure:
 
 
 @styled
-def activation_ratio(circuits: tables.Circuits | None, run: str) -> Figure:
+def activation_ratio(circuits: Circuits | None, run: str) -> Figure:
     """Draw the edge activation ratio by layer and epoch, a heat map per type and band; the last layer is left out."""
     title = "Edge activation ratio: the share of a layer's outgoing edges that is in the circuit"
     if circuits is None:
-        return missing(title, tables.NO_CIRCUITS, run)
+        return missing(title, NO_CIRCUITS, run)
     table = circuits.activation_table()
     table = table[table["layer"] < max(circuits.layout.n_layers - 1, 1)]
     means = table.groupby(["type", "band", "layer", "epoch"])["ratio"].mean()

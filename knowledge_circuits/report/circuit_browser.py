@@ -1,7 +1,7 @@
 """The data behind the report's interactive circuits: every group's circuit at every epoch, a few hundred bytes each.
 
 A page shows which nodes are in a circuit, how much of the circuit's effect passes through each, and the strongest
-edges. `CircuitBrowser.add` takes circuits one at a time (as `tables.circuits` reads them) and keeps only that:
+edges. `CircuitBrowser.add` takes circuits one at a time (as `read_circuits` reads them) and keeps only that:
 
     node strength    sum of |score| over the circuit's edges that touch the node / the largest such sum
     nodes            one byte per node: 0 not in the circuit, else 1 + round(254 sqrt(strength))
@@ -105,7 +105,7 @@ class CircuitBrowser:
     layout: Layout | None = None
 
     def add(self, step: int, epoch: float, group: Group, graph: Graph) -> None:
-        """Take one circuit (the signature of `tables.Visitor`)."""
+        """Take one circuit (the signature of `run_circuits.Visitor`)."""
         if 1 + graph.layout.n_sources >= 1 << 16 or graph.layout.n_targets >= 1 << 16:
             raise ValueError(f"a page's circuits have fewer than 65,536 inputs, not {graph.layout.n_targets:,}")
         self.layout = self.layout or graph.layout
@@ -125,7 +125,7 @@ class CircuitBrowser:
 
         Args:
             circuits: `Circuits.table`, for the entropies.
-            results: `tables.results`, for the faithfulness.
+            results: `circuit_tables.results`, for the faithfulness.
             most_bytes: of all circuits together; beyond it epochs are left out evenly.
 
         Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.figures import circuit_evaluation, learning
 from knowledge_circuits.report.material import Material
 from knowledge_circuits.report.section import Drawing, Section, TextTable
@@ -67,7 +67,7 @@ SECTION = Section(
     "Circuit evaluation",
     "Faithfulness is measured with patching. For Hit@10 each circuit runs alone on test people, with all other edges "
     "set to zero: the share of answers whose first token is among the ten most probable tokens.",
-    lambda m: tables.NO_CIRCUITS if m.setting is None else _NO_HITS if m.circuit_predictions.empty else "",
+    lambda m: NO_CIRCUITS if m.setting is None else _NO_HITS if m.circuit_predictions.empty else "",
     (
         Drawing(
             lambda m: circuit_evaluation.faithfulness(m.results, m.name),

@@ -20,8 +20,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import circuit_tables, learning_tables, timeline
+from knowledge_circuits.analysis.circuit_settings import Setting, main_setting
 from knowledge_circuits.analysis.findings import Finding, Statistic, describe
+from knowledge_circuits.analysis.run_circuits import read_circuits
 from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.files import InputError
 from knowledge_circuits.report.findings import card
@@ -52,7 +54,7 @@ class RunSummary:
         name: the run's name.
         data_seed, training_seed: as its configuration tells; "" where it does not.
         findings: what the run shows of the three.
-        last: the 18 groups' numbers at the last checkpoint (`tables.last_numbers`).
+        last: the 18 groups' numbers at the last checkpoint (`circuit_tables.last_numbers`).
         settings: everything but the seeds that makes the run what it is, in words (`settings_of`).
     """
 
@@ -111,14 +113,14 @@ class FindingSpread:
 def summarize(run: Run) -> RunSummary:
     """Read a run and describe the findings on it."""
     config = read_run_config(run)
-    predictions, circuit_predictions = tables.predictions(run), tables.circuit_predictions(run)
+    predictions, circuit_predictions = learning_tables.predictions(run), circuit_tables.circuit_predictions(run)
     return RunSummary(
-        name=tables.run_name(run),
+        name=timeline.run_name(run),
         data_seed=_seed(config.data.seed),
         training_seed=_seed(config.arguments.seed),
-        settings=settings_of(config, tables.main_setting(run)),
-        findings=describe(predictions, circuit_predictions, tables.circuits(run), tables.past_predictions(run)),
-        last=tables.last_numbers(tables.results(run), circuit_predictions, predictions),
+        settings=settings_of(config, main_setting(run)),
+        findings=describe(predictions, circuit_predictions, read_circuits(run), learning_tables.past_predictions(run)),
+        last=circuit_tables.last_numbers(circuit_tables.results(run), circuit_predictions, predictions),
     )
 
 
@@ -126,7 +128,7 @@ def _seed(seed: int | None) -> str:
     return "" if seed is None else str(seed)
 
 
-def settings_of(config: RunConfig, setting: tables.Setting | None) -> dict[str, str]:
+def settings_of(config: RunConfig, setting: Setting | None) -> dict[str, str]:
     """Return what must be equal in two runs if their numbers are to be averaged: all settings but seeds and paths."""
     chosen = {name: value for name, value in configuration(config) if name not in _NOT_COMPARED}
     for program, flags in config.data.generated.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import learning_tables, timeline
 from knowledge_circuits.figures import learning
 from knowledge_circuits.report.material import Material
 from knowledge_circuits.report.section import Drawing, Section
@@ -19,14 +19,14 @@ SECTION = Section(
     "What was learned",
     "Accuracy over training. Points are checkpoints, lines their moving average over 3, bands 1.96 standard deviations "
     "of the residuals.",
-    lambda m: _LACKING if m.predictions.empty and m.evaluations.empty and m.training_loss.empty else "",
+    lambda m: _LACKING if m.predictions.empty and m.evaluations.empty and m.training_log.empty else "",
     (
         Drawing(
             lambda m: learning.first_token_and_query_accuracy(
-                tables.first_token_accuracy(m.run),
+                learning_tables.first_token_accuracy(m.run),
                 m.predictions,
                 m.name,
-                tables.published_first_token_accuracy(tables.model_name(m.run)),
+                learning_tables.published_first_token_accuracy(timeline.model_name(m.run)),
                 m.past_predictions,
             ),
             "First-token accuracy on the validation biographies measures what the model memorized. Query accuracy "
@@ -53,7 +53,7 @@ SECTION = Section(
             _of_the_study,
         ),
         Drawing(
-            lambda m: learning.loss(m.evaluations, m.name, m.training_loss),
+            lambda m: learning.loss(m.evaluations, m.name, m.training_log),
             "Training and validation loss.",
         ),
     ),

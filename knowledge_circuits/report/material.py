@@ -14,10 +14,13 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import circuit_tables, learning_tables, run_circuits, timeline
+from knowledge_circuits.analysis.circuit_settings import Setting, main_setting
 from knowledge_circuits.analysis.components import Components, analyse_run
 from knowledge_circuits.analysis.dynamics import Dynamics, run_dynamics
 from knowledge_circuits.analysis.findings import Finding, describe
+from knowledge_circuits.analysis.run_circuits import Circuits
+from knowledge_circuits.analysis.timeline import RunName
 from knowledge_circuits.analysis.transferred_circuits import CrossGroups, cross_groups
 from knowledge_circuits.files import InputError, read_bytes
 from knowledge_circuits.manifest import MANIFEST_ENDING, FileRecord, fingerprint, read_manifest
@@ -37,7 +40,7 @@ _RECORDS = (
 
 @dataclass(frozen=True)
 class Material:
-    """A run's tables (see `tables`) and what is made of them.
+    """A run's tables and what is made of them.
 
     Attributes:
         run, name: the run and what figures call it.
@@ -45,7 +48,7 @@ class Material:
         setting: which circuits; None where the run has none.
         evaluations, predictions, past_predictions, results, circuit_predictions: the tables of those names; empty
             where missing.
-        training_loss: what the Trainer logged; empty where missing.
+        training_log: what the Trainer logged; empty where missing.
         fact_predictions, fact_circuits: answers and circuits of groups of one's own facts; empty where missing.
         circuits: their topology; None where the run has none.
         cross_groups: each group's circuit on all groups' prompts; None where that was not measured.
@@ -56,18 +59,18 @@ class Material:
     """
 
     run: Run
-    name: tables.RunName
+    name: RunName
     config: RunConfig
-    setting: tables.Setting | None
+    setting: Setting | None
     evaluations: pd.DataFrame
     predictions: pd.DataFrame
     past_predictions: pd.DataFrame
     results: pd.DataFrame
     circuit_predictions: pd.DataFrame
-    training_loss: pd.DataFrame
+    training_log: pd.DataFrame
     fact_predictions: pd.DataFrame
     fact_circuits: pd.DataFrame
-    circuits: tables.Circuits | None
+    circuits: Circuits | None
     cross_groups: CrossGroups | None
     browser: CircuitBrowser
     findings: tuple[Finding, ...]
@@ -82,7 +85,7 @@ class Material:
     @property
     def is_study(self) -> bool:
         """Whether the run is about the study's people; without anything that tells, it is."""
-        if not self.has_facts and self.training_loss.empty:
+        if not self.has_facts and self.training_log.empty:
             return True
         generated = self.config.data.generated.get("N") is not None
         columns = [column for column in self.evaluations if column.endswith("_first_token_attribute_accuracy")]
@@ -96,23 +99,23 @@ def read_material(run: Run) -> Material:
     Raises:
         InputError: a file of the run is broken; it names the file and the line. A missing one is no error.
     """
-    setting, browser = tables.main_setting(run), CircuitBrowser()
-    predictions, past_predictions = tables.predictions(run), tables.past_predictions(run)
-    circuit_predictions = tables.circuit_predictions(run, setting)
-    circuits = tables.circuits(run, setting, browser.add)
+    setting, browser = main_setting(run), CircuitBrowser()
+    predictions, past_predictions = learning_tables.predictions(run), learning_tables.past_predictions(run)
+    circuit_predictions = circuit_tables.circuit_predictions(run, setting)
+    circuits = run_circuits.read_circuits(run, setting, browser.add)
     return Material(
         run=run,
-        name=tables.run_name(run),
+        name=timeline.run_name(run),
         config=read_run_config(run),
         setting=setting,
-        evaluations=tables.evaluations(run),
+        evaluations=learning_tables.evaluations(run),
         predictions=predictions,
         past_predictions=past_predictions,
-        results=tables.results(run, setting),
+        results=circuit_tables.results(run, setting),
         circuit_predictions=circuit_predictions,
-        training_loss=tables.training_loss(run),
-        fact_predictions=tables.fact_predictions(run),
-        fact_circuits=tables.fact_circuits(run, setting),
+        training_log=timeline.training_log(run),
+        fact_predictions=learning_tables.fact_predictions(run),
+        fact_circuits=circuit_tables.fact_circuits(run, setting),
         circuits=circuits,
         cross_groups=cross_groups(run, setting),
         browser=browser,
@@ -148,7 +151,7 @@ def made_from(run: Run) -> dict[str, str]:
         for name, written in records.items() if isinstance(records, dict) else ():
             _check_beginning(run.path / name, written, listing)
     names = {path.relative_to(run.path).as_posix(): digest for path, digest in digests.items()}
-    return {"name": tables.run_name(run), "files": fingerprint(names)}
+    return {"name": timeline.run_name(run), "files": fingerprint(names)}
 
 
 def _check_beginning(path: Path, written: Any, manifest: Path) -> None:
@@ -173,7 +176,7 @@ def _is_read(name: Path) -> bool:
     )
 
 
-def _components(run: Run, setting: tables.Setting | None) -> Components | None:
+def _components(run: Run, setting: Setting | None) -> Components | None:
     """Heads and logit lens where their analysis was begun."""
     if setting is None or not any((run.path / "analysis" / f"circuit_{setting.circuit_n}").glob("checkpoint-*.json")):
         return None

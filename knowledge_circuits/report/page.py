@@ -17,7 +17,8 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import circuit_tables, timeline
+from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS
 from knowledge_circuits.figures.vector import color_rules
 from knowledge_circuits.files import atomic_write
 from knowledge_circuits.manifest import MANIFEST_ENDING, begin, finish
@@ -141,8 +142,8 @@ def write_page(path: Path, html: str) -> Path:
 
 def _subtitle(material: Material) -> str:
     """One sentence on what the page is about."""
-    epochs = tables.epochs(material.run)
-    unit = "optimizer steps" if tables.is_history(material.run) else "epochs"
+    epochs = timeline.epochs(material.run)
+    unit = "optimizer steps" if timeline.is_history(material.run) else "epochs"
     when = f", {unit} {min(epochs.values()):g} to {max(epochs.values()):g}" if epochs else ""
     count = f"{len(epochs)} checkpoint{'s' if len(epochs) != 1 else ''}"
     circuits = f"Circuits: {material.setting}." if material.setting else "No circuits yet."
@@ -154,15 +155,15 @@ def _subtitle(material: Material) -> str:
 
 def _last_rows(material: Material) -> list[dict[str, Any]]:
     """The 18 groups' numbers at the last checkpoint, [] where there are none at all."""
-    table = tables.last_numbers(material.results, material.circuit_predictions, material.predictions)
-    measured = table.drop(columns=tables.GROUP_COLUMNS)
+    table = circuit_tables.last_numbers(material.results, material.circuit_predictions, material.predictions)
+    measured = table.drop(columns=GROUP_COLUMNS)
     if measured.isna().all(axis=None):
         return []
     stable = ["split_half_jaccard", "inclusion"]
     circuits = material.circuits.table if material.circuits is not None else None
     if circuits is not None and circuits[stable].notna().any(axis=None):
         last = circuits[circuits["step"] == circuits["step"].max()]
-        table = table.merge(last[[*tables.GROUP_COLUMNS, *stable]], on=tables.GROUP_COLUMNS, how="left")
+        table = table.merge(last[[*GROUP_COLUMNS, *stable]], on=GROUP_COLUMNS, how="left")
     table["symbol"] = [KnowledgeType(name).symbol for name in table["type"]]
     return table.to_dict("records")
 
@@ -174,7 +175,7 @@ def _last_epoch(material: Material) -> str:
         if len(table):
             row = table.loc[table["step"].idxmax()]
             step = f"step {row['step']:,}"
-            history = tables.is_history(material.run)
+            history = timeline.is_history(material.run)
             results.append(f"{what} at {step}" if history else f"{what} at epoch {row['epoch']:g} ({step})")
     text = "; ".join(results)
     return text[:1].upper() + text[1:]

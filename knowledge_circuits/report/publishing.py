@@ -19,7 +19,7 @@ import pandas as pd
 from huggingface_hub import DatasetCardData, HfApi, ModelCardData, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis import circuit_tables, learning_tables, timeline
 from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError, atomic_write, first_line
 from knowledge_circuits.models.loading import weight_files
@@ -118,7 +118,7 @@ def _dataset_card(run: Run, name: str, model: str, license_name: str, graphs: in
         "\n".join(
             [
                 f"---\n{data.to_yaml()}\n---\n",
-                f"# Knowledge circuits of {tables.run_name(run)}\n",
+                f"# Knowledge circuits of {timeline.run_name(run)}\n",
                 f"{graphs} circuit graphs of the model `{model}` at optimizer steps {steps}, after {_PAPER}. A graph"
                 " has a score for every edge between embeddings, attention heads, MLPs and logits.\n",
                 "| file | content |\n| --- | --- |",
@@ -152,12 +152,12 @@ def _model_card(run: Run, data_name: str, checkpoint: Path, license_name: str) -
         datasets=[data_name],
         base_model=base if on_hub else None,
     )
-    evaluations = tables.evaluations(run)
+    evaluations = learning_tables.evaluations(run)
     return (
         "\n".join(
             [
                 f"---\n{data.to_yaml()}\n---\n",
-                f"# {tables.run_name(run)}, {checkpoint.name}\n",
+                f"# {timeline.run_name(run)}, {checkpoint.name}\n",
                 "A language model that went on with its pre-training on synthetic biographies, after"
                 f" {_PAPER}. Its knowledge circuits are the data set `{data_name}`.\n",
                 "It states invented facts about people, also about people who exist. It is for research on how models"
@@ -173,7 +173,7 @@ def _model_card(run: Run, data_name: str, checkpoint: Path, license_name: str) -
 
 
 def _last_results(run: Run) -> pd.DataFrame:
-    table = tables.own_circuits(tables.results(run))
+    table = circuit_tables.own_circuits(circuit_tables.results(run))
     if not len(table):
         return table
     wanted = ["task", "type", "band", "faithfulness", "edges_num", "nodes_num", "edge_entropy"]
@@ -224,7 +224,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     token = None if args.dry_run else get_token()
-    for publication in publications(tables.find_run(args.run), args.name, args.license):
+    for publication in publications(timeline.find_run(args.run), args.name, args.license):
         print(publication)
         if token:
             print(push(publication, HfApi(token=token), not args.public))

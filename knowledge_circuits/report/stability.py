@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.figures import stability
 from knowledge_circuits.report.material import Material
 from knowledge_circuits.report.section import Drawing, Section
@@ -11,7 +11,7 @@ from knowledge_circuits.report.section import Drawing, Section
 def _lacking(material: Material) -> str:
     circuits = material.circuits
     if circuits is None:
-        return tables.NO_CIRCUITS
+        return NO_CIRCUITS
     if material.cross_groups is None and circuits.spans.empty and circuits.table["inclusion"].isna().all():
         return (
             "Not measured for this run: circuit_discovery.py --stability and --spans, and circuit_eval.py "

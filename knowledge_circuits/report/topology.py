@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from knowledge_circuits.analysis import tables
+from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.figures import topology
 from knowledge_circuits.report.section import Drawing, Section
 
@@ -10,7 +10,7 @@ SECTION = Section(
     "topology",
     "Circuit topology",
     "How concentrated the circuits are, how much they change between checkpoints, and in which layers their edges lie.",
-    lambda m: tables.NO_CIRCUITS if m.circuits is None else "",
+    lambda m: NO_CIRCUITS if m.circuits is None else "",
     (
         Drawing(
             lambda m: topology.circuit_entropy(m.circuits, m.name),

@@ -152,7 +152,7 @@ class EvaluationLog(TrainerCallback):
     ) -> None:
         record = evaluation_record(metrics or {}, state.global_step, state.epoch or 0.0)
         if self.writes:
-            records = shape(Evaluation).lines(self.path) if self.path.exists() else []
+            records = shape(Evaluation).optional_lines(self.path)
             records = [other for other in records if other["step"] < record["step"]]
             write_jsonl(self.path, [*records, record])
 

@@ -1,0 +1,116 @@
+"""Which circuits of a run a table or figure is about, and the files that hold them.
+
+A run may have circuits under several settings. Functions that take a `setting` use the one with most circuits
+(`main_setting`) where it is None.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from knowledge_circuits.analysis.timeline import with_epochs
+from knowledge_circuits.runs import PATCHING, Content, Coordinates, Run
+from knowledge_circuits.study import Group, groups
+
+#: What is said where a figure or table would show circuits and there are none.
+NO_CIRCUITS = "No circuits in this run yet: circuit_discovery.py and circuit_eval.py write them."
+
+#: The attribution method that the paper uses; preferred where a run has several.
+PREFERRED_METHOD = "EAP-IG"
+
+GROUP_COLUMNS = ["task", "type", "band"]
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """One choice of circuits in a run: prompts per group, attribution method, circuit size, intervention."""
+
+    circuit_n: int
+    method: str
+    topn: int
+    intervention: str = PATCHING
+
+    def __str__(self) -> str:
+        intervention = "" if self.intervention == PATCHING else f", {self.intervention} ablation"
+        return f"{self.method}, {self.circuit_n} prompts a group, top {self.topn:,} edges{intervention}"
+
+
+def _setting(key: Coordinates) -> Setting | None:
+    """The setting of a circuit's file; None for a scored graph, from which circuits of any size are selected."""
+    return None if key.topn is None else Setting(key.circuit_n, key.method, key.topn, key.intervention)
+
+
+def settings(run: Run) -> list[Setting]:
+    """The settings that the run has circuits or results of, those with most circuits first."""
+    count: Counter[Setting] = Counter()
+    for checkpoint in run.checkpoints():
+        for key, content in checkpoint.circuit_files():
+            if (setting := _setting(key)) is not None:
+                count[setting] += content is Content.GRAPH
+    return sorted(count, key=lambda setting: (-count[setting], setting.method != PREFERRED_METHOD, setting))
+
+
+def main_setting(run: Run) -> Setting | None:
+    """The setting that figures show where none is given: the one with most circuits; None without circuits."""
+    return next(iter(settings(run)), None)
+
+
+def files_by_checkpoint(
+    run: Run, setting: Setting | None
+) -> Iterator[tuple[int, float, dict[tuple[Coordinates, Content], Path]]]:
+    """Yield each checkpoint's step, epoch and files of circuits under a setting; nothing without circuits."""
+    setting = setting or main_setting(run)
+    for checkpoint, step, epoch in with_epochs(run) if setting is not None else ():
+        files = checkpoint.circuit_files().items()
+        yield step, epoch, {key: path for key, path in files if _setting(key[0]) == setting}
+
+
+@dataclass(frozen=True)
+class CircuitFile:
+    """One file of a circuit of the study's groups, and what it is about."""
+
+    step: int
+    epoch: float
+    group: Group
+    coordinates: Coordinates
+    path: Path
+
+    @property
+    def circuit_step(self) -> int:
+        """The step of the checkpoint that the circuit comes from: `step` unless it was transferred."""
+        return self.step if self.coordinates.origin is None else self.coordinates.origin
+
+    @property
+    def columns(self) -> dict[str, float | str]:
+        """Step, epoch and GROUP_COLUMNS."""
+        return {"step": self.step, "epoch": self.epoch, **group_columns(self.group)}
+
+
+def group_columns(group: Group) -> dict[str, str]:
+    """The values of GROUP_COLUMNS."""
+    return {"task": str(group.task), "type": str(group.type), "band": str(group.band)}
+
+
+def circuit_files(run: Run, setting: Setting | None, content: Content) -> Iterator[CircuitFile]:
+    """Yield the files of one content under a setting, in the order of steps, groups and paths.
+
+    A circuit that was transferred to its own checkpoint counts once.
+    """
+    order = {group: index for index, group in enumerate(groups())}
+    for step, epoch, files in files_by_checkpoint(run, setting):
+        wanted = [
+            CircuitFile(step, epoch, group, key, path)
+            for (key, kind), path in files.items()
+            if kind is content
+            and (group := key.study_group) in order
+            and not (key.origin == step and (replace(key, origin=None), kind) in files)
+        ]
+        yield from sorted(wanted, key=lambda file: order[file.group])
+
+
+def own_circuit_files(run: Run, setting: Setting | None) -> list[CircuitFile]:
+    """Return the checkpoints' own circuits under a setting, not transferred ones."""
+    return [file for file in circuit_files(run, setting, Content.GRAPH) if file.coordinates.origin is None]

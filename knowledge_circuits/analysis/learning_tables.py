@@ -1,0 +1,123 @@
+"""What a run learned, as tidy tables: its evaluations in training and its checkpoints' answers to queries.
+
+One row per observation, `step` and `epoch` in every table; types, bands and attributes are plain strings with the
+values of `study`. A table of something that the run does not have yet is empty, with its columns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from knowledge_circuits.analysis.timeline import with_epochs
+from knowledge_circuits.files import read_json
+from knowledge_circuits.paths import PUBLISHED_ACCURACY
+from knowledge_circuits.records import Evaluation, FactPrediction, Prediction, shape
+from knowledge_circuits.run_config import read_run_config, taught_attributes
+from knowledge_circuits.runs import Run
+from knowledge_circuits.study import Band, KnowledgeType
+
+EVALUATION_COLUMNS = ["step", "epoch", "loss", "accuracy"]
+PREDICTION_COLUMNS = [
+    *("step", "epoch", "full_name", "attribute", "type", "band", "frequency"),
+    *("correct", "first_token_correct"),
+]
+FACT_PREDICTION_COLUMNS = ["step", "epoch", "task", "group", "prompt", "correct", "first_token_correct"]
+
+
+def evaluations(run: Run) -> pd.DataFrame:
+    """All evaluations in step order; first-token accuracy by type in columns named by `first_token_column`."""
+    rows = shape(Evaluation).optional_lines(run.evaluations)
+    table = pd.DataFrame(rows, columns=None if rows else EVALUATION_COLUMNS)
+    return table.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+
+
+def first_token_column(knowledge: KnowledgeType) -> str:
+    """The evaluations' column of one type's first-token accuracy."""
+    return f"{knowledge}_first_token_attribute_accuracy"
+
+
+def first_token_accuracy(run: Run) -> pd.DataFrame:
+    """First-token accuracy on the validation biographies: columns step, epoch, type, accuracy."""
+    table = evaluations(run)
+    parts = [
+        table[["step", "epoch"]].assign(type=str(knowledge), accuracy=table[first_token_column(knowledge)])
+        for knowledge in KnowledgeType
+        if first_token_column(knowledge) in table
+    ]
+    if not parts:
+        return pd.DataFrame(columns=["step", "epoch", "type", "accuracy"])
+    return pd.concat(parts, ignore_index=True).dropna(subset=["accuracy"], ignore_index=True)
+
+
+def published_first_token_accuracy(model: str) -> pd.DataFrame:
+    """The curves that the original published for a model (docs/reference): columns epoch, type, accuracy.
+
+    Empty for a model that is not one of the paper's four. Epochs are evenly spaced from 0 to the last one.
+    """
+    curves = read_json(PUBLISHED_ACCURACY).get(model)
+    if not isinstance(curves, dict):
+        return pd.DataFrame(columns=["epoch", "type", "accuracy"])
+    parts = []
+    for knowledge in KnowledgeType:
+        values = curves[knowledge.symbol]
+        grid = np.linspace(0, curves["last_epoch"], len(values))
+        parts.append(pd.DataFrame({"epoch": grid, "type": str(knowledge), "accuracy": values}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def predictions(run: Run) -> pd.DataFrame:
+    """Every checkpoint's answers to queries about facts that training tells; see PREDICTION_COLUMNS."""
+    table = _answers(run)
+    return table[table["attribute"].isin(taught_attributes(read_run_config(run)))].reset_index(drop=True)
+
+
+def past_predictions(run: Run) -> pd.DataFrame:
+    """The answers to queries about facts that only the past told, of people whom the model knew (K_rel).
+
+    Empty for a run whose training tells all attributes; what such a model knew before is not asked for.
+    """
+    table = _answers(run)
+    past = ~table["attribute"].isin(taught_attributes(read_run_config(run)))
+    return table[past & (table["type"] == KnowledgeType.REVISED)].reset_index(drop=True)
+
+
+def _answers(run: Run) -> pd.DataFrame:
+    """Every checkpoint's answers to the query prompts; see PREDICTION_COLUMNS."""
+    parts = []
+    for checkpoint, step, epoch in with_epochs(run):
+        if rows := shape(Prediction).optional_lines(checkpoint.predictions):
+            parts.append(pd.DataFrame(rows).reindex(columns=PREDICTION_COLUMNS).assign(step=step, epoch=epoch))
+    if not parts:
+        return pd.DataFrame(columns=PREDICTION_COLUMNS)
+    table = pd.concat(parts, ignore_index=True)
+    table["band"] = table["frequency"].map({f: str(Band.of(f)) for f in table["frequency"].unique()})
+    return table.astype({"frequency": int, "correct": float, "first_token_correct": float})
+
+
+def fact_predictions(run: Run) -> pd.DataFrame:
+    """Every checkpoint's answers to prompts about one's own facts, correct as 1.0; see FACT_PREDICTION_COLUMNS."""
+    rows = [
+        {"step": step, "epoch": epoch, "task": task, **row}
+        for checkpoint, step, epoch in with_epochs(run)
+        for task, path in checkpoint.fact_prediction_files().items()
+        for row in shape(FactPrediction).lines(path)
+    ]
+    table = pd.DataFrame(rows, columns=FACT_PREDICTION_COLUMNS)
+    return table.astype({"correct": float, "first_token_correct": float})
+
+
+def attributes_known(table: pd.DataFrame) -> pd.DataFrame:
+    """How many of the attributes each person's checkpoint answers.
+
+    Args:
+        table: `predictions`.
+
+    Returns:
+        columns type, band, frequency, full_name, then one column per epoch: an integer from 0 on.
+    """
+    keys = ["type", "band", "frequency", "full_name"]
+    if table.empty:
+        return pd.DataFrame(columns=keys)
+    wide = table.pivot_table(index=keys, columns="epoch", values="correct", aggfunc="sum")
+    return wide.fillna(0).astype(int).reset_index()

@@ -1,0 +1,196 @@
+"""All of a run's own circuits at once: their membership as two matrices beside their measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS, CircuitFile, Setting, own_circuit_files
+from knowledge_circuits.analysis.timeline import epochs
+from knowledge_circuits.engine import topology
+from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.graph_files import read_details, read_graph
+from knowledge_circuits.engine.stability import Details
+from knowledge_circuits.files import InputError
+from knowledge_circuits.runs import PATCHING, Content, Run
+from knowledge_circuits.study import Group
+
+CIRCUIT_COLUMNS = [
+    *("step", "epoch", *GROUP_COLUMNS, "prompts", "edges", "nodes"),
+    *("entropy", "weighted_entropy", "random_walk_entropy", "edge_jaccard", "node_jaccard"),
+    *("split_half_jaccard", "rank_correlation", "inclusion"),
+]
+SPAN_COLUMNS = ["step", "epoch", *GROUP_COLUMNS, "span", "share"]
+
+
+@dataclass(frozen=True)
+class Circuits:
+    """All of a run's own circuits: membership rows in the order of `table`, without the scores.
+
+    Attributes:
+        layout: the model's graph.
+        table: [n] rows, see CIRCUIT_COLUMNS. edge_jaccard and node_jaccard compare with the group's circuit at its last
+            step. split_half_jaccard and rank_correlation (of two halves of the prompts) and inclusion (mean over the
+            circuit's edges of the share of resamples that have the edge) are NaN where no stability was measured.
+        edges: [n, E] membership of the real edges, in row-major order of [sources, targets].
+        nodes: [n, N] membership of the nodes, named by `layout.nodes`.
+        activation: [n, l] edge activation ratio by layer.
+        spans: SPAN_COLUMNS: the share of a circuit's sum of |score by token span| in each span; empty without them.
+    """
+
+    layout: Layout
+    table: pd.DataFrame
+    edges: NDArray[np.bool_]
+    nodes: NDArray[np.bool_]
+    activation: NDArray[np.float64]
+    spans: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=SPAN_COLUMNS))
+
+    @cached_property
+    def steps(self) -> list[int]:
+        return sorted(self.table["step"].unique().tolist())
+
+    @cached_property
+    def epochs(self) -> list[float]:
+        """Return the epochs of `steps`."""
+        by_step = self.table.drop_duplicates("step").set_index("step")["epoch"]
+        return [float(by_step[step]) for step in self.steps]
+
+    @property
+    def saturation(self) -> str:
+        """One clause where nearly all nodes are in every circuit, so that node measures can hardly move; else ""."""
+        least, most, total = self.table["nodes"].min(), self.table["nodes"].max(), self.nodes.shape[1]
+        return f"nodes are saturated: {least} to {most} of {total} in every circuit" if least >= 0.9 * total else ""
+
+    @property
+    def prompts(self) -> str:
+        """Prompts per group, as text: "30", or "5 to 30" where groups differ; "" if the graphs do not tell."""
+        counts = self.table["prompts"].dropna()
+        if counts.empty:
+            return ""
+        least, most = int(counts.min()), int(counts.max())
+        return str(least) if least == most else f"{least} to {most}"
+
+    def activation_table(self) -> pd.DataFrame:
+        """Edge activation ratio in long form: step, epoch, task, type, band, layer, ratio."""
+        keys = self.table[["step", "epoch", *GROUP_COLUMNS]]
+        parts = [keys.assign(layer=layer, ratio=self.activation[:, layer]) for layer in range(self.layout.n_layers)]
+        return pd.concat(parts, ignore_index=True)
+
+    def similarity(self) -> NDArray[np.float64]:
+        """Edge Jaccard similarity between all pairs of checkpoints, mean over the groups that both have, [m, m]."""
+        position = {step: index for index, step in enumerate(self.steps)}
+        total, count = np.zeros((2, len(position), len(position)))
+        for _, rows in self.table.groupby(GROUP_COLUMNS, sort=False):
+            at = [position[step] for step in rows["step"]]
+            total[np.ix_(at, at)] += topology.similarity_map(self.edges[rows.index])
+            count[np.ix_(at, at)] += 1
+        with np.errstate(invalid="ignore"):
+            return total / count
+
+
+#: Sees each circuit once, with its step, epoch and group, while it is in memory.
+Visitor = Callable[[int, float, Group, Graph], None]
+
+
+def read_circuits(run: Run, setting: Setting | None = None, visit: Visitor | None = None) -> Circuits | None:
+    """Read every checkpoint's own circuits and measure their topology; None where the run has none.
+
+    Args:
+        setting: which circuits.
+        visit: is shown each circuit in turn, so that what else is wanted of the scores needs no second reading.
+
+    Raises:
+        InputError: a file is damaged, or is the graph of another model than the others.
+    """
+    rows, edges, nodes, activation, spans, layout = [], [], [], [], [], None
+    for file in tqdm(own_circuit_files(run, setting), desc="reading circuits", unit="circuit", leave=False, delay=5):
+        graph = read_graph(file.path)
+        layout = layout or graph.layout
+        if graph.layout != layout:
+            raise InputError(f"{file.path}: the graph of another model than the run's other circuits")
+        details = _details(file, layout)
+        graph = details.attached(graph)
+        if visit is not None:
+            visit(file.step, file.epoch, file.group, graph)
+        edges.append(topology.membership(graph))
+        nodes.append(topology.nodes(graph))
+        activation.append(topology.edge_activation_ratio(graph))
+        rows.append({**file.columns, **_measures(graph), **_stability(details, graph)})
+        spans += [{**file.columns, "span": span, "share": share} for span, share in span_shares(graph).items()]
+    if layout is None:
+        return None
+    table, edge_rows, node_rows = pd.DataFrame(rows), np.stack(edges), np.stack(nodes)
+    last = table.groupby(GROUP_COLUMNS)["step"].transform("idxmax").to_numpy()
+    table["edge_jaccard"] = topology.jaccard(edge_rows, edge_rows[last])
+    table["node_jaccard"] = topology.jaccard(node_rows, node_rows[last])
+    span_table = pd.DataFrame(spans, columns=SPAN_COLUMNS)
+    return Circuits(layout, table[CIRCUIT_COLUMNS], edge_rows, node_rows, np.stack(activation), span_table)
+
+
+def _measures(circuit: Graph) -> dict[str, float]:
+    return {
+        "prompts": circuit.meta.get("examples", np.nan),
+        "edges": circuit.n_edges,
+        "nodes": circuit.n_nodes,
+        "entropy": topology.circuit_entropy(circuit),
+        "weighted_entropy": topology.weighted_entropy(circuit),
+        "random_walk_entropy": topology.random_walk_entropy(circuit),
+    }
+
+
+def span_shares(circuit: Graph) -> dict[str, float]:
+    """Return each token span's share of the sum of |score by span| over the circuit's edges; {} without span scores."""
+    if circuit.span_scores is None:
+        return {}
+    sums = circuit.span_scores[:, circuit.in_graph].abs().double().sum(1)
+    return dict(zip(circuit.spans, (sums / sums.sum().clamp(min=1e-300)).tolist(), strict=True))
+
+
+def _details(file: CircuitFile, layout: Layout) -> Details:
+    """Return stability (of this circuit size only) and span scores of the graph that a circuit was selected from."""
+    graph = replace(file.coordinates, topn=None, intervention=PATCHING)
+    path = file.path.parent.parent / graph.path(Content.DETAILS, ".safetensors").name
+    details = read_details(path, layout) if path.exists() else Details()
+    return details if details.topn == file.coordinates.topn else replace(details, topn=0, stability=None)
+
+
+def _stability(details: Details, circuit: Graph) -> dict[str, float]:
+    stability = details.stability
+    if stability is None:
+        return dict.fromkeys(("split_half_jaccard", "rank_correlation", "inclusion"), np.nan)
+    return {
+        "split_half_jaccard": float(stability.split_half_jaccard.mean()),
+        "rank_correlation": float(stability.rank_correlation.mean()),
+        "inclusion": float(stability.inclusion[circuit.in_graph].mean()) if circuit.n_edges else np.nan,
+    }
+
+
+def group_circuits(run: Run, group: Group, setting: Setting | None = None) -> dict[int, Path]:
+    """The files of one group's own circuits, by step, in whichever format they were written."""
+    return {file.step: file.path for file in own_circuit_files(run, setting) if file.group == group}
+
+
+def circuits_at(run: Run, group: Group, epoch: Sequence[float], setting: Setting | None = None) -> dict[str, Graph]:
+    """One group's circuits at the checkpoints nearest to the given epochs, with headings for
+    `figures.circuit_graph.circuit_graph`.
+
+    Args:
+        epoch: wanted epochs; `inf` means the last one.
+
+    Returns:
+        "epoch <e>" -> circuit; empty where the run has none of the group.
+    """
+    paths, when = group_circuits(run, group, setting), epochs(run)
+    nearest = {}
+    for wanted in epoch if paths else ():
+        last = max(paths, key=lambda step: when[step])
+        step = last if wanted == float("inf") else min(paths, key=lambda step: abs(when[step] - wanted))
+        nearest[f"epoch {when[step]:g}"] = read_graph(paths[step])
+    return nearest
