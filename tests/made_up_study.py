@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from knowledge_circuits.analysis.documents import CIRCUIT_COLUMNS
+from knowledge_circuits.analysis.fact_circuits import CIRCUIT_COLUMNS
 
 ENTITIES = {f"low {number}": "low" for number in range(8)} | {f"high {number}": "high" for number in range(4)}
 

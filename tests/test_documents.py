@@ -9,18 +9,15 @@ from pathlib import Path
 import pytest
 from made_up_study import ENTITIES, circuits, probes, record, write_run
 
-from knowledge_circuits.analysis.documents import (
-    ALL,
-    FULL,
+from knowledge_circuits.analysis.document_claims import ALL, judge_claims
+from knowledge_circuits.analysis.document_tables import (
     choice_table,
     cost_table,
     group_table,
-    judge_claims,
     probe_table,
-    read_document_study,
     reference_table,
-    strategy_name,
 )
+from knowledge_circuits.analysis.documents import FULL, read_document_study, strategy_name
 from knowledge_circuits.analysis.findings import Finding, Verdict
 from knowledge_circuits.files import InputError
 from knowledge_circuits.report.documents import write_documents_report

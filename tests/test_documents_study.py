@@ -18,7 +18,7 @@ import quiz
 from stages import Stage, finish
 
 from knowledge_circuits.analysis import documents
-from knowledge_circuits.analysis.fact_circuits import Pairs, circuit_table, measure_checkpoint
+from knowledge_circuits.analysis.fact_circuits import CIRCUIT_COLUMNS, Pairs, circuit_table, measure_checkpoint
 from knowledge_circuits.analysis.study_runs import MeasuredCircuits
 from knowledge_circuits.corpus.answering import recall
 from knowledge_circuits.corpus.documents import read_text_rows
@@ -88,7 +88,7 @@ def test_circuits_of_a_run_have_no_turnover_where_nothing_changes(tmp_path: Path
     (run / "evaluations.jsonl").write_text(json.dumps({"step": 5, "epoch": 1.0, "loss": 1.0, "accuracy": 0.0}) + "\n")
     pairs = Pairs(str(write_pairs(tmp_path / "pairs.csv")), ["group"])
     table = circuit_table(Run(run), pairs)
-    assert list(table.columns) == list(documents.CIRCUIT_COLUMNS)
+    assert list(table.columns) == list(CIRCUIT_COLUMNS)
     assert table["group"].tolist() == ["odd", "even"] * 2 and table["epoch"].tolist() == [0, 0, 1, 1]
     later = table[table["step"] == 5]
     assert (later["reconfiguration"] == 0).all()

@@ -20,7 +20,9 @@
     study_runs            measure the runs of a designed study (several seeds) and write their tables
     study_tables          the files of a designed study, and the reader that joins them
     study_findings        the verdicts of a designed study
-    documents             runs on documents with questions, by strategy; the claims about them
+    documents             a study of runs on documents with questions, by strategy
+    document_tables       what they learned and what it cost
+    document_claims       claims about training on documents, judged on a study
     fact_circuits         how circuits of one's own facts change between checkpoints
     summary               the table that scripts/reproduce.sh ends with
 

@@ -27,7 +27,6 @@ import torch
 from tqdm import tqdm
 
 from knowledge_circuits.analysis import timeline
-from knowledge_circuits.analysis.documents import CIRCUIT_COLUMNS
 from knowledge_circuits.analysis.study_runs import Mask, MeasuredCircuits
 from knowledge_circuits.command_line import HelpFormatter, positive, run_program
 from knowledge_circuits.engine import floors, topology
@@ -42,6 +41,10 @@ from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Checkpoint, Run
 from knowledge_circuits.sweeps.programs import FactGroupData, read_fact_groups
 
+CIRCUIT_COLUMNS = (
+    *("step", "epoch", "group", "prompts", "edges", "nodes", "entropy", "split_half_jaccard"),
+    *("reconfiguration", "turnover", "turnover_floor"),
+)
 #: A circuit is this share of all edges, before pruning.
 TOP_SHARE = 0.25
 #: In manifests.

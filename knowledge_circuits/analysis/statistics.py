@@ -7,6 +7,8 @@ functions take stacks of studies [...] before the axis of runs, so that a simula
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -49,6 +51,12 @@ def over_runs(values: ArrayLike) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(mean == 0, 0.0, np.abs(mean) / error)
     return Estimate(mean, mean - half, mean + half, 2 * special.stdtr(runs - 1, -t))
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """Return the mean of the numbers that are not NaN; NaN without any."""
+    finite = [value for value in values if not math.isnan(value)]
+    return float(np.mean(finite)) if finite else math.nan
 
 
 def label_swap_p(differences: ArrayLike, weights: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Floats:

@@ -15,16 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from knowledge_circuits.analysis.documents import (
-    ALL,
-    FULL,
-    STRATEGIES,
-    DocumentStudy,
-    circuit_tables,
-    group_table,
-    probe_tables,
-    reference_table,
-)
+from knowledge_circuits.analysis.document_claims import ALL
+from knowledge_circuits.analysis.document_tables import circuit_tables, group_table, probe_tables, reference_table
+from knowledge_circuits.analysis.documents import FULL, STRATEGIES, DocumentStudy
 from knowledge_circuits.analysis.findings import Finding, Statistic
 from knowledge_circuits.corpus.questions import HIGH, LOW
 from knowledge_circuits.figures.style import (

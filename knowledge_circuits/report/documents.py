@@ -12,14 +12,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from knowledge_circuits.analysis.documents import (
-    DocumentStudy,
-    choice_table,
-    cost_table,
-    judge_claims,
-    read_document_study,
-    reference_table,
-)
+from knowledge_circuits.analysis.document_claims import judge_claims
+from knowledge_circuits.analysis.document_tables import choice_table, cost_table, reference_table
+from knowledge_circuits.analysis.documents import DocumentStudy, read_document_study
 from knowledge_circuits.analysis.findings import Finding
 from knowledge_circuits.figures import documents as figures
 from knowledge_circuits.figures.style import save
