@@ -70,16 +70,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
+    from knowledge_circuits.sweeps.chosen_circuits import EvaluationSettings, circuit_sizes, find_origins
     from knowledge_circuits.sweeps.cross_groups import cross_group_items
-    from knowledge_circuits.sweeps.evaluation import (
-        EvaluationSettings,
-        circuit_sizes,
-        evaluation_items,
-        find_origins,
-        targets_of_flags,
-    )
+    from knowledge_circuits.sweeps.evaluation import evaluation_items
     from knowledge_circuits.sweeps.processes import this_process
     from knowledge_circuits.sweeps.programs import groups_of_flags, loader_from, prepare, run_items
+    from knowledge_circuits.sweeps.targets import targets_of_flags
 
     process = this_process()
     evaluated = checkpoints(args.model_path, args.output_dir, args.revisions, args.step_pattern)

@@ -42,7 +42,7 @@ from knowledge_circuits.files import InputError, write_jsonl
 from knowledge_circuits.models.tokenization import load_tokenizer, plain_ids
 from knowledge_circuits.runs import Content, Coordinates, Run
 from knowledge_circuits.study import Attribute, Band, KnowledgeType, groups
-from knowledge_circuits.sweeps.evaluation import read_test_items
+from knowledge_circuits.sweeps.targets import read_test_items
 from knowledge_circuits.training.skills import arithmetic_examples, read_skill_file
 
 CASES = settings(

@@ -30,8 +30,8 @@ from knowledge_circuits.manifest import read_manifest
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import CircuitFolder, checkpoints
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, group_columns, groups
-from knowledge_circuits.sweeps.evaluation import TestItems
 from knowledge_circuits.sweeps.programs import GroupData, ModelLoader, read_groups
+from knowledge_circuits.sweeps.targets import TestItems
 
 ROOT = Path(__file__).parents[1]
 CITY_NEW_HIGH = Group(Attribute.CITY, KnowledgeType.NEW, Band.HIGH)

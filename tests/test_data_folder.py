@@ -20,7 +20,7 @@ from knowledge_circuits.corpus.folder import (
 from knowledge_circuits.corpus.people import read_entities
 from knowledge_circuits.files import InputError, read_json, write_json, write_jsonl
 from knowledge_circuits.study import Attribute, groups
-from knowledge_circuits.sweeps.evaluation import read_test_items
+from knowledge_circuits.sweeps.targets import read_test_items
 from knowledge_circuits.training.data import data_configuration
 
 PROGRAMS = sorted((Path(__file__).resolve().parents[1] / "data").glob("*.py"))

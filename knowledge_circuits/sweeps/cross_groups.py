@@ -25,7 +25,8 @@ from knowledge_circuits.files import InputError, write_json
 from knowledge_circuits.manifest import State, begin, check, fingerprint, finish
 from knowledge_circuits.runs import Checkpoint
 from knowledge_circuits.study import AnyGroup
-from knowledge_circuits.sweeps.evaluation import CircuitKey, EvaluationSettings, GroupEvaluation
+from knowledge_circuits.sweeps.chosen_circuits import EvaluationSettings
+from knowledge_circuits.sweeps.evaluation import CircuitKey, GroupEvaluation
 from knowledge_circuits.sweeps.processes import WorkItem
 from knowledge_circuits.sweeps.programs import AnyGroupData, ModelLoader
 

@@ -14,9 +14,7 @@ The unit of a manifest is a circuit with its results and predictions.
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,17 +22,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from knowledge_circuits.corpus.fact_pairs import Fact, is_fact_file
-from knowledge_circuits.corpus.people import read_entities
-from knowledge_circuits.corpus.prompt_pairs import in_group, read_circuit_data
 from knowledge_circuits.engine import floors
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.evaluation import Evaluation, evaluate, standalone
 from knowledge_circuits.engine.graph import Graph, Layout, layout_of
 from knowledge_circuits.engine.graph_files import read_details, read_graph
-from knowledge_circuits.engine.options import GradientRule, Intervention, Method, Metric
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.selection import mean_scores, prune, top_n
 from knowledge_circuits.engine.stability import keep_stable_signs
@@ -46,292 +38,23 @@ from knowledge_circuits.manifest import (
     Status,
     begin,
     check,
-    fingerprint,
     finish,
     read_manifest,
     remove_replaced,
 )
-from knowledge_circuits.models.scoring import encode_continuations
-from knowledge_circuits.models.tokenization import encode_prompt, label_text
-from knowledge_circuits.runs import Checkpoint, CircuitFolder, Coordinates, existing_graph, find_graph, method_name
-from knowledge_circuits.runs import checkpoints as all_checkpoints
-from knowledge_circuits.study import AnyGroup, Attribute, Columns, FactGroup, Group, task_file
+from knowledge_circuits.runs import Checkpoint, CircuitFolder, Coordinates, existing_graph, find_graph
+from knowledge_circuits.study import Columns
+from knowledge_circuits.sweeps.chosen_circuits import EvaluationSettings
 from knowledge_circuits.sweeps.discovery import graph_origin
-from knowledge_circuits.sweeps.flags import chosen_groups, refuse_flags
 from knowledge_circuits.sweeps.processes import WorkItem
 from knowledge_circuits.sweeps.programs import (
     AnyGroupData,
-    FactGroupData,
     LoadedModel,
     ModelLoader,
     check_place,
-    facts_by_group,
     replace_graph,
 )
-
-#: Circuit sizes of the paper's models; any other takes a quarter of the edges.
-PAPER_TOPN = {"gpt2": 8_000, "gpt2-medium": 20_000, "TinyLlama_v1.1": 50_000, "phi-1_5": 50_000}
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """Which circuits are evaluated and how.
-
-    Attributes:
-        model: the model's name in the results.
-        topn: the circuits' sizes: edges selected before pruning.
-        circuit_n, method, gradient, metric: of the scored graphs; circuits are judged by the same metric.
-        ensemble: further ways of scoring (`runs.method_name`) whose scores are averaged with these.
-        same_sign: only edges whose sign at least this share of resamples keeps; 0 asks for none.
-        intervention: what replaces the edges outside the circuit.
-        floors: beside a checkpoint's own circuits also evaluate random ones of the same size, and other sizes.
-        batch_size, memory_gb: bounds on memory, which change results by rounding only.
-        suffix: of new graph files of circuits (.json, .json.gz, .pt).
-        overwrite: recompute existing results.
-        verify: compare all bytes of existing results with their manifests.
-    """
-
-    model: str
-    topn: Sequence[int]
-    circuit_n: int = 300
-    method: Method = Method.EAP_IG
-    gradient: GradientRule = GradientRule.STANDARD
-    metric: Metric = Metric.LOGIT_DIFFERENCE
-    ensemble: tuple[str, ...] = ()
-    same_sign: float = 0.0
-    intervention: Intervention = Intervention.PATCHING
-    floors: bool = False
-    batch_size: int = 32
-    memory_gb: float | None = None
-    suffix: str = ".json"
-    overwrite: bool = False
-    verify: bool = False
-
-    @property
-    def methods(self) -> list[str]:
-        """The ways of scoring whose graphs are read, as paths name them."""
-        return list(dict.fromkeys([method_name(self.method, self.gradient, self.metric), *self.ensemble]))
-
-    @property
-    def name(self) -> str:
-        """How paths and results name the ways of scoring and selecting."""
-        return "+".join(self.methods) + (f"_sign{self.same_sign:g}" if self.same_sign else "")
-
-    def folder(self, checkpoint: Checkpoint, group: AnyGroup) -> CircuitFolder:
-        """Return the files of one group's circuits at a checkpoint."""
-        return checkpoint.circuit_folder(self.circuit_n, group, self.name, str(self.intervention))
-
-    def scored_folders(self, checkpoint: Checkpoint, group: AnyGroup) -> list[CircuitFolder]:
-        """Return the files of one group's scored graphs at a checkpoint, one for each way of scoring."""
-        return [checkpoint.circuit_folder(self.circuit_n, group, name) for name in self.methods]
-
-
-@dataclass(frozen=True)
-class TestItem:
-    """One query for a standalone circuit.
-
-    Attributes:
-        prompt, value: the prompt, and the right answer.
-        keys: what the data file says of the item, repeated in its prediction.
-        label: the id of the answer's first token, where the file gives it instead of the answer.
-    """
-
-    __test__ = False  # not a test class, whatever its name
-
-    prompt: str
-    value: str
-    keys: Mapping[str, Any]
-    label: int | None = None
-
-
-#: The prompts of a target group, and the first keys of each prediction.
-Queries = tuple[PromptPairs, list[dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class TestItems:
-    """The test items of one target group."""
-
-    __test__ = False
-
-    target: AnyGroup
-    items: Sequence[TestItem]
-
-    @property
-    def digest(self) -> str:
-        """16 hexadecimal digits that identify the query's wording and the test items."""
-        relation = self.target.task.relation if isinstance(self.target, Group) else ""
-        items = [[item.prompt.removesuffix(relation), item.value, dict(item.keys)] for item in self.items]
-        return fingerprint([relation, items])
-
-    def questions(self, tokenizer: PreTrainedTokenizerBase) -> Queries:
-        """Return the prompts, which need no corrupted side, and each prediction's first keys."""
-        answered = [item for item in self.items if item.label is None]
-        encoded = iter(
-            encode_continuations(tokenizer, [item.prompt for item in answered], [item.value for item in answered])
-        )
-        prompts, labels, said = [], [], []
-        for item in self.items:
-            if item.label is None:
-                prompt, (label, *_) = next(encoded)
-                answer = item.value
-            else:
-                prompt, label = tuple(encode_prompt(tokenizer, item.prompt)), item.label
-                answer = tokenizer.decode([label]).strip()
-            prompts.append(prompt)
-            labels.append((label, label))
-            said.append({"ground_truth": answer, "clean_label": label_text(tokenizer, answer)})
-        return PromptPairs(prompts, prompts, labels), said
-
-
-def read_fact_items(
-    path: str, task: str, group_by: Sequence[str] | None = None, chosen: Sequence[str] | None = None
-) -> list[TestItems]:
-    """Return the test items of every target group of a file of one's own facts, its clean side; see `read_facts`.
-
-    Args:
-        task: of the circuits that run on them; a group of the same columns is then the circuit's own.
-
-    Raises:
-        InputError: a bad file, or an unknown group.
-    """
-    return [
-        TestItems(FactGroup(task, group.columns), [_fact_item(fact) for fact in facts])
-        for group, facts in facts_by_group(path, group_by, chosen).items()
-    ]
-
-
-def _fact_item(fact: Fact) -> TestItem:
-    measured = ("ground_truth", "clean_label", "token_prob", "token_rank")
-    own = {key: value for key, value in fact.row.items() if key not in measured}
-    if isinstance(fact.answer, int):
-        return TestItem(fact.clean, "", own, fact.answer)
-    return TestItem(fact.clean, fact.answer, own)
-
-
-def targets_of_flags(
-    args: argparse.Namespace, groups: Sequence[AnyGroupData], quiet: bool
-) -> Mapping[str, Sequence[TestItems]]:
-    """Return the test items that circuit_eval.py's flags choose, by the task of the circuits that run on them.
-
-    Raises:
-        InputError: a bad file, or one of another kind than the circuits' data.
-    """
-    path = args.test_data_file
-    if not path:
-        return {}
-    own = isinstance(groups[0], FactGroupData)
-    if own != is_fact_file(path):
-        raise InputError(f"--test_data_file {path}: one of the two data files holds facts of one's own, the other not")
-    if own:
-        refuse_flags(args, path, ["target_type", "target_frequency"], "--target_group chooses its groups")
-        task = str(groups[0].group.task)
-        return {task: read_fact_items(path, task, args.group_by, args.target_group)}
-    refuse_flags(args, path, ["target_group"], "it holds people of the study")
-    return read_test_items(path, chosen_groups(args.task, args.target_type, args.target_frequency), quiet)
-
-
-def read_test_items(template: str, wanted: Sequence[Group], quiet: bool = False) -> dict[str, list[TestItems]]:
-    """Return the test items of every target group, by task; an empty group is named and left out.
-
-    Args:
-        template: entities (test.jsonl), or circuit data; `{task}` in it stands for each task.
-        wanted: the target groups.
-        quiet: name nothing (the other processes of a sweep).
-
-    Raises:
-        InputError: a bad file.
-    """
-    by_task: dict[str, list[TestItems]] = {}
-    for task in dict.fromkeys(target.task for target in wanted):
-        path = task_file(template, task)
-        rows = _test_rows(path, task)
-        by_task[task] = []
-        for target in (target for target in wanted if target.task == task):
-            items = [item for item in rows if in_group(item.keys, target)]
-            if items:
-                by_task[task].append(TestItems(target, items))
-            elif not quiet:
-                print(f"{target}: no test items in {path}; skipped as a target", file=sys.stderr)
-    return by_task
-
-
-def _test_rows(path: str, task: Attribute) -> list[TestItem]:
-    """Return the items of a file of people, or of circuit data, whose clean side is taken."""
-    first = next((row for _, row in numbered_jsonl(path)), {})
-    if "clean_subject" in first:
-        rows = read_circuit_data(path, task)
-        return [TestItem(task.prompt(row["clean_subject"]), row["clean_label"].strip(), row) for row in rows]
-    people = read_entities(path)
-    return [TestItem(task.prompt(person.full_name), person.value(task).strip(), person.to_row()) for person in people]
-
-
-def circuit_sizes(
-    topn: Sequence[int] | None,
-    settings: EvaluationSettings,
-    origins: Sequence[Checkpoint],
-    groups: Sequence[AnyGroup],
-) -> list[int]:
-    """Return the numbers of edges before pruning, each once, checked against the first graph that is there.
-
-    Args:
-        topn: of `--topn`; None means the paper's number for its models, a quarter of the edges for any other.
-        settings: where the graphs lie.
-        origins, groups: those whose circuits are evaluated.
-
-    Raises:
-        InputError: there is no graph, or it has fewer edges.
-    """
-    folders = [folder for origin in origins for group in groups for folder in settings.scored_folders(origin, group)]
-    paths = [folder.graph() for folder in folders]
-    graph = next((read_graph(file) for path in paths if (file := find_graph(path))), None)
-    if graph is None:
-        raise InputError(f"{paths[0]}: no such graph, nor one of another chosen group; run circuit_discovery.py first")
-    edges = graph.layout.n_edges
-    sizes = sorted(set(topn or [PAPER_TOPN.get(settings.model, edges // 4)]))
-    if sizes[-1] > edges:
-        raise InputError(f"--topn {sizes[-1]}: the graph has only {edges} edges")
-    return sizes
-
-
-def find_origins(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Return the checkpoints that `--circuit_from` names, each once; see `find_origin`.
-
-    Raises:
-        InputError: two different ones have the same step, so that their files would have the same names.
-    """
-    origins = list(dict.fromkeys(find_origin(name, checkpoints) for name in names))
-    by_step: dict[int | None, Checkpoint] = {}
-    for origin in origins:
-        other = by_step.setdefault(origin.step, origin)
-        if other != origin:
-            raise InputError(
-                f"--circuit_from: {other.path} and {origin.path} are both of step {origin.step}, which names the files;"
-                " transfer the circuits of one at a time, the second with another --output_dir"
-            )
-    return origins
-
-
-def find_origin(name: str, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """Return the checkpoint that one value of `--circuit_from` names.
-
-    Args:
-        name: a step or `checkpoint-<step>` of the evaluated checkpoints, or a checkpoint's folder.
-        checkpoints: those that are evaluated.
-
-    Raises:
-        InputError: there is none, or its name has no step.
-    """
-    for checkpoint in checkpoints:
-        if name in (str(checkpoint.step), checkpoint.name) or Path(name).absolute() == Path(checkpoint.path).absolute():
-            return checkpoint
-    if not Path(name).is_dir():
-        known = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
-        raise InputError(f"--circuit_from {name}: neither a checkpoint's folder nor one of the steps {known}")
-    origins = all_checkpoints(name)
-    if len(origins) != 1 or origins[0].step is None:
-        raise InputError(f"--circuit_from {name}: not one checkpoint-<step> folder")
-    return origins[0]
+from knowledge_circuits.sweeps.targets import Queries, TestItems
 
 
 def evaluation_items(

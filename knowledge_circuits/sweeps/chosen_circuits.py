@@ -1,0 +1,138 @@
+"""Which circuits are evaluated: how they were scored, how many edges they have, which checkpoints they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from knowledge_circuits.engine.graph_files import read_graph
+from knowledge_circuits.engine.options import GradientRule, Intervention, Method, Metric
+from knowledge_circuits.files import InputError
+from knowledge_circuits.runs import Checkpoint, CircuitFolder, find_graph, method_name
+from knowledge_circuits.runs import checkpoints as all_checkpoints
+from knowledge_circuits.study import AnyGroup
+
+#: Circuit sizes of the paper's models; any other takes a quarter of the edges.
+PAPER_TOPN = {"gpt2": 8_000, "gpt2-medium": 20_000, "TinyLlama_v1.1": 50_000, "phi-1_5": 50_000}
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Which circuits are evaluated and how.
+
+    Attributes:
+        model: the model's name in the results.
+        topn: the circuits' sizes: edges selected before pruning.
+        circuit_n, method, gradient, metric: of the scored graphs; circuits are judged by the same metric.
+        ensemble: further ways of scoring (`runs.method_name`) whose scores are averaged with these.
+        same_sign: only edges whose sign at least this share of resamples keeps; 0 asks for none.
+        intervention: what replaces the edges outside the circuit.
+        floors: beside a checkpoint's own circuits also evaluate random ones of the same size, and other sizes.
+        batch_size, memory_gb: bounds on memory, which change results by rounding only.
+        suffix: of new graph files of circuits (.json, .json.gz, .pt).
+        overwrite: recompute existing results.
+        verify: compare all bytes of existing results with their manifests.
+    """
+
+    model: str
+    topn: Sequence[int]
+    circuit_n: int = 300
+    method: Method = Method.EAP_IG
+    gradient: GradientRule = GradientRule.STANDARD
+    metric: Metric = Metric.LOGIT_DIFFERENCE
+    ensemble: tuple[str, ...] = ()
+    same_sign: float = 0.0
+    intervention: Intervention = Intervention.PATCHING
+    floors: bool = False
+    batch_size: int = 32
+    memory_gb: float | None = None
+    suffix: str = ".json"
+    overwrite: bool = False
+    verify: bool = False
+
+    @property
+    def methods(self) -> list[str]:
+        """The ways of scoring whose graphs are read, as paths name them."""
+        return list(dict.fromkeys([method_name(self.method, self.gradient, self.metric), *self.ensemble]))
+
+    @property
+    def name(self) -> str:
+        """How paths and results name the ways of scoring and selecting."""
+        return "+".join(self.methods) + (f"_sign{self.same_sign:g}" if self.same_sign else "")
+
+    def folder(self, checkpoint: Checkpoint, group: AnyGroup) -> CircuitFolder:
+        """Return the files of one group's circuits at a checkpoint."""
+        return checkpoint.circuit_folder(self.circuit_n, group, self.name, str(self.intervention))
+
+    def scored_folders(self, checkpoint: Checkpoint, group: AnyGroup) -> list[CircuitFolder]:
+        """Return the files of one group's scored graphs at a checkpoint, one for each way of scoring."""
+        return [checkpoint.circuit_folder(self.circuit_n, group, name) for name in self.methods]
+
+
+def circuit_sizes(
+    topn: Sequence[int] | None,
+    settings: EvaluationSettings,
+    origins: Sequence[Checkpoint],
+    groups: Sequence[AnyGroup],
+) -> list[int]:
+    """Return the numbers of edges before pruning, each once, checked against the first graph that is there.
+
+    Args:
+        topn: of `--topn`; None means the paper's number for its models, a quarter of the edges for any other.
+        settings: where the graphs lie.
+        origins, groups: those whose circuits are evaluated.
+
+    Raises:
+        InputError: there is no graph, or it has fewer edges.
+    """
+    folders = [folder for origin in origins for group in groups for folder in settings.scored_folders(origin, group)]
+    paths = [folder.graph() for folder in folders]
+    graph = next((read_graph(file) for path in paths if (file := find_graph(path))), None)
+    if graph is None:
+        raise InputError(f"{paths[0]}: no such graph, nor one of another chosen group; run circuit_discovery.py first")
+    edges = graph.layout.n_edges
+    sizes = sorted(set(topn or [PAPER_TOPN.get(settings.model, edges // 4)]))
+    if sizes[-1] > edges:
+        raise InputError(f"--topn {sizes[-1]}: the graph has only {edges} edges")
+    return sizes
+
+
+def find_origins(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return the checkpoints that `--circuit_from` names, each once; see `find_origin`.
+
+    Raises:
+        InputError: two different ones have the same step, so that their files would have the same names.
+    """
+    origins = list(dict.fromkeys(find_origin(name, checkpoints) for name in names))
+    by_step: dict[int | None, Checkpoint] = {}
+    for origin in origins:
+        other = by_step.setdefault(origin.step, origin)
+        if other != origin:
+            raise InputError(
+                f"--circuit_from: {other.path} and {origin.path} are both of step {origin.step}, which names the files;"
+                " transfer the circuits of one at a time, the second with another --output_dir"
+            )
+    return origins
+
+
+def find_origin(name: str, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
+    """Return the checkpoint that one value of `--circuit_from` names.
+
+    Args:
+        name: a step or `checkpoint-<step>` of the evaluated checkpoints, or a checkpoint's folder.
+        checkpoints: those that are evaluated.
+
+    Raises:
+        InputError: there is none, or its name has no step.
+    """
+    for checkpoint in checkpoints:
+        if name in (str(checkpoint.step), checkpoint.name) or Path(name).absolute() == Path(checkpoint.path).absolute():
+            return checkpoint
+    if not Path(name).is_dir():
+        known = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
+        raise InputError(f"--circuit_from {name}: neither a checkpoint's folder nor one of the steps {known}")
+    origins = all_checkpoints(name)
+    if len(origins) != 1 or origins[0].step is None:
+        raise InputError(f"--circuit_from {name}: not one checkpoint-<step> folder")
+    return origins[0]
