@@ -3,6 +3,7 @@
 In the order in which data meet them:
 
     decoder         a decoder's weights in one form for every architecture
+    architecture    what a configuration says: whether the engine computes it, activation, rotary positions
     weights         read a Hugging Face checkpoint into that form, checked against the model's own logits
     prompts         clean and corrupted prompts with labels, batched by length
     forward         the forward pass, keeping the activations that the backward pass needs

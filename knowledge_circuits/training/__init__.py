@@ -18,6 +18,7 @@
     probe_files     the probes that the flags ask for
     skills          multiple-choice examples and held-out text
     stopping        the rule that ends training on knowledge
+    resume          whether a folder holds the same run, and where its training goes on
     run             a whole training run, resumable
 
 May import: `corpus`, `models` and the shared vocabulary.
