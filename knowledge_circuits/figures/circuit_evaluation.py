@@ -27,7 +27,7 @@ from knowledge_circuits.figures.panels import (
     line_panels,
     mark_beyond,
     share_axis,
-    type_band_panels,
+    type_panels,
     within,
 )
 from knowledge_circuits.figures.style import (
@@ -258,8 +258,8 @@ def _hits_across(
     note = "titles: the tested group; lines: the group on which the circuit was found"
     figure, axes = grid(title, run, len(TYPES), len(BANDS), height=5.0, note=note)
     chance = circuit_tables.own_circuits(results)  # of the tested group: its own circuits' files tell it
-    of_groups = type_band_panels(axes, chance)
-    for (ax, part), (_, tested) in zip(type_band_panels(axes, table, "target_"), of_groups, strict=True):
+    of_groups = type_panels(axes, chance)
+    for (ax, part), (_, tested) in zip(type_panels(axes, table, prefix="target_"), of_groups, strict=True):
         draw_lines(ax, part, "hit", column, looks)
         _CHANCE.draw(ax, tested)
         share_axis(ax)

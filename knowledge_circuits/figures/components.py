@@ -25,12 +25,13 @@ from knowledge_circuits.analysis.prompt_view import PromptView
 from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.figures.panels import (
+    BAND_LABELS,
     draw_lines,
     label_axes,
     layer_maps,
     rank_scale,
     share_scale,
-    type_band_panels,
+    type_panels,
 )
 from knowledge_circuits.figures.style import BANDS, TYPES, Look
 
@@ -81,7 +82,7 @@ def head_proportions(components: Components, circuits: Circuits | None, run: str
     figure, axes = figure_style.grid(
         title, run, len(TYPES), len(BANDS), height=4.8, note=f"heads of the kind over circuit nodes; {agreement}"
     )
-    for ax, part in type_band_panels(axes, table):
+    for ax, part in type_panels(axes, table):
         draw_lines(ax, part, "proportion", "kind", KINDS)
         ax.yaxis.set_major_formatter(PercentFormatter(1))
     axes[0, 0].set_ylim(bottom=0)
@@ -183,10 +184,9 @@ def lens(components: Components, measure: str, run: str) -> Figure:
     if components.lens.empty:
         return figure_style.missing(look.title, components.missing, run)
     means = components.lens.groupby(["type", "band", "layer", "epoch"])[measure].mean()
-    columns = {band: band_look.label for band, band_look in BANDS.items()}
     scale = rank_scale(means) if look.ranks else share_scale(means)
     note = "mean of the tasks; layer 0 = embeddings"
-    return layer_maps(look.title, run, means, columns, scale, ("after layer", look.label), note)
+    return layer_maps(look.title, run, means, BAND_LABELS, scale, ("after layer", look.label), note)
 
 
 # --- one prompt -------------------------------------------------------------------------------------------------------

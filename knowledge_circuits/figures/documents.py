@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -110,18 +111,31 @@ def _draw_references(ax: Axes, references: pd.DataFrame, column: str) -> None:
         ax.annotate(",\n".join(names), (1, value), fontsize=6.5, color=GREY, **where)
 
 
+def _strategy_panels(title: str, table: pd.DataFrame, label: str, note: str) -> tuple[Figure, list[tuple[Axes, Any]]]:
+    """Open a figure with a panel for each strategy of a table; return it, and the panels with their rows by epoch."""
+    parts = list(table.groupby("strategy", sort=False))
+    rows = -(-len(parts) // _COLUMNS)
+    figure, axes = grid(title, "", rows, _COLUMNS, width=12.4, height=0.8 + 2.5 * rows, note=note)
+    panels = []
+    for ax, (name, part) in zip(axes.flat, parts, strict=False):
+        ax.set_title(plain(name))
+        ax.set_xlabel("epoch")
+        panels.append((ax, part.groupby("epoch")))
+    for ax in axes.flat[len(parts) :]:
+        ax.set_axis_off()
+    for ax in axes[:, 0]:
+        ax.set_ylabel(label)
+    return figure, panels
+
+
 @styled
 def learned_and_forgotten(study: DocumentStudy) -> Figure:
     """Kept and newly learned entities at each probe as stacked bars, forgotten ones below the axis."""
     table = probe_tables(study)
-    names = study.strategies
-    rows = -(-len(names) // _COLUMNS)
-    figure, axes = grid(
-        "Learned, kept and forgotten entities", "", rows, _COLUMNS, width=12.4, height=0.8 + 2.5 * rows,
-        note=f"{plain(study.name)}: mean over seeds; against the probe before; dotted, all mentioned entities",
-    )  # fmt: skip
-    for ax, name in zip(axes.flat, names, strict=False):
-        means = table[table["strategy"] == name].groupby("epoch")[["kept", "newly_learned", "forgotten"]].mean()
+    note = f"{plain(study.name)}: mean over seeds; against the probe before; dotted, all mentioned entities"
+    figure, panels = _strategy_panels("Learned, kept and forgotten entities", table, "entities", note)
+    for ax, by_epoch in panels:
+        means = by_epoch[["kept", "newly_learned", "forgotten"]].mean()
         place = np.arange(len(means))
         ax.bar(place, means["kept"], color=BLUE, width=0.75)
         ax.bar(place, means["newly_learned"], bottom=means["kept"], color=SKY, width=0.75)
@@ -129,12 +143,6 @@ def learned_and_forgotten(study: DocumentStudy) -> Figure:
         ax.axhline(0, color=BLACK, linewidth=0.8)
         ax.axhline(table["entities"].max(), color=GREY, linestyle=":", linewidth=1)
         ax.set_xticks(place, [f"{epoch:g}" for epoch in means.index])
-        ax.set_title(plain(name))
-        ax.set_xlabel("epoch")
-    for ax in axes.flat[len(names) :]:
-        ax.set_axis_off()
-    for ax in axes[:, 0]:
-        ax.set_ylabel("entities")
     handles = [
         Patch(color=color, label=label)
         for color, label in ((BLUE, "kept"), (SKY, "newly learned"), (VERMILION, "forgotten"))
@@ -192,22 +200,12 @@ def reconfiguration(study: DocumentStudy) -> Figure:
     table = circuit_tables(study).dropna(subset=["turnover"])
     if table.empty:
         return missing("Circuits over epochs", "No circuits yet: analysis.fact_circuits measures them.", study.name)
-    names = [name for name in study.strategies if (table["strategy"] == name).any()]
-    rows = -(-len(names) // _COLUMNS)
-    figure, axes = grid(
-        "How much circuits change from checkpoint to checkpoint", "", rows, _COLUMNS, width=12.4,
-        height=0.9 + 2.4 * rows, note=f"{plain(study.name)}: mean over groups of prompts and seeds",
-    )  # fmt: skip
-    for ax, name in zip(axes.flat, names, strict=False):
-        means = table[table["strategy"] == name].groupby("epoch")[["turnover", "turnover_floor"]].mean()
+    title, note = "How much circuits change from checkpoint to checkpoint", "mean over groups of prompts and seeds"
+    figure, panels = _strategy_panels(title, table, "1 - edge Jaccard", f"{plain(study.name)}: {note}")
+    for ax, by_epoch in panels:
+        means = by_epoch[["turnover", "turnover_floor"]].mean()
         ax.plot(means.index, means["turnover"], "o-", color=BLUE, markersize=4)
         ax.plot(means.index, means["turnover_floor"], "^--", color=ORANGE, markersize=4)
-        ax.set_title(plain(name))
-        ax.set_xlabel("epoch")
-    for ax in axes.flat[len(names) :]:
-        ax.set_axis_off()
-    for ax in axes[:, 0]:
-        ax.set_ylabel("1 - edge Jaccard")
     handles = [
         Line2D([], [], color=BLUE, marker="o", label="turnover between halves before and after"),
         Line2D([], [], color=ORANGE, marker="^", linestyle="--", label="floor: halves at one checkpoint"),

@@ -6,7 +6,7 @@ the run's name and returns a Matplotlib `Figure`; without records the figure say
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import ArrayLike
 
 from knowledge_circuits.analysis import dynamics, relations
 from knowledge_circuits.analysis.acquisition import HOLD
@@ -24,6 +25,8 @@ from knowledge_circuits.figures.panels import label_axes, line_panels, share_axi
 from knowledge_circuits.figures.style import BANDS, BLACK, BLUE, GREEN, GREY, ORANGE, TYPES, VERMILION, Look
 
 _NO_PROBES = "This run was trained without probes: train.py --probe_file writes knowledge_dynamics.jsonl."
+#: The types in legends of bars.
+_BARS = {key: Look(look.label, look.color, "s") for key, look in TYPES.items()}
 _RULES = {
     SelectionRule.LOSS: Look("lowest loss", GREY, "s"),
     SelectionRule.KNOWLEDGE: Look("most facts known twice in a row", GREEN, "o"),
@@ -100,16 +103,15 @@ def acquisition_epochs(history: FactHistory, run: str) -> Figure:
     note = "shares of all facts of the group; the bars on top span 10% to 90% of the acquisitions"
     figure, axes = figure_style.grid(title, run, 1, len(BANDS), note=note)
     acquired = dynamics.acquisition_epochs(history.known, history.epochs)
-    width = _bar_width(history.epochs) / len(TYPES)
     highest = 0.0
     for ax, (band, look) in zip(axes[0], BANDS.items(), strict=True):
-        for place, (knowledge, line) in enumerate(TYPES.items()):
+        shares = {}
+        for knowledge in TYPES:
             chosen = ((history.facts["type"] == knowledge) & (history.facts["band"] == band)).to_numpy()
             if chosen.any():
-                shares = [(acquired[chosen] == epoch).mean() for epoch in history.epochs]
-                left = history.epochs + (place - (len(TYPES) - 1) / 2) * width
-                ax.bar(left, shares, width, color=line.color, alpha=0.85)
-                highest = max(highest, *shares)
+                shares[knowledge] = [(acquired[chosen] == epoch).mean() for epoch in history.epochs]
+                highest = max(highest, *shares[knowledge])
+        _draw_bars(ax, history.epochs, shares, _bar_width(history.epochs), alpha=0.85)
         never = _never_known(history, band)
         ax.set_title(f"{look.label}" + (f"; never known: {never}" if never else ""))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -117,7 +119,7 @@ def acquisition_epochs(history: FactHistory, run: str) -> Figure:
     axes[0, 0].set_ylim(0, max(1.3 * highest, 0.01))
     _draw_windows(axes[0], history, highest)
     label_axes(axes, "share of the group's facts")
-    return figure_style.legend(figure, {key: Look(line.label, line.color, "s") for key, line in TYPES.items()})
+    return figure_style.legend(figure, _BARS)
 
 
 def _never_known(history: FactHistory, band: str) -> str:
@@ -173,13 +175,10 @@ def forgetting(history: FactHistory, run: str) -> Figure:
     events = dynamics.forgetting_events(history.known)
     ever = history.known.any(axis=1)
     most = int(events.max(initial=0))
-    ax, width = axes[0, 0], 0.8 / len(TYPES)
-    for place, (knowledge, line) in enumerate(TYPES.items()):
-        chosen = ever & (history.facts["type"] == knowledge).to_numpy()
-        if chosen.any():
-            shares = np.bincount(events[chosen], minlength=most + 1) / chosen.sum()
-            left = np.arange(most + 1) + (place - (len(TYPES) - 1) / 2) * width
-            ax.bar(left, shares, width, color=line.color)
+    ax, of_type = axes[0, 0], {knowledge: ever & (history.facts["type"] == knowledge).to_numpy() for knowledge in TYPES}
+    shares = {knowledge: np.bincount(events[chosen], minlength=most + 1) / chosen.sum()
+              for knowledge, chosen in of_type.items() if chosen.any()}  # fmt: skip
+    _draw_bars(ax, np.arange(most + 1), shares)
     ax.set(xlabel="forgetting events of a fact", ylabel="share of facts ever known", title="How often")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
@@ -190,16 +189,13 @@ def forgetting(history: FactHistory, run: str) -> Figure:
     ):
         _group_bars(ax, table, column)
         ax.set_title(heading)
-    return figure_style.legend(figure, {key: Look(line.label, line.color, "s") for key, line in TYPES.items()})
+    return figure_style.legend(figure, _BARS)
 
 
 def _group_bars(ax: Axes, table: pd.DataFrame, column: str) -> None:
     """A share of each group as bars: bands side by side, types within them."""
-    width = 0.8 / len(TYPES)
-    for place, (knowledge, line) in enumerate(TYPES.items()):
-        shares = table[table["type"] == knowledge].set_index("band")[column].reindex(list(BANDS))
-        left = np.arange(len(BANDS)) + (place - (len(TYPES) - 1) / 2) * width
-        ax.bar(left, shares, width, color=line.color)
+    shares = table.pivot(index="type", columns="band", values=column).reindex(index=list(TYPES), columns=list(BANDS))
+    _draw_bars(ax, np.arange(len(BANDS)), dict(zip(TYPES, shares.to_numpy(), strict=True)))
     ax.set_xticks(range(len(BANDS)), [look.label for look in BANDS.values()])
     ax.set(xlabel="frequency of the biography", ylabel="share of facts ever known", ylim=(0, 1.03))
     ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
@@ -362,6 +358,15 @@ def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[i
         for look in looks
     ]
     return figure_style.legend_row(figure, handles)
+
+
+def _draw_bars(ax: Axes, at: ArrayLike, shares: Mapping[str, ArrayLike], width: float = 0.8, alpha: float = 1) -> None:
+    """Draw bars of the types side by side at each place; `width` is that of both together."""
+    one = width / len(TYPES)
+    for place, (knowledge, look) in enumerate(TYPES.items()):
+        if knowledge in shares:
+            left = np.asarray(at) + (place - (len(TYPES) - 1) / 2) * one
+            ax.bar(left, shares[knowledge], one, color=look.color, alpha=alpha)
 
 
 def _bar_width(epochs: Sequence[float] | np.ndarray | pd.Series) -> float:

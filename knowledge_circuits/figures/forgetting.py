@@ -28,7 +28,7 @@ from knowledge_circuits.figures.panels import (
     rank_scale,
     share_axis,
     share_scale,
-    type_band_panels,
+    type_panels,
     within,
 )
 from knowledge_circuits.figures.style import BANDS, TYPES, Look
@@ -65,7 +65,7 @@ def old_facts(predictions: pd.DataFrame, name: str) -> Figure:
     figure, axes = figure_style.grid(
         title, name, len(TYPES), len(BANDS), height=4.8, note="test people, all attributes"
     )
-    for ax, part in type_band_panels(axes, predictions):
+    for ax, part in type_panels(axes, predictions):
         _draw_lines(ax, part, "correct", looks)
         share_axis(ax)
     return _finish(figure, axes, "share of queries answered", looks)
@@ -112,7 +112,7 @@ def faithfulness(results: pd.DataFrame, name: str) -> Figure:
     if not certain.all():
         note += f"; left out: {(~certain).sum()} circuits whose clean - corrupted may be 0"
     figure, axes = figure_style.grid(title, name, len(TYPES), len(CircuitKind), width=8.8, height=4.8, note=note)
-    for ax, part in _by_type_and_kind(axes, medians):
+    for ax, part in type_panels(axes, medians, "kind", _KINDS):
         ax.axhline(1, color=figure_style.GREY, linewidth=0.8, linestyle=":")
         shown = part.assign(faithfulness=within(part["faithfulness"], FAITHFULNESS_LIMITS))
         _draw_lines(ax, shown, "faithfulness", looks)
@@ -131,7 +131,7 @@ def hits(circuit_predictions: pd.DataFrame, name: str) -> Figure:
     figure, axes = figure_style.grid(
         title, name, len(TYPES), len(CircuitKind), width=8.8, height=4.8, note="mean of the groups"
     )
-    for ax, part in _by_type_and_kind(axes, circuit_predictions):
+    for ax, part in type_panels(axes, circuit_predictions, "kind", _KINDS):
         _draw_lines(ax, part, "hit", looks)
         share_axis(ax)
     return _finish(figure, axes, "Hit@10", looks)
@@ -213,16 +213,6 @@ def _looks(table: pd.DataFrame) -> dict[float, Look]:
 def _columns(means: pd.Series) -> dict[float, str]:
     """The replay ratios of layer maps and their titles."""
     return {ratio: f"ratio {ratio:g}" for ratio in sorted(means.index.get_level_values("ratio").unique())}
-
-
-def _by_type_and_kind(axes: Any, table: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]]:
-    """The axes [types, kinds] with their rows of the table; titles set."""
-    found = []
-    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
-        for ax, (kind, label) in zip(row, _KINDS.items(), strict=True):
-            ax.set_title(f"{look.symbol}, {label}", color=look.color)
-            found.append((ax, table[(table["type"] == knowledge) & (table["kind"] == kind)]))
-    return found
 
 
 def _draw_lines(ax: Axes, table: pd.DataFrame, value: str, looks: Mapping[float, Look], markers: bool = True) -> None:

@@ -23,6 +23,7 @@ from knowledge_circuits.figures.style import BANDS, BLACK, TYPES, Look, blank, g
 
 #: What lines or panels stand for: the table's column and the look of each of its values.
 By = tuple[str, Mapping[Any, Look]]
+BAND_LABELS: Mapping[str, str] = {band: look.label for band, look in BANDS.items()}
 
 
 # --- lines ------------------------------------------------------------------------------------------------------------
@@ -57,16 +58,23 @@ def line_panels(
     return legend(figure, lines[1])
 
 
-def type_band_panels(axes: Any, table: pd.DataFrame, prefix: str = "") -> Iterator[tuple[Axes, pd.DataFrame]]:
-    """Yield each of axes [types, bands] with its rows of the table; titles are set.
+def type_panels(
+    axes: Any,
+    table: pd.DataFrame,
+    column: str = "band",
+    labels: Mapping[str, str] = BAND_LABELS,
+    prefix: str = "",
+) -> Iterator[tuple[Axes, pd.DataFrame]]:
+    """Yield each of axes [types, values of a column] with its rows of the table; titles are set.
 
     Args:
-        prefix: "target_" where the panels stand for the test items' type and band rather than the circuit's.
+        labels: value of the column -> its name in titles.
+        prefix: "target_" where the panels stand for the test items' group rather than the circuit's.
     """
     for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
-        for ax, (band, of_band) in zip(row, BANDS.items(), strict=True):
-            ax.set_title(f"{look.symbol}, {of_band.label}", color=look.color)
-            yield ax, table[(table[f"{prefix}type"] == knowledge) & (table[f"{prefix}band"] == band)]
+        for ax, (value, label) in zip(row, labels.items(), strict=True):
+            ax.set_title(f"{look.symbol}, {label}", color=look.color)
+            yield ax, table[(table[f"{prefix}type"] == knowledge) & (table[f"{prefix}{column}"] == value)]
 
 
 def draw_lines(ax: Axes, table: pd.DataFrame, value: str, column: str, looks: Mapping[Any, Look]) -> None:
