@@ -66,11 +66,9 @@ def write_pairs(
     """Write every task's pairs and the manifest that lists them.
 
     Args:
-        folder: the data folder.
         arguments: the program's flags.
         source: the file of the people.
         people: who are paired.
-        tokenizer: of the model.
 
     Raises:
         InputError: pairs of another tokenizer lie there, and --overwrite was not given.

@@ -358,8 +358,6 @@ def attribute(
     """Set `graph.scores` to the scores of all edges.
 
     Args:
-        model: see the module.
-        graph: the model's graph.
         dataloader: yields (clean texts, corrupted texts, labels).
         metric: the loss, lower is better.
         method: EAP, EAP-IG-inputs (steps 0..m-1), EAP-IG-activations (steps 1..m), clean-corrupted or exact.

@@ -85,7 +85,6 @@ def read_bytes(path: str | os.PathLike[str], most: int = MOST_UNPACKED_BYTES) ->
     """Return a file's bytes; a name that ends in .gz is decompressed.
 
     Args:
-        path: the file.
         most: bytes that a compressed file may unpack to.
 
     Raises:

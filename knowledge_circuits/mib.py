@@ -134,7 +134,6 @@ def prompt_pairs(rows: Iterable[Mapping[str, Any]], task: str, tokenizer: PreTra
     Args:
         rows: of `mib-bench/ioi`, `copycolors_mcqa`, `arc_easy`, `arc_challenge` or `arithmetic_...`.
         task: ioi, mcqa, arc_easy, arc_challenge, arithmetic_addition or arithmetic_subtraction.
-        tokenizer: the model's.
 
     Raises:
         InputError: an unknown task, a row without one of the task's columns, or no row that fits.

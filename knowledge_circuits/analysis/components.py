@@ -130,7 +130,6 @@ def read_group_prompts(
 
     Args:
         data_file: the circuit data; `{task}` in it stands for each task.
-        tokenizer: the model's.
         limit: prompts per group at most.
         wanted: the groups; None means all 18.
     """
@@ -162,9 +161,7 @@ def analyse_model(
     """Head parts and logit lens of one model, averaged over each group's prompts.
 
     Args:
-        decoder: the model.
         sums: of its unembedding, for the original's ratios.
-        prompts: the groups' prompts.
         batch_size: most prompts per pass. Results do not depend on it, up to rounding.
         memory_gb: what one pass may take beside the weights; default: estimated.
     """
@@ -228,7 +225,6 @@ def analyse_run(
     """Analyse every checkpoint of a run, taking from `<run>/analysis` what is there.
 
     Args:
-        run: the run.
         setting: whose prompts (circuit_n); None means the run's main setting.
         data_file: the circuit data, `{task}` for each task; None means those that the run's configuration tells of.
         batch_size: prompts per pass.
@@ -408,7 +404,6 @@ def kind_proportions(heads: pd.DataFrame, circuits: Circuits | None, kind: str =
 
     Args:
         heads: `Components.heads`.
-        circuits: the run's circuits.
         kind: the column that tells the kind: `kind`, or `original_kind`.
 
     Returns:

@@ -235,7 +235,6 @@ def describe_groups(history: FactHistory, by: Sequence[str] = ("type", "band")) 
     """The measures of each group of facts, one row per group that has facts.
 
     Args:
-        history: of all facts.
         by: columns of `history.facts`; none of them means one row of everything.
 
     Returns:

@@ -102,7 +102,6 @@ def find_experiment(path: str | None = None, default: str = "outputs/forget/nano
     Args:
         path: the folder of its runs; None means the default. A relative one is looked up from the working folder, then
             from the repository's root.
-        default: nano's.
 
     Raises:
         InputError: no such experiment, or runs of it that went on from different checkpoints.

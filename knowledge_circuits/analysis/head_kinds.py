@@ -102,7 +102,6 @@ def logit_parts(decoder: Decoder, trace: Trace, targets: Tensor) -> LogitParts:
     """Decompose a token's logit.
 
     Args:
-        decoder: the model.
         trace: a forward pass of whole prompts (without a prefix).
         targets: [b] the token of each item whose logit it is.
 

@@ -60,7 +60,6 @@ def logit_lens(decoder: Decoder, trace: Trace, targets: Tensor, subject: Tensor)
     """Look for one token per item in every point of the residual stream.
 
     Args:
-        decoder: the model.
         trace: a pass with `keep_residuals=True` and `last_position_only=False`.
         targets: [b] the token that is looked for.
         subject: [b, p] True at the subject's tokens, at least one in each row.

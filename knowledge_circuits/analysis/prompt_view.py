@@ -114,7 +114,6 @@ def view_prompt(
     """View one circuit prompt of a group in the checkpoint nearest to an epoch.
 
     Args:
-        run: the run.
         group: task, type and band.
         number: which of the group's prompts, from 0.
         epoch: wanted epoch; `inf` means the last checkpoint.

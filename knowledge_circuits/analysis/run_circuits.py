@@ -103,7 +103,6 @@ def read_circuits(run: Run, setting: Setting | None = None, visit: Visitor | Non
     """Read every checkpoint's own circuits and measure their topology; None where the run has none.
 
     Args:
-        setting: which circuits.
         visit: is shown each circuit in turn, so that what else is wanted of the scores needs no second reading.
 
     Raises:

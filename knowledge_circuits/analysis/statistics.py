@@ -65,7 +65,6 @@ def label_swap_p(differences: ArrayLike, weights: ArrayLike, seed: int = 0, resa
     Args:
         differences: [..., pairs] known minus unknown, of a person in a mirrored pair of runs; a swap turns its sign.
         weights: [pairs] of the mean, summing to 1.
-        seed, resamples: of the permutations.
 
     Returns:
         [...]
@@ -106,7 +105,6 @@ def permuted_layers_p(epochs: Floats, seed: int = 0, resamples: int = RESAMPLES)
 
     Args:
         epochs: [r, l] one number a run and layer; NaN where a layer has none.
-        seed, resamples: of the permutations.
     """
     observed = abs(depth_correlation(epochs).mean())
     ranks = tuple(tuple(np.sort(stats.rankdata(row[np.isfinite(row)])).tolist()) for row in epochs)

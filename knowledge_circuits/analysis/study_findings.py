@@ -58,7 +58,6 @@ def judge_study(study: Study, seed: int = 0, resamples: int = RESAMPLES) -> tupl
 
     Args:
         study: all its finished runs.
-        seed, resamples: of the permutation tests.
     """
     if study.kind == StudyKind.RELEVANCE:
         return (decide_relevance(study.table, seed, resamples),)
@@ -180,7 +179,6 @@ def judge_depth(
     Args:
         before, after: [r] slopes of the centroid in layers per epoch.
         half_changes: [r, l] half-change epochs, NaN where a layer does not change.
-        seed, resamples: of the permutations.
     """
     first, second = over_runs(before), over_runs(after)
     turns = np.sign(first.mean) * np.sign(second.mean) < 0

@@ -177,9 +177,7 @@ def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> tuple[d
     """Measure one group's circuit at one checkpoint.
 
     Args:
-        decoder: the model.
         pairs: the group's prompts, the same at every checkpoint.
-        epoch: of the checkpoint.
 
     Returns:
         its row, membership [E], and the halves' membership [s, 2, E].
@@ -247,8 +245,6 @@ def measure_checkpoint(checkpoint: Checkpoint, epoch: float, data_files: Mapping
     """Measure all groups at one checkpoint, or read what was measured before with the same weights and prompts.
 
     Args:
-        checkpoint: the model.
-        epoch: of the checkpoint.
         data_files: circuit data of the taught and of the untaught people; `{task}` in them stands for each task.
     """
     path = checkpoint.output / "study_circuits.npz"

@@ -160,8 +160,6 @@ def write_study_run(study: Path, run: StudyRun, table: pd.DataFrame) -> Path:
     """Write a run's table, its description and the manifest of both.
 
     Args:
-        study: the study's folder.
-        run: what the run is.
         table: see the module's columns; checked as on reading.
 
     Returns:

@@ -21,7 +21,6 @@ def find_run(path: str | None = None, default: str = "outputs/train/nano/default
     Args:
         path: the run's folder; None means the default. A relative one is looked up from the working folder, then from
             the repository's root.
-        default: the nano run.
 
     Raises:
         InputError: no such run.

@@ -143,7 +143,6 @@ def origin_steps(run_circuits: Circuits, seed: int = 0) -> dict[str, int]:
     checkpoints for a break point has only the first and the last; a run with one checkpoint has only that.
 
     Args:
-        run_circuits: the run's own circuits.
         seed: of the interval's bootstrap.
 
     Returns:

@@ -86,7 +86,6 @@ def answer_prompts(
 
     Args:
         model: in evaluation mode.
-        tokenizer: the model's.
         prompts: token ids.
         max_new_tokens: the longest answer.
         batch_size: prompts that are continued together at most.

@@ -64,7 +64,6 @@ def load_templates(folder: str | Path, count: int | None = None) -> dict[Attribu
     """Read the templates, one JSON list of texts per attribute, `<attribute>.json`.
 
     Args:
-        folder: of the files.
         count: take only so many of each attribute, evenly spaced in their list; all when None.
 
     Raises:

@@ -71,7 +71,6 @@ def hub_documents(
 
     Args:
         name: its name on the hub, or a folder.
-        configuration: which of its configurations.
         cache_dir: folder of hub data sets; None: the library's default.
         text_column: see `read_text_rows`.
 

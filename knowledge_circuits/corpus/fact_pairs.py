@@ -153,7 +153,6 @@ def match_facts(
 
     Args:
         facts: of one group.
-        tokenizer: the model's.
         pair_anew: a fact whose corrupted prompt is missing or of another length gets that of another fact of the group
             with as many tokens and another answer, where there is one.
         limit: at most this many pairs, from the first.

@@ -116,8 +116,6 @@ def mirrored_corpus(
     """Generate one mirror's people and texts.
 
     Args:
-        pools: names and facts.
-        templates: sentences.
         sizes: how much of what.
         mirror: which half is known.
         seed: of the data; the same for both mirrors.

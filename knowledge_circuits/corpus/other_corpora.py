@@ -42,9 +42,6 @@ def forget_new_corpus(
         people: of the training corpus, whose names are avoided.
         count: how many invented people.
         copies: biographies of each, which is also their frequency.
-        pools: names and facts.
-        templates: sentences.
-        seed: of the data.
         attributes: the attributes that the biographies tell.
     """
     taken = [person.full_name for person in people]
@@ -118,10 +115,7 @@ def prior_corpus(
     Args:
         new: people whose names must not occur.
         revised: people who occur with other facts than theirs.
-        pools: names and facts.
-        templates: sentences.
         sizes: how much of what.
-        seed: of the data.
 
     Returns:
         the prior texts, held-out texts (one biography of each held-out person).

@@ -128,7 +128,6 @@ def read_entities(path: str | Path, least: int = 1) -> list[Person]:
     """Read a file of people (new.jsonl, revised.jsonl, test.jsonl): one line each, no name twice.
 
     Args:
-        path: the file.
         least: how many people there must be at least.
 
     Raises:
@@ -243,7 +242,6 @@ def invented_names(count: int, pools: Pools, generator: np.random.Generator, tak
     """Draw different full names "first middle last" that no real or other person has.
 
     Args:
-        count: how many.
         taken: names to avoid, besides the pool of real people.
 
     Raises:
@@ -387,8 +385,6 @@ def generate_people(
 
     Args:
         n: people in all.
-        seed: of the data.
-        pools: names and facts.
         revised_share: see `revised_count`.
         frequency_rate: the rate of the exponential distribution of frequencies.
 
@@ -417,7 +413,6 @@ def sample_test(people: Sequence[Person], per_group: int, seed: int) -> list[Per
     Args:
         people: new and revised ones.
         per_group: how many of each type and band.
-        seed: of the data.
 
     Returns:
         The sample in the order of `people`.

@@ -106,10 +106,7 @@ def circuit_data(
 
     Args:
         people: the test sample; clean and corrupted subjects both come from it.
-        task: the attribute of the query.
-        tokenizer: the model's.
         circuit_n: pairs of each type and band, at most.
-        seed: of the data.
         rare_length: a name length with so many subjects or fewer is dropped.
 
     Raises:
@@ -210,7 +207,6 @@ def group_pairs(
     Args:
         rows: of the group's task, as `read_circuit_data` gives them.
         group: task, type and band.
-        tokenizer: the model's.
         limit: at most this many, from the first.
         where: what errors call the data.
 

@@ -92,7 +92,6 @@ def read_documents(path: str | Path, text_column: str | None = None) -> list[Doc
     """Read documents from a .jsonl, .json, .csv or .txt file.
 
     Args:
-        path: the file.
         text_column: the key or column of the text; None: "text", or the only one there is.
 
     Raises:

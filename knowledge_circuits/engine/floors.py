@@ -148,9 +148,6 @@ def random_circuits(layout: Layout, edges: int, d_model: int, seed: int = 0, cou
     Args:
         layout: the model's graph.
         edges: the size of the circuit that they are compared with, after pruning.
-        d_model: the model's width.
-        seed: of the draw.
-        count: how many.
     """
     generator = torch.Generator().manual_seed(seed)
     return [_random_circuit(layout, edges, d_model, generator) for _ in range(count)]

@@ -126,7 +126,6 @@ class PromptPairs:
         """Tokenize prompts and answers; each prompt starts with exactly one start token.
 
         Args:
-            tokenizer: the model's.
             clean: prompts that the answer follows after a space, such as "The capital of France is".
             corrupted: for each clean prompt one of the same number of tokens with another answer, such as "The
                 capital of Poland is". Prompts of different pairs may differ in length.
@@ -161,7 +160,6 @@ class PromptPairs:
         """Pair every prompt with another one of the same number of tokens and a different answer.
 
         Args:
-            tokenizer: the model's.
             answers: prompt -> its answer, such as {"The capital of France is": "Paris", ...}, or the id of its first
                 token. Answers differ when their first tokens do.
             seed: the corrupted prompt is drawn among those that fit; the same seed draws the same ones.

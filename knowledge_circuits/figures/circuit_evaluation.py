@@ -167,11 +167,7 @@ def _prompts(table: pd.DataFrame) -> str:
 
 @styled
 def fact_groups(fact_circuits: pd.DataFrame, run: str) -> Figure:
-    """Draw faithfulness, Hit@10, entropy and similarity to the last circuit of groups of own facts: a line per group.
-
-    Args:
-        fact_circuits: the table of that name.
-    """
+    """Draw faithfulness, Hit@10, entropy and similarity to the last circuit: a line per group of one's own facts."""
     title = "Circuits of one's own groups of facts"
     if fact_circuits.empty:
         return missing(title, NO_CIRCUITS, run)

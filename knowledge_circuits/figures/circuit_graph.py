@@ -72,7 +72,6 @@ def draw(circuits: Graph | Mapping[str, Graph], title: str = "The circuit", edge
 
     Args:
         circuits: a circuit, or heading -> circuit.
-        title: the figure's title.
         edges: how many of each circuit's strongest edges are drawn.
 
     Returns:

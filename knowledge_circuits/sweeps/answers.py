@@ -112,7 +112,6 @@ def answers(
 
     Args:
         model: in evaluation mode.
-        tokenizer: the model's.
         reference: questions and documents.
         settings: `max_new_tokens` and `batch_size` count here.
 

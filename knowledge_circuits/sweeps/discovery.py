@@ -99,7 +99,6 @@ def discovery_items(
         checkpoints: in step order.
         groups: none of them empty.
         loader: loads each checkpoint once.
-        settings: see `DiscoverySettings`.
 
     Raises:
         InputError: the data are not of the first checkpoint's tokenizer.

@@ -73,7 +73,6 @@ def evaluation_items(
         source_groups: those of the circuits, with their circuit data, none of them empty.
         targets: the test items by task.
         loader: loads each checkpoint once.
-        settings: see `EvaluationSettings`.
 
     Raises:
         InputError: the data are not of the first checkpoint's tokenizer.
@@ -262,9 +261,7 @@ class GroupEvaluation:
 
         Args:
             sized: the circuit and those of other sizes.
-            randoms: random circuits.
             outcomes: of all of them, in this order.
-            queries: of the targets.
         """
         faithfulness = [math.nan if one.faithfulness is None else one.faithfulness for one in outcomes]
         by_size = dict(sorted((c.n_edges, f) for c, f in zip(sized, faithfulness, strict=False) if c.n_edges))

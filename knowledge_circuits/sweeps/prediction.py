@@ -69,9 +69,7 @@ def predict(
 
     Args:
         model: a causal language model in evaluation mode.
-        tokenizer: the model's.
         asked: the lines of test.jsonl, or facts.
-        settings: see `Settings`.
 
     Returns:
         One record per query, in the given order.

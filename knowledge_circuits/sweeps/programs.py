@@ -92,7 +92,6 @@ def read_groups(template: str, wanted: Sequence[Group], limit: int, quiet: bool 
 
     Args:
         template: the data file; `{task}` in it stands for each task.
-        wanted: the groups.
         limit: prompts per group at most.
         quiet: name nothing (the other processes of a sweep).
 
@@ -367,7 +366,6 @@ def check_place(graph: Graph, path: Path, group: AnyGroup, checkpoint: str) -> N
 
     Args:
         graph: what was read from `path`.
-        path: the file.
         group, checkpoint: the group, and the name of the checkpoint's folder, where it lies.
 
     Raises:

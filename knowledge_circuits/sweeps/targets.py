@@ -133,7 +133,6 @@ def read_test_items(template: str, wanted: Sequence[Group], quiet: bool = False)
 
     Args:
         template: entities (test.jsonl), or circuit data; `{task}` in it stands for each task.
-        wanted: the target groups.
         quiet: name nothing (the other processes of a sweep).
 
     Raises:

@@ -124,7 +124,6 @@ class EvaluationLog(TrainerCallback):
     """Writes evaluations.jsonl: one object per evaluation, in step order; written by the main process.
 
     Args:
-        path: the file.
         writes: whether this is the main process.
     """
 

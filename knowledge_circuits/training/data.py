@@ -83,7 +83,6 @@ def read_training_documents(
     """Read the files or the hub data set that the flags name, and mix in replayed documents.
 
     Args:
-        arguments: the data flags.
         evaluates: whether documents to evaluate on are wanted.
         seed: of replay and of a held-out share.
         cache_dir: folder of hub data sets; None: the library's default.
@@ -135,8 +134,6 @@ def pack_documents(
 
     Args:
         documents: what is learned and what is evaluated on.
-        tokenizer: the model's.
-        block_size: tokens in a block.
         arguments: whether the cache is read or written anew, and the number of tokenizing threads.
         cache: the folder of packed data; a damaged file in it is packed again.
     """

@@ -46,7 +46,6 @@ class AdaptiveBlocks(TrainingBlocks):
         Args:
             documents: rows, those of an entity with the key "entity".
             stream: their tokens.
-            block_size: tokens in a block.
             padding_id: fills the last block.
             seed, together: as for `TrainingBlocks`.
             probes: the run's question_probes.jsonl.

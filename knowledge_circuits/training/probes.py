@@ -170,7 +170,6 @@ class KnowledgeProbe:
 
         Args:
             people: whose facts are probed, all attributes of each.
-            tokenizer: the model's.
             examples: of skills outside the domain.
             texts: by name, whose perplexity is measured.
             max_facts: ask for fewer facts, see `even_sample`.
@@ -247,7 +246,6 @@ def would_answer(tokenizer: PreTrainedTokenizerBase, query: Query, greedy: Seque
     """Whether greedy generation would answer the query correctly, from its choices along the right answer.
 
     Args:
-        tokenizer: the model's.
         query: with n answer tokens.
         greedy: n + 1 choices: after the prompt, and after each answer token.
     """
@@ -298,9 +296,6 @@ class KnowledgeProbeCallback(LoggingCallback):
         """Set up the probes; train.py's runs take them as they are, `attach` adds them to any other Trainer.
 
         Args:
-            probe: the facts, skills and texts.
-            schedule: when to probe.
-            path: the file of records.
             stopping: the rule that may end training; None: never.
         """
         self._probe = probe

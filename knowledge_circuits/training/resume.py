@@ -80,7 +80,6 @@ def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArgume
     Args:
         run: the folder; --overwrite_output_dir removes the run in it.
         configuration: what the run is now.
-        arguments: the training flags.
         steps: optimizer steps of the whole run.
 
     Returns:
@@ -126,7 +125,6 @@ def finished_step(run: Run, configuration: dict[str, Any], checkpoint: Path | No
     """The step at which the run ended; None if there is training left to do.
 
     Args:
-        run: the run's folder.
         configuration: what the run is now; one that asks for more epochs than the saved one is not done.
         checkpoint: the newest checkpoint.
         steps: optimizer steps of the whole run.

@@ -103,7 +103,6 @@ def train(flags: Flags, make_callbacks: CallbackMaker = lambda run, tokenizer: (
     """Train, or go on training, or see that all is done.
 
     Args:
-        flags: the run's flags.
         make_callbacks: makes further callbacks than the flagged probes. All are called before evaluations are recorded
             and checkpoints are saved, and may end the training (`control.should_training_stop`).
 

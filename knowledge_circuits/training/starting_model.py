@@ -40,10 +40,8 @@ def training_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase
     """Load the model to go on from, or make one with random weights.
 
     Args:
-        arguments: which model.
         tokenizer: its ids must fit the model's vocabulary; a model from scratch gets a vocabulary of its size, or
             keeps the one of --config_name where that is larger.
-        seed: of random weights.
 
     Raises:
         InputError: no such model, no or damaged weights, an unknown architecture, or a tokenizer of another model.
