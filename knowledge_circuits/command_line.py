@@ -76,7 +76,7 @@ DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
 
 
 def cores() -> int:
-    """Return how many CPU cores this process may use: the default of `--threads`, however many processes there are."""
+    """Return how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
