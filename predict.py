@@ -86,7 +86,7 @@ def main() -> int:
     args = parse_arguments()
     from knowledge_circuits.corpus.fact_pairs import is_fact_file, read_facts
     from knowledge_circuits.models.loading import DTYPES
-    from knowledge_circuits.sweeps.prediction import PredictionUnit, Settings
+    from knowledge_circuits.sweeps.prediction import Predictions, Settings
     from knowledge_circuits.sweeps.processes import pick_device, this_process
     from knowledge_circuits.sweeps.programs import prepare, refuse_shared_deletion, run_items
 
@@ -122,7 +122,7 @@ def main() -> int:
     defaults = [one.fact_predictions(task) if own else one.predictions for one in evaluated]
     outputs = [Path(args.output_file or path) for path in defaults]
     units = [
-        PredictionUnit(checkpoint, asked, settings, output, args.verify)
+        Predictions(checkpoint, settings, output, asked, verify=args.verify)
         for checkpoint, output in zip(evaluated, outputs, strict=True)
     ]
     return run_items([unit.item() for unit in units], process, "prediction", args, [path.parent for path in outputs])
@@ -130,7 +130,7 @@ def main() -> int:
 
 def answer_questions(args: argparse.Namespace, evaluated: Sequence[Checkpoint], settings: Settings) -> int:
     """Answer questions under every context at every checkpoint, and print what the answers come to."""
-    from knowledge_circuits.sweeps.answers import AnswerUnit, Reference
+    from knowledge_circuits.sweeps.answers import Reference, ReferenceAnswers
     from knowledge_circuits.sweeps.processes import this_process
     from knowledge_circuits.sweeps.programs import run_items
 
@@ -139,8 +139,12 @@ def answer_questions(args: argparse.Namespace, evaluated: Sequence[Checkpoint], 
     contexts = dict.fromkeys(args.context or [Context.NONE])
     references = [Reference(questions, documents, context, args.retrieved, args.instruct) for context in contexts]
     units = [
-        AnswerUnit(
-            checkpoint, reference, settings, checkpoint.output / f"answers_{reference.context}.jsonl", args.verify
+        ReferenceAnswers(
+            checkpoint,
+            settings,
+            checkpoint.output / f"answers_{reference.context}.jsonl",
+            reference,
+            verify=args.verify,
         )
         for checkpoint in evaluated
         for reference in references

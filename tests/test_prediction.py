@@ -23,7 +23,7 @@ from knowledge_circuits.models.loading import load_model
 from knowledge_circuits.models.tokenization import encode_prompt, label_token_id, load_tokenizer
 from knowledge_circuits.runs import checkpoints
 from knowledge_circuits.study import Attribute
-from knowledge_circuits.sweeps.prediction import PredictionUnit, Settings, predict
+from knowledge_circuits.sweeps.prediction import Predictions, Settings, predict
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_flags_out_of_range_are_one_sentence(run: Path, flags: list[str], reason
 
 def test_a_unit_of_predictions_is_one_file_and_its_manifest(tiny_llama_folder: Path, tmp_path: Path):
     (checkpoint,) = checkpoints(str(tiny_llama_folder), str(tmp_path / "results"))
-    records = PredictionUnit(checkpoint, persons(2), Settings(max_new_tokens=3), checkpoint.predictions).run()
+    records = Predictions(checkpoint, Settings(max_new_tokens=3), checkpoint.predictions, persons(2)).run()
     assert [json.loads(line) for line in checkpoint.predictions.read_text().splitlines()] == records
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
         "prediction.jsonl",

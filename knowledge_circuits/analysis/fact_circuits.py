@@ -18,21 +18,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from knowledge_circuits.analysis import timeline
-from knowledge_circuits.analysis.study_runs import Mask, MeasuredCircuits
+from knowledge_circuits.analysis.study_runs import TOP_SHARE, Mask, MeasuredCircuits, circuit_and_halves
 from knowledge_circuits.command_line import HelpFormatter, positive, run_program
 from knowledge_circuits.engine import floors, topology
-from knowledge_circuits.engine.attribution import attribute
-from knowledge_circuits.engine.graph import Graph
-from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError, atomic_write, read_bytes
 from knowledge_circuits.manifest import Status, begin, check, fingerprint, finish
@@ -45,8 +41,6 @@ CIRCUIT_COLUMNS = (
     *("step", "epoch", "group", "prompts", "edges", "nodes", "entropy", "split_half_jaccard"),
     *("reconfiguration", "turnover", "turnover_floor"),
 )
-#: A circuit is this share of all edges, before pruning.
-TOP_SHARE = 0.25
 #: In manifests.
 UNIT = "fact circuits"
 
@@ -133,17 +127,7 @@ def _measure_group(
     pairs = group.pairs(tokenizer)
     if len(pairs) < 2:
         raise InputError(f"{group.file}: the group {group.group.name!r} needs at least two pairs for its two halves")
-    scored = attribute(decoder, pairs, per_prompt=True, batch_size=batch_size)
-    scores = scored.prompt_scores
-    assert scores is not None
-    topn = round(TOP_SHARE * scored.layout.n_edges)
-    circuit = prune(top_n(scored, topn))
-    halves = np.stack(
-        [
-            [_members(scored, scores[torch.from_numpy(half)].mean(dim=0), topn) for half in split]
-            for split in floors.halves(len(pairs))
-        ]
-    )
+    _, circuit, halves = circuit_and_halves(decoder, pairs, batch_size)
     row = {
         "group": group.group.name,
         "prompts": len(pairs),
@@ -153,10 +137,6 @@ def _measure_group(
         "split_half_jaccard": floors.split_half_jaccard(halves),
     }
     return row, topology.membership(circuit), halves
-
-
-def _members(scored: Graph, scores: torch.Tensor, topn: int) -> Mask:
-    return topology.membership(prune(top_n(replace(scored, scores=scores), topn)))
 
 
 def main() -> None:

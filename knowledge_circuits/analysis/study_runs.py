@@ -173,6 +173,26 @@ class MeasuredCircuits:
             )
 
 
+def circuit_and_halves(decoder: Decoder, pairs: PromptPairs, batch_size: int = 64) -> tuple[Graph, Graph, Mask]:
+    """Score a group's prompts one by one with EAP-IG.
+
+    Returns:
+        The scored graph, its circuit of TOP_SHARE of the edges, and the membership of the circuits of both halves of
+        the prompts in s splits, [s, 2, E].
+    """
+    scored = attribute(decoder, pairs, per_prompt=True, batch_size=batch_size)
+    scores = scored.prompt_scores
+    assert scores is not None
+    topn = round(TOP_SHARE * scored.layout.n_edges)
+
+    def members(half: NDArray[np.int64]) -> Mask:
+        mean = scores[torch.from_numpy(half)].mean(dim=0)
+        return topology.membership(prune(top_n(replace(scored, scores=mean), topn)))
+
+    halves = np.stack([[members(half) for half in split] for split in floors.halves(len(pairs))])
+    return scored, prune(top_n(scored, topn)), halves
+
+
 def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> tuple[dict[str, Any], Mask, Mask]:
     """Measure one group's circuit at one checkpoint.
 
@@ -182,17 +202,7 @@ def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> tuple[d
     Returns:
         its row, membership [E], and the halves' membership [s, 2, E].
     """
-    scored = attribute(decoder, pairs, per_prompt=True)
-    scores = scored.prompt_scores
-    assert scores is not None
-    topn = round(TOP_SHARE * scored.layout.n_edges)
-    circuit = prune(top_n(scored, topn))
-    halves = np.stack(
-        [
-            [_members(scored, scores[torch.from_numpy(half)].mean(dim=0), topn) for half in split]
-            for split in floors.halves(len(pairs))
-        ]
-    )
+    scored, circuit, halves = circuit_and_halves(decoder, pairs)
     others = [prune(top_n(scored, round(share * scored.layout.n_edges))) for share in CURVE_SHARES]
     randoms = floors.random_circuits(scored.layout, circuit.n_edges, decoder.d_model) if _is_random(epoch) else []
     main, *evaluations = evaluate(decoder, [circuit, *others, *randoms], pairs)
@@ -221,10 +231,6 @@ def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> tuple[d
         **{f"layer_{layer}": float(x) for layer, x in enumerate(topology.edge_activation_ratio(circuit))},
     }
     return row, topology.membership(circuit), halves
-
-
-def _members(scored: Graph, scores: torch.Tensor, topn: int) -> Mask:
-    return topology.membership(prune(top_n(replace(scored, scores=scores), topn)))
 
 
 def _is_random(epoch: float) -> bool:

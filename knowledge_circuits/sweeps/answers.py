@@ -18,22 +18,19 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from knowledge_circuits.corpus.answering import Prompter, answer_prompts, exact, recall
 from knowledge_circuits.corpus.questions import UNMENTIONED, Document, Question, entity_frequency
-from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
-from knowledge_circuits.manifest import State, begin, check, fingerprint, finish
+from knowledge_circuits.files import InputError, read_jsonl
+from knowledge_circuits.manifest import fingerprint
 from knowledge_circuits.models.loading import context_length
 from knowledge_circuits.models.tokenization import plain_ids
-from knowledge_circuits.runs import Checkpoint
 from knowledge_circuits.sweeps.flags import Context
-from knowledge_circuits.sweeps.prediction import Settings, answered
+from knowledge_circuits.sweeps.prediction import Answers, Settings
 from knowledge_circuits.sweeps.processes import WorkItem
-from knowledge_circuits.sweeps.programs import model_facts
 from knowledge_circuits.training.question_probes import entity_recalls, learned_entities
 
 
@@ -190,52 +187,28 @@ def summary(name: str, context: str, rows: Sequence[dict[str, Any]], threshold: 
 
 
 @dataclass(frozen=True)
-class AnswerUnit:
-    """The answers of one checkpoint under one context: one file and its manifest."""
+class ReferenceAnswers(Answers):
+    """The answers of one checkpoint under one context."""
 
-    checkpoint: Checkpoint
     reference: Reference
-    settings: Settings
-    output: Path
-    verify: bool = False
 
     @property
-    def manifest(self) -> Path:
-        return self.output.with_name(f"{self.output.stem}_manifest.json")
-
-    @cached_property
-    def made_from(self) -> dict[str, Any]:
-        """Everything that the answers depend on."""
+    def inputs(self) -> dict[str, Any]:
         reference = self.reference
-        texts = [question.model_dump() for question in reference.questions]
         return {
-            **model_facts(self.checkpoint, str(self.settings.dtype).removeprefix("torch.")),
-            "questions": fingerprint(texts),
+            "questions": fingerprint([question.model_dump() for question in reference.questions]),
             "documents": fingerprint([document.model_dump() for document in reference.documents]),
             "context": str(reference.context),
             "retrieved": reference.retrieved if reference.context is Context.RETRIEVED else None,
             "instruct": reference.instruct,
-            "max_new_tokens": self.settings.max_new_tokens,
         }
+
+    def answer(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+        return answers(model, tokenizer, self.reference, self.settings)
 
     def item(self) -> WorkItem:
         name = f"{self.checkpoint.name}, context {self.reference.context}"
         return WorkItem(name, self.checkpoint.name, 1.0, self.states, self.run)
-
-    def states(self) -> list[State]:
-        return [check(self.manifest, self.made_from, [self.output], self.verify)]
-
-    def run(self) -> list[dict[str, Any]]:
-        """Load the checkpoint, answer all questions, write the answers and their manifest, and return them."""
-        records = answered(
-            self.checkpoint,
-            self.settings,
-            lambda model, tokenizer: answers(model, tokenizer, self.reference, self.settings),
-        )
-        begin(self.manifest, "predictions", self.made_from)
-        write_jsonl(self.output, records)
-        finish(self.manifest, "predictions", self.made_from, [self.output])
-        return records
 
     def described(self, threshold: float) -> str:
         """Return the summary of the written answers."""

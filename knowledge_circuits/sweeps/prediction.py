@@ -15,8 +15,8 @@ continued in the same way. Out: `prediction.jsonl`, or `<file>_prediction.jsonl`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,14 +110,19 @@ def _record(query: AnyQuery, tokens: Sequence[int], tokenizer: PreTrainedTokeniz
 
 
 @dataclass(frozen=True)
-class PredictionUnit:
-    """The predictions of one checkpoint: one file and its manifest."""
+class Answers:
+    """What one checkpoint answers: one file and its manifest.
+
+    Attributes:
+        checkpoint: whose weights answer.
+        output: the file.
+        verify: compare all bytes of existing answers with their manifest.
+    """
 
     checkpoint: Checkpoint
-    asked: Sequence[Person] | Sequence[Fact]
     settings: Settings
     output: Path
-    verify: bool = False
+    verify: bool = field(default=False, kw_only=True)
 
     @property
     def manifest(self) -> Path:
@@ -125,27 +130,64 @@ class PredictionUnit:
 
     @cached_property
     def made_from(self) -> dict[str, Any]:
-        """Everything that the predictions depend on."""
-        return {
-            **model_facts(self.checkpoint, str(self.settings.dtype).removeprefix("torch.")),
-            "queries": self._digest,
-            "max_new_tokens": self.settings.max_new_tokens,
-        }
+        """Everything that the answers depend on."""
+        model = model_facts(self.checkpoint, str(self.settings.dtype).removeprefix("torch."))
+        return {**model, **self.inputs, "max_new_tokens": self.settings.max_new_tokens}
 
     @property
-    def _digest(self) -> str:
+    def inputs(self) -> dict[str, Any]:
+        """What identifies the questions."""
+        raise NotImplementedError
+
+    def answer(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+        """Answer all questions."""
+        raise NotImplementedError
+
+    def states(self) -> list[State]:
+        return [check(self.manifest, self.made_from, [self.output], self.verify)]
+
+    def run(self) -> list[dict[str, Any]]:
+        """Load the checkpoint, write its answers and their manifest, and return the answers.
+
+        Raises:
+            InputError: the checkpoint cannot answer; its path stands in front of the reason.
+        """
+        settings, path, revision = self.settings, self.checkpoint.path, self.checkpoint.revision
+        tokenizer = load_tokenizer(path, settings.trust_remote_code, revision=revision)
+        model = load_model(path, settings.device, settings.dtype, settings.trust_remote_code, revision)
+        if settings.delete_downloads:
+            delete_download(path, revision)
+        try:
+            records = self.answer(model, tokenizer)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        begin(self.manifest, "predictions", self.made_from)
+        write_jsonl(self.output, records)
+        finish(self.manifest, "predictions", self.made_from, [self.output])
+        return records
+
+
+@dataclass(frozen=True)
+class Predictions(Answers):
+    """The predictions of one checkpoint for people or for facts of one's own."""
+
+    asked: Sequence[Person] | Sequence[Fact]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
         facts = [one for one in self.asked if isinstance(one, Fact)]
         if facts:
-            return fingerprint(["facts", [[fact.clean, fact.answer, fact.group.name, fact.row] for fact in facts]])
+            content = [[fact.clean, fact.answer, fact.group.name, fact.row] for fact in facts]
+            return {"queries": fingerprint(["facts", content])}
         people = [person.to_row() for person in _people(self.asked)]
-        return fingerprint([[attribute.relation for attribute in Attribute], people])
+        return {"queries": fingerprint([[attribute.relation for attribute in Attribute], people])}
+
+    def answer(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+        return predict(model, tokenizer, self.asked, self.settings)
 
     def item(self) -> WorkItem:
         name = self.checkpoint.name
         return WorkItem(name, name, 1.0, self.states, self.run, self.adopt)
-
-    def states(self) -> list[State]:
-        return [check(self.manifest, self.made_from, [self.output], self.verify)]
 
     def adopt(self) -> None:
         """Write a manifest for predictions without one.
@@ -158,36 +200,3 @@ class PredictionUnit:
         if answered != [(person.full_name, attribute) for person in _people(self.asked) for attribute in Attribute]:
             raise InputError(f"{self.output} answers other queries than those given; --overwrite recomputes it")
         finish(self.manifest, "predictions", self.made_from, [self.output])
-
-    def run(self) -> list[dict[str, Any]]:
-        """Load the checkpoint, answer all queries, write the predictions and their manifest, and return them."""
-        records = answered(
-            self.checkpoint,
-            self.settings,
-            lambda model, tokenizer: predict(model, tokenizer, self.asked, self.settings),
-        )
-        begin(self.manifest, "predictions", self.made_from)
-        write_jsonl(self.output, records)
-        finish(self.manifest, "predictions", self.made_from, [self.output])
-        return records
-
-
-def answered(
-    checkpoint: Checkpoint,
-    settings: Settings,
-    answer: Callable[[PreTrainedModel, PreTrainedTokenizerBase], list[dict[str, Any]]],
-) -> list[dict[str, Any]]:
-    """Load a checkpoint, delete its download if the settings say so, and return its answers.
-
-    Raises:
-        InputError: as `answer`, with the checkpoint's path before it.
-    """
-    path, revision = checkpoint.path, checkpoint.revision
-    tokenizer = load_tokenizer(path, settings.trust_remote_code, revision=revision)
-    model = load_model(path, settings.device, settings.dtype, settings.trust_remote_code, revision)
-    if settings.delete_downloads:
-        delete_download(path, revision)
-    try:
-        return answer(model, tokenizer)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
