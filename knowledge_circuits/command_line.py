@@ -110,23 +110,21 @@ def thread_count(text: str) -> int:
 
 def gigabytes(text: str) -> float:
     """Parse a finite amount of memory above 0: an argparse type."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes above 0")
-    return number
+    return _number(text, "a number of gigabytes above 0", lambda number: 0 < number < math.inf)
 
 
 def share(text: str) -> float:
     """Parse a share from 0 to 1: an argparse type."""
+    return _number(text, "a share from 0 to 1", lambda number: 0 <= number <= 1)
+
+
+def _number(text: str, what: str, fits: Callable[[float], bool]) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    if not fits(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return number
 
 

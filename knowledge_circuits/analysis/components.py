@@ -3,7 +3,7 @@
 Per checkpoint the weights are loaded once and all groups' prompts go through in batches of one length. What is saved
 are group means, saved under `<run>/analysis/circuit_<n>/checkpoint-<step>.json`: a notebook and a report share them,
 and a second call takes a moment. A saved file is used as long as the weights and the prompts are those it was made
-from (or the weights are gone). The tables have one row per observation, as those of `tables`:
+from (or the weights are gone). The tables have one row per observation:
 
     heads   step, epoch, task, type, band, layer, head; subject, relation (mean parts of the answer's logit minus the
             vocabulary's mean logit), kind; halves_agree (1 where two halves of the group's prompts give the same kind,
