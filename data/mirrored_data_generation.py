@@ -45,6 +45,7 @@ def main() -> None:
         ("replays", natural, "past texts of each known person among the new ones"),
         ("background_people", natural, "further people of the past"),
         ("background_biographies", positive, "of each background person"),
+        ("arithmetic_lines", natural, "sums in the past, each a text of its own: a skill to lose"),
         ("untaught_people", natural, "people whom train.jsonl never mentions, half of them known"),
         ("tokenizer_people", positive, "other people, from whose biographies a tokenizer is learned"),
     ):
@@ -60,6 +61,7 @@ def main() -> None:
         replays=arguments.replays,
         background_people=arguments.background_people,
         background_biographies=arguments.background_biographies,
+        arithmetic_lines=arguments.arithmetic_lines,
         tokenizer_people=arguments.tokenizer_people,
     )
     pools = load_pools(arguments.pool_dir, arguments.people_file, tuple(arguments.birth_years))
@@ -78,16 +80,16 @@ def main() -> None:
         folder.untaught: corpus.untaught,
     }
     texts = {
-        folder.prior: corpus.past,
-        folder.train: corpus.training,
-        folder.tokenizer_texts: corpus.tokenizer_texts,
+        folder.prior: corpus.past_texts,
+        folder.train: [text.text for text in corpus.training],
+        folder.tokenizer_texts: [text.text for text in corpus.tokenizer_texts],
     }
     sources, written = {"pools": pools, "templates": templates}, [*people, *texts, folder.validation]
     with folder.making("mirrored_data_generation", vars(arguments), written, first=True, sources=sources):
         for path, persons in people.items():
             write_jsonl(path, (person.to_row() for person in persons))
         for path, lines in texts.items():
-            write_jsonl(path, ({"text": line.text} for line in lines))
+            write_jsonl(path, ({"text": line} for line in lines))
             print(f"{len(lines):,} texts: {path}")
         write_jsonl(folder.validation, (line.to_row(TAUGHT) for line in corpus.validation))
     print(count_table(corpus.people))

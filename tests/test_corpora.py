@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 from made_up import POOLS, TEMPLATES, write_pools, write_templates
 
-from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND, arithmetic_text
+from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND, arithmetic_corpus, arithmetic_text
 from knowledge_circuits.corpus.folder import DataFolder
 from knowledge_circuits.corpus.other_corpora import (
     PriorSizes,
-    arithmetic_corpus,
     forget_conflict_corpus,
     forget_new_corpus,
     prior_corpus,

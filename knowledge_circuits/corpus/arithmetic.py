@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 #: The largest operand of the arithmetic set, and of the arithmetic in the prior corpus.
 LARGEST_OPERAND = 9
 
@@ -14,3 +16,11 @@ def arithmetic_prompt(a: int, b: int) -> str:
 def arithmetic_text(a: int, b: int) -> str:
     """The sentence that teaches a sum, such as `7 plus 5 equals 12.`"""
     return f"{arithmetic_prompt(a, b)} {a + b}."
+
+
+def arithmetic_corpus(lines: int, generator: np.random.Generator) -> list[str]:
+    """Sums of operands from 0 to `LARGEST_OPERAND`, one a line; all of them once before any comes again."""
+    side = LARGEST_OPERAND + 1
+    rounds = [generator.permutation(side * side) for _ in range(-(-lines // (side * side)))]
+    chosen = np.concatenate([np.empty(0, dtype=np.int64), *rounds])[:lines].tolist()
+    return [arithmetic_text(*divmod(pair, side)) for pair in chosen]

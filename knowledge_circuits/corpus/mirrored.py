@@ -6,7 +6,8 @@ reverse. So each person is compared with the same person: facts, frequency and n
 
 - The past tells two true facts (`PAST`) of each known person, in `dose` texts, and gives whole biographies of
   background people. It has room for `past_texts` texts about each pair: what the dose leaves free is told of
-  strangers in the same sentences, so that the past has the same size and form at every dose.
+  strangers in the same sentences, so that the past has the same size and form at every dose. Sums may stand among the
+  texts: a skill that training can take away.
 - Continual pre-training tells the other three facts (`TAUGHT`) of everybody, as often as the frequency says, among
   `replays` of the past texts of each known person. The replayed texts are the same at every dose. At dose 0 they are
   all that is ever told of a known person's past facts: that arm measures what the replay alone does.
@@ -21,7 +22,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TypeVar
 
+from knowledge_circuits.corpus.arithmetic import arithmetic_corpus
 from knowledge_circuits.corpus.biographies import Biography, Templates, sample_validation, write_biographies
 from knowledge_circuits.corpus.people import (
     Person,
@@ -38,6 +41,8 @@ from knowledge_circuits.study import TASKS, Attribute, KnowledgeType
 #: The facts that the past tells, and those that continual pre-training tells.
 PAST: tuple[Attribute, ...] = (Attribute.BIRTHDAY, Attribute.UNIVERSITY)
 TAUGHT = TASKS
+
+_Text = TypeVar("_Text", Biography, str)
 
 #: The tokenizer is the same whatever the seed of a data set.
 _TOKENIZER_SEED = 0
@@ -63,6 +68,7 @@ class MirrorSizes:
         replays: past texts of each known person among the texts of continual pre-training.
         background_people: further people of the past.
         background_biographies: of each of them.
+        arithmetic_lines: sums in the past, each a text of its own.
         tokenizer_people: people whose biographies the tokenizer is learned from.
         tokenizer_biographies: of each of them.
     """
@@ -75,6 +81,7 @@ class MirrorSizes:
     replays: int = 2
     background_people: int = 180
     background_biographies: int = 2
+    arithmetic_lines: int = 0
     tokenizer_people: int = 400
     tokenizer_biographies: int = 2
 
@@ -96,7 +103,8 @@ class MirroredCorpus:
     Attributes:
         people: whom continual pre-training tells of, from the most to the least frequent; `type` says who is known.
         untaught: whom it does not.
-        past: the texts of the past, in training order.
+        past: the biographies of the past.
+        past_texts: their texts and the sums, in training order.
         training: the texts of continual pre-training with the replayed ones, in training order.
         validation: a sample of the texts about `TAUGHT`.
         tokenizer_texts: about other people.
@@ -105,6 +113,7 @@ class MirroredCorpus:
     people: list[Person]
     untaught: list[Person]
     past: list[Biography]
+    past_texts: list[str]
     training: list[Biography]
     validation: list[Biography]
     tokenizer_texts: list[Biography]
@@ -140,6 +149,7 @@ def mirrored_corpus(
         for text, number in zip(known_texts, numbers, strict=True)
     ]
     past += _texts(background, sizes.background_biographies, templates, seed, 2)
+    sums = arithmetic_corpus(sizes.arithmetic_lines, stream(seed, Stream.ARITHMETIC))
 
     copies = [person.frequency for person in people]
     taught = write_biographies(people, copies, templates, stream(seed, Stream.TEXTS), TAUGHT)
@@ -153,6 +163,7 @@ def mirrored_corpus(
         people,
         untaught,
         _shuffled(past, seed, 1),
+        _shuffled([*(text.text for text in past), *sums], seed, 1),
         _shuffled([*taught, *replayed], seed, 2),
         sample_validation(taught, validation_lines, seed),
         tokenizer_texts,
@@ -203,6 +214,6 @@ def _copy_numbers(texts: Sequence[Biography]) -> list[int]:
     return numbers
 
 
-def _shuffled(texts: Sequence[Biography], seed: int, index: int) -> list[Biography]:
+def _shuffled(texts: Sequence[_Text], seed: int, index: int) -> list[_Text]:
     order = stream(seed, Stream.PRIOR_ORDER, index).permutation(len(texts)).tolist()
     return [texts[index] for index in order]

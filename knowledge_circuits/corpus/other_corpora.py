@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
-from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND, arithmetic_text
+from knowledge_circuits.corpus.arithmetic import arithmetic_corpus
 from knowledge_circuits.corpus.biographies import Biography, Templates, write_biographies
 from knowledge_circuits.corpus.people import Person, Pools, Stream, contradict, draw_people, invented_names, stream
 from knowledge_circuits.records import TextRow, shape
@@ -144,11 +142,3 @@ def read_texts(path: str | Path) -> list[str]:
         InputError: with file, line and reason.
     """
     return [row["text"] for row in shape(TextRow).lines(path)]
-
-
-def arithmetic_corpus(lines: int, generator: np.random.Generator) -> list[str]:
-    """Sums of operands from 0 to `LARGEST_OPERAND`, one a line; all of them once before any comes again."""
-    side = LARGEST_OPERAND + 1
-    rounds = [generator.permutation(side * side) for _ in range(-(-lines // (side * side)))]
-    chosen = np.concatenate([np.empty(0, dtype=np.int64), *rounds])[:lines].tolist()
-    return [arithmetic_text(*divmod(pair, side)) for pair in chosen]

@@ -18,14 +18,15 @@ data mirrored_data_generation --untaught_people "$UNTAUGHT" --templates "$TEMPLA
 data base_model_creation --output_dir "$untrained" --tokenizer_file "$DATA/tokenizer.jsonl" \
   --n_layer 12 --n_embd 128 --n_head 4
 
-recipe=(--learning_rate 1.5e-3 --per_device_eval_batch_size 32 --disable_tqdm True)
+recipe=(--learning_rate 1.5e-3 --block_size 64 --per_device_train_batch_size 16 --per_device_eval_batch_size 32
+  --disable_tqdm True)
 echo "== $RUN: the past"
 (
   MODEL=depth-past
-  train "${recipe[@]}" --block_size 64 --per_device_train_batch_size 16 --num_train_epochs "$PAST_EPOCHS" \
-    --model_name_or_path "$untrained" --train_file "$DATA/prior.jsonl" --save_total_limit 1 --eval_strategy no
+  train "${recipe[@]}" --num_train_epochs "$PAST_EPOCHS" --model_name_or_path "$untrained" \
+    --train_file "$DATA/prior.jsonl" --save_total_limit 1 --eval_strategy no
 )
 echo "== $RUN: continual pre-training"
-train "${recipe[@]}" --block_size 256 --per_device_train_batch_size 8 --num_train_epochs "$EPOCHS" \
+train "${recipe[@]}" --num_train_epochs "$EPOCHS" \
   --model_name_or_path "$(last_checkpoint "outputs/train/depth-past/$RUN")" --save_half_epochs 5 \
   --probe_file "$DATA/test.jsonl" --probe_every epoch

@@ -4,5 +4,5 @@
 # run is named seed_<seed>-dose_<dose>-mirror_<mirror>.
 
 MODEL=relevance
-: "${N:=360}" "${TEMPLATES:=12}" "${SEEDS:=0 1 2}" "${DOSES:=10 3 0}" "${PROCESSES:=2}" "${REPORT_TO:=none}"
-: "${PAST_EPOCHS:=8}" "${EPOCHS:=16}"
+: "${N:=360}" "${TEMPLATES:=12}" "${SEEDS:=0 1 2}" "${DOSES:=10 0 3}" "${PROCESSES:=2}" "${REPORT_TO:=none}"
+: "${PAST_EPOCHS:=8}" "${EPOCHS:=10}"
