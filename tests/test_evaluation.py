@@ -8,7 +8,7 @@ import torch
 from families import FAMILIES
 from test_attribution_oracles import prompt_pairs
 
-from knowledge_circuits.engine import runner
+from knowledge_circuits.engine import evaluation, runner
 from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.evaluation import (
@@ -81,6 +81,19 @@ def test_the_size_of_a_block_changes_nothing(decoder: Decoder, monkeypatch: pyte
     monkeypatch.setattr(runner, "_BLOCK_BYTES", 1)  # one position at a time
     (blocks,) = evaluate(decoder, [circuit], PAIRS)
     assert torch.allclose(whole.circuit, blocks.circuit, atol=1e-10)
+
+
+@pytest.mark.parametrize("intervention", tuple(Intervention))
+def test_positions_run_some_at_a_time_and_weights_copied_anew_change_nothing(
+    decoder: Decoder, intervention: Intervention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    circuit = prune(top_n(attribute(decoder, PAIRS), 60))
+    (whole,) = evaluate(decoder, [circuit], PAIRS, intervention)
+    monkeypatch.setattr(runner, "_KEPT_BYTES", 0)
+    for positions in (1, 2, 3):
+        monkeypatch.setattr(evaluation, "plan_circuit", lambda *_, positions=positions: (2, positions))
+        (parts,) = evaluate(decoder, [circuit], PAIRS, intervention)
+        assert torch.allclose(whole.circuit, parts.circuit, atol=1e-10)
 
 
 def test_a_prefix_is_that_of_its_own_row_whatever_came_before(decoder: Decoder) -> None:

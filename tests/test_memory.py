@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Block, Decoder
 from knowledge_circuits.engine.graph import layout_of
-from knowledge_circuits.engine.memory import budget_bytes, circuit_items, control_group_room, plan_attribution
+from knowledge_circuits.engine.memory import budget_bytes, control_group_room, plan_attribution, plan_circuit
 from knowledge_circuits.engine.weights import decoder_from_model
 from knowledge_circuits.files import InputError
 
@@ -87,12 +87,19 @@ def test_items_are_cut_before_positions_and_positions_before_runs(llama_8b: Deco
 
 
 def test_a_circuit_takes_one_prompt_at_least(llama_8b: Decoder) -> None:
-    assert circuit_items(llama_8b, 32, 1.0) == 1 < circuit_items(llama_8b, 32, 10e9)
+    assert plan_circuit(llama_8b, 32, 1.0) == (1, 1)
+    items, positions = plan_circuit(llama_8b, 32, 10e9)
+    assert items > 1 and positions == 32
+
+
+def test_a_long_prompt_of_a_large_model_runs_through_a_circuit_some_positions_at_a_time(llama_8b: Decoder) -> None:
+    items, positions = plan_circuit(llama_8b, 2048, 16e9)
+    assert items == 1 and 64 <= positions < 2048
 
 
 def test_on_a_cpu_the_longer_the_prompts_the_fewer_a_pass_takes_however_much_memory_there_is() -> None:
     decoder = decoder_from_model(families.random_model(FAMILIES["gpt2"](), 0, torch.float32))
-    short, long = (circuit_items(decoder, positions, 1e15) for positions in (8, 8000))
+    short, long = (plan_circuit(decoder, positions, 1e15)[0] for positions in (8, 8000))
     assert 1 <= long <= short // 900
 
 

@@ -25,11 +25,11 @@ from knowledge_circuits.engine.forward import (
     at_least_float32,
     capped,
     embed,
-    forward,
     logits_of,
+    run_layers,
 )
 from knowledge_circuits.engine.graph import Graph
-from knowledge_circuits.engine.memory import budget_bytes, circuit_items, reuse_freed_memory
+from knowledge_circuits.engine.memory import budget_bytes, plan_circuit, reuse_freed_memory
 from knowledge_circuits.engine.metrics import MetricFunction, as_metric, losses, metric_name, reported
 from knowledge_circuits.engine.options import Intervention, Metric
 from knowledge_circuits.engine.prompts import Batch, PromptPairs
@@ -112,8 +112,8 @@ def evaluate(
     prefixes = Prefixes(decoder)
     results = torch.zeros(2 + len(circuits), len(pairs), dtype=torch.float64)
     with torch.no_grad():
-        for batch in _batches(decoder, pairs, batch_size, memory_gb, progress, "evaluation"):
-            values = torch.stack(_values(decoder, prefixes, runners, batch, intervention, metric, means))
+        for batch, positions in _batches(decoder, pairs, batch_size, memory_gb, progress, "evaluation"):
+            values = torch.stack(_values(decoder, prefixes, runners, batch, positions, intervention, metric, means))
             results[:, batch.index] = values.double().cpu()
     _refuse_infinite(results, metric_name(metric).replace("_", " "), pairs)
     return [Evaluation(results[0], results[1], circuit) for circuit in results[2:]]
@@ -149,9 +149,9 @@ def standalone(
     ranks = torch.zeros(len(pairs), dtype=torch.long)
     zero = Reference.zero(decoder)
     with torch.no_grad():
-        for batch in _batches(decoder, pairs, batch_size, memory_gb, progress, "standalone"):
+        for batch, positions in _batches(decoder, pairs, batch_size, memory_gb, progress, "standalone"):
             reference = zero if means is None else _cut(means, batch.clean.shape[1])
-            logits = at_least_float32(runner.logits(embed(decoder, batch.clean), reference))
+            logits = at_least_float32(runner.logits(embed(decoder, batch.clean), reference, positions))
             label = batch.labels[:, :1]
             probabilities[batch.index] = logits.softmax(-1).gather(1, label)[:, 0].double().cpu()
             ranks[batch.index] = (logits > logits.gather(1, label)).sum(1).cpu()
@@ -230,31 +230,31 @@ def mean_outputs(
 ) -> Reference:
     """Return every source's mean on clean prompts, over all positions [1, 1, ...] or per position [1, p, ...]."""
     longest = pairs.longest
-    sums: list[Tensor] | None = None
+    sums: dict[int, Tensor] = {}
     # bfloat16 counts exactly only to 256.
     wide = torch.promote_types(decoder.dtype, torch.float32)
     counts = torch.zeros(longest, dtype=wide, device=decoder.device)
-    with torch.no_grad():
-        for batch in _batches(decoder, pairs, batch_size, memory_gb, False, "means"):
-            trace = forward(decoder, embed(decoder, batch.clean), last_position_only=False)
-            length = batch.clean.shape[1]
-            outputs = [
-                trace.embedded,
-                *(layer.z for layer in trace.layers),
-                *(layer.mlp_output for layer in trace.layers),
-            ]
-            if sums is None:
-                sums = [output.new_zeros(longest, output.shape[-1], dtype=wide) for output in outputs]
-            for total, output in zip(sums, outputs, strict=True):
-                total[:length] += output.sum(0, dtype=wide)
-            counts[:length] += len(batch.index)
-    assert sums is not None
-    if positional:
-        means = [(total / counts[:, None].to(total.device))[None] for total in sums]
-    else:
-        means = [(total.sum(0) / counts.sum().to(total.device))[None, None] for total in sums]
-    means = [mean.to(decoder.dtype) for mean in means]
+
+    def add(index: int, output: Tensor) -> None:
+        if index not in sums:
+            sums[index] = output.new_zeros(longest, output.shape[-1], dtype=wide)
+        sums[index][: output.shape[1]] += output.sum(0, dtype=wide)
+
     n = decoder.n_layers
+    with torch.no_grad():
+        for batch, _ in _batches(decoder, pairs, batch_size, memory_gb, False, "means"):
+            embedded = embed(decoder, batch.clean)
+            add(0, embedded)
+            for index, layer in enumerate(run_layers(decoder, embedded, last_position_only=False)):
+                add(1 + index, layer.trace.z)
+                add(1 + n + index, layer.trace.mlp_output)
+            counts[: embedded.shape[1]] += len(batch.index)
+    totals = [total for _, total in sorted(sums.items())]
+    if positional:
+        means = [(total / counts[:, None].to(total.device))[None] for total in totals]
+    else:
+        means = [(total.sum(0) / counts.sum().to(total.device))[None, None] for total in totals]
+    means = [mean.to(decoder.dtype) for mean in means]
     return Reference.of_means(decoder, means[0], means[1 : 1 + n], means[1 + n :])
 
 
@@ -280,13 +280,15 @@ def _runner(decoder: Decoder, circuit: Graph) -> CircuitRunner:
 
 def _batches(
     decoder: Decoder, pairs: PromptPairs, batch_size: int, memory_gb: float | None, progress: bool, what: str
-) -> Iterator[Batch]:
+) -> Iterator[tuple[Batch, int]]:
+    """Yield batches that fit the memory, each with how many positions a circuit runs at once."""
     reuse_freed_memory()
     budget = budget_bytes(memory_gb, decoder.device)
     with tqdm(total=len(pairs), unit="prompt", disable=not progress, desc=what) as bar:
         for batch in pairs.batches(batch_size):
-            for part in batch.split(circuit_items(decoder, batch.clean.shape[1], budget)):
-                yield part.to(decoder.device)
+            items, positions = plan_circuit(decoder, batch.clean.shape[1], budget)
+            for part in batch.split(items):
+                yield part.to(decoder.device), positions
                 bar.update(len(part.index))
 
 
@@ -295,6 +297,7 @@ def _values(
     prefixes: Prefixes,
     runners: Sequence[CircuitRunner],
     batch: Batch,
+    positions: int,
     intervention: Intervention,
     metric: Metric | MetricFunction,
     means: Reference | None,
@@ -309,10 +312,10 @@ def _values(
     )
     if intervention is Intervention.PATCHING:
         # The circuit's run equals the corrupted one where the prompts agree, so the shared prefix is left out.
-        circuits = [runner.final(embedded[:items], corrupted, shared) for runner in runners]
+        circuits = [runner.final(embedded[:items], corrupted, shared, positions) for runner in runners]
     else:
         reference = Reference.zero(decoder) if means is None else _cut(means, batch.clean.shape[1])
-        circuits = [runner.final(embed(decoder, batch.clean), reference) for runner in runners]
+        circuits = [runner.final(embed(decoder, batch.clean), reference, positions=positions) for runner in runners]
     outputs = (normalized[:items], normalized[items:], *circuits)
     if metric is Metric.LOGIT_DIFFERENCE:
         return [_logit_difference(decoder, output, batch.labels) for output in outputs]

@@ -184,16 +184,23 @@ def output_bytes(decoder: Decoder, positions: int) -> float:
     return 2 * decoder.n_layers * per_position * positions * decoder.embedding.element_size()
 
 
-def circuit_items(decoder: Decoder, positions: int, budget: float) -> int:
-    """Return how many prompts of one length a circuit run takes within the budget (bytes); at least 1."""
+def plan_circuit(decoder: Decoder, positions: int, budget: float) -> tuple[int, int]:
+    """Return how many prompts of one length a circuit run takes within the budget (bytes), and positions at once.
+
+    One prompt is always tried, some positions at a time if all of them do not fit.
+    """
     layout = Layout(decoder.n_layers, decoder.n_heads, decoder.parallel)
-    per_source = positions * decoder.d_model * decoder.embedding.element_size()
-    per_item = (
-        2 * activation_bytes(decoder, positions)
-        + 3 * gradient_bytes(decoder, positions)
-        + layout.n_sources * per_source
-    )
-    return max(1, int(min(budget // per_item, _fast_items(decoder, 2 * positions))))
+    size = decoder.embedding.element_size()
+    # The clean and the corrupted run keep one layer's activations; the reference keeps what each source adds.
+    held = 2 * activation_bytes(decoder, positions) / decoder.n_layers + output_bytes(decoder, positions)
+    terms_and_patterns = layout.n_sources * decoder.d_model + decoder.n_heads * positions
+    at_position = 3 * gradient_bytes(decoder, 1) + terms_and_patterns * size
+    fitting = int(budget // (held + at_position * positions))
+    if fitting >= 1:
+        return int(min(fitting, _fast_items(decoder, 2 * positions))), positions
+    # Keys and values of all heads at the positions before.
+    held += 2 * decoder.n_layers * decoder.n_heads * decoder.d_head * positions * size
+    return 1, min(positions, max(1, int((budget - held) // at_position)))
 
 
 def _fast_items(decoder: Decoder, rows: int) -> float:

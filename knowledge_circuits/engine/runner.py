@@ -11,7 +11,8 @@ a layer with any head in the circuit are run, each on its own input.
 
 The run's terms are rows of one matrix [1 + u, d] per position: the reference's residual and, for each source that is
 run, z_u - z_u(reference). Before a layer norm they are centred, so that the inputs they add up to are: a norm is then
-a factor per input, from its length, and is applied behind the projection.
+a factor per input, from its length, and is applied behind the projection. Where memory is short, positions are run some
+at a time, each part with the keys and values of those before it.
 
 Shapes: b items, p positions, q queries (p, or 1 in the last layer), n positions of all items together, d d_model,
 h heads, a heads that are run, g key/value heads, e d_head, u sources that are run, u' the first few of them, t targets.
@@ -19,14 +20,15 @@ h heads, a heads that are run, g key/value heads, e d_head, u sources that are r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.decoder import Attention, Decoder
 from knowledge_circuits.engine.forward import (
+    Heads,
     Prefix,
     Rotary,
     Rotations,
@@ -45,6 +47,8 @@ from knowledge_circuits.engine.graph import Graph
 
 #: Bytes of inputs summed and projected at a time on a CPU, so that they stay in its cache.
 _BLOCK_BYTES = 4e6
+#: The weights of a circuit's heads are copies; where the projections have more bytes, each pass makes them again.
+_KEPT_BYTES = 1e9
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,17 @@ class Reference:
         z = tuple(bias.new_zeros(1, 1, width) for bias in biases)
         return cls(decoder.embedding.new_zeros(1, 1, d), z, biases, tuple(bias.new_zeros(1, 1, d) for bias in biases))
 
+    def at(self, positions: slice, total: int) -> Reference:
+        """Return the reference at some of all positions."""
+        if positions.stop - positions.start == total:
+            return self
+
+        def cut(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return tuple(part[:, positions] if part.shape[1] == total else part for part in parts)
+
+        (embedded,) = cut((self.embedded,))
+        return Reference(embedded, cut(self.z), cut(self.attention_outputs), cut(self.mlp_outputs))
+
 
 @dataclass(frozen=True)
 class _Targets:
@@ -159,16 +174,20 @@ class CircuitRunner:
             raise ValueError(f"a circuit of {layout} does not fit a model of {shape} (layers, heads, parallel)")
         self.decoder = decoder
         self.layout = layout
-        membership = circuit.in_graph & layout.real_edges
-        runs = membership.any(1)
+        self._membership = circuit.in_graph & layout.real_edges
+        runs = self._membership.any(1)
         for layer, block in enumerate(decoder.blocks):
             heads = layout.head_sources(layer)
             if block.attention.couples_heads and bool(runs[heads].any()):
                 runs[heads] = True
         self._runs = runs
         self._n_terms = 1 + int(runs.sum())
-        self._layers = tuple(self._prepare(membership, layer) for layer in range(layout.n_layers))
-        self._logits = self._with_base(membership[:, layout.logits_target, None])[0]
+        self._logits = self._with_base(self._membership[:, layout.logits_target, None])[0]
+        projections = sum(block.attention.w_qkv.nbytes for block in decoder.blocks)
+        self._kept = tuple(self._layers()) if projections < _KEPT_BYTES else None
+
+    def _layers(self) -> Iterable[_LayerCircuit]:
+        return map(self._prepare, range(self.layout.n_layers))
 
     def _rows_before(self, source: int) -> int:
         """Return how many terms there are before a source's."""
@@ -180,8 +199,8 @@ class CircuitRunner:
         rows = torch.cat((membership.new_ones(1, membership.shape[1]), chosen))
         return rows.T.to(self.decoder.device, self.decoder.dtype).contiguous()
 
-    def _prepare(self, membership: Tensor, layer: int) -> _LayerCircuit:
-        decoder, layout = self.decoder, self.layout
+    def _prepare(self, layer: int) -> _LayerCircuit:
+        decoder, layout, membership = self.decoder, self.layout, self._membership
         h, n_kv, e, d = decoder.n_heads, decoder.n_kv_heads, decoder.d_head, decoder.d_model
         attention = decoder.blocks[layer].attention
         sources, reads = layout.head_sources(layer), layout.attention_reads(layer)
@@ -224,41 +243,78 @@ class CircuitRunner:
         """Return x [..., d] less its mean before a layer norm, which does not see it, else x."""
         return x - x.mean(-1, keepdim=True) if self.decoder.centred else x
 
-    def logits(self, embedded: Tensor, reference: Reference, prefix: Prefix | None = None) -> Tensor:
+    def logits(self, embedded: Tensor, reference: Reference, positions: int | None = None) -> Tensor:
         """Return the circuit's logits [b, vocabulary] at the last position; arguments as for `final`."""
-        return logits_of(self.decoder, self.final(embedded, reference, prefix))
+        return logits_of(self.decoder, self.final(embedded, reference, positions=positions))
 
-    def final(self, embedded: Tensor, reference: Reference, prefix: Prefix | None = None) -> Tensor:
+    def final(
+        self, embedded: Tensor, reference: Reference, prefix: Prefix | None = None, positions: int | None = None
+    ) -> Tensor:
         """Run the circuit.
 
         Args:
             embedded: [b, p, d] token embeddings of the prompts.
             reference: see `Reference`.
             prefix: the positions before, at which run and reference agree (patching only).
+            positions: how many of the p positions are run at once; default all. The result does not depend on it.
 
         Returns:
             [b, d] the final norm's output at the last position, without scale and shift.
         """
+        total = embedded.shape[1]
+        past: dict[int, Prefix] = {}
+        terms, offset = embedded, prefix.length if prefix else 0
+        for start in range(0, total, positions or total):
+            part = slice(start, min(start + (positions or total), total))
+            rotary = Rotations.at(self.decoder, offset + start, part.stop - start)
+            at_part = reference.at(part, total)
+            terms = self._run(embedded[:, part], at_part, prefix, past, rotary, offset + start, part.stop == total)
+        return normalize(self._logits @ terms[:, -1], self.decoder).value
+
+    def _run(
+        self,
+        embedded: Tensor,
+        reference: Reference,
+        prefix: Prefix | None,
+        past: dict[int, Prefix],
+        rotary: Rotations,
+        offset: int,
+        is_end: bool,
+    ) -> Tensor:
+        """Run adjacent positions; return the terms [b, p, 1 + u, d].
+
+        Args:
+            embedded, reference: at these positions.
+            prefix: of the prompt.
+            past: by layer, keys and values of the circuit's heads at all positions before, to which these are added.
+            offset: the first position.
+            is_end: the last position is among them. Otherwise the last layer's keys and values are all that is needed.
+        """
         decoder = self.decoder
         b, p, d = embedded.shape
-        offset = prefix.length if prefix else 0
-        rotary = Rotations.at(decoder, offset, p)
         base = reference.embedded
         if decoder.positions is not None:
             base = base + decoder.positions[offset : offset + p]
         terms = embedded.new_empty(b, p, self._n_terms, d)
         if bool(self._runs[0]):
             terms[:, :, 1] = self._centred(embedded - reference.embedded)
-        for index, (layer, block) in enumerate(zip(self._layers, decoder.blocks, strict=True)):
+        for index, (layer, block) in enumerate(zip(self._kept or self._layers(), decoder.blocks, strict=True)):
             queries = p if layer.at_last is None else 1
             rows = terms.view(b * p, -1, d) if layer.at_last is None else terms[:, -1]
             terms[:, :, 0] = self._centred(base)
             parts, x = self._read(terms.view(b * p, -1, d), layer.everywhere)
             if layer.at_last is not None:
-                query, x = self._read(rows, layer.at_last)
+                # Before the end nothing asks: the keys stand in for the queries.
+                query, x = self._read(rows, layer.at_last) if is_end else (parts[:1], None)
                 parts = query + parts
             if len(layer.heads):
-                z = self._attend(layer, index, parts, b, rotary.of(index), prefix)
+                heads = self._heads(layer, index, parts, b, rotary.of(index), prefix, past.get(index))
+                if not is_end:
+                    past[index] = Prefix((heads.k,), (heads.v,))
+            if layer.at_last is not None and not is_end:
+                break
+            if len(layer.heads):
+                z = self._attend(block.attention, heads)
                 outside = reference.z[index].unflatten(-1, (decoder.n_heads, -1))
                 if len(layer.heads) < decoder.n_heads:
                     outside = outside[:, :, layer.heads]
@@ -277,7 +333,7 @@ class CircuitRunner:
             for output in (reference.attention_outputs[index], reference.mlp_outputs[index]):
                 base = base[:, -queries:] + output.to(base.device)
         terms[:, -1, 0] = self._centred(base[:, -1])
-        return normalize(self._logits @ terms[:, -1], decoder).value
+        return terms
 
     def _read(self, rows: Tensor, targets: _Targets) -> tuple[list[Tensor], Tensor | None]:
         """Sum the inputs of some targets and project the heads'.
@@ -319,7 +375,7 @@ class CircuitRunner:
         length = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
         return (length.square() / decoder.d_model + decoder.norm_eps).rsqrt().to(x.dtype)
 
-    def _attend(
+    def _heads(
         self,
         layer: _LayerCircuit,
         index: int,
@@ -327,15 +383,28 @@ class CircuitRunner:
         b: int,
         rotary: Rotary | None,
         prefix: Prefix | None,
-    ) -> Tensor:
-        """Return z [b, q, a e] of the circuit's heads of one layer (see `LayerTrace`)."""
+        past: Prefix | None,
+    ) -> Heads:
+        """Return queries of these positions, and keys and values of these and all before, of the circuit's heads.
+
+        Args:
+            parts: the projections' outputs [a, n, e].
+            prefix: of the prompt; `past` has it already.
+            past: see `_run`.
+        """
         decoder = self.decoder
-        attention = decoder.blocks[index].attention
         q, k, v = (part.unflatten(1, (b, -1)).transpose(0, 1) for part in parts)
-        heads = prepare_heads(decoder, attention, q, k, v, rotary)
-        own = _prefix_of_heads(prefix, index, layer.heads // (decoder.n_heads // decoder.n_kv_heads))
-        _, z = attend(decoder, heads, own, 0)
-        post = post_normalize(z, attention, decoder)
+        heads = prepare_heads(decoder, decoder.blocks[index].attention, q, k, v, rotary)
+        if past is None:
+            past = _prefix_of_heads(prefix, index, layer.heads // (decoder.n_heads // decoder.n_kv_heads))
+        if past is None:
+            return heads
+        return replace(heads, k=torch.cat((past.keys[0], heads.k), 2), v=torch.cat((past.values[0], heads.v), 2))
+
+    def _attend(self, attention: Attention, heads: Heads) -> Tensor:
+        """Return z [b, q, a e] of the circuit's heads of one layer (see `LayerTrace`)."""
+        _, z = attend(self.decoder, heads, None, 0)
+        post = post_normalize(z, attention, self.decoder)
         return z if post is None else z * post.inverse_scale
 
 
