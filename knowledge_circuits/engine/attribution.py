@@ -57,7 +57,13 @@ from knowledge_circuits.engine.forward import (
     logits_of,
 )
 from knowledge_circuits.engine.graph import Graph, Layout, layout_of
-from knowledge_circuits.engine.memory import AttributionPlan, budget_bytes, plan_attribution, reuse_freed_memory
+from knowledge_circuits.engine.memory import (
+    AttributionPlan,
+    budget_bytes,
+    plan_attribution,
+    reuse_freed_memory,
+    workspace,
+)
 from knowledge_circuits.engine.metrics import MetricFunction, as_metric, losses, metric_name
 from knowledge_circuits.engine.options import GradientRule, Method, Metric
 from knowledge_circuits.engine.prompts import Batch, PromptPairs
@@ -574,7 +580,8 @@ class _Attribution:
         decoder, layout = self.decoder, self.layout
         b, p, d = clean.embedded.shape
         count = positions.stop - positions.start
-        out = clean.embedded.new_zeros(layout.n_sources, b, count, d)
+        out = workspace((layout.n_sources, b, count, d), clean.embedded)
+        out[layout.head_sources(decoder.n_layers - 1).start :] = 0
         out[0] = (corrupted.embedded - clean.embedded)[:, positions]
         for layer, block in enumerate(decoder.blocks):
             low, high = corrupted.z[layer], clean.z[layer]

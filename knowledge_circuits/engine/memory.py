@@ -11,13 +11,15 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.graph import Layout
@@ -27,6 +29,8 @@ _SHARE_OF_FREE = 0.6
 _SHORT_LIVED = 1.3
 #: Larger activations are slower on a CPU: the allocator returns them to the system (`reuse_freed_memory`).
 _FAST_BYTES = 16_000_000
+#: The most bytes of a block that is kept for the next pass.
+_KEPT_WORKSPACE = 512_000_000
 #: Names of glibc's malloc options (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: Limit, usage and the key of cached files in memory.stat, for control groups of version 2 and 1.
@@ -48,6 +52,30 @@ def reuse_freed_memory() -> None:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(_M_MMAP_THRESHOLD, 32 << 20)
             mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+class _Workspace(threading.local):
+    """Memory that passes use in turn; each thread has its own."""
+
+    def __init__(self) -> None:
+        self.block = torch.empty(0, dtype=torch.uint8)
+
+
+_workspace = _Workspace()
+
+
+def workspace(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return an uninitialized tensor of a shape, with the dtype and device of another.
+
+    On a CPU all calls share one block, so only the tensor of the last call may be in use: fresh memory of this size
+    costs ten times as long to write as memory that was written before. Blocks that are too large to keep are fresh.
+    """
+    count = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or count > _KEPT_WORKSPACE:
+        return like.new_empty(shape)
+    if len(_workspace.block) < count:
+        _workspace.block = torch.empty(count, dtype=torch.uint8)
+    return _workspace.block[:count].view(like.dtype).view(shape)
 
 
 def budget_bytes(memory_gb: float | None, device: torch.device) -> float:

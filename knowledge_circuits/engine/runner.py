@@ -44,6 +44,7 @@ from knowledge_circuits.engine.forward import (
     run_layers,
 )
 from knowledge_circuits.engine.graph import Graph
+from knowledge_circuits.engine.memory import workspace
 
 #: Bytes of inputs summed and projected at a time on a CPU, so that they stay in its cache.
 _BLOCK_BYTES = 4e6
@@ -295,7 +296,7 @@ class CircuitRunner:
         base = reference.embedded
         if decoder.positions is not None:
             base = base + decoder.positions[offset : offset + p]
-        terms = embedded.new_empty(b, p, self._n_terms, d)
+        terms = workspace((b, p, self._n_terms, d), embedded)
         if bool(self._runs[0]):
             terms[:, :, 1] = self._centred(embedded - reference.embedded)
         for index, (layer, block) in enumerate(zip(self._kept or self._layers(), decoder.blocks, strict=True)):
