@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 
-from knowledge_circuits.command_line import positive, run_program
+from knowledge_circuits.command_line import positive, program_parser, run_program
 from knowledge_circuits.runs import checkpoints
 from knowledge_circuits.sweeps.flags import DATA_FILE_HELP, add_group_flags, add_shared_flags
 
@@ -26,7 +26,7 @@ _SPANS_HELP = (
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser(__doc__)
     add_shared_flags(parser)
     add_group_flags(parser)
     parser.add_argument("--data_file", required=True, help=DATA_FILE_HELP)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from knowledge_circuits.command_line import choice, positive, run_program, share
+from knowledge_circuits.command_line import choice, positive, program_parser, run_program, share
 from knowledge_circuits.engine.options import Intervention
 from knowledge_circuits.runs import checkpoints
 from knowledge_circuits.sweeps.flags import DATA_FILE_HELP, add_group_flags, add_shared_flags
@@ -46,7 +46,7 @@ _FLOORS_HELP = (
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser(__doc__)
     add_shared_flags(parser)
     add_group_flags(parser, "source_", "of the circuits: ")
     add_group_flags(parser, "target_", "of the test items: ")

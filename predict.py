@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from knowledge_circuits.command_line import add_work_flags, choice, positive, run_program
+from knowledge_circuits.command_line import add_work_flags, choice, positive, program_parser, run_program
 from knowledge_circuits.corpus.people import read_entities
 from knowledge_circuits.corpus.questions import holds_questions, read_documents, read_questions
 from knowledge_circuits.files import InputError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser(__doc__)
     parser.add_argument(
         "--model_name_or_path",
         required=True,

@@ -16,11 +16,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from knowledge_circuits.command_line import run_program
+from knowledge_circuits.command_line import program_parser, run_program
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser(__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", help="a run's folder, such as outputs/train/nano/default")
     which.add_argument("--runs", nargs="+", metavar="RUN", help="runs of one experiment, such as several seeds")

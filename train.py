@@ -10,8 +10,8 @@ machines. Interrupted, the same command goes on from the newest checkpoint. `--p
 facts are probed during training, or questions about the documents. `--lora_rank`, `--adaptive_exposure`,
 `--annotate_entities`, `--kl_start` and `--kl_previous` are training strategies.
 
-`--help` lists this project's flags on model, data and probes first, then the Trainer's, those on the run, and last the
-strategies.
+`--help` lists this project's flags on model, data and probes first, then the Trainer's, those on the run, the
+strategies, and last the bounds on files.
 """
 
 from __future__ import annotations

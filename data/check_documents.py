@@ -8,21 +8,20 @@ is non-zero only where the files cannot be read or contradict each other.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from knowledge_circuits.command_line import HelpFormatter, natural, run_program
+from knowledge_circuits.command_line import HelpFormatter, natural, program_parser, run_program
 from knowledge_circuits.corpus.document_check import Coverage, check_documents
 from knowledge_circuits.corpus.questions import read_documents, read_questions
 from knowledge_circuits.files import InputError, write_jsonl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = program_parser(__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("--documents", required=True, help="the texts to train on: .jsonl, .json, .csv or .txt (--train_file)")
     add("--questions", required=True, help="the questions about them: .jsonl, .json or .csv (--probe_file)")

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from knowledge_circuits.command_line import HelpFormatter, natural, positive, run_program
+from knowledge_circuits.command_line import HelpFormatter, natural, positive, program_parser, run_program
 from knowledge_circuits.corpus.encyclopedia import (
     Completion,
     EncyclopediaSizes,
@@ -37,7 +37,7 @@ COLUMNS = ("prompt", "answer", "corrupted", "corrupted_answer", "group", "freque
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = program_parser(__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     sizes = EncyclopediaSizes()
     add = parser.add_argument
     add("--low", type=positive, default=sizes.low, help="entities with one article; every third entity is a town")

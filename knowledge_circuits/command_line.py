@@ -19,10 +19,11 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from knowledge_circuits.files import InputError
+from knowledge_circuits.files import BOUNDS, Bounds, InputError
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -126,6 +127,34 @@ def _number(text: str, what: str, fits: Callable[[float], bool]) -> float:
     if not fits(number):
         raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return number
+
+
+class _SetBound(argparse.Action):
+    """Set one of the process's `BOUNDS`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(BOUNDS, self.dest, values)
+
+
+def program_parser(description: str | None, **options: Any) -> argparse.ArgumentParser:
+    """Return a program's parser, which has the flags that bound the sizes of files.
+
+    Args:
+        description: the program's docstring, shown as it is written.
+        options: of `argparse.ArgumentParser`; `formatter_class` for one that adds the flags' defaults.
+    """
+    options = {"formatter_class": argparse.RawDescriptionHelpFormatter} | options
+    parser = argparse.ArgumentParser(description=description, **options)
+    group = parser.add_argument_group(Bounds._argument_group_name)
+    for bound in fields(Bounds):
+        group.add_argument(
+            f"--{bound.name}",
+            type={"int": positive, "float": gigabytes}[str(bound.type)],
+            action=_SetBound,
+            default=argparse.SUPPRESS,
+            help=f"{bound.metadata['help'][0].lower()}{bound.metadata['help'][1:-1]}; default {bound.default}",
+        )
+    return parser
 
 
 _REVISIONS_HELP = (

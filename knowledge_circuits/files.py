@@ -16,12 +16,66 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 
 class InputError(Exception):
     """An input that cannot be used; the message is one sentence with the place and the remedy."""
+
+
+@dataclass
+class Bounds:
+    """Sizes beyond which a file is taken for damaged, checked before memory is allocated for what it says.
+
+    Each is a flag of every program (`command_line.program_parser`; `training.arguments` for train.py).
+    """
+
+    _argument_group_name = "bounds on files"
+
+    max_layers: int = field(
+        default=160, metadata={"help": "Refuse models and graphs larger than so many layers of --max_heads heads."}
+    )
+    max_heads: int = field(default=160, metadata={"help": "Heads of a layer in the bound that --max_layers gives."})
+    max_unpacked_gb: float = field(
+        default=4.0, metadata={"help": "Refuse a compressed file that unpacks to more gigabytes."}
+    )
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 < value < float("inf"):
+                raise InputError(f"--{name} {value}: a finite number above 0 is wanted")
+
+    def check_shape(self, where: str, layers: float, heads: float) -> None:
+        """Raise InputError for a model whose graph is larger than that of `max_layers` layers of `max_heads` heads."""
+        if _edge_scores(layers, heads) > _edge_scores(self.max_layers, self.max_heads):
+            raise InputError(
+                f"{where}: {layers} layers of {heads} heads are more than {self.max_layers} of {self.max_heads}; if the"
+                " file is right, raise --max_layers and --max_heads"
+            )
+
+    def check_unpacked(self, where: str | os.PathLike[str], size: int) -> None:
+        """Raise InputError for a file that unpacks to more than `max_unpacked_gb`."""
+        if size > self.most_unpacked:
+            raise InputError(
+                f"{where}: unpacks to more than {self.max_unpacked_gb:g} GB; if it is right, raise --max_unpacked_gb"
+            )
+
+    @property
+    def most_unpacked(self) -> int:
+        """The bytes that a compressed file may unpack to."""
+        return int(self.max_unpacked_gb * 1e9)
+
+
+def _edge_scores(layers: float, heads: float) -> float:
+    """The entries of a graph's matrix of sources x targets (`engine.graph.Layout`)."""
+    return (1 + layers * (heads + 1)) * (1 + layers * (3 * heads + 1))
+
+
+#: The bounds of this process, which the flags set. 160 layers of 160 heads have 2e9 edge scores; the largest published
+#: models, 126 layers of 128 heads and 80 of 232, have half of that.
+BOUNDS = Bounds()
 
 
 def means_folder(name_or_path: str) -> bool:
@@ -77,25 +131,18 @@ def _alive(pid: int) -> bool:
     return True
 
 
-#: More bytes than any file of the project unpacks to; beyond it a compressed file is damaged or malicious.
-MOST_UNPACKED_BYTES = 4_000_000_000
-
-
-def read_bytes(path: str | os.PathLike[str], most: int = MOST_UNPACKED_BYTES) -> bytes:
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Return a file's bytes; a name that ends in .gz is decompressed.
 
-    Args:
-        most: bytes that a compressed file may unpack to.
-
     Raises:
-        InputError: missing, unreadable, not a whole gzip file, or unpacks to more than `most` bytes.
+        InputError: missing, unreadable, not a whole gzip file, or one that unpacks to more than `BOUNDS` allow.
     """
     path = Path(path)
     try:
         if path.suffix != ".gz":
             return path.read_bytes()
         with gzip.open(path) as file:
-            data = file.read(most + 1)
+            data = file.read(BOUNDS.most_unpacked + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -104,8 +151,7 @@ def read_bytes(path: str | os.PathLike[str], most: int = MOST_UNPACKED_BYTES) ->
         raise InputError(f"{path}: not a whole gzip file ({error})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if len(data) > most:
-        raise InputError(f"{path}: unpacks to more than {most:,} bytes")
+    BOUNDS.check_unpacked(path, len(data))
     return data
 
 

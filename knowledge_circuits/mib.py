@@ -12,13 +12,12 @@ convention, as in the engine's, a positive score means that the edge helps. `pro
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knowledge_circuits.command_line import HelpFormatter, run_program
+from knowledge_circuits.command_line import HelpFormatter, program_parser, run_program
 from knowledge_circuits.files import InputError
 
 if TYPE_CHECKING:
@@ -188,9 +187,7 @@ def _pair(row: Mapping[str, Any], kind: str, operator: str) -> tuple[tuple[str, 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program."""
-    parser = argparse.ArgumentParser(
-        prog="python -m knowledge_circuits.mib", description=__doc__, formatter_class=HelpFormatter
-    )
+    parser = program_parser(__doc__, prog="python -m knowledge_circuits.mib", formatter_class=HelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="write a graph file's scores into a submission folder")
     export.add_argument("graph", help="a graph file with every edge (.json, .json.gz or .pt)")

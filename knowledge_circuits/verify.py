@@ -9,12 +9,11 @@ status is 0 if everything is whole. Nothing is changed.
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from knowledge_circuits.command_line import run_program
+from knowledge_circuits.command_line import program_parser, run_program
 from knowledge_circuits.files import InputError
 from knowledge_circuits.manifest import FOLDER_MANIFEST, MANIFEST_ENDING, State, Status, check, read_manifest
 from knowledge_circuits.runs import Coordinates, checkpoints
@@ -81,7 +80,7 @@ def _is_manifest(path: Path) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser(__doc__)
     parser.add_argument("folder", type=Path, help="a run's folder, a data folder, or a folder above them")
     parser.add_argument("--quick", action="store_true", help="compare sizes only, not all bytes")
     args = parser.parse_args()

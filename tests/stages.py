@@ -24,6 +24,11 @@ RUN = "outputs/train/tiny/run"
 DATA = "data/entities_90"
 CIRCUITS = f"{DATA}/circuit_6/tiny/{{task}}.jsonl"
 MIRRORED = "mirrored/entities_40"
+_TRAIN = (
+    f"--model tiny --model_name_or_path models/tiny --train_file {DATA}/train.jsonl --block_size 256 --cache_dir cache"
+    " --per_device_train_batch_size 16 --learning_rate 1e-3 --lr_scheduler_type constant --save_strategy epoch"
+    " --report_to none --seed 5 --max_train_samples 40"
+)
 _TRAIN_MIRRORED = (
     "--block_size 128 --per_device_train_batch_size 4 --learning_rate 2e-3 --lr_scheduler_type constant --do_train"
     " --save_strategy epoch --eval_strategy no --report_to none --cache_dir cache --max_train_samples 16"
@@ -38,11 +43,13 @@ class Stage:
 
     Attributes:
         programs: command lines, run one after the other in the workspace's folder.
+        after: the stage whose workspace it goes on with; empty for one with nothing but the tiny model.
         unequal: names of files that are not the same bytes in every run (they hold times or the order of a set).
     """
 
     name: str
     programs: tuple[str, ...]
+    after: str = ""
     unequal: tuple[str, ...] = ()
 
 
@@ -66,12 +73,15 @@ STAGES = {
         Stage(
             "training",
             (
-                f"train.py --model tiny --model_name_or_path models/tiny --output_dir {RUN} --block_size 256"
-                f" --train_file {DATA}/train.jsonl --validation_file {DATA}/validation.jsonl --cache_dir cache"
-                f" --probe_file {DATA}/test.jsonl --probe_every epoch --num_train_epochs 3 --learning_rate 1e-3"
-                " --per_device_train_batch_size 16 --lr_scheduler_type constant --save_strategy epoch"
-                " --eval_strategy epoch --report_to none --seed 5 --max_train_samples 40 --max_eval_samples 8",
+                f"train.py --output_dir {RUN} {_TRAIN} --validation_file {DATA}/validation.jsonl --eval_strategy epoch"
+                f" --probe_file {DATA}/test.jsonl --probe_every epoch --num_train_epochs 3 --max_eval_samples 8",
             ),
+            after="generation",
+        ),
+        Stage(
+            "adapter",
+            (f"train.py --output_dir outputs/train/tiny/lora {_TRAIN} --num_train_epochs 3 --lora_rank 2",),
+            after="generation",
         ),
         Stage(
             "prediction",
@@ -79,16 +89,18 @@ STAGES = {
                 f"predict.py --model_name_or_path {RUN}/checkpoints --input_file {DATA}/test.jsonl --threads 1"
                 " --max_new_tokens 3 --batch_size 16 --max_predict_samples 20",
             ),
+            after="training",
         ),
-        Stage("discovery", (f"circuit_discovery.py {ENGINE} --data_file {CIRCUITS}",)),
+        Stage("discovery", (f"circuit_discovery.py {ENGINE} --data_file {CIRCUITS}",), after="prediction"),
         Stage(
             "evaluation",
             (
                 f"circuit_eval.py {ENGINE} --eval_data_file {CIRCUITS} --test_data_file {DATA}/test.jsonl --topn 40"
                 " --target_type new --target_frequency high",
             ),
+            after="discovery",
         ),
-        Stage("report", (f"report.py --run {RUN}",)),
+        Stage("report", (f"report.py --run {RUN}",), after="evaluation"),
         Stage(
             "mirrored",
             (
@@ -107,22 +119,20 @@ STAGES = {
                 ),
             ),
         ),
-        Stage(
-            "study",
-            tuple(
-                f"knowledge_circuits/analysis/study_runs.py {kind} mirrored/run --study studies/{kind}"
-                f" --data_file {MIRRORED}/circuit_4/taught/{{task}}.jsonl"
-                f" --control_file {MIRRORED}/circuit_4/control/{{task}}.jsonl"
-                for kind in ("relevance", "depth")
-            ),
+        *(
+            Stage(
+                study,
+                (
+                    f"knowledge_circuits/analysis/study_runs.py {study} mirrored/run --study studies/{study}"
+                    f" --data_file {MIRRORED}/circuit_4/taught/{{task}}.jsonl"
+                    f" --control_file {MIRRORED}/circuit_4/control/{{task}}.jsonl",
+                ),
+                after="mirrored",
+            )
+            for study in ("relevance", "depth")
         ),
     )
 }
-
-
-def available(name: str) -> bool:
-    """Whether the stage's programs are there."""
-    return all((ROOT / line.split()[0]).is_file() for line in STAGES[name].programs)
 
 
 _server = multiprocessing.get_context("forkserver")
@@ -139,6 +149,7 @@ _server.set_forkserver_preload(
         "knowledge_circuits.sweeps.prediction",
         "knowledge_circuits.training.run",
         "knowledge_circuits.analysis.circuit_tables",
+        "knowledge_circuits.analysis.study_runs",
         "knowledge_circuits.report.page",
     ]
 )
@@ -162,12 +173,19 @@ def _run(words: Sequence[str], folder: str, log: str) -> None:
 
 
 def finish(stage: Stage, folder: Path, log: Path) -> tuple[int, str]:
-    """Run a stage to its end; the exit status of the first program that fails (or 0), and its output."""
+    """Run a stage to its end; the exit status of the first program that fails (or 0), and its output.
+
+    Raises:
+        TimeoutError: a program takes more than 5 minutes.
+    """
     for command in stage.programs:
         process = start(command, folder, log)
         process.join(timeout=300)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"{command}\n{log.read_text()}")
         if process.exitcode != 0:
-            return process.exitcode or 1, log.read_text()
+            return process.exitcode, log.read_text()
     return 0, log.read_text()
 
 

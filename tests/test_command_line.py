@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from knowledge_circuits.command_line import choice, run_program
+from knowledge_circuits.command_line import choice, gigabytes, run_program
 from knowledge_circuits.files import InputError
 from knowledge_circuits.study import Band
 
@@ -70,6 +70,13 @@ def test_a_choice_is_parsed_or_answered_with_the_valid_ones():
     assert choice(Band)("low") is Band.LOW
     with pytest.raises(argparse.ArgumentTypeError, match="'lo' is not one of: low, medium, high"):
         choice(Band)("lo")
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "0", "-1", "much"])
+def test_memory_is_a_finite_number_of_gigabytes(text):
+    assert gigabytes("0.5") == 0.5
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a number of gigabytes above 0"):
+        gigabytes(text)
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from fault_matrix import cases, damages, sentence_of
+from fault_matrix import FLIPPED, cases, damages, sentence_of
 from safetensors.torch import load_file, save_file
 from test_training import KillAt, contents, data, flags, run_and_be_killed  # noqa: F401
 
@@ -107,6 +107,25 @@ def test_a_damaged_newest_checkpoint_costs_one_interval_and_is_kept_aside(half_f
     assert f"{name} is missing; training goes on from checkpoint-6" in capsys.readouterr().out
     assert _results(Run(folder)) == _results(whole)
     assert (folder / "checkpoints/checkpoint-9.aside-1/model.safetensors").exists()
+
+
+def test_one_bit_of_the_random_state_costs_one_interval(half_finished, tmp_path, capsys):
+    make, killed, whole = half_finished
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
+    FLIPPED.apply(folder / "checkpoints/checkpoint-9/rng_state.pth")
+    train(make(output_dir=folder))
+    assert "rng_state.pth has other content than when it was written" in capsys.readouterr().out
+    assert _results(Run(folder)) == _results(whole)
+
+
+def test_another_step_in_the_trainers_state_does_not_make_a_run_finished(half_finished, tmp_path):
+    make, killed, _ = half_finished
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
+    shutil.rmtree(folder / "checkpoints/checkpoint-9")
+    path = folder / "checkpoints/checkpoint-6/trainer_state.json"
+    path.write_text(path.read_text().replace('"global_step": 6', '"global_step": 8'))
+    with pytest.raises(InputError, match=r"checkpoint-6: trainer_state.json has other content"):
+        train(make(output_dir=folder, max_steps=8))
 
 
 @pytest.mark.parametrize("name", ["evaluations.jsonl", "knowledge_dynamics.jsonl"])

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from knowledge_circuits.command_line import program_parser
 from knowledge_circuits.files import (
+    BOUNDS,
+    Bounds,
     InputError,
     atomic_write,
     parse_json,
@@ -123,9 +126,21 @@ def test_compressed_files_are_read_and_damaged_ones_refused(tmp_path: Path):
             read_bytes(path)
 
 
-def test_a_compressed_file_that_unpacks_beyond_the_bound_is_refused_before_memory_is_full(tmp_path: Path):
+def test_a_compressed_file_that_unpacks_beyond_the_bound_is_refused_before_memory_is_full(tmp_path, monkeypatch):
     path = tmp_path / "bomb.json.gz"
     path.write_bytes(gzip.compress(b"0" * 5_000_000))
+    monkeypatch.setattr(BOUNDS, "max_unpacked_gb", 0.004)
+    with pytest.raises(InputError, match=r"unpacks to more than 0.004 GB; if it is right, raise --max_unpacked_gb"):
+        read_bytes(path)
+    program_parser(None).parse_args(["--max_unpacked_gb", "0.005"])
     assert len(read_bytes(path)) == 5_000_000
-    with pytest.raises(InputError, match="unpacks to more than 4,000,000 bytes"):
-        read_bytes(path, most=4_000_000)
+
+
+@pytest.mark.parametrize("flag", ["--max_layers", "--max_heads", "--max_unpacked_gb"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_a_bound_is_a_number_above_0(flag, value, capsys):
+    with pytest.raises(SystemExit):
+        program_parser(None).parse_args([flag, value])
+    assert repr(value) in capsys.readouterr().err
+    with pytest.raises(InputError, match=flag):
+        Bounds(**{flag[2:]: float(value)})

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from knowledge_circuits.command_line import program_parser
 from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.graph_files import read_details, read_graph, write_details, write_graph
 from knowledge_circuits.engine.stability import Details, Resampling, resampled, stability
-from knowledge_circuits.files import InputError
+from knowledge_circuits.files import BOUNDS, InputError
 
 HAND_WRITTEN = Path(__file__).parent / "fixtures" / "hand_written_graph.json"
 SUFFIXES = (".json", ".json.gz", ".pt")
@@ -109,7 +111,7 @@ def _set(path: list[str], value: object):  # type: ignore[no-untyped-def]
     [
         (_set(["cfg"], None), "no 'cfg'"),
         (_set(["cfg", "n_heads"], 3), "edges where a model of this shape has|does not match"),
-        (_set(["cfg", "n_heads"], 10**9), "more than any model has"),
+        (_set(["cfg", "n_heads"], 10**9), "layers of 1000000000 heads are more than"),
         (_set(["cfg", "n_layers"], True), "not a positive whole number"),
         (_set(["edges", "input->m0"], None), "edges where"),
         (_set(["edges", "input->m0", "score"], "high"), "edge 'input->m0'"),
@@ -218,8 +220,36 @@ def test_a_graph_larger_than_any_model_s_is_refused_before_memory_is_taken(tmp_p
     cfg = {"n_layers": layers, "n_heads": heads, "parallel_attn_mlp": False, "d_model": 8}
     path = tmp_path / "graph.json"
     path.write_text(json.dumps({"cfg": cfg, "nodes": {}, "edges": {}}))
-    with pytest.raises(InputError, match="more than any model has"):
+    with pytest.raises(InputError, match=r"more than 160 of 160; .* raise --max_layers and --max_heads"):
         read_graph(path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".json.gz", ".pt"])
+def test_a_graph_beyond_the_bounds_is_refused_until_the_flags_raise_them(tmp_path, suffix, monkeypatch):
+    layout = Layout(3, 2)
+    graph = Graph(layout, torch.where(layout.real_edges, 0.5, 0.0), layout.real_edges, 8, {})
+    write_graph(tmp_path / f"graph{suffix}", graph)
+    monkeypatch.setattr(BOUNDS, "max_layers", 2)
+    monkeypatch.setattr(BOUNDS, "max_heads", 2)
+    with pytest.raises(InputError, match="3 layers of 2 heads are more than 2 of 2"):
+        read_graph(tmp_path / f"graph{suffix}")
+    program_parser(None).parse_args(["--max_layers", "3"])
+    assert torch.equal(read_graph(tmp_path / f"graph{suffix}").scores, graph.scores)
+
+
+def test_a_tensor_file_whose_parts_unpack_beyond_the_bound_is_refused(tmp_path, monkeypatch):
+    path, bomb = tmp_path / "graph.pt", tmp_path / "bomb.pt"
+    layout = Layout(2, 2)
+    write_graph(path, Graph(layout, torch.zeros(layout.real_edges.shape), layout.real_edges, 8, {}))
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+        packed.writestr("archive/data/9", bytes(5_000_000))
+    assert bomb.stat().st_size < 20_000
+    monkeypatch.setattr(BOUNDS, "max_unpacked_gb", 0.004)
+    with pytest.raises(InputError, match=r"bomb.pt: unpacks to more than 0.004 GB"):
+        read_graph(bomb)
+    assert read_graph(path).layout == layout
 
 
 def test_a_tensor_that_repeats_one_number_is_refused(tmp_path):

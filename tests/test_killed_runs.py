@@ -12,30 +12,35 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import tiny
-from stages import STAGES, Stage, available, contents, duplicate, final_files, finish, read_whole, start
+from stages import STAGES, Stage, contents, duplicate, final_files, finish, read_whole, start
+
+Undisturbed = Callable[[str], tuple[Path, Path, float]]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path, float]]:
-    """Per stage: the workspace before it, the workspace after it, and how long it took in seconds."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Of a stage: the workspace before it, the workspace after it, and how long it took in seconds."""
     base = tmp_path_factory.mktemp("undisturbed")
-    before = base / "0"
-    tiny.save_tiny_gpt2(before / "models" / "tiny")
-    found = {}
+    tiny.save_tiny_gpt2(base / "start" / "models" / "tiny")
     start("data/datapoint_generation.py --help", base, base / "log").join()  # the first start of all is slow
-    for number, stage in enumerate(stage for stage in STAGES.values() if available(stage.name)):
-        after = duplicate(before, base / str(number + 1))
+
+    @cache
+    def run(name: str) -> tuple[Path, Path, float]:
+        stage = STAGES[name]
+        before = run(stage.after)[1] if stage.after else base / "start"
+        after = duplicate(before, base / name)
         started = time.monotonic()
         status, output = finish(stage, after, base / "log")
         assert status == 0, output
-        found[stage.name] = (before, after, time.monotonic() - started)
-        before = after
-    return found
+        return before, after, time.monotonic() - started
+
+    return run
 
 
 def kill_somewhere(stage: Stage, folder: Path, duration: float, generator: random.Random, log: Path) -> bool:
@@ -52,10 +57,10 @@ def kill_somewhere(stage: Stage, folder: Path, duration: float, generator: rando
     return False
 
 
-def disturb(name: str, rounds: int, undisturbed, tmp_path: Path, seed: int) -> None:
+def disturb(name: str, rounds: int, undisturbed: Undisturbed, tmp_path: Path, seed: int) -> None:
     """Kill a stage twice in a row, then let it finish; so many times."""
     stage = STAGES[name]
-    before, after, duration = undisturbed[name]
+    before, after, duration = undisturbed(name)
     generator = random.Random(f"{name} {seed}")
     for round_ in range(rounds):
         folder = duplicate(before, tmp_path / f"round-{round_}")
@@ -80,7 +85,10 @@ def assert_files_are_whole(folder: Path) -> None:
         read_whole(path)
 
 
-names = [name for name in STAGES if available(name)]
+#: Stages of more than a few seconds.
+LONG = ("mirrored", "relevance", "depth")
+SMALL = [name for name in STAGES if name not in LONG]
+names = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
 
 
 @pytest.mark.parametrize("name", names)
@@ -89,7 +97,7 @@ def test_a_stage_killed_twice_ends_with_the_files_of_an_undisturbed_run(name, un
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", names)
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stage_killed_at_twenty_moments_ends_the_same(name, undisturbed, tmp_path):
     disturb(name, 10, undisturbed, tmp_path, seed=1)
 
@@ -118,10 +126,10 @@ def fill(disk: Path, room: int) -> Path:
     return ballast
 
 
-@pytest.mark.parametrize("name", [name for name in names if name != "study"])  # whose files are small
+@pytest.mark.parametrize("name", [*SMALL, pytest.param("mirrored", marks=pytest.mark.slow)])  # studies' files are small
 def test_a_full_disk_ends_with_a_sentence_and_nothing_is_lost(name, undisturbed, small_disk, tmp_path):
     stage = STAGES[name]
-    before, after, _ = undisturbed[name]
+    before, after, _ = undisturbed(name)
     folder = duplicate(before, small_disk / "workspace")
     ballast = fill(small_disk, room=40_000)
     complete = contents(folder)
@@ -141,7 +149,7 @@ def test_a_full_disk_ends_with_a_sentence_and_nothing_is_lost(name, undisturbed,
 @pytest.mark.parametrize("name", names)
 def test_a_read_only_folder_ends_with_a_sentence_and_nothing_is_lost(name, undisturbed, small_disk, tmp_path):
     stage = STAGES[name]
-    folder = duplicate(undisturbed[name][0], small_disk / "workspace")
+    folder = duplicate(undisturbed(name)[0], small_disk / "workspace")
     complete = contents(folder)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     status, output = finish(stage, folder, tmp_path / "log")

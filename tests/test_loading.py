@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, LlamaConfig, PreTrainedConfig
 
+from knowledge_circuits.command_line import program_parser
 from knowledge_circuits.engine.weights import decoder_from_model, load_decoder
-from knowledge_circuits.files import InputError
-from knowledge_circuits.models.loading import load_model
+from knowledge_circuits.files import BOUNDS, InputError
+from knowledge_circuits.models.loading import load_configuration, load_model
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import checkpoints
 from knowledge_circuits.sweeps.programs import model_facts
@@ -109,6 +110,24 @@ def test_4_bit_weights_are_dequantized(tmp_path: Path) -> None:
     weight, expected = decoder.blocks[0].mlp.w_out, plain.blocks[0].mlp.w_out
     assert 0 < (weight - expected).abs().max() < 0.2 * expected.abs().max()
     assert torch.equal(decoder.embedding, plain.embedding)
+
+
+@pytest.mark.parametrize("sizes", [{"num_hidden_layers": 10**30}, {"text_config": {"num_attention_heads": 10**9}}])
+def test_a_configuration_of_more_layers_and_heads_than_any_model_is_refused(tmp_path: Path, sizes: dict) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", **sizes}))
+    with pytest.raises(InputError, match=r"are more than 160 of 160; .* raise --max_layers and --max_heads"):
+        load_configuration(str(tmp_path))
+
+
+def test_a_model_beyond_the_bounds_is_loaded_when_the_flags_raise_them(tmp_path: Path, monkeypatch) -> None:
+    families.save_family(tmp_path, "llama")
+    layers = json.loads((tmp_path / "config.json").read_text())["num_hidden_layers"]
+    monkeypatch.setattr(BOUNDS, "max_layers", layers - 1)
+    monkeypatch.setattr(BOUNDS, "max_heads", 4)
+    with pytest.raises(InputError, match=f"{layers} layers of 4 heads are more than {layers - 1} of 4"):
+        load_decoder(str(tmp_path))
+    program_parser(None).parse_args(["--max_layers", str(layers)])
+    assert len(load_decoder(str(tmp_path)).blocks) == layers
 
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq"])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from knowledge_circuits.corpus.documents import hub_documents, read_text_rows
-from knowledge_circuits.files import InputError, read_jsonl
+from knowledge_circuits.files import BOUNDS, InputError, read_jsonl
 from knowledge_circuits.runs import Run, checkpoints
 from knowledge_circuits.study import KnowledgeType
 from knowledge_circuits.training.arguments import ModelArguments, parse_arguments
@@ -491,6 +491,17 @@ def test_a_kernel_of_the_hub_does_not_run_unasked(flags, tmp_path, tiny_gpt2_fol
     (folder / "config.json").write_text(json.dumps({**config, "attn_implementation": "someone/kernel"}))
     with pytest.raises(InputError, match=r"'attn_implementation' is 'someone/kernel'.*--trust_remote_code"):
         train(flags(model_name_or_path=folder))
+
+
+def test_a_start_beyond_the_bounds_is_refused_until_the_flags_raise_them(flags, monkeypatch):
+    monkeypatch.setattr(BOUNDS, "max_layers", 160)  # the flags set it, and this sets it back
+    monkeypatch.setattr(BOUNDS, "max_heads", 160)
+    small = {"max_heads": 1, "max_steps": 1}
+    with pytest.raises(InputError, match=r"are more than 1 of 1; .* raise --max_layers and --max_heads"):
+        train(flags(max_layers=1, **small))
+    assert train(flags(max_layers=40, **small)).step == 1
+    with pytest.raises(InputError, match="--max_layers 0: a finite number above 0"):
+        flags(max_layers=0)
 
 
 def test_six_steps_print_a_few_lines_and_no_warning(flags, capfd):

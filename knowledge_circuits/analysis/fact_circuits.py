@@ -16,7 +16,6 @@ with a manifest), so that an interrupted measurement goes on.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from knowledge_circuits.analysis import timeline
 from knowledge_circuits.analysis.study_runs import TOP_SHARE, Mask, MeasuredCircuits, circuit_and_halves
-from knowledge_circuits.command_line import HelpFormatter, positive, run_program
+from knowledge_circuits.command_line import HelpFormatter, positive, program_parser, run_program
 from knowledge_circuits.engine import floors, topology
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError, atomic_write, read_bytes
@@ -140,7 +139,7 @@ def _measure_group(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = program_parser(__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("runs", nargs="+", help="folders of runs")
     add("--data_file", required=True, help="prompt pairs (docs/formats.md)")

@@ -14,7 +14,6 @@ python -m knowledge_circuits.analysis.study_runs depth outputs/train/depth/seed_
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,7 @@ from knowledge_circuits.analysis.study_tables import (
     finished,
     write_study_run,
 )
-from knowledge_circuits.command_line import choice, run_program
+from knowledge_circuits.command_line import choice, program_parser, run_program
 from knowledge_circuits.corpus.mirrored import PAST, TAUGHT
 from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_data
 from knowledge_circuits.engine import floors, topology
@@ -324,7 +323,7 @@ def depth_table(run: Run, data_files: Mapping[People, str]) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser(__doc__)
     parser.add_argument("kind", type=choice(StudyKind, tuple(StudyKind)), help="relevance or depth")
     parser.add_argument("runs", nargs="+", help="folders of runs; those not trained to their end are left out")
     parser.add_argument("--study", required=True, help="the study's folder; tables go to its runs/<run>")

@@ -10,7 +10,6 @@ printed and saved as summary.txt in the run.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +17,7 @@ import pandas as pd
 from knowledge_circuits.analysis.circuit_tables import last_checkpoint
 from knowledge_circuits.analysis.learning_tables import past_predictions, predictions
 from knowledge_circuits.analysis.timeline import find_run, run_name
-from knowledge_circuits.command_line import run_program
+from knowledge_circuits.command_line import program_parser, run_program
 from knowledge_circuits.files import InputError, atomic_write
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Band, KnowledgeType
@@ -97,7 +96,7 @@ def _rows(table: pd.DataFrame) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser(__doc__)
     parser.add_argument("run", help="the run's folder, such as outputs/train/nano/default")
     run = find_run(parser.parse_args().run)
     text = summary_text(run)

@@ -16,7 +16,6 @@ circuit or many?
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from knowledge_circuits.analysis.circuit_settings import Setting, main_setting
 from knowledge_circuits.analysis.findings import fit_phase_shift
 from knowledge_circuits.analysis.run_circuits import Circuits, read_circuits
 from knowledge_circuits.analysis.timeline import epochs, find_run
-from knowledge_circuits.command_line import run_program
+from knowledge_circuits.command_line import program_parser, run_program
 from knowledge_circuits.files import InputError
 from knowledge_circuits.records import RECORD, Count, shape
 from knowledge_circuits.runs import PATCHING, Run
@@ -163,7 +162,7 @@ def origin_steps(run_circuits: Circuits, seed: int = 0) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser(__doc__)
     parser.add_argument("run", help="the run's folder, such as outputs/train/nano/default")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     arguments = parser.parse_args()

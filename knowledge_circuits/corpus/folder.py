@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from knowledge_circuits.command_line import HelpFormatter, natural, positive
+from knowledge_circuits.command_line import HelpFormatter, natural, positive, program_parser
 from knowledge_circuits.files import InputError, write_json
 from knowledge_circuits.manifest import (
     MANIFEST_ENDING,
@@ -290,7 +290,7 @@ def _fault(path: Path, manifest: Manifest) -> str:
 
 def data_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the flags that all data programs share: --N, --seed, --data_dir."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = program_parser(description, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--N", type=positive, default=50_000, help="people in all, new and revised together")
     parser.add_argument("--seed", type=natural, default=0, help="the same seed gives the same bytes everywhere")
     parser.add_argument("--data_dir", default="data", help="data go into its folder entities_<N>")

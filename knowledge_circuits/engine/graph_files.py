@@ -20,6 +20,7 @@ import gzip
 import io
 import json
 import math
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,11 +31,7 @@ from safetensors.torch import load, save
 
 from knowledge_circuits.engine.graph import Graph, Layout, layout_of
 from knowledge_circuits.engine.stability import Details, Stability
-from knowledge_circuits.files import InputError, atomic_write, parse_json, read_bytes, read_text
-
-#: More sources x targets than any model has (126 layers of 128 heads: 0.8e9); a damaged file must not make us allocate
-#: without bound.
-_MOST_ENTRIES = 2_000_000_000
+from knowledge_circuits.files import BOUNDS, InputError, atomic_write, parse_json, read_bytes, read_text
 
 #: What an edge reads as that a circuit's file leaves out.
 _OUTSIDE = {"score": 0.0, "in_graph": False}
@@ -190,8 +187,7 @@ class _Checked:
             if type(value) is not int or value < (key != "d_model"):
                 raise InputError(f"{self.path}: cfg {key!r} is {value!r}, not a positive whole number")
             sizes.append(value)
-        if (1 + sizes[0] * (sizes[1] + 1)) * (1 + sizes[0] * (3 * sizes[1] + 1)) > _MOST_ENTRIES:
-            raise InputError(f"{self.path}: {sizes[0]} layers of {sizes[1]} heads are more than any model has")
+        BOUNDS.check_shape(self.path, sizes[0], sizes[1])
         parallel = cfg.get("parallel_attn_mlp", False)
         if not isinstance(parallel, bool):
             raise InputError(f"{self.path}: cfg 'parallel_attn_mlp' is {parallel!r}, not true or false")
@@ -282,7 +278,11 @@ def _read_tensors(path: Path) -> Graph:
     """EAP-IG 2.0's tensor form; weights_only, so nothing in the file is executed."""
     data = read_bytes(path)
     try:
+        if zipfile.is_zipfile(io.BytesIO(data)):
+            BOUNDS.check_unpacked(path, sum(part.file_size for part in zipfile.ZipFile(io.BytesIO(data)).infolist()))
         content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except InputError:
+        raise
     except Exception as error:  # whatever damaged bytes make the unpickler raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
         raise InputError(f"{path}: not a graph in tensor form ({reason})") from None

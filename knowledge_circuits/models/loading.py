@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from knowledge_circuits.command_line import DTYPE_NAMES
-from knowledge_circuits.files import InputError, first_line, means_folder, read_json
+from knowledge_circuits.files import BOUNDS, InputError, first_line, means_folder, read_json
 
 #: The data types by the names that flags give them.
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -43,19 +44,42 @@ def require_weights(name_or_path: str) -> None:
             raise InputError(f"{name_or_path}: a checkpoint folder without weights (no .safetensors or .bin file)")
 
 
-def refuse_hub_kernel(folder: str | Path) -> None:
-    """Refuse a configuration whose attention is a kernel of the hub, which is code that would be downloaded and run.
+#: What configurations call their layers and the heads of a layer.
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+
+
+def load_configuration(
+    path: str, trust_remote_code: bool = False, revision: str = "main", cache_dir: str | None = None
+) -> PreTrainedConfig:
+    """Load a model's configuration; arguments as for `load_model`, or `path` is a configuration's file.
 
     Raises:
-        InputError: `attn_implementation` names one.
+        InputError: a missing or damaged configuration, one of more layers and heads than `BOUNDS` allow, or one whose
+            attention is a kernel of the hub, which is code that would be downloaded and run.
     """
-    path = Path(folder) / "config.json"
-    config = read_json(path) if path.is_file() else {}
-    for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
-        if isinstance(config, dict) and "/" in str(config.get(key)):
-            raise InputError(
-                f"{path}: {key!r} is {config[key]!r}, code of the hub; it runs only with --trust_remote_code"
-            )
+    where = {"revision": revision, "cache_dir": cache_dir}
+    try:
+        content, _ = PreTrainedConfig.get_config_dict(path, **where)
+        for part in (content, content.get("text_config")):
+            if isinstance(part, dict):
+                layers, heads = (_size(part, names) for names in (_LAYERS, _HEADS))
+                BOUNDS.check_shape(path, layers, heads)
+        for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+            if "/" in str(content.get(key)) and not trust_remote_code:
+                raise InputError(
+                    f"{path}: {key!r} is {content[key]!r}, code of the hub; it runs only with --trust_remote_code"
+                )
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **where)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged folder can make the library raise anything
+        raise InputError(f"{path}: its config cannot be read ({first_line(error)})") from error
+
+
+def _size(config: dict[str, Any], names: Sequence[str]) -> float:
+    """Return the largest of a configuration's sizes of these names; 1 where it has none."""
+    return max((config[name] for name in names if isinstance(config.get(name), int | float)), default=1)
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -120,21 +144,13 @@ def read_config(
     An adapter's folder has its base model's configuration.
 
     Raises:
-        InputError: no weights beside it, a damaged configuration, or one that names a kernel of the hub.
+        InputError: no weights beside it, or a configuration that `load_configuration` refuses.
     """
     base = adapter_base(path)
     if base is not None:
         return read_config(base.path, trust_remote_code, base.revision, cache_dir)
     require_weights(path)
-    try:
-        config = AutoConfig.from_pretrained(
-            path, trust_remote_code=trust_remote_code, revision=revision, cache_dir=cache_dir
-        )
-    except Exception as error:  # a damaged folder can make the library raise anything
-        raise InputError(f"{path}: its config cannot be read ({first_line(error)})") from error
-    if not trust_remote_code:
-        refuse_hub_kernel(path)
-    return config
+    return load_configuration(path, trust_remote_code, revision, cache_dir)
 
 
 def read_checkpoint(

@@ -20,7 +20,7 @@ from huggingface_hub import DatasetCardData, HfApi, ModelCardData, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from knowledge_circuits.analysis import circuit_tables, learning_tables, timeline
-from knowledge_circuits.command_line import run_program
+from knowledge_circuits.command_line import program_parser, run_program
 from knowledge_circuits.files import InputError, atomic_write, first_line
 from knowledge_circuits.models.loading import weight_files
 from knowledge_circuits.report.page import configuration
@@ -212,7 +212,7 @@ def push(publication: Publication, api: HfApi, private: bool) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser(__doc__)
     parser.add_argument("run", help="a run's folder, such as outputs/train/nano/default")
     parser.add_argument("--name", required=True, help="the model's repository, user/name")
     parser.add_argument("--license", default="other", help="the hub's identifier of the license, such as mit (other)")

@@ -18,7 +18,7 @@ from typing import Any
 from transformers import HfArgumentParser, TrainingArguments
 
 from knowledge_circuits.command_line import HelpFormatter
-from knowledge_circuits.files import InputError, parse_json, read_json
+from knowledge_circuits.files import BOUNDS, Bounds, InputError, parse_json, read_json
 from knowledge_circuits.paths import check_name
 
 #: The folder of a run that holds its checkpoints.
@@ -188,7 +188,7 @@ def check_ranges(run: RunArguments) -> None:
 
 
 def parse_arguments(argv: Sequence[str], more: Sequence[type] = (), description: str | None = None) -> tuple[Any, ...]:
-    """Read the command line, or a single .json file that holds the same flags.
+    """Read the command line, or a single .json file that holds the same flags, and set `files.BOUNDS` by it.
 
     Args:
         argv: the words after the program's name.
@@ -202,7 +202,7 @@ def parse_arguments(argv: Sequence[str], more: Sequence[type] = (), description:
         InputError: a flag that does not exist, or a combination that the Trainer refuses.
     """
     parser = HfArgumentParser(
-        [ModelArguments, DataArguments, RunArguments, *more],
+        [ModelArguments, DataArguments, RunArguments, *more, Bounds],
         usage="%(prog)s [--flag value ...], or %(prog)s flags.json",
         description=description,
         formatter_class=HelpFormatter,
@@ -210,10 +210,11 @@ def parse_arguments(argv: Sequence[str], more: Sequence[type] = (), description:
     )
     words = _words_of_file(argv[0]) if len(argv) == 1 and argv[0].endswith(".json") else list(argv)
     try:
-        parsed = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+        *parsed, bounds = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"the arguments cannot be used: {' '.join(str(error).split())}") from error
-    return parsed
+    vars(BOUNDS).update(vars(bounds))
+    return tuple(parsed)
 
 
 def _words_of_file(path: str) -> list[str]:

@@ -55,10 +55,15 @@ RESUMABLE = 2
 REMEDY = "another --run keeps it, --overwrite_output_dir starts again"
 
 
+def step_of(folder: Path) -> int:
+    """Return the step of a checkpoint's folder; its manifest, unlike trainer_state.json, is compared with it."""
+    return int(folder.name.removeprefix("checkpoint-"))
+
+
 def saved_checkpoints(run: Run) -> list[Path]:
     """Return the folders of a run's checkpoints in step order; none where there is no such folder yet."""
     folders = [path for path in run.checkpoints_folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
-    return sorted((path for path in folders if path.is_dir()), key=lambda path: int(path.name[11:]))
+    return sorted((path for path in folders if path.is_dir()), key=step_of)
 
 
 def staging_folder(run: Run, step: int) -> Path:
@@ -117,8 +122,7 @@ def fault(run: Run, folder: Path, settings: str, verify: bool) -> str:
         settings: the fingerprint of the settings that decide the weights.
         verify: compare all bytes; otherwise only sizes.
     """
-    step = int(folder.name.removeprefix("checkpoint-"))
-    state = check(folder / FOLDER_MANIFEST, {"step": step, "settings": settings}, verify=verify)
+    state = check(folder / FOLDER_MANIFEST, {"step": step_of(folder), "settings": settings}, verify=verify)
     if not state.is_whole:
         return f"{folder}: {state.detail or state.status}"
     manifest = read_manifest(folder / FOLDER_MANIFEST)

@@ -29,6 +29,7 @@ _CLASSES = (
     (_TRAINER, ("knowledge_circuits", "training/arguments.py", "RunArguments")),
     (("knowledge_circuits", "training/probes.py", "ProbeArguments"),),
     (("knowledge_circuits", "training/strategies.py", "StrategyArguments"),),
+    (("knowledge_circuits", "files.py", "Bounds"),),
 )
 
 

@@ -20,7 +20,7 @@ from knowledge_circuits.training.checkpoints import (
     newest_to_go_on_from,
     remove_checkpoints,
     saved_checkpoints,
-    trainer_state,
+    step_of,
 )
 from knowledge_circuits.training.strategies import chosen
 
@@ -132,7 +132,7 @@ def finished_step(run: Run, configuration: dict[str, Any], checkpoint: Path | No
     if checkpoint is None:
         return None
     if is_done(run, configuration, checkpoint, steps):
-        return trainer_state(checkpoint).global_step
+        return step_of(checkpoint)
     if not has_resume_state(checkpoint):
         raise InputError(f"{checkpoint}: training cannot go on from here, since it has no optimizer state")
     return None
@@ -142,4 +142,4 @@ def is_done(run: Run, configuration: dict[str, Any], checkpoint: Path, steps: in
     """Return whether nothing is left to train after a checkpoint; for the arguments see `finished_step`."""
     earlier = read_run_config(run).arguments.as_dict()
     same_goal = all(earlier.get(key) == configuration["arguments"][key] for key in ("num_train_epochs", "max_steps"))
-    return trainer_state(checkpoint).global_step >= steps or (same_goal and is_finished(checkpoint))
+    return step_of(checkpoint) >= steps or (same_goal and is_finished(checkpoint))

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from transformers import (
     CONFIG_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -16,7 +15,7 @@ from transformers import (
 
 from knowledge_circuits.files import InputError, first_line
 from knowledge_circuits.manifest import FOLDER_MANIFEST, check, read_manifest
-from knowledge_circuits.models.loading import DTYPES, load_model
+from knowledge_circuits.models.loading import DTYPES, load_configuration, load_model
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.training.arguments import ModelArguments
 from knowledge_circuits.training.checkpoints import UNIT
@@ -108,7 +107,9 @@ def model_configuration(arguments: ModelArguments) -> PreTrainedConfig:
     """
     name = arguments.model_name_or_path or arguments.config_name
     if name is not None:
-        config = _load_configuration(name, arguments)
+        if Path(name).is_dir() and not (Path(name) / "config.json").exists():
+            raise InputError(f"{name}: not a checkpoint folder (no config.json)")
+        config = load_configuration(name, arguments.trust_remote_code, arguments.model_revision, arguments.cache_dir)
     elif arguments.model_type in CONFIG_MAPPING:
         config = CONFIG_MAPPING[arguments.model_type]()
     elif arguments.model_type:
@@ -123,17 +124,3 @@ def model_configuration(arguments: ModelArguments) -> PreTrainedConfig:
         except (ValueError, AttributeError) as error:
             raise InputError(f"--config_overrides {arguments.config_overrides!r}: {first_line(error)}") from error
     return config
-
-
-def _load_configuration(name: str, arguments: ModelArguments) -> PreTrainedConfig:
-    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
-        raise InputError(f"{name}: not a checkpoint folder (no config.json)")
-    try:
-        return AutoConfig.from_pretrained(
-            name,
-            trust_remote_code=arguments.trust_remote_code,
-            revision=arguments.model_revision,
-            cache_dir=arguments.cache_dir,
-        )
-    except Exception as error:  # whatever a missing or damaged file makes the library raise
-        raise InputError(f"{name}: no configuration could be loaded ({first_line(error)})") from error
