@@ -149,7 +149,7 @@ def program_parser(description: str | None, **options: Any) -> argparse.Argument
     for bound in fields(Bounds):
         group.add_argument(
             f"--{bound.name}",
-            type={"int": positive, "float": gigabytes}[str(bound.type)],
+            type=positive if isinstance(bound.default, int) else gigabytes,
             action=_SetBound,
             default=argparse.SUPPRESS,
             help=f"{bound.metadata['help'][0].lower()}{bound.metadata['help'][1:-1]}; default {bound.default}",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import HfArgumentParser
 
-from knowledge_circuits.files import InputError
+from knowledge_circuits.command_line import program_parser
+from knowledge_circuits.files import Bounds, InputError
 from knowledge_circuits.training.arguments import DataArguments, ModelArguments, RunArguments
 from knowledge_circuits.training.flags import answer_without_torch, stated_flags
 from knowledge_circuits.training.probes import ProbeArguments
@@ -13,7 +14,7 @@ from knowledge_circuits.training.strategies import StrategyArguments
 
 
 def test_the_flags_in_the_source_are_those_of_the_parser() -> None:
-    parser = HfArgumentParser([ModelArguments, DataArguments, RunArguments, ProbeArguments, StrategyArguments])
+    parser = HfArgumentParser([ModelArguments, DataArguments, RunArguments, ProbeArguments, StrategyArguments, Bounds])
     real = {option: action for action in parser._actions for option in action.option_strings if option.startswith("--")}
     del real["--help"]
     stated = {option: flag for _, flags in stated_flags() for flag in flags for option in flag.options}
@@ -23,6 +24,11 @@ def test_the_flags_in_the_source_are_those_of_the_parser() -> None:
         if "--no" not in option:
             assert flag.help == action.help, option
             assert flag.default is None or flag.default == action.default, option
+    bounds = program_parser(None)  # HfArgumentParser changes the types of a dataclass's fields in place
+    for option in (
+        option for option in stated if option.startswith("--max") and option in bounds._option_string_actions
+    ):
+        assert (stated[option].help or "")[1:-1] in (bounds._option_string_actions[option].help or "")
     titles = {group.title for group in parser._action_groups}
     assert {title for title, _ in stated_flags() if title} <= titles
 
