@@ -52,6 +52,18 @@ def method_name(method: str, gradient: str = "standard", metric: str = "logit_di
     return "_".join([str(method), *rules, *([str(metric)] if metric != "logit_difference" else [])])
 
 
+def selection_name(method: str, same_sign: float = 0.0) -> str:
+    """Return how paths name a way of scoring with the share of resamples in which an edge keeps its sign, if asked.
+
+    >>> selection_name("EAP-IG", 0.95)
+    'EAP-IG_sign0.95'
+    """
+    return f"{method}_sign{same_sign:g}" if same_sign else method
+
+
+_SAME_SIGN = re.compile(r"_sign[0-9.e-]+$")
+
+
 @dataclass(frozen=True, order=True)
 class Coordinates:
     """What a circuit file is about: every variable part of its path under a checkpoint's output folder.
@@ -62,7 +74,7 @@ class Coordinates:
         circuit_n: prompts per group at most.
         task: the attribute of the query.
         group: the circuit's group, column by column.
-        method: how the graph was scored; see `method_name`.
+        method: how the graph was scored and its edges selected; see `method_name` and `selection_name`.
         topn: edges before pruning; None for the scored graph.
         intervention: what replaces the edges outside the circuit.
         origin: the step of the checkpoint whose circuit it is; None for the checkpoint's own.
@@ -82,6 +94,11 @@ class Coordinates:
     def of(cls, circuit_n: int, group: AnyGroup, method: str) -> Coordinates:
         """Return the coordinates of a group's scored graph."""
         return cls(circuit_n, str(group.task), group.columns, str(method))
+
+    @property
+    def scored(self) -> Coordinates:
+        """Those of the scored graph that the circuit was selected from."""
+        return Coordinates(self.circuit_n, self.task, self.group, _SAME_SIGN.sub("", self.method))
 
     @property
     def any_group(self) -> AnyGroup:

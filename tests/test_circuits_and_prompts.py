@@ -12,7 +12,7 @@ from synthetic_run import Truth, scored_graph
 
 from knowledge_circuits.analysis.run_circuits import read_circuits
 from knowledge_circuits.analysis.transferred_circuits import cross_groups
-from knowledge_circuits.engine.graph_files import read_graph, write_details
+from knowledge_circuits.engine.graph_files import read_details, read_graph, write_details, write_graph
 from knowledge_circuits.engine.stability import Details, Resampling, resampled, stability
 from knowledge_circuits.figures import stability as figures
 from knowledge_circuits.figures.vector import svg_element
@@ -21,7 +21,7 @@ from knowledge_circuits.report.material import read_material
 from knowledge_circuits.report.page import report_html
 from knowledge_circuits.report.section import draw_sections
 from knowledge_circuits.report.stability import SECTION
-from knowledge_circuits.runs import Run
+from knowledge_circuits.runs import Run, selection_name
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, groups
 
 GROUP = Group(Attribute.CITY, KnowledgeType.REVISED, Band.HIGH)
@@ -90,6 +90,24 @@ def test_stability_of_another_circuit_size_is_not_the_circuits(measured: Run) ->
     write_details(folder.details, graph.layout, Details(10, other))
     found = read_circuits(measured)
     assert found is not None and found.table["inclusion"].isna().all()
+
+
+def test_a_circuit_of_stable_signs_has_the_inclusion_of_its_edges_and_no_split_half(measured: Run) -> None:
+    for checkpoint in measured.checkpoints():
+        plain = checkpoint.circuit_folder(30, GROUP, "EAP-IG")
+        circuit = read_graph(plain.circuit(Truth().topn))
+        thinned = circuit.with_edges(circuit.in_graph & (torch.arange(circuit.in_graph.shape[1]) % 2 == 0))
+        folder = checkpoint.circuit_folder(30, GROUP, selection_name("EAP-IG", 0.9))
+        write_graph(folder.circuit(Truth().topn), thinned)
+    setting = Setting(30, "EAP-IG_sign0.9", Truth().topn)
+    seen = []
+    found = read_circuits(measured, setting, lambda *shown: seen.append(shown[-1]))
+    inclusion = read_details(plain.details, circuit.layout).stability.inclusion[thinned.in_graph].mean()
+    row = found.table.iloc[-1]
+    assert row["inclusion"] == pytest.approx(float(inclusion)) and 0 < row["rank_correlation"] < 1
+    assert np.isnan(row["split_half_jaccard"]) and found.table["inclusion"].iloc[:-1].isna().all()
+    assert seen[-1].spans == ("subject", "last token") and set(found.spans["span"]) == set(seen[-1].spans)
+    assert "no data" in str(svg_element(figures.stability(found, "nano"), "stability"))
 
 
 def test_a_matrix_of_groups_is_summed_up_by_what_prompts_differ_in(measured: Run) -> None:

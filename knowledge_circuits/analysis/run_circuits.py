@@ -12,14 +12,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS, CircuitFile, Setting, own_circuit_files
+from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS, Setting, own_circuit_files
 from knowledge_circuits.analysis.timeline import epochs
 from knowledge_circuits.engine import topology
 from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.graph_files import read_details, read_graph
 from knowledge_circuits.engine.stability import Details
 from knowledge_circuits.files import InputError
-from knowledge_circuits.runs import PATCHING, Content, Run
+from knowledge_circuits.runs import Content, Coordinates, Run
 from knowledge_circuits.study import Group
 
 CIRCUIT_COLUMNS = [
@@ -38,7 +38,8 @@ class Circuits:
         layout: the model's graph.
         table: [n] rows, see CIRCUIT_COLUMNS. edge_jaccard and node_jaccard compare with the group's circuit at its last
             step. split_half_jaccard and rank_correlation (of two halves of the prompts) and inclusion (mean over the
-            circuit's edges of the share of resamples that have the edge) are NaN where no stability was measured.
+            circuit's edges of the share of resamples that have the edge) are NaN where no stability was measured,
+            split_half_jaccard also for circuits of --same_sign: a half has no resamples that tell its stable signs.
         edges: [n, E] membership of the real edges, in row-major order of [sources, targets].
         nodes: [n, N] membership of the nodes, named by `layout.nodes`.
         activation: [n, l] edge activation ratio by layer.
@@ -114,7 +115,7 @@ def read_circuits(run: Run, setting: Setting | None = None, visit: Visitor | Non
         layout = layout or graph.layout
         if graph.layout != layout:
             raise InputError(f"{file.path}: the graph of another model than the run's other circuits")
-        details = _details(file, layout)
+        details = details_of(file.coordinates, file.path, layout)
         graph = details.attached(graph)
         if visit is not None:
             visit(file.step, file.epoch, file.group, graph)
@@ -152,12 +153,22 @@ def span_shares(circuit: Graph) -> dict[str, float]:
     return dict(zip(circuit.spans, (sums / sums.sum().clamp(min=1e-300)).tolist(), strict=True))
 
 
-def _details(file: CircuitFile, layout: Layout) -> Details:
-    """Return stability (of this circuit size only) and span scores of the graph that a circuit was selected from."""
-    graph = replace(file.coordinates, topn=None, intervention=PATCHING)
-    path = file.path.parent.parent / graph.path(Content.DETAILS, ".safetensors").name
-    details = read_details(path, layout) if path.exists() else Details()
-    return details if details.topn == file.coordinates.topn else replace(details, topn=0, stability=None)
+def details_of(coordinates: Coordinates, path: Path, layout: Layout) -> Details:
+    """Return stability (of this circuit size only) and span scores of the graph that a circuit was selected from.
+
+    The signs that --same_sign asks for are those of all prompts, so an edge that passed is in a resample's circuit if
+    it is in the resample's top n: inclusion holds for such a circuit too. The halves' circuits are unknown.
+
+    Args:
+        coordinates, path: of the circuit's file.
+    """
+    scored = coordinates.scored
+    file = path.parents[len(coordinates.folder.parts)] / scored.path(Content.DETAILS, ".safetensors")
+    details = read_details(file, layout) if file.exists() else Details()
+    stability = details.stability if details.topn == coordinates.topn else None
+    if stability is not None and scored.method != coordinates.method:
+        stability = replace(stability, split_half_jaccard=stability.split_half_jaccard * np.nan)
+    return replace(details, topn=details.topn if stability else 0, stability=stability)
 
 
 def _stability(details: Details, circuit: Graph) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from knowledge_circuits.engine.graph_files import read_graph
 from knowledge_circuits.engine.options import GradientRule, Intervention, Method, Metric
 from knowledge_circuits.files import InputError
-from knowledge_circuits.runs import Checkpoint, CircuitFolder, find_graph, method_name
+from knowledge_circuits.runs import Checkpoint, CircuitFolder, find_graph, method_name, selection_name
 from knowledge_circuits.runs import checkpoints as all_checkpoints
 from knowledge_circuits.study import AnyGroup
 
@@ -59,7 +59,7 @@ class EvaluationSettings:
     @property
     def name(self) -> str:
         """How paths and results name the ways of scoring and selecting."""
-        return "+".join(self.methods) + (f"_sign{self.same_sign:g}" if self.same_sign else "")
+        return selection_name("+".join(self.methods), self.same_sign)
 
     def folder(self, checkpoint: Checkpoint, group: AnyGroup) -> CircuitFolder:
         """Return the files of one group's circuits at a checkpoint."""
