@@ -103,7 +103,7 @@ def test_a_page_that_would_grow_too_large_leaves_out_epochs_evenly() -> None:
 
 
 def test_no_circuits_are_no_data() -> None:
-    assert CircuitBrowser().page_data(pd.DataFrame(), pd.DataFrame()) == {}
+    assert CircuitBrowser().page_data(None, pd.DataFrame()) == {}
 
 
 def test_a_span_s_picture_is_of_its_scores_and_unstable_edges_say_so() -> None:

@@ -24,6 +24,7 @@ from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from knowledge_circuits.manifest import read_manifest
 from knowledge_circuits.models.tokenization import load_tokenizer
+from knowledge_circuits.report.material import read_material
 from knowledge_circuits.report.page import write_report
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import FactGroup
@@ -161,6 +162,15 @@ def test_tables_and_report_show_the_groups_of_own_facts(fresh: Path, capitals: P
     assert (table[table["step"] == 4]["edge_jaccard"] == 1).all() and (table["edge_jaccard"].between(0, 1)).all()
     assert circuit_tables.results(run).empty, "these are of the study's groups"
     assert run_circuits.read_circuits(run) is None, "these are of the study's groups"
+    data = read_material(run).browser.page_data(None, circuit_tables.results(run), table)
+    assert [(one["task"], one["type"], one["band"], one["symbol"]) for one in data["groups"]] == [
+        ("capitals", group, "", "") for group in sorted(CAPITALS)
+    ]
+    for group in data["groups"]:
+        for step, _, edges, _, entropy, faithfulness, *_ in group["rows"]:
+            (row,) = table[(table["step"] == step) & (table["group"] == group["type"])].to_dict("records")
+            assert (edges, entropy) == (row["edges_num"], pytest.approx(row["edge_entropy"], rel=1e-3))
+            assert faithfulness == pytest.approx(row["faithfulness"], rel=1e-3)
 
     asks = ["--model_name_or_path", str(fresh), "--input_file", str(capitals), "--threads", "1"]
     assert call(predict.main, asks) == 0
@@ -177,6 +187,7 @@ def test_tables_and_report_show_the_groups_of_own_facts(fresh: Path, capitals: P
         "Predictions at epoch 1 (step 4); circuits at epoch 1 (step 4)" in numbers
         and numbers.count('<td class="word">capitals</td>') == 2
     )
+    assert 'id="circuit-data"' in page and "<label>Group <select" in page and 'href="#circuits"' in page
     assert "The 18 groups" not in page and 'id="findings"' not in page and 'id="groups"' in page
     for anchor in re.findall(r'href="#([^"]+)"', page):
         assert f'id="{anchor}"' in page

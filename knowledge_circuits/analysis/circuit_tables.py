@@ -21,6 +21,7 @@ from knowledge_circuits.analysis.circuit_settings import (
     group_columns,
 )
 from knowledge_circuits.analysis.learning_tables import predictions
+from knowledge_circuits.analysis.run_circuits import Visitor, details_of
 from knowledge_circuits.engine import topology
 from knowledge_circuits.engine.graph_files import read_graph
 from knowledge_circuits.files import InputError
@@ -95,11 +96,14 @@ def circuit_predictions(run: Run, setting: Setting | None = None) -> pd.DataFram
     return table[CIRCUIT_PREDICTION_COLUMNS]
 
 
-def fact_circuits(run: Run, setting: Setting | None = None) -> pd.DataFrame:
+def fact_circuits(run: Run, setting: Setting | None = None, visit: Visitor | None = None) -> pd.DataFrame:
     """The evaluated circuits of groups of one's own facts; see FACT_CIRCUIT_COLUMNS.
 
     hit is Hit@10 of the circuit alone on its own group's test items, edge_jaccard the similarity to the group's circuit
     at its last step; NaN where a part is missing. Transferred circuits are left out.
+
+    Args:
+        visit: as in `read_circuits`.
     """
     rows: list[dict[str, Any]] = []
     edges: dict[tuple[str, str], list[tuple[int, NDArray[np.bool_]]]] = {}  # by task and group: row and membership
@@ -116,8 +120,10 @@ def fact_circuits(run: Run, setting: Setting | None = None) -> pd.DataFrame:
                 row["hit"] = float(np.mean(np.array(ranks) <= HIT_RANK)) if ranks else np.nan
             circuit = files.get((key, Content.GRAPH))
             if circuit is not None:
-                member = topology.membership(read_graph(circuit))
-                edges.setdefault((group.task, group.name), []).append((len(rows), member))
+                graph = read_graph(circuit)
+                edges.setdefault((group.task, group.name), []).append((len(rows), topology.membership(graph)))
+                if visit is not None:
+                    visit(step, epoch, group, details_of(key, circuit, graph.layout).attached(graph))
             rows.append(row)
     table = pd.DataFrame(rows, columns=FACT_CIRCUIT_COLUMNS)
     for members in edges.values():

@@ -20,7 +20,7 @@ from knowledge_circuits.engine.graph_files import read_details, read_graph
 from knowledge_circuits.engine.stability import Details
 from knowledge_circuits.files import InputError
 from knowledge_circuits.runs import Content, Coordinates, Run
-from knowledge_circuits.study import Group
+from knowledge_circuits.study import AnyGroup, Group
 
 CIRCUIT_COLUMNS = [
     *("step", "epoch", *GROUP_COLUMNS, "prompts", "edges", "nodes"),
@@ -97,7 +97,7 @@ class Circuits:
 
 
 #: Sees each circuit once, with its step, epoch and group, while it is in memory.
-Visitor = Callable[[int, float, Group, Graph], None]
+Visitor = Callable[[int, float, AnyGroup, Graph], None]
 
 
 def read_circuits(run: Run, setting: Setting | None = None, visit: Visitor | None = None) -> Circuits | None:

@@ -25,7 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from knowledge_circuits.engine.graph import Graph, Layout
-from knowledge_circuits.study import Group, groups
+from knowledge_circuits.study import AnyGroup, Group, groups
 
 #: Edges drawn of each circuit at most.
 MOST_EDGES = 60
@@ -101,10 +101,10 @@ class CircuitBrowser:
         layout: the model's graph, known from the first circuit.
     """
 
-    pictures: dict[Group, list[CircuitPicture]] = field(default_factory=dict)
+    pictures: dict[AnyGroup, list[CircuitPicture]] = field(default_factory=dict)
     layout: Layout | None = None
 
-    def add(self, step: int, epoch: float, group: Group, graph: Graph) -> None:
+    def add(self, step: int, epoch: float, group: AnyGroup, graph: Graph) -> None:
         """Take one circuit (the signature of `run_circuits.Visitor`)."""
         if 1 + graph.layout.n_sources >= 1 << 16 or graph.layout.n_targets >= 1 << 16:
             raise ValueError(f"a page's circuits have fewer than 65,536 inputs, not {graph.layout.n_targets:,}")
@@ -120,17 +120,24 @@ class CircuitBrowser:
             return steps
         return [steps[round(index)] for index in np.linspace(0, len(steps) - 1, room)]
 
-    def page_data(self, circuits: pd.DataFrame, results: pd.DataFrame, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    def page_data(
+        self,
+        circuits: pd.DataFrame | None,
+        results: pd.DataFrame,
+        facts: pd.DataFrame | None = None,
+        most_bytes: int = MOST_BYTES,
+    ) -> dict[str, Any]:
         """Everything for the page's script.
 
         Args:
-            circuits: `Circuits.table`, for the entropies.
+            circuits: `Circuits.table`, for the entropies; None: no circuits of the study's groups.
             results: `circuit_tables.results`, for the faithfulness.
+            facts: `circuit_tables.fact_circuits`, for both of groups of one's own facts; None: there are none.
             most_bytes: of all circuits together; beyond it epochs are left out evenly.
 
         Returns:
             layers, heads, omitted (how many checkpoints were left out), spans (names of token spans) and groups: a
-            list of task, type, symbol, band and rows of [step, epoch, edges, nodes, entropy, faithfulness, nodes in
+            list of task, type (a group of one's own facts: its name), symbol, band (its own: "") and rows of [step, epoch, edges, nodes, entropy, faithfulness, nodes in
             base64, edges in base64, [nodes, edges] of each span]; what is not known is null. {} without circuits.
         """
         if self.layout is None:
@@ -138,10 +145,14 @@ class CircuitBrowser:
         shown = set(self.shown_steps(most_bytes))
         entropy = _by_circuit(circuits, "entropy")
         faithfulness = _by_circuit(results[results["circuit_step"] == results["step"]], "faithfulness")
+        if facts is not None:
+            own = facts.rename(columns={"group": "type", "edge_entropy": "entropy"}).assign(band="")
+            entropy |= _by_circuit(own, "entropy")
+            faithfulness |= _by_circuit(own, "faithfulness")
         spans = list(dict.fromkeys(name for one in self._all() for name in one.spans))
         described = []
-        for group in (one for one in groups() if one in self.pictures):
-            names = {"task": str(group.task), "type": str(group.type), "band": str(group.band)}
+        for group in dict.fromkeys((*(one for one in groups() if one in self.pictures), *self.pictures)):
+            names = _names(group)
             rows = []
             for one in sorted(self.pictures[group], key=lambda each: each.step):
                 if one.step in shown:
@@ -152,7 +163,7 @@ class CircuitBrowser:
                         [_base64(part) for part in one.spans[name]] if name in one.spans else None for name in spans
                     ]
                     rows.append([one.step, round(one.epoch, 3), one.edges, one.nodes, *measured, *packed, by_span])
-            described.append({**names, "symbol": group.type.symbol, "rows": rows})
+            described.append({**names, "symbol": group.type.symbol if isinstance(group, Group) else "", "rows": rows})
         total = len({one.step for one in self._all()})
         layout = self.layout
         return {
@@ -167,8 +178,17 @@ class CircuitBrowser:
         return [shown for pictures in self.pictures.values() for shown in pictures]
 
 
-def _by_circuit(table: pd.DataFrame, column: str) -> dict[tuple[Any, ...], float]:
+def _names(group: AnyGroup) -> dict[str, str]:
+    """A group as the page's selectors name it."""
+    if isinstance(group, Group):
+        return {"task": str(group.task), "type": str(group.type), "band": str(group.band)}
+    return {"task": group.task, "type": group.name, "band": ""}
+
+
+def _by_circuit(table: pd.DataFrame | None, column: str) -> dict[tuple[Any, ...], float]:
     """A column by (step, task, type, band)."""
+    if table is None:
+        return {}
     keys = zip(table["step"], table["task"], table["type"], table["band"], strict=True)
     return dict(zip(keys, table[column], strict=True))
 

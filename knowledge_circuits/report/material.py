@@ -115,7 +115,7 @@ def read_material(run: Run) -> Material:
         circuit_predictions=circuit_predictions,
         training_log=timeline.training_log(run),
         fact_predictions=learning_tables.fact_predictions(run),
-        fact_circuits=circuit_tables.fact_circuits(run, setting),
+        fact_circuits=circuit_tables.fact_circuits(run, setting, browser.add),
         circuits=circuits,
         cross_groups=cross_groups(run, setting),
         browser=browser,

@@ -69,7 +69,7 @@ def manifest_of_report(run: Run) -> Path:
 
 def report_html(material: Material) -> str:
     """The page of a run."""
-    circuits = material.circuits.table if material.circuits is not None else pd.DataFrame()
+    circuits = material.circuits.table if material.circuits is not None else None
     return render(
         "report.html.j2",
         material=material,
@@ -78,7 +78,7 @@ def report_html(material: Material) -> str:
         figures_of_findings=tuple(findings_figures(material)),
         last=_last_rows(material),
         last_epoch=_last_epoch(material),
-        browser=material.browser.page_data(circuits, material.results) if material.circuits is not None else {},
+        browser=material.browser.page_data(circuits, material.results, material.fact_circuits),
         sections=list(draw_sections(material, _sections(material))),
         facts=circuit_evaluation.fact_table(material) if material.has_facts else None,
         dynamics=dynamics_section(material),

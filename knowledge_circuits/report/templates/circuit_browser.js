@@ -267,14 +267,24 @@
     }, 700);
   }
 
-  const names = (key, text) => [...new Map(data.groups.map((group) => [group[key], text(group)])).entries()];
-  fill(controls.task, names("task", (group) => group.task));
-  fill(controls.type, names("type", (group) => `${group.symbol} (${group.type})`));
-  fill(controls.band, names("band", (group) => group.band));
-  for (const [key, start] of [["type", "revised"], ["band", "high"]]) {
-    if ([...controls[key].options].some((option) => option.value === start)) controls[key].value = start;
+  // What a selector offers: the values of its key, each once; types and bands are those of the chosen task.
+  function offer(key, text, first) {
+    const groups = data.groups.filter((group) => key === "task" || group.task === controls.task.value);
+    const before = controls[key].value || first;
+    fill(controls[key], [...new Map(groups.map((group) => [group[key], text(group)])).entries()]);
+    if (groups.some((group) => group[key] === before)) controls[key].value = before;
+    controls[key].parentElement.hidden = groups.every((group) => group[key] === "");
   }
-  for (const select of Object.values(controls)) select.addEventListener("change", choose);
+
+  function offerGroups() {
+    offer("type", (group) => (group.symbol ? `${group.symbol} (${group.type})` : group.type), "revised");
+    offer("band", (group) => group.band, "high");
+    choose();
+  }
+
+  offer("task", (group) => group.task);
+  controls.task.addEventListener("change", offerGroups);
+  for (const key of ["type", "band"]) controls[key].addEventListener("change", choose);
   fill(span, [["", "whole prompt"], ...data.spans.map((name, number) => [number, name])]);
   span.parentElement.hidden = data.spans.length === 0;
   span.addEventListener("change", show);
@@ -289,5 +299,5 @@
     item.append(swatch, text);
     element("edge-legend").append(item);
   }
-  choose();
+  offerGroups();
 })();
