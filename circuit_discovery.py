@@ -20,8 +20,8 @@ from knowledge_circuits.runs import checkpoints
 from knowledge_circuits.sweeps.flags import DATA_FILE_HELP, add_group_flags, add_shared_flags
 
 _SPANS_HELP = (
-    "also keep scores by token span: subject, relation, last token; of own facts, where clean and corrupted prompts "
-    "differ"
+    "also keep scores by token span: subject, relation, last token; of own facts those that its key spans names, else "
+    "where clean and corrupted prompts differ"
 )
 
 

@@ -309,6 +309,7 @@ def explain(error: ValidationError) -> str:
     message = message.replace("Input should be", "must be").replace("should have", "must have")
     message = message.replace("a valid integer", "a whole number").replace("a valid boolean", "true or false")
     message = message.replace("a valid string", "a text").replace("valid number", "number")
+    message = message.replace("a valid dictionary", "a JSON object")
     message = message.replace("List must", "must").replace("a valid list", "a list")
     message = message.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
     return f"{repr(key) + ' ' if key else ''}{entry}{message}, not {_shown(value)}"

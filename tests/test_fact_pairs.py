@@ -19,7 +19,7 @@ from knowledge_circuits.analysis import circuit_tables, learning_tables, run_cir
 from knowledge_circuits.corpus.fact_pairs import match_facts, read_facts
 from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.graph_files import read_details, read_graph
-from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.prompts import PromptPairs, token_spans
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from knowledge_circuits.manifest import read_manifest
@@ -273,6 +273,90 @@ def test_facts_without_a_group_column_are_one_group(tmp_path: Path) -> None:
     several.write_text("clean,corrupted,answer,corrupted_answer,era,kind_of\nA b,B b,c,d,old,x/y_z\n")
     (fact,) = read_facts(str(several), ["era", "kind_of"])
     assert fact.group.columns == (("era", "old"), ("kind_of", "x/y_z")) and fact.group.name == "old / x/y_z"
+
+
+@pytest.mark.parametrize("as_words", [True, False])
+def test_named_parts_of_own_prompts_have_scores_that_the_viewer_offers(
+    fresh: Path, capitals: Path, tokenizer, as_words
+) -> None:
+    def part(text: str, words: str) -> str | list[int]:
+        return words if as_words else [text.index(words), text.index(words) + len(words)]
+
+    given = read_jsonl(capitals)
+    named = [row | {"spans": {"country": part(row["prompt"], row["country"])}} for row in given]
+    write_jsonl(capitals, named)
+    pairs = match_facts([fact for fact in read_facts(str(capitals)) if fact.group.name == "europe"], tokenizer).pairs
+    assert pairs.span_names == ("start token", "before country", "country", "last token")
+    for ids, row, spans in zip(pairs.clean, pairs.rows, pairs.spans, strict=True):
+        said = tokenizer.decode(ids[slice(*spans["country"])]).strip()
+        assert prompt(said) == row["clean"] and spans["last token"] == (len(ids) - 1, len(ids))
+    assert call(circuit_discovery.main, discovery(fresh, capitals, "--spans")) == 0
+    assert call(circuit_eval.main, evaluation(fresh, capitals)) == 0
+    folder = fresh / "checkpoint-4" / "circuit_6" / "group_europe" / "method_EAP-IG"
+    graph = read_graph(folder / "capitals_graph.json")
+    details = read_details(folder / "capitals_details.safetensors", graph.layout)
+    torch.testing.assert_close(details.span_scores.sum(0), graph.scores, rtol=0, atol=1e-5)
+    expected = attribute(load_decoder(str(fresh / "checkpoint-4")), pairs, batch_size=8, by_span=True)
+    torch.testing.assert_close(details.span_scores, expected.span_scores, rtol=0, atol=1e-6)
+    (fresh / "checkpoint-4" / "trainer_state.json").write_text('{"global_step": 4, "epoch": 1.0}')
+    material = read_material(Run(fresh.parent))
+    data = material.browser.page_data(None, material.results, material.fact_circuits)
+    assert data["spans"] == list(pairs.span_names) and all(None not in row[8] for row in data["groups"][0]["rows"])
+    write_jsonl(capitals, [row | {"spans": {"question": "The capital"}} for row in given])
+    assert call(circuit_discovery.main, discovery(fresh, capitals, "--spans")) == 1
+    assert call(circuit_discovery.main, discovery(fresh, capitals, "--spans", "--overwrite")) == 0
+    spans = read_details(folder / "capitals_details.safetensors", graph.layout).spans
+    assert spans == ("start token", "question", "after question", "last token")
+
+
+def test_parts_of_a_prompt_become_tokens_that_cover_it(tokenizer) -> None:
+    text = "Ann of Tarn was born in"
+    spans = token_spans(tokenizer, text, {"name": (0, 3), "town": (7, 11)})
+    assert list(spans) == ["start token", "name", "before town", "town", "after town", "last token"]
+    ids = [0, *tokenizer(text)["input_ids"]]
+    assert "".join(tokenizer.decode(ids[slice(*spans[name])]) for name in list(spans)[1:]) == text
+    assert [stop for _, stop in spans.values()] == [*(start for start, _ in list(spans.values())[1:]), len(ids)]
+    assert list(token_spans(tokenizer, text, {"all": (0, len(text))})) == ["start token", "all"]
+    with pytest.raises(InputError, match="two spans of .* have the name 'start token'"):
+        token_spans(tokenizer, text, {"start token": (0, 3)})
+    with pytest.raises(InputError, match="the span 'rest' has no token of its own"):
+        token_spans(tokenizer, text, {"all": (0, len(text)), "rest": (len(text), len(text))})
+
+
+@pytest.mark.parametrize(
+    ("spans", "reason"),
+    [
+        ({"a": [3, 40]}, "the span 'a', characters 3 to 40, holds no part of the prompt's 9 characters"),
+        ({"a": [4, 4]}, "characters 4 to 4, holds no part"),
+        ({"a": [-2, 4]}, "characters -2 to 4, holds no part"),
+        ({"a": [3, 4]}, "characters 3 to 4, holds no part"),
+        ({"a": [0, 5], "b": [4, 9]}, "the spans 'a' and 'b' overlap in 'Ann and B'"),
+        ({"a": "Bob"}, r"the span 'a' must be words that 'Ann and B' has exactly once, not 'Bob'"),
+        ({"a": "n"}, "has exactly once, not 'n'"),
+        ({"a": " "}, "has exactly once, not ' '"),
+        ({"a": [True, 4]}, r"words of the prompt or \[first, end\], not \[True, 4\]"),
+        ({"a": [1]}, r"words of the prompt or \[first, end\], not \[1\]"),
+        ({"": [0, 3]}, "line 2: .* must be a text that is not empty"),
+        (["Ann"], "line 2: 'spans' must be a JSON object"),
+        ("{", "line 2, `spans`: not valid JSON"),
+        (None, "line 2: no `spans`, which .*line 1 has; name those of all prompts or of none"),
+    ],
+)
+def test_spans_that_are_no_parts_of_the_prompt_are_one_sentence(tmp_path: Path, spans, reason) -> None:
+    row = {"prompt": "Ann and B", "corrupted": "Bob and A", "answer": "c", "corrupted_answer": "d"}
+    path = tmp_path / "own.jsonl"
+    write_jsonl(path, [row | {"spans": {"name": "Ann"}}, row | ({} if spans is None else {"spans": spans})])
+    with pytest.raises(InputError, match=reason):
+        read_facts(str(path))
+
+
+def test_spans_stand_in_a_csv_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text('clean,corrupted,answer,corrupted_answer,spans\nAnn is,Bob is,c,d,"{""name"": "" Ann""}"\n')
+    with pytest.raises(InputError, match="has exactly once, not ' Ann'"):
+        read_facts(str(path))
+    path.write_text('clean,corrupted,answer,corrupted_answer,spans\nAnn is,Bob is,c,d,"{""name"": [0, 4]}"\n')
+    assert read_facts(str(path))[0].spans == {"name": (0, 3)}
 
 
 IDS = "clean,corrupted,correct_idx,incorrect_idx\n"

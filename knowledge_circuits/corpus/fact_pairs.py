@@ -5,16 +5,18 @@ A row (CSV, JSON or JSON lines) is a clean and a corrupted prompt and their answ
     clean (or prompt), corrupted, answer, corrupted_answer        "The capital of Poland is", ..., "Warsaw", "Paris"
     clean, corrupted, correct_idx, incorrect_idx                  the answers' first tokens as ids of the model
 
-Any other column may group the rows (`group` by default). The first token of an answer decides attribution and
-faithfulness, as in the paper. The prompts of a pair need the same number of tokens, which depends on the tokenizer:
-pairs that differ are left out, or paired anew within their group.
+Any other column may group the rows (`group` by default). `spans` names parts of the clean prompt for scores by token
+span, by their words or their first and end character: {"country": "Poland"} or {"country": [15, 21]}. The first token
+of an answer decides attribution and faithfulness, as in the paper. The prompts of a pair need the same number of
+tokens, which depends on the tokenizer: pairs that differ are left out, or paired anew within their group.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
@@ -23,8 +25,8 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict
 
 from knowledge_circuits.corpus.documents import read_rows
-from knowledge_circuits.engine.prompts import PromptPairs
-from knowledge_circuits.files import InputError
+from knowledge_circuits.engine.prompts import PromptPairs, token_spans
+from knowledge_circuits.files import InputError, parse_json
 from knowledge_circuits.models.tokenization import encode_prompt
 from knowledge_circuits.records import RECORD, Digits, Text, number_of_digits, shape
 from knowledge_circuits.study import FactGroup
@@ -45,6 +47,7 @@ class _FactRow(TypedDict):
     corrupted_answer: NotRequired[Digits]
     correct_idx: NotRequired[TokenId]
     incorrect_idx: NotRequired[TokenId]
+    spans: NotRequired[dict[Text, Any]]
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Fact:
         clean, answer: the prompt, and its answer as text or as its first token's id.
         corrupted, corrupted_answer: the same of the corrupted prompt; None where the file leaves the partner open.
         row: all that the file says.
+        spans: parts of the clean prompt by name, first and end character; empty: the file names none.
     """
 
     where: str
@@ -66,6 +70,7 @@ class Fact:
     corrupted: str | None
     corrupted_answer: str | int | None
     row: dict[str, Any]
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def is_fact_file(path: str) -> bool:
@@ -101,13 +106,20 @@ def read_facts(path: str, group_by: Sequence[str] | None = None) -> list[Fact]:
         if group_by and name not in rows[0][1]:
             raise InputError(f"{path}: no column {name!r} to group by, only {', '.join(rows[0][1])}")
     grouped = bool(group_by) or any(GROUP in row for _, row in rows)
-    return [_fact(where, row, Path(path).stem, names, grouped) for where, row in rows]
+    facts = [_fact(where, row, Path(path).stem, names, grouped) for where, row in rows]
+    named = next((fact.where for fact in facts if fact.spans), None)
+    without = next((fact.where for fact in facts if not fact.spans), None)
+    if named and without:
+        raise InputError(f"{without}: no `spans`, which {named} has; name those of all prompts or of none")
+    return facts
 
 
 def _fact(where: str, row: dict[str, Any], task: str, names: Sequence[str], grouped: bool) -> Fact:
     content = {key: value for key, value in row.items() if value is not None and str(value).strip()}
     if "clean" not in content and "prompt" in content:
         content["clean"] = content["prompt"]
+    if isinstance(content.get("spans"), str):  # a cell of a CSV
+        content["spans"] = parse_json(content["spans"], f"{where}, `spans`")
     checked = shape(_FactRow).check(content, where)
     answer = checked.get("answer", checked.get("correct_idx"))
     if answer is None:
@@ -128,7 +140,33 @@ def _fact(where: str, row: dict[str, Any], task: str, names: Sequence[str], grou
     corrupted = checked.get("corrupted")
     partner = partner.strip() if isinstance(partner, str) else partner
     clean = checked["clean"].rstrip()
-    return Fact(where, group, clean, text, corrupted.rstrip() if corrupted else None, partner, dict(row))
+    spans = _character_ranges(where, clean, checked.get("spans", {}))
+    return Fact(where, group, clean, text, corrupted.rstrip() if corrupted else None, partner, dict(row), spans)
+
+
+def _character_ranges(where: str, prompt: str, spans: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return first and end character of named parts of a prompt, in its order, without spaces around them."""
+    ranges = {}
+    for name, part in spans.items():
+        if isinstance(part, str) and part.strip() and prompt.count(part) == 1:
+            part = [prompt.index(part), prompt.index(part) + len(part)]
+        if isinstance(part, str):
+            raise InputError(f"{where}: the span {name!r} must be words that {prompt!r} has exactly once, not {part!r}")
+        if not (isinstance(part, list) and [type(end) for end in part] == [int, int]):
+            raise InputError(f"{where}: the span {name!r} must be words of the prompt or [first, end], not {part!r}")
+        first, end = part
+        if not (0 <= first < end <= len(prompt) and prompt[first:end].strip()):
+            raise InputError(
+                f"{where}: the span {name!r}, characters {first} to {end}, holds no part of the prompt's {len(prompt)} "
+                "characters"
+            )
+        first += len(prompt[first:end]) - len(prompt[first:end].lstrip())
+        ranges[name] = (first, first + len(prompt[first:end].rstrip()))
+    ordered = sorted(ranges.items(), key=lambda item: item[1])
+    for (name, (_, end)), (other, (first, _)) in pairwise(ordered):
+        if first < end:
+            raise InputError(f"{where}: the spans {name!r} and {other!r} overlap in {prompt!r}")
+    return dict(ordered)
 
 
 @dataclass(frozen=True)
@@ -158,7 +196,7 @@ def match_facts(
         limit: at most this many pairs, from the first.
 
     Raises:
-        InputError: an answer adds no token to its prompt; the message names the line.
+        InputError: an answer adds no token to its prompt, or a span has no token; the message names the line.
     """
     texts = {text for fact in facts for text in (fact.clean, fact.corrupted) if text is not None}
     length = {text: len(encode_prompt(tokenizer, text)) for text in texts}
@@ -169,12 +207,15 @@ def match_facts(
     parts: list[tuple[PromptPairs, bool]] = []
     unmatched = []
     for fact, fit in zip(facts, fits, strict=True):
-        if fit:
-            parts.append((_pair(fact, tokenizer), False))
-        elif fact.clean in partners:
-            parts.append((partners[fact.clean], True))
-        else:
+        if not fit and fact.clean not in partners:
             unmatched.append(fact)
+            continue
+        try:
+            pair = _pair(fact, tokenizer) if fit else partners[fact.clean]
+            spans = [token_spans(tokenizer, fact.clean, fact.spans)] if fact.spans else []
+        except InputError as error:
+            raise InputError(f"{fact.where}: {error}") from None
+        parts.append((replace(pair, spans=spans), not fit))
     taken = parts[:limit]
     pairs = PromptPairs.joined([pair for pair, _ in taken])
     return MatchedFacts(pairs, tuple(unmatched), sum(is_new for _, is_new in taken))
@@ -183,11 +224,7 @@ def match_facts(
 def _pair(fact: Fact, tokenizer: PreTrainedTokenizerBase) -> PromptPairs:
     assert fact.corrupted is not None and fact.corrupted_answer is not None
     labels = [(fact.answer, fact.corrupted_answer)]
-    row = {"clean": fact.clean, "corrupted": fact.corrupted}
-    try:
-        return PromptPairs.from_text(tokenizer, [fact.clean], [fact.corrupted], labels, [row])
-    except InputError as error:
-        raise InputError(f"{fact.where}: {error}") from None
+    return PromptPairs.from_text(tokenizer, [fact.clean], [fact.corrupted], labels)
 
 
 def _partners(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase) -> dict[str, PromptPairs]:

@@ -282,6 +282,40 @@ class PromptPairs:
         return f"prompt {number + 1}" + (f" ({known})" if known else "")
 
 
+def token_spans(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, ranges: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """Return the spans (see `PromptPairs`) of a prompt whose parts have names.
+
+    The start token is a span; so is the last token, unless a part has it. What lies between the parts is named
+    "before <part>", and what comes after the last one "after <part>". A token that two parts share is the first one's.
+
+    Args:
+        tokenizer: the model's; it must tell which characters a token stands for.
+        prompt: as for `encode_prompt`.
+        ranges: first and end character of each part, in the prompt's order and without overlap.
+
+    Raises:
+        InputError: a part has no token of its own, or a name is used twice.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(f"the tokenizer {tokenizer.name_or_path!r} does not tell its tokens' characters, for spans")
+    offsets = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    spans, at = [(CHANGE_SPANS[0], (0, 1))], 1
+    for name, (first, end) in ranges.items():
+        tokens = [t for t, (a, b) in enumerate(offsets, start=1) if a < end and b > first and t >= at]
+        if not tokens:
+            raise InputError(f"the span {name!r} has no token of its own ({' | '.join(tokenizer.tokenize(prompt))})")
+        spans += [(f"before {name}", (at, tokens[0])), (name, (tokens[0], tokens[-1] + 1))]
+        at = tokens[-1] + 1
+    last = max(at, len(offsets))
+    spans += [(f"after {spans[-1][0]}", (at, last)), (CHANGE_SPANS[-1], (last, len(offsets) + 1))]
+    spans = [(name, span) for name, span in spans if span[0] < span[1]]
+    if twice := [name for name, _ in spans if sum(name == other for other, _ in spans) > 1]:
+        raise InputError(f"two spans of {prompt!r} have the name {twice[0]!r}; give the part another one")
+    return dict(spans)
+
+
 def _first_token(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str | int) -> int:
     return answer if isinstance(answer, int) else label_token_id(tokenizer, prompt, answer)
 

@@ -144,7 +144,7 @@ class _GraphUnit:
             **{"prompts": self.data.digest, "method": str(settings.method), "metric": str(settings.metric)},
             **{"gradient": str(settings.gradient), "ig_steps": settings.steps},
             **({"stability": settings.stability} if settings.stability else {}),
-            **({"spans": True} if settings.spans else {}),
+            **({"spans": self.data.spans} if settings.spans else {}),
         }
 
     def states(self) -> list[State]:

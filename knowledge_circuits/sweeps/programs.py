@@ -78,6 +78,11 @@ class GroupData:
         return fingerprint([self.group.task.relation, rows])
 
     @property
+    def spans(self) -> str | bool:
+        """What tells the prompts' token spans from others in a manifest; True: those of the program."""
+        return True
+
+    @property
     def size(self) -> int:
         """How many prompts are taken."""
         return min(self.limit, sum(in_group(row, self.group) for row in self.rows))
@@ -132,6 +137,12 @@ class FactGroupData:
         """16 hexadecimal digits that identify the facts and how they are paired."""
         facts = [[fact.clean, fact.answer, fact.corrupted, fact.corrupted_answer] for fact in self.facts]
         return fingerprint(["facts", facts, self.pair_anew, self.limit])
+
+    @property
+    def spans(self) -> str | bool:
+        """What tells the prompts' token spans from others in a manifest; True: those of the program."""
+        named = [dict(fact.spans) for fact in self.facts]
+        return fingerprint(named) if any(named) else True
 
     @property
     def size(self) -> int:
