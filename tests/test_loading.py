@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, L
 from knowledge_circuits.command_line import program_parser
 from knowledge_circuits.engine.weights import decoder_from_model, load_decoder
 from knowledge_circuits.files import BOUNDS, InputError
-from knowledge_circuits.models.loading import load_configuration, load_model
+from knowledge_circuits.models.loading import load_configuration, load_model, record_base
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import checkpoints
 from knowledge_circuits.sweeps.programs import model_facts
@@ -174,6 +174,28 @@ def test_an_adapters_results_depend_on_its_base_model(adapter: Path) -> None:
     before = model_facts(checkpoint, "float32")
     families.save_family(adapter.parent / "base", "llama", seed=1)
     assert model_facts(checkpoint, "float32") != before
+
+
+def test_an_adapter_is_not_merged_into_another_model_of_the_same_shapes(adapter: Path, tmp_path: Path, capsys) -> None:
+    families.save_family(tmp_path / "other", "llama", seed=1)
+    with pytest.raises(InputError, match=r"adapter: trained on a base model with other weights than .*other; give"):
+        load_decoder(str(tmp_path / "other"), adapter=str(adapter))
+    record_base(adapter, str(tmp_path / "base"))
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"trained on a base model with other weights .* or remove .*base_model.json"):
+        load_decoder(str(tmp_path / "other"), adapter=str(adapter))
+    load_decoder(str(tmp_path / "moved"), adapter=str(adapter))
+    assert "base model" not in capsys.readouterr().out, "the same weights in another folder need no word"
+    (tmp_path / "other").rename(tmp_path / "base")
+    with pytest.raises(InputError, match="trained on a base model with other weights than"):
+        load_decoder(str(adapter))
+
+
+def test_a_base_model_that_cannot_be_compared_is_said_in_one_line(adapter: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "base").rename(tmp_path / "moved")
+    load_decoder(str(tmp_path / "moved"), adapter=str(adapter))
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"{adapter}: its base model is ../base; whether {tmp_path}/moved is the same one cannot be told"]
 
 
 def test_an_adapter_without_a_base_model_is_refused(adapter: Path) -> None:

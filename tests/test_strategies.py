@@ -214,6 +214,8 @@ def test_a_checkpoint_of_lora_is_an_ordinary_model_and_its_adapter_gives_the_sam
     by_flag = kc.load_model(str(start), adapter=str(end / "adapter"))
     torch.testing.assert_close(by_path.embedding, by_flag.embedding)
     assert type(by_path) is type(kc.load_model(str(end)))
+    with pytest.raises(InputError, match="trained on a base model with other weights than"):
+        kc.load_model(str(end), adapter=str(end / "adapter"))
 
 
 def test_lora_learns_in_few_weights(flags):

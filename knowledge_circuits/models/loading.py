@@ -14,10 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging
 
 from knowledge_circuits.command_line import DTYPE_NAMES
-from knowledge_circuits.files import BOUNDS, InputError, first_line, means_folder, read_json
+from knowledge_circuits.files import BOUNDS, InputError, first_line, means_folder, read_json, write_json
 
 #: The data types by the names that flags give them.
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
+
+#: Files of an adapter's folder: peft's configuration, and the base model's digest.
+ADAPTER_CONFIG, BASE_RECORD = "adapter_config.json", "base_model.json"
 
 
 def require_folder(name_or_path: str) -> None:
@@ -228,15 +231,63 @@ def adapter_base(path: str) -> BaseModel | None:
     Raises:
         InputError: an adapter's folder that names none.
     """
-    file = Path(path) / "adapter_config.json"
+    file = Path(path) / ADAPTER_CONFIG
     if not file.is_file() or Path(path, "config.json").exists():
         return None
-    settings = read_json(file)
+    base = _named_base(path)
+    if base is None:
+        raise InputError(f"{file}: base_model_name_or_path names no model")
+    return base
+
+
+def _named_base(adapter: str) -> BaseModel | None:
+    """Return the base model that an adapter's configuration names."""
+    settings = read_json(Path(adapter, ADAPTER_CONFIG))
     name = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
     if not isinstance(name, str) or not name:
-        raise InputError(f"{file}: base_model_name_or_path names no model")
-    beside = Path(path, name)
+        return None
+    beside = Path(adapter, name)
     return BaseModel(str(beside) if beside.is_dir() else name, settings.get("revision") or "main")
+
+
+def record_base(adapter: Path, base: str | None) -> None:
+    """Write the digest of an adapter's base model beside the adapter, where the base model is a folder."""
+    digest = _folder_digest(base)
+    if digest is not None:
+        write_json(adapter / BASE_RECORD, {"base_model": base, "weights": digest})
+
+
+def check_base(adapter: str, base: str) -> None:
+    """Refuse a base model that an adapter was not trained on, as far as weights can tell.
+
+    Training here writes the digest of the base model's weights beside the adapter. Of other adapters only the base
+    model's name is known: its folder is compared where it is there, and otherwise another name is said in one line.
+
+    Args:
+        adapter: an adapter's folder.
+        base: the folder or hub name of the model that it is merged into; empty if unknown.
+
+    Raises:
+        InputError: the weights are others.
+    """
+    named, record = _named_base(adapter), Path(adapter, BASE_RECORD)
+    recorded = read_json(record) if record.is_file() else {}
+    trained_on = recorded.get("weights") if isinstance(recorded, dict) else None
+    if trained_on is None and named is not None:
+        trained_on = _folder_digest(named.path)
+    digest = _folder_digest(base)
+    if digest and trained_on and digest != trained_on:
+        remedy = f"remove {record}" if recorded else f"name {base} in its {ADAPTER_CONFIG}"
+        raise InputError(
+            f"{adapter}: trained on a base model with other weights than {base}; give the model that it was trained "
+            f"on, or {remedy} if that is the same one in another form"
+        )
+    if named is not None and base and named.path != base and not (digest and trained_on):
+        print(f"{adapter}: its base model is {named.path}; whether {base} is the same one cannot be told")
+
+
+def _folder_digest(base: str | None) -> str | None:
+    return weights_digest(base) if base and Path(base).is_dir() else None
 
 
 def delete_download(name: str, revision: str, cache_dir: str | None = None) -> int:
@@ -275,14 +326,15 @@ def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         adapter: the folder that `PeftModel.save_pretrained` wrote.
 
     Raises:
-        InputError: peft is not installed, the folder holds no adapter, or it was made for a model of another shape.
+        InputError: peft is not installed, the folder holds no adapter, or it was made for a model of another shape or,
+            where that is known (`check_base`), of other weights.
     """
     try:
         import peft
     except ImportError:
         raise InputError(f"{adapter}: an adapter needs the package peft (pip install peft)") from None
-    if not Path(adapter, "adapter_config.json").exists():
-        raise InputError(f"{adapter}: not an adapter's folder (adapter_config.json is missing)")
+    if not Path(adapter, ADAPTER_CONFIG).exists():
+        raise InputError(f"{adapter}: not an adapter's folder ({ADAPTER_CONFIG} is missing)")
     try:
         stored = peft.load_peft_weights(adapter, device="cpu")
         adapted = peft.PeftModel.from_pretrained(model, adapter)
@@ -298,6 +350,7 @@ def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
             f"{adapter}: the adapter does not fit this model ({len(strange)} weights without a counterpart, such as"
             f" {strange[0]!r}); was it trained on another one?"
         )
+    check_base(adapter, model.name_or_path)
     try:
         merged: PreTrainedModel = adapted.merge_and_unload()
     except Exception as error:  # a kind of adapter that has no merged form

@@ -137,8 +137,9 @@ class CircuitBrowser:
 
         Returns:
             layers, heads, omitted (how many checkpoints were left out), spans (names of token spans) and groups: a
-            list of task, type (a group of one's own facts: its name), symbol, band (its own: "") and rows of [step, epoch, edges, nodes, entropy, faithfulness, nodes in
-            base64, edges in base64, [nodes, edges] of each span]; what is not known is null. {} without circuits.
+            list of task, type (of one's own facts: the group's name), symbol, band (of one's own facts: "") and rows of
+            [step, epoch, edges, nodes, entropy, faithfulness, nodes in base64, edges in base64, [nodes, edges] of each
+            span]; what is not known is null. {} without circuits.
         """
         if self.layout is None:
             return {}

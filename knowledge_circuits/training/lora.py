@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from knowledge_circuits.files import InputError, first_line
+from knowledge_circuits.models.loading import record_base
 from knowledge_circuits.training.strategies import StrategyArguments
 
 #: The folder of a checkpoint that holds the adapter.
@@ -85,8 +86,9 @@ def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def save_adapter(adapter: Any, folder: Path) -> None:
-    """Save the adapter alone."""
+    """Save the adapter alone, with the digest of its base model."""
     adapter.save_pretrained(str(folder / ADAPTER))
+    record_base(folder / ADAPTER, adapter.peft_config["default"].base_model_name_or_path)
     (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # a form to fill in
 
 
