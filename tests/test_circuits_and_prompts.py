@@ -10,6 +10,7 @@ import pytest
 import torch
 from synthetic_run import Truth, scored_graph
 
+from knowledge_circuits.analysis.circuit_settings import Setting
 from knowledge_circuits.analysis.run_circuits import read_circuits
 from knowledge_circuits.analysis.transferred_circuits import cross_groups
 from knowledge_circuits.engine.graph_files import read_details, read_graph, write_details, write_graph

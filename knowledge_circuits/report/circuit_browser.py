@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from knowledge_circuits.analysis.circuit_settings import group_columns
 from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.study import AnyGroup, Group, groups
 
@@ -181,9 +182,7 @@ class CircuitBrowser:
 
 def _names(group: AnyGroup) -> dict[str, str]:
     """A group as the page's selectors name it."""
-    if isinstance(group, Group):
-        return {"task": str(group.task), "type": str(group.type), "band": str(group.band)}
-    return {"task": group.task, "type": group.name, "band": ""}
+    return group_columns(group) if isinstance(group, Group) else {"task": group.task, "type": group.name, "band": ""}
 
 
 def _by_circuit(table: pd.DataFrame | None, column: str) -> dict[tuple[Any, ...], float]:
