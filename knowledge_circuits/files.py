@@ -1,4 +1,4 @@
-"""Atomic writing, and readers whose errors name the line.
+"""Atomic writing, readers whose errors name the line, and bounds on what a file may ask memory for.
 
 Everything the project writes goes through `atomic_write`: a temporary name in the target's folder, then a rename. Under
 its final name a file is never partial. Everything it reads raises `InputError` with the file, the line and the reason.

@@ -53,11 +53,18 @@ PREDICT = (
     f"predict.py --model_name_or_path {RUN}/checkpoints --input_file {DATA}/test.jsonl --threads 1 --max_new_tokens 3"
     " --batch_size 64 --max_predict_samples 8 --verify"
 )
+DOCUMENTS = "data/documents_8"
+ASK = (
+    f"predict.py --model_name_or_path {RUN}/checkpoints --input_file {DOCUMENTS}/questions.jsonl --documents"
+    f" {DOCUMENTS}/documents.jsonl --context gold --threads 1 --max_new_tokens 3 --max_predict_samples 6 --verify"
+)
 _ENGINE = f"--model tiny --model_path {RUN}/checkpoints --task city --circuit_n 6 --batch_size 8 --threads 1 --verify"
-DISCOVER = f"circuit_discovery.py {_ENGINE} --data_file {PAIRS}/{{task}}.jsonl --type new --frequency high low"
+DISCOVER = (
+    f"circuit_discovery.py {_ENGINE} --data_file {PAIRS}/{{task}}.jsonl --type new --frequency high low --stability 40"
+)
 EVALUATE = (
     f"circuit_eval.py {_ENGINE} --eval_data_file {PAIRS}/{{task}}.jsonl --test_data_file {DATA}/test.jsonl --topn 40"
-    " --source_type new --source_frequency high low --target_type new --target_frequency high"
+    " --source_type new --source_frequency high low --target_type new --target_frequency high --cross_groups"
 )
 REPORT = f"report.py --run {RUN}"
 MAKING = (
@@ -71,6 +78,8 @@ MAKING = (
     TRAIN,
     GO_ON.replace("--max_steps 6", "--max_steps 4"),
     PREDICT,
+    "data/document_data_generation.py --low 6 --high 2 --high_documents 2 --unmentioned 2",
+    ASK,
     DISCOVER,
     EVALUATE,
     REPORT,
@@ -82,7 +91,7 @@ class Unit:
     """A kind of unit.
 
     Attributes:
-        pattern: its files, below the study's folder.
+        pattern: its files, below the study's folder: patterns with spaces between them.
         programs: which read it, the nearest first.
         redone: results (patterns) that are removed before, so that they must be computed again.
     """
@@ -91,6 +100,11 @@ class Unit:
     pattern: str
     programs: tuple[str, ...]
     redone: tuple[str, ...] = ()
+
+    @property
+    def work(self) -> tuple[tuple[str, ...], ...]:
+        """What is computed; units with the same work have the same results."""
+        return self.programs, self.redone
 
 
 _GRAPHS, _CIRCUITS = f"{RUN}/checkpoints/*/circuit_6/**/method_*/*", f"{RUN}/checkpoints/*/circuit_6/**/topn_*/**/*"
@@ -106,13 +120,16 @@ UNITS = (
     Unit("checkpoint", f"{RUN}/checkpoints/*/*", (PREDICT,), (f"{RUN}/checkpoints/*/prediction*",)),
     Unit("resume state", "outputs/train/tiny/longer/checkpoints/checkpoint-4/*", (GO_ON,)),
     Unit("records", "outputs/train/tiny/longer/*.json*", (GO_ON,)),
+    Unit("documents", f"{DOCUMENTS}/*[sg]*.json*", (ASK,), (f"{RUN}/checkpoints/*/answers*",)),
+    Unit("answers", f"{RUN}/checkpoints/*/answers*", (ASK,)),
+    Unit("cross groups", f"{RUN}/checkpoints/*/circuit_6/*/*/cross_groups*", (EVALUATE,)),
     Unit("graph", _GRAPHS, (EVALUATE,), (_CIRCUITS,)),
     Unit("graph again", _GRAPHS, (DISCOVER, EVALUATE)),
     Unit("circuit", _CIRCUITS, (EVALUATE,)),
     Unit("predictions", f"{RUN}/checkpoints/*/prediction*", (PREDICT,)),
-    Unit("report's tables", f"{RUN}/checkpoints/*/prediction*", (REPORT,), (f"{RUN}/report*",)),
-    Unit("report's circuits", _CIRCUITS, (REPORT,), (f"{RUN}/report*",)),
-    Unit("report's records", f"{RUN}/*.json*", (REPORT,), (f"{RUN}/report*",)),
+    Unit(
+        "report's inputs", f"{_CIRCUITS} {RUN}/checkpoints/*/prediction* {RUN}/*.json*", (REPORT,), (f"{RUN}/report*",)
+    ),
     Unit("report", f"{RUN}/report*", (REPORT,)),
 )
 
@@ -223,13 +240,13 @@ class Campaign:
 
     def __init__(self, study: Path, work: Path, seed: int) -> None:
         self.study, self.work, self.generator = study, work, random.Random(seed)
-        self._expected: dict[str, dict[str, bytes]] = {}
+        self._expected: dict[tuple[tuple[str, ...], ...], dict[str, bytes]] = {}
 
     def case(self) -> Case:
         """Draw a damage, apply it to a copy of the study, and run the unit's programs."""
         unit = self.generator.choice(UNITS)
-        if unit.name not in self._expected:
-            self._expected[unit.name], _ = self._run(unit, lambda folder: None)
+        if unit.work not in self._expected:
+            self._expected[unit.work], _ = self._run(unit, lambda folder: None)
         redone = {name for pattern in unit.redone for name in _files(self.study, pattern)}
         files = [name for name in _files(self.study, unit.pattern) if name not in redone]
         name = self.generator.choice(files)
@@ -270,22 +287,24 @@ class Campaign:
         if last.status:
             sentence = last.said.strip().splitlines()[-1] if last.said.strip() else ""
             return "" if "rror: " in sentence and "Traceback" not in last.said else f"NO SENTENCE {last.said[-500:]}"
-        expected = self._expected[unit.name]
+        expected = self._expected[unit.work]
         other = [file for file in expected if file != name and contents.get(file) != expected[file]]
         if name in contents and name in expected and contents[name] != expected[name] and _is_result(name, unit):
             other.append(name)
         return f"OTHER RESULTS {', '.join(other[:4])}" if other else ""
 
 
+_REMADE = ("graph again", "circuit", "predictions", "answers", "cross groups", "report")
+
+
 def _is_result(name: str, unit: Unit) -> bool:
     """Whether the unit's programs are to make the damaged file itself again."""
-    return unit.name in ("graph again", "circuit", "predictions", "report") and not name.endswith(MANIFEST_ENDING)
+    return unit.name in _REMADE and not name.endswith(MANIFEST_ENDING)
 
 
 def _files(folder: Path, pattern: str) -> list[str]:
-    return sorted(
-        str(path.relative_to(folder)) for path in folder.glob(pattern) if path.is_file() and path.stat().st_size
-    )
+    paths = {path for part in pattern.split() for path in folder.glob(part)}
+    return sorted(str(path.relative_to(folder)) for path in paths if path.is_file() and path.stat().st_size)
 
 
 def _results(folder: Path) -> dict[str, bytes]:
@@ -293,7 +312,7 @@ def _results(folder: Path) -> dict[str, bytes]:
     return {
         name: (folder / name).read_bytes()
         for name in (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        if name.endswith((".jsonl", ".safetensors", "report.html", "_graph.json", "_results.json"))
+        if name.endswith((".jsonl", ".safetensors", "report.html", "_graph.json", "_results.json", "cross_groups.json"))
         and not name.startswith("cache")
         and ".aside-" not in name
     }

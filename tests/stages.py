@@ -91,6 +91,16 @@ STAGES = {
             ),
             after="training",
         ),
+        Stage(
+            "answers",
+            (
+                "data/document_data_generation.py --low 8 --high 2 --high_documents 2 --unmentioned 2",
+                f"predict.py --model_name_or_path {RUN}/checkpoints --input_file data/documents_10/questions.jsonl"
+                " --documents data/documents_10/documents.jsonl --context none retrieved --threads 1 --batch_size 16"
+                " --max_new_tokens 3 --max_predict_samples 6",
+            ),
+            after="training",
+        ),
         Stage("discovery", (f"circuit_discovery.py {ENGINE} --data_file {CIRCUITS}",), after="prediction"),
         Stage(
             "evaluation",

@@ -1,8 +1,9 @@
 """A stage that is killed at any moment and started again ends with the files of an undisturbed run.
 
 SIGKILL leaves no time to clean up. Whatever the moment: every file under its final name is whole, and running the
-same command again completes the rest, byte for byte as if nothing had happened. The fast set kills every stage twice
-in a row; the slow one twenty times. Full disks and read-only folders end with one sentence and nothing lost.
+same command again completes the rest, byte for byte as if nothing had happened. The fast set kills the short stages
+twice in a row; the slow one kills all of them, twenty times. Full disks and read-only folders end with one sentence and
+nothing lost.
 """
 
 from __future__ import annotations

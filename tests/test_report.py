@@ -21,8 +21,8 @@ from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError, read_jsonl, write_json, write_jsonl
 from knowledge_circuits.manifest import Status, check, finish
 from knowledge_circuits.report.comparison import comparison_html, spread, summarize, write_comparison
-from knowledge_circuits.report.material import Material, made_from, read_material
-from knowledge_circuits.report.page import configuration, manifest_of_report, report_html, write_report
+from knowledge_circuits.report.material import Material, made_from, manifest_of_report, read_material
+from knowledge_circuits.report.page import configuration, report_html, write_report
 from knowledge_circuits.run_config import RunConfig, read_run_config, write_run_config
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, KnowledgeType, groups
@@ -313,6 +313,9 @@ def test_the_manifest_of_a_page_is_whole_until_a_file_changes_that_the_page_is_m
     assert check(place, made_from(own_run), [own_run.report], verify=True).is_whole
     own_run.evaluations.write_text("")
     assert check(place, made_from(own_run)).status is Status.OTHER
+    place.write_text("{")
+    write_report(own_run)
+    assert check(place, made_from(own_run), [own_run.report], verify=True).is_whole
 
 
 def test_a_page_is_not_made_from_a_result_that_was_cut(own_run: Run) -> None:

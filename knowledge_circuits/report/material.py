@@ -125,6 +125,11 @@ def read_material(run: Run) -> Material:
     )
 
 
+def manifest_of_report(run: Run) -> Path:
+    """Return where the manifest of a run's page lies."""
+    return run.report.with_name(f"report_{MANIFEST_ENDING}")
+
+
 def made_from(run: Run) -> dict[str, str]:
     """Return what the run's page depends on: its name, and a fingerprint of the files that it is read from.
 
@@ -136,7 +141,7 @@ def made_from(run: Run) -> dict[str, str]:
         if path.is_file() and _is_read(path.relative_to(run.path)):
             digests[path] = FileRecord.of(path).sha256
     for listing in sorted(run.path.rglob(f"*{MANIFEST_ENDING}")):
-        if any(part.startswith(".") or ".aside-" in part for part in listing.relative_to(run.path).parts):
+        if listing == manifest_of_report(run) or _is_hidden(listing.relative_to(run.path)):
             continue
         manifest = read_manifest(listing)
         for name, record in manifest.files.items() if manifest and manifest.finished else ():
@@ -166,7 +171,7 @@ def _check_beginning(path: Path, written: Any, manifest: Path) -> None:
 
 def _is_read(name: Path) -> bool:
     """Return whether a report may be made from the file of this name in a run's folder."""
-    if name.name.endswith(MANIFEST_ENDING) or any(part.startswith(".") or ".aside-" in part for part in name.parts):
+    if name.name.endswith(MANIFEST_ENDING) or _is_hidden(name):
         return False
     folders = ("analysis", *(part for part in name.parts if part.startswith("circuit_")))
     return (
@@ -174,6 +179,11 @@ def _is_read(name: Path) -> bool:
         or name.name.endswith("_prediction.jsonl")
         or any(part in folders for part in name.parts[:-1])
     )
+
+
+def _is_hidden(name: Path) -> bool:
+    """Return whether a file was set aside or is a program's own."""
+    return any(part.startswith(".") or ".aside-" in part for part in name.parts)
 
 
 def _components(run: Run, setting: Setting | None) -> Components | None:

@@ -21,11 +21,11 @@ from knowledge_circuits.analysis import circuit_tables, timeline
 from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS
 from knowledge_circuits.figures.vector import color_rules
 from knowledge_circuits.files import atomic_write
-from knowledge_circuits.manifest import MANIFEST_ENDING, begin, finish
+from knowledge_circuits.manifest import begin, finish
 from knowledge_circuits.report import circuit_evaluation, components, learning, stability, topology
 from knowledge_circuits.report.dynamics import dynamics_section
 from knowledge_circuits.report.findings import card, findings_figures
-from knowledge_circuits.report.material import Material, made_from, read_material
+from knowledge_circuits.report.material import Material, made_from, manifest_of_report, read_material
 from knowledge_circuits.report.section import Section, draw_sections
 from knowledge_circuits.run_config import RunConfig
 from knowledge_circuits.runs import Run
@@ -60,11 +60,6 @@ def write_report(run: Run, output: Path | None = None) -> Path:
     page = write_page(run.report, report_html(material))
     finish(manifest, "report", inputs, [page])
     return page
-
-
-def manifest_of_report(run: Run) -> Path:
-    """Return where the manifest of a run's page lies."""
-    return run.report.with_name(f"report_{MANIFEST_ENDING}")
 
 
 def report_html(material: Material) -> str:
