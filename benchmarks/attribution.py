@@ -7,7 +7,8 @@
 In one process, on the same random weights and prompts, it measures the engine, the hook-based way (an input per head
 and a result per head on `TransformerBridge`, and the parameters' gradients left on, as EAP-IG has it), and the
 machine's matrix-product peak; it prints seconds per prompt, their ratio, the share of the peak that the least
-arithmetic (`benchmarks/arithmetic.py`) makes in that time, and whether both sides agree. Peak memory is measured in a
+arithmetic (`benchmarks/arithmetic.py`) makes in that time, the share that products of the model's shapes reach alone,
+and whether both sides agree. Peak memory is measured in a
 fresh process per side, in all and as what the work adds to what the loaded model takes. Then the same for a circuit
 under patching, and the time of graph files and selections. `--sweep` varies layers, heads, positions, batch and steps
 one at a time.
@@ -279,6 +280,26 @@ def some_circuit(setting: Setting) -> Tensor:
     return real & (torch.rand(real.shape, generator=torch.Generator().manual_seed(0)) < 0.25)
 
 
+def products_rate(setting: Setting) -> float:
+    """Operations per second of one layer's products with its weights, forward and backward, and nothing else.
+
+    They are most of the work, so an engine comes no nearer to the peak than they do at these shapes.
+    """
+    shape, new = Shape.of(setting.config()), setting.batch * (setting.positions - 1)
+    inner, d = shape.n_heads * shape.d_head, shape.d_model
+    widths = [(d, (shape.query_weights + shape.key_value_weights) // d), (inner, d), (shape.d_mlp, d)]
+    widths.append((d, (2 if shape.gated else 1) * shape.d_mlp))
+    flop = seconds = 0.0
+    for backward, rows in ((False, (setting.steps + 1) * new), (True, setting.steps * new)):
+        for read, written in widths:
+            weight = torch.randn(read, written, device=setting.device).to(DTYPES[setting.dtype])
+            weight = weight.T if backward else weight
+            x = torch.randn(rows, len(weight), device=setting.device).to(weight.dtype)
+            seconds += best_seconds(partial(torch.mm, x, weight), 10, setting.device)
+            flop += 2 * rows * read * written
+    return flop / seconds
+
+
 def measure(setting: Setting, sides: list[str], repeats: int, hook_repeats: int, memory: bool) -> dict[str, Any]:
     """Times, agreement and memory of both works at one setting."""
     shape = Shape.of(setting.config())
@@ -289,6 +310,7 @@ def measure(setting: Setting, sides: list[str], repeats: int, hook_repeats: int,
     }
     result: dict[str, Any] = {"setting": asdict(setting), "edges": shape.edges, "least_gflop_per_prompt": {}}
     result["least_gflop_per_prompt"] = {work: flop / 1e9 for work, flop in least.items()}
+    result["products_gflop_per_second"] = products_rate(setting) / 1e9
     answers: dict[str, dict[str, Tensor]] = {"attribution": {}, "circuit": {}}
     for side in sides:
         made = SIDES[side](setting)
@@ -347,6 +369,8 @@ def report(result: dict[str, Any], peak: float) -> None:
         f"\n{setting['shape']}: {result['edges']:,} edges, batch {setting['batch']}, {setting['positions']} positions,"
         f" m = {setting['steps']}, {setting['dtype']} on {setting['device']}"
     )
+    products = result["products_gflop_per_second"]
+    print(f"  attribution's products with weights alone: {products:.1f} GFLOP/s, {products * 1e9 / peak:.0%} of the peak")
     for work in ("attribution", "circuit"):
         print(f"  {work}: at least {result['least_gflop_per_prompt'][work]:.2f} GFLOP a prompt")
         for side, values in result[work].items():

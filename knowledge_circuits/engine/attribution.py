@@ -652,8 +652,8 @@ def _products(differences: Tensor, gradients: Tensor, cells: int) -> Tensor:
 
     The b p positions, in order, are divided into c cells of one size: all of them, one item each, or one position each.
     """
-    left = differences.reshape(len(differences), cells, -1).transpose(0, 1)
-    return left @ gradients.reshape(len(gradients), cells, -1).permute(1, 2, 0)
+    right = differences.reshape(len(differences), cells, -1).permute(1, 2, 0)
+    return (gradients.reshape(len(gradients), cells, -1).transpose(0, 1) @ right).transpose(1, 2)
 
 
 def _summed(part: HeadGradients, weight: Tensor, normalized: Normalized, runs: int) -> _Summed:
@@ -680,18 +680,13 @@ def _layer_scores(differences: Tensor, targets: _LayerTargets, positions: slice,
         by_group = part.gradient[:, :, positions].transpose(0, 1).reshape(len(part.weight), -1, e)
         rows = gradients[index * h : (index + 1) * h]
         batched_product(by_group, part.weight, rows.view(len(part.weight), -1, d))
-    if mlp is not None:
-        gradients[-1] = mlp[:, positions]
-    scores = _products(differences, gradients, cells)
     coefficients = [part.along[..., positions] for part in parts if part.along is not None]
     if coefficients and targets.normalized is not None:
-        # The part along xhat: sum over runs and positions of <D, xhat_s> times the coefficient.
-        runs = len(coefficients[0])
-        xhat = targets.normalized.to(differences.device).unflatten(0, (runs, b))[:, :, positions]
-        by_position = differences.reshape(-1, b * p, d).transpose(0, 1)
-        along = torch.bmm(by_position, xhat.reshape(runs, b * p, d).permute(1, 2, 0))  # [b p, u', m]
-        weights = torch.stack(coefficients).to(differences.device).permute(2, 4, 1, 0, 3)
-        weights = weights.reshape(cells, b * p // cells * runs, -1)
-        along = along.transpose(0, 1).reshape(len(differences), cells, -1).transpose(0, 1)
-        scores[:, :, : weights.shape[2]] -= along @ weights / d
-    return scores
+        # The part along xhat: at each position [t, m] coefficients times [m, d].
+        along = torch.cat(coefficients, 2).to(differences.device).permute(1, 3, 2, 0).flatten(0, 1)
+        xhat = targets.normalized.to(differences.device).unflatten(0, (along.shape[2], b))[:, :, positions]
+        heads = gradients[: along.shape[1]].view(-1, b * p, d).transpose(0, 1)
+        heads.baddbmm_(along, xhat.permute(1, 2, 0, 3).flatten(0, 1), alpha=-1 / d)
+    if mlp is not None:
+        gradients[-1] = mlp[:, positions]
+    return _products(differences, gradients, cells)
