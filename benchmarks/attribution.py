@@ -370,7 +370,9 @@ def report(result: dict[str, Any], peak: float) -> None:
         f" m = {setting['steps']}, {setting['dtype']} on {setting['device']}"
     )
     products = result["products_gflop_per_second"]
-    print(f"  attribution's products with weights alone: {products:.1f} GFLOP/s, {products * 1e9 / peak:.0%} of the peak")
+    print(
+        f"  attribution's products with weights alone: {products:.1f} GFLOP/s, {products * 1e9 / peak:.0%} of the peak"
+    )
     for work in ("attribution", "circuit"):
         print(f"  {work}: at least {result['least_gflop_per_prompt'][work]:.2f} GFLOP a prompt")
         for side, values in result[work].items():

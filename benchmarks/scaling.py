@@ -11,10 +11,11 @@ Training is six operations per parameter and token of the corpus; its share of t
 Bytes of a graph file are measured by writing one; bytes of a checkpoint are its parameters in float32, the newest one
 three times (two moments).
 
-`--lengths` attributes one random prompt pair of each length on random weights of a small shape and prints CPU seconds
-and the memory that this adds. `--large` writes random bfloat16 weights of a shape layer by layer to a folder (16 GB for
-8 billion parameters; it is deleted afterwards), loads it, attributes one prompt pair of 16 tokens with m = 5, and
-prints seconds and peak memory of both.
+`--lengths` attributes one random prompt pair of each length on random weights of a small shape, runs a circuit of a
+quarter of the edges on it, and prints CPU seconds and the memory that this adds. `--large` writes random bfloat16
+weights of a shape layer by layer to a folder (16 GB for 8 billion parameters; it is deleted afterwards), loads it,
+attributes one prompt pair of 16 tokens with m = 5, and prints seconds and peak
+memory of both.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +43,12 @@ from benchmarks.attribution import SHAPES
 from benchmarks.measuring import AnonymousPeak
 from knowledge_circuits.corpus.people import DEFAULT_FREQUENCY_RATE, Stream, draw_frequencies, stream
 from knowledge_circuits.engine.attribution import attribute
+from knowledge_circuits.engine.evaluation import evaluate
 from knowledge_circuits.engine.graph import Graph, Layout, layout_of
 from knowledge_circuits.engine.graph_files import write_graph
-from knowledge_circuits.engine.memory import plan_attribution
+from knowledge_circuits.engine.memory import plan_attribution, plan_circuit
 from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.selection import top_n
 from knowledge_circuits.engine.weights import decoder_from_model, load_decoder
 from knowledge_circuits.files import write_json
 
@@ -124,21 +127,31 @@ def measure_lengths(lengths: Sequence[int], memory_gb: float, layers: int, steps
     torch.manual_seed(0)
     decoder = decoder_from_model(AutoModelForCausalLM.from_config(config))
     layout = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)
-    columns = ("tokens", "runs at once", "positions at once", "CPU s", "CPU ms a token", "memory added, MB")
+    attribution = ("runs at once", "positions at once", "CPU s", "CPU ms a token", "memory added, MB")
+    columns = ("tokens", *attribution, "circuit: positions at once", "CPU s", "memory added, MB")
     print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
     for length in lengths:
         plan = plan_attribution(decoder, layout, length, 1, steps + 1, memory_gb * 1e9)
+        _, at_once = plan_circuit(decoder, length, memory_gb * 1e9)
         pairs = random_pair(config.vocab_size, length)
-        attribute(decoder, pairs, ig_steps=1, memory_gb=memory_gb)  # not counted
-        with AnonymousPeak() as peak:
-            started = time.process_time()
-            attribute(decoder, pairs, ig_steps=steps, memory_gb=memory_gb)
-            seconds = time.process_time() - started
+        circuit = top_n(attribute(decoder, pairs, ig_steps=1, memory_gb=memory_gb), layout.n_edges // 4)  # not counted
+        seconds, added = _cost(lambda: attribute(decoder, pairs, ig_steps=steps, memory_gb=memory_gb))  # noqa: B023
+        circuit_seconds, circuit_added = _cost(lambda: evaluate(decoder, [circuit], pairs, memory_gb=memory_gb))  # noqa: B023
         print(
             f"| {length:,} | {plan.runs} of {steps + 1} | {plan.positions:,} | {seconds:.2f}"
-            f" | {1000 * seconds / length:.1f} | {peak.added / 1e6:,.0f} |",
+            f" | {1000 * seconds / length:.1f} | {added / 1e6:,.0f} | {at_once:,} | {circuit_seconds:.2f}"
+            f" | {circuit_added / 1e6:,.0f} |",
             flush=True,
         )
+
+
+def _cost(work: Callable[[], object]) -> tuple[float, int]:
+    """Return the CPU seconds that a piece of work takes and the memory that it adds, in bytes."""
+    with AnonymousPeak() as peak:
+        started = time.process_time()
+        work()
+        seconds = time.process_time() - started
+    return seconds, peak.added
 
 
 def write_random_checkpoint(config: PreTrainedConfig, folder: Path) -> int:

@@ -82,7 +82,7 @@ def main() -> None:
     texts = {
         folder.prior: corpus.past_texts,
         folder.train: [text.text for text in corpus.training],
-        folder.tokenizer_texts: [text.text for text in corpus.tokenizer_texts],
+        folder.tokenizer_texts: corpus.tokenizer_texts,
     }
     sources, written = {"pools": pools, "templates": templates}, [*people, *texts, folder.validation]
     with folder.making("mirrored_data_generation", vars(arguments), written, first=True, sources=sources):

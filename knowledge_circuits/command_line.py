@@ -186,7 +186,7 @@ def add_work_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--device", default="auto", help="auto (CUDA if there is one), cpu, mps, cuda, cuda:<number>; default auto")
     add("--dtype", choices=DTYPE_NAMES, default="float32", help="of weights and activations; default float32")
-    add("--threads", type=thread_count, help="CPU threads of each process; default: 1 for small models, else all cores")
+    add("--threads", type=thread_count, help="CPU threads of a process; default: one per 5 MB of weights")
     add("--timing", action="store_true", help="print each process's share of busy time at the end")
     add("--trust_remote_code", action="store_true", help="run code that comes with a model; default off")
 

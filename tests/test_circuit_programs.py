@@ -28,8 +28,9 @@ from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import read_json, read_jsonl, write_json, write_jsonl
 from knowledge_circuits.manifest import read_manifest
 from knowledge_circuits.models.tokenization import load_tokenizer
-from knowledge_circuits.runs import CircuitFolder, checkpoints
+from knowledge_circuits.runs import Checkpoint, CircuitFolder, checkpoints
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, group_columns, groups
+from knowledge_circuits.sweeps import programs
 from knowledge_circuits.sweeps.programs import GroupData, ModelLoader, read_groups
 from knowledge_circuits.sweeps.targets import TestItems
 
@@ -639,3 +640,13 @@ def test_each_groups_circuit_runs_on_the_prompts_of_all_groups(copy, capsys):
     capsys.readouterr()
     assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "60", "--cross_groups")) == 1
     assert "choose at least two" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("megabytes,threads", [(1, 1), (12, 2), (1000, 4)])
+def test_a_thread_has_five_megabytes_of_weights_at_least(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, megabytes: int, threads: int
+) -> None:
+    monkeypatch.setattr(programs, "cores", lambda: 4)
+    with open(tmp_path / "model.safetensors", "wb") as weights:
+        weights.truncate(megabytes * 1_000_000)
+    assert programs.default_threads([Checkpoint(str(tmp_path), tmp_path)]) == threads

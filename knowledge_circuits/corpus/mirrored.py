@@ -68,7 +68,7 @@ class MirrorSizes:
         replays: past texts of each known person among the texts of continual pre-training.
         background_people: further people of the past.
         background_biographies: of each of them.
-        arithmetic_lines: sums in the past, each a text of its own.
+        arithmetic_lines: sums in the past, each a text of its own; the tokenizer is then learned from as many too.
         tokenizer_people: people whose biographies the tokenizer is learned from.
         tokenizer_biographies: of each of them.
     """
@@ -107,7 +107,7 @@ class MirroredCorpus:
         past_texts: their texts and the sums, in training order.
         training: the texts of continual pre-training with the replayed ones, in training order.
         validation: a sample of the texts about `TAUGHT`.
-        tokenizer_texts: about other people.
+        tokenizer_texts: texts about other people, and sums.
     """
 
     people: list[Person]
@@ -116,7 +116,7 @@ class MirroredCorpus:
     past_texts: list[str]
     training: list[Biography]
     validation: list[Biography]
-    tokenizer_texts: list[Biography]
+    tokenizer_texts: list[str]
 
 
 def mirrored_corpus(
@@ -131,7 +131,8 @@ def mirrored_corpus(
         validation_lines: size of the validation sample.
     """
     others = _strangers(sizes.tokenizer_people, pools, _TOKENIZER_SEED, 0, [])
-    tokenizer_texts = _texts(others, sizes.tokenizer_biographies, templates, _TOKENIZER_SEED, 0)
+    sums = arithmetic_corpus(sizes.arithmetic_lines, stream(_TOKENIZER_SEED, Stream.ARITHMETIC))
+    tokenizer_texts = [text.text for text in _texts(others, sizes.tokenizer_biographies, templates, _TOKENIZER_SEED, 0)]
     taken = [person.full_name for person in others]
 
     everybody = _halved(pools, sizes, mirror, seed, taken)
@@ -149,7 +150,6 @@ def mirrored_corpus(
         for text, number in zip(known_texts, numbers, strict=True)
     ]
     past += _texts(background, sizes.background_biographies, templates, seed, 2)
-    sums = arithmetic_corpus(sizes.arithmetic_lines, stream(seed, Stream.ARITHMETIC))
 
     copies = [person.frequency for person in people]
     taught = write_biographies(people, copies, templates, stream(seed, Stream.TEXTS), TAUGHT)
@@ -166,7 +166,7 @@ def mirrored_corpus(
         _shuffled([*(text.text for text in past), *sums], seed, 1),
         _shuffled([*taught, *replayed], seed, 2),
         sample_validation(taught, validation_lines, seed),
-        tokenizer_texts,
+        [*tokenizer_texts, *sums],
     )
 
 

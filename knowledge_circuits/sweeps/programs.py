@@ -362,14 +362,14 @@ _MODEL_SETTINGS = (
     *("special_tokens_map.json", "added_tokens.json", "adapter_config.json"),
 )
 
-#: Models with smaller weight files run on one thread.
-_SMALL_MODEL = 64_000_000
+#: Smaller weights do not keep a thread busy (docs/benchmarks.md, Threads).
+_BYTES_PER_THREAD = 5_000_000
 
 
 def default_threads(checkpoints: Sequence[Checkpoint]) -> int:
-    """Return 1 for small models, whose matrices are too small to share out, and the number of cores for others."""
-    sizes = [sum(file.stat().st_size for file in weight_files(one.path)) for one in checkpoints[:1]]
-    return 1 if sizes and 0 < sizes[0] < _SMALL_MODEL else cores()
+    """Return a thread for every 5 MB of the first checkpoint's weights, at least 1 and at most one per core."""
+    size = sum(file.stat().st_size for one in checkpoints[:1] for file in weight_files(one.path))
+    return max(1, min(cores(), size // _BYTES_PER_THREAD)) if size else cores()
 
 
 def check_place(graph: Graph, path: Path, group: AnyGroup, checkpoint: str) -> None:
