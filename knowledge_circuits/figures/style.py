@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import wraps
 from io import BytesIO
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import IO, Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -41,6 +41,7 @@ _STYLE = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # always: looking for a higher place takes a seventh of the time
     "axes.labelsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -113,7 +114,7 @@ class NotebookFigure(Figure):
 def png(figure: Figure, dpi: int = 2 * _PAGE_DPI, colors: int = 128) -> bytes:
     """A figure as a small PNG (a palette of `colors` instead of full colour), for notebooks and pages."""
     full, small = BytesIO(), BytesIO()
-    figure.savefig(full, format="png", dpi=dpi, facecolor="white")
+    _draw_png(figure, full, dpi)
     image = Image.open(full).convert("RGB").quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     image.save(small, format="png", optimize=True)
     return small.getvalue()
@@ -194,8 +195,15 @@ def keep(figure: Figure, folder: Path, name: str) -> Figure:
 def save(figure: Figure, path: Path, dpi: int = 150) -> Path:
     """Write a figure as PNG, whole or not at all; returns the path."""
     with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=dpi, facecolor="white")
+        _draw_png(figure, file, dpi)
     return path
+
+
+def _draw_png(figure: Figure, file: IO[bytes], dpi: float) -> None:
+    """Write a figure as PNG in one pass, where `savefig` draws twice: for the layout, then for the file."""
+    usual, figure.dpi = figure.dpi, dpi
+    FigureCanvasAgg(figure).print_png(file)
+    figure.dpi = usual
 
 
 def ordered_colors(places: ArrayLike) -> list[str]:

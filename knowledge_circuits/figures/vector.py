@@ -13,6 +13,7 @@ from io import StringIO
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 #: Background and text of a page in the dark.
@@ -31,7 +32,8 @@ def svg_element(figure: Figure, label: str) -> Markup:
     """
     buffer = StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        # One pass, where `savefig` draws twice: for the layout, then for the file.
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
     body = text[text.index(">", text.index("<svg")) + 1 :]
