@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +29,20 @@ RESAMPLING = Resampling(splits=2, resamples=10)
 
 
 @pytest.fixture
-def measured(synthetic_run: Run, tmp_path: Path) -> Run:
+def measured(copied_run: Run) -> Run:
     """A run with details of one group at its last checkpoint, two thirds of whose scores are the subject's."""
-    run = Run(Path(shutil.copytree(synthetic_run.path, tmp_path / "nano" / "default")))
     graph = scored_graph(Truth(), GROUP, 8.0)
     noise = torch.randn(12, *graph.scores.shape, generator=torch.Generator().manual_seed(0))
     prompts = graph.scores * (1 + 0.3 * noise)
     found = stability(graph.layout, resampled(prompts, RESAMPLING), Truth().topn, RESAMPLING)
     spans = torch.stack([graph.scores * 2 / 3, graph.scores / 3])
-    folder = run.checkpoints()[-1].circuit_folder(30, GROUP, "EAP-IG")
-    write_details(folder.details, graph.layout, Details(Truth().topn, found, spans, ("subject", "last token")))
-    return run
+    details = Details(Truth().topn, found, spans, ("subject", "last token"))
+    write_details(details_of(copied_run), graph.layout, details)
+    return copied_run
+
+
+def details_of(run: Run) -> Path:
+    return run.checkpoints()[-1].circuit_folder(30, GROUP, "EAP-IG").details
 
 
 def write_matrix(run: Run) -> Path:
@@ -84,11 +86,10 @@ def test_a_circuit_has_its_stability_and_spans_where_they_were_measured(measured
 
 
 def test_stability_of_another_circuit_size_is_not_the_circuits(measured: Run) -> None:
-    folder = measured.checkpoints()[-1].circuit_folder(30, GROUP, "EAP-IG")
-    graph = read_graph(folder.circuit(Truth().topn))
+    graph = read_graph(measured.checkpoints()[-1].circuit_folder(30, GROUP, "EAP-IG").circuit(Truth().topn))
     scores = torch.randn(14, *graph.scores.shape) * graph.layout.real_edges
     other = stability(graph.layout, scores, 10, RESAMPLING)
-    write_details(folder.details, graph.layout, Details(10, other))
+    write_details(details_of(measured), graph.layout, Details(10, other))
     found = read_circuits(measured)
     assert found is not None and found.table["inclusion"].isna().all()
 
@@ -129,15 +130,15 @@ def test_a_matrix_of_groups_is_summed_up_by_what_prompts_differ_in(measured: Run
         cross_groups(measured)
 
 
-def test_the_reports_section_shows_what_was_measured_and_says_what_was_not(measured: Run, synthetic_run: Run) -> None:
-    (without,) = draw_sections(read_material(synthetic_run), (SECTION,))
+def test_the_reports_section_shows_what_was_measured_and_says_what_was_not(measured: Run) -> None:
+    matrix = write_matrix(measured)
+    page = report_html(read_material(measured))
+    section = page[page.index('<section id="prompts">') : page.index('<section id="components">')]
+    assert section.count("<figure") == 3 and "last token" in section and "shared core (50 edges)" in section
+    assert "Halves agree" in page
+    matrix.unlink()
+    details_of(measured).unlink()
+    (without,) = draw_sections(read_material(measured), (SECTION,))
     assert "--cross_groups" in without.lacking and not without.figures
-    write_matrix(measured)
-    material = read_material(measured)
-    (section,) = draw_sections(material, (SECTION,))
-    texts = [str(figure.svg) for figure in section.figures]
-    assert "last token" in texts[1] and "shared core (50 edges)" in texts[2]
-    assert "Halves agree" in report_html(material)
-    assert "Halves agree" not in report_html(read_material(synthetic_run))
     only = svg_element(figures.cross_groups(None, "nano"), "nothing")
     assert "circuit_eval.py --cross_groups" in str(only)

@@ -152,7 +152,8 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (texts,) = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     subprocess.run(["bash", "-c", texts], cwd=folder, check=True, env=os.environ | {"PATH": path})
-    shorter = {"--instruct": "", "--block_size 256": "--block_size 64", "--num_train_epochs 5": "--num_train_epochs 1"}
+    shorter = {"--instruct": "", "--block_size 256": "--block_size 64"}
+    shorter["--num_train_epochs 5"] = "--num_train_epochs 1 --skill_examples 4"
     for number, line in enumerate(commands(guide)):
         for old, new in shorter.items():
             line = line.replace(old, new)
@@ -174,6 +175,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     python.chmod(0o755)
     sizes = {"LOW": "4", "HIGH": "2", "HIGH_DOCUMENTS": "2", "UNMENTIONED": "1", "EPOCHS": "1", "ANSWER_TOKENS": "5"}
+    sizes |= {"SKILL_EXAMPLES": "4"}
     model = {"MODEL": "tiny", "MODEL_PATH": "models/tiny", "INSTRUCT": "", "BLOCK_SIZE": "64", "VENV": "none"}
     environment = os.environ | sizes | model | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
     for stage in ("data", "references", "train"):

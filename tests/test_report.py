@@ -137,7 +137,7 @@ def test_the_figures_and_the_18_groups_are_on_the_page(page: str) -> None:
     assert page.count('<svg class="drawing" role="img"') == 3 + 22 + 9
     assert len(re.findall(r"<figcaption>\w|<figcaption><i>", page)) == 3 + 22 + 9
     numbers = page[page.index('id="numbers"') : page.index('id="circuits"')]
-    assert numbers.count("<tr") == 1 + 18
+    assert numbers.count("<tr") == 1 + 18 and "Halves agree" not in numbers, "their stability was not measured"
 
 
 def test_the_knowledge_dynamics_are_told(run: Run, page: str) -> None:

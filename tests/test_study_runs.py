@@ -35,21 +35,24 @@ RECIPE = (
 
 
 def programs(mirror: str) -> Stage:
-    """Data, past, continual pre-training and circuit prompts of one mirrored run."""
+    """Data, past and continual pre-training of a mirrored run; of mirror a also the base model and prompt pairs."""
     common = f"--N {N} --seed 3 --data_dir {mirror}"
     data, circuits = f"{mirror}/entities_{N}", "--circuit_n 4 --model_name_or_path base --rare_length 1"
+    base = f"data/base_model_creation.py {common} --output_dir base --tokenizer_file {data}/tokenizer.jsonl {SHAPE}"
+    pairs = (
+        f"data/circuits_data_generation.py {common} --model taught {circuits}",
+        f"data/circuits_data_generation.py {common} --model control --untaught {circuits}",
+    )
     return Stage(
         mirror,
         (
             f"data/mirrored_data_generation.py {common} --mirror {mirror} --untaught_people 24 --dose 3 --templates 2"
             " --background_people 6 --tokenizer_people 20",
-            f"data/base_model_creation.py {common} --output_dir base --tokenizer_file {data}/tokenizer.jsonl {SHAPE}",
+            *((base, *pairs) if mirror == "a" else ()),
             f"train.py --output_dir {mirror}/past --model_name_or_path base --train_file {data}/prior.jsonl"
             f" --num_train_epochs 1 {RECIPE}",
             f"train.py --output_dir {mirror}/run --model_name_or_path {mirror}/past/last --train_file"
             f" {data}/train.jsonl --num_train_epochs 2 --save_half_epochs 2 --probe_file {data}/test.jsonl {RECIPE}",
-            f"data/circuits_data_generation.py {common} --model taught {circuits}",
-            f"data/circuits_data_generation.py {common} --model control --untaught {circuits}",
         ),
     )
 
@@ -135,7 +138,7 @@ def test_measured_circuits_that_are_damaged_or_of_other_weights_are_measured_aga
     if damage == "cut":
         measured.write_bytes(measured.read_bytes()[:-40])
     elif damage == "of another checkpoint":
-        measure_checkpoint(first, 2.0, data_files(folder))
+        measure_checkpoint(first, 0.0, data_files(folder))  # only read where a test before measured it
         shutil.copy(first.output / "study_circuits.npz", measured)
     else:
         shutil.copy(Path(first.path) / "model.safetensors", last.path)
