@@ -201,10 +201,11 @@ def test_documents_are_read_from_each_kind_of_file(tmp_path):
     (tmp_path / "b.json").write_text(lines)
     (tmp_path / "c.json").write_text(json.dumps(rows))
     (tmp_path / "d.csv").write_text('text,city\n"Ada said ""hi"", {twice}.",Zürich\nПривет 🙂,Oslo\n')
-    (tmp_path / "e.txt").write_text("".join(row["text"] + "\n" for row in rows))
     for name in ("a.jsonl", "b.json", "c.json", "d.csv"):
         assert read_text_rows(tmp_path / name) == rows, name
-    assert read_text_rows(tmp_path / "e.txt") == [{"text": row["text"]} for row in rows]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "e.txt").write_bytes("".join(row["text"] + end for row in rows).encode())
+        assert read_text_rows(tmp_path / "e.txt") == [{"text": row["text"]} for row in rows]
 
 
 @pytest.mark.parametrize(
