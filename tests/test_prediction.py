@@ -1,4 +1,4 @@
-"""Queries are answered greedily, the same in any batch, and judged as the protocol says."""
+"""Queries are answered greedily, the same in any batch."""
 
 from __future__ import annotations
 
@@ -16,35 +16,14 @@ from tiny_run import call, files
 from transformers import GenerationConfig
 
 import predict as predict_program
-from knowledge_circuits.corpus.queries import build_queries, is_correct
+from knowledge_circuits.corpus.queries import build_queries
 from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
 from knowledge_circuits.models.generation import generated_text
 from knowledge_circuits.models.loading import load_model
-from knowledge_circuits.models.tokenization import encode_prompt, label_token_id, load_tokenizer
+from knowledge_circuits.models.tokenization import label_token_id, load_tokenizer
 from knowledge_circuits.runs import checkpoints
 from knowledge_circuits.study import Attribute
 from knowledge_circuits.sweeps.prediction import Predictions, Settings, predict
-
-
-@pytest.mark.parametrize(
-    ("output", "value", "correct"),
-    [
-        (" Austin, TX", "Austin, TX", True),
-        (" Austin, TX.", "Austin, TX", True),
-        ("Austin, TX. She was", "Austin, TX", True),
-        ("\nAustin, TX\nmore", "Austin, TX", True),
-        (" St. Louis, MO. He", "St. Louis, MO", True),
-        (" St. Louis, MO", "St", True),
-        (" Austin, TX and", "Austin, TX", False),
-        (" Austin, TXs", "Austin, TX", False),
-        (" in Austin, TX", "Austin, TX", False),
-        (" austin, tx", "Austin, TX", False),
-        ("", "Austin, TX", False),
-        ("  ", "Austin, TX", False),
-    ],
-)
-def test_an_answer_begins_with_the_value_and_ends_there_or_at_a_stop_or_line(output: str, value: str, correct: bool):
-    assert is_correct(output, value) is correct
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
@@ -106,17 +85,6 @@ def test_an_output_ends_at_eos_or_at_the_first_line_break_after_some_text():
     assert generated_text(tokenizer, tokens(" Austin\nBoston")) == " Austin"
     assert generated_text(tokenizer, tokens("\n\nAustin\n")) == "\n\nAustin"
     assert generated_text(tokenizer, [eos]) == ""
-
-
-@pytest.mark.parametrize("folder", ["tiny_gpt2_folder", "tiny_llama_folder"])
-def test_a_query_is_the_protocol_s_prompt_with_one_start_token_and_its_label(folder: str, request):
-    tokenizer = load_tokenizer(str(request.getfixturevalue(folder)))
-    people = persons(6)
-    people[0] = replace(people[0], full_name='Zoë "Z{0}" 李 😀 O\'Neill')
-    for query in build_queries(people, tokenizer):
-        assert list(query.prompt_ids) == encode_prompt(tokenizer, query.prompt)
-        assert query.answer_ids[0] == label_token_id(tokenizer, query.prompt, query.value)
-        assert tokenizer.decode(query.answer_ids).strip() == query.value
 
 
 def test_a_prompt_beyond_the_model_s_context_is_refused_by_name(tiny_gpt2_folder: Path):

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from made_up import POOLS, TEMPLATES, write_pools, write_templates
 
-from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND, arithmetic_corpus, arithmetic_text
 from knowledge_circuits.corpus.folder import DataFolder
 from knowledge_circuits.corpus.other_corpora import (
     PriorSizes,
@@ -21,7 +20,7 @@ from knowledge_circuits.corpus.other_corpora import (
     read_texts,
     replay_corpus,
 )
-from knowledge_circuits.corpus.people import Person, Stream, generate_people, read_people_of, stream
+from knowledge_circuits.corpus.people import Person, generate_people, read_people_of
 from knowledge_circuits.files import InputError, read_jsonl
 from knowledge_circuits.study import Attribute
 
@@ -104,14 +103,6 @@ def test_the_past_is_a_function_of_the_seed_in_mixed_order() -> None:
     sums = [index for index, text in enumerate(first[0]) if " plus " in text]
     assert len(sums) == 100
     assert max(sums) - min(sums) > len(first[0]) / 2
-
-
-def test_sums_are_right_and_all_of_them_come_before_any_comes_again() -> None:
-    every = {arithmetic_text(a, b) for a in range(LARGEST_OPERAND + 1) for b in range(LARGEST_OPERAND + 1)}
-    lines = arithmetic_corpus(2 * len(every) + 5, stream(0, Stream.ARITHMETIC))
-    assert set(lines[: len(every)]) == every
-    assert set(Counter(lines).values()) == {2, 3}
-    assert arithmetic_corpus(0, stream(0, Stream.ARITHMETIC)) == []
 
 
 def run(program: str, folder: Path, *flags: str) -> str:
