@@ -117,12 +117,12 @@ def main() -> int:
     if asks:
         return answer_questions(args, evaluated, settings)
     read = read_facts(args.input_file, args.group_by) if own else read_entities(args.input_file)
-    asked = read[: args.max_predict_samples]
+    items = read[: args.max_predict_samples]
     task = Path(args.input_file).stem
     defaults = [one.fact_predictions(task) if own else one.predictions for one in evaluated]
     outputs = [Path(args.output_file or path) for path in defaults]
     units = [
-        Predictions(checkpoint, settings, output, asked, verify=args.verify)
+        Predictions(checkpoint, settings, output, items, verify=args.verify)
         for checkpoint, output in zip(evaluated, outputs, strict=True)
     ]
     return run_items([unit.item() for unit in units], process, "prediction", args, [path.parent for path in outputs])

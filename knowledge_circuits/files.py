@@ -251,11 +251,11 @@ def numbered_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, 
             raise InputError(f"{path}: its first line names the column {twice!r} twice")
         rows = []
         for row in reader:
-            place = f"{path}, line {reader.line_num}"
+            where = f"{path}, line {reader.line_num}"
             if any(field.strip() for field in row.pop(None, [])):
-                raise InputError(f"{place}: more fields than the first line has names; a comma needs quotes around it")
+                raise InputError(f"{where}: more fields than the first line has names; a comma needs quotes around it")
             if None in row.values():
-                raise InputError(f"{place}: fewer fields than the first line; was the file cut?")
+                raise InputError(f"{where}: fewer fields than the first line; was the file cut?")
             rows.append((reader.line_num, dict(row)))
     except csv.Error as error:
         raise InputError(f"{path}: not valid CSV ({error})") from None

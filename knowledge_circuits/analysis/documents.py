@@ -205,23 +205,21 @@ def _read_run(path: Path) -> DocumentRun:
 
 def _read_references(folder: Path, runs: Sequence[DocumentRun]) -> dict[str, Mapping[str, Any]]:
     """Return the answers of each file as a probe's record; what a question is about is taken from a run's probes."""
-    asked = {row["id"]: row for row in runs[0].records[0]["questions"]}
-    places = [folder / "references", *(folder / run.name / "checkpoints" / "checkpoint-0" for run in runs)]
+    questions = {row["id"]: row for row in runs[0].records[0]["questions"]}
+    folders = [folder / "references", *(folder / run.name / "checkpoints" / "checkpoint-0" for run in runs)]
     references: dict[str, Mapping[str, Any]] = {}
     for context, name in REFERENCES.items():
-        for path in (place / f"answers_{context}.jsonl" for place in places):
+        for path in (one / f"answers_{context}.jsonl" for one in folders):
             if name in references or not path.exists():
                 continue
             rows = read_jsonl(path, ("id", "output", "recall", "exact"))
-            strange = [str(row["id"]) for row in rows if row["id"] not in asked]
-            if strange or not rows:
-                raise InputError(
-                    f"{path}: answers to other questions than the runs', such as {(*strange, 'none')[0]!r}"
-                )
-            questions = [
-                {**asked[row["id"]], **{key: row[key] for key in ("output", "recall", "exact")}} for row in rows
+            others = [str(row["id"]) for row in rows if row["id"] not in questions]
+            if others or not rows:
+                raise InputError(f"{path}: answers to other questions than the runs', such as {(*others, 'none')[0]!r}")
+            answered = [
+                {**questions[row["id"]], **{key: row[key] for key in ("output", "recall", "exact")}} for row in rows
             ]
-            references[name] = {"step": 0, "epoch": 0.0, "questions": questions}
+            references[name] = {"step": 0, "epoch": 0.0, "questions": answered}
     return references
 
 

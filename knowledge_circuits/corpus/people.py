@@ -422,12 +422,12 @@ def sample_test(people: Sequence[Person], per_group: int, seed: int) -> list[Per
 
 def sample_groups(people: Sequence[Person], per_group: int, generator: np.random.Generator) -> list[Person]:
     """At most `per_group` people of each type and band, drawn without replacement, in the order they came."""
-    places: dict[tuple[KnowledgeType, Band], list[int]] = {
+    members: dict[tuple[KnowledgeType, Band], list[int]] = {
         (type_, band): [] for type_ in KnowledgeType for band in Band
     }
     for index, person in enumerate(people):
-        places[person.type, person.band].append(index)
+        members[person.type, person.band].append(index)
     chosen: list[int] = []
-    for indices in places.values():
+    for indices in members.values():
         chosen += [indices[drawn] for drawn in generator.permutation(len(indices))[:per_group].tolist()]
     return [people[index] for index in sorted(chosen)]

@@ -175,11 +175,11 @@ def _without_blanks(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _each_id_once(records: Sequence[tuple[str, Record]], key: str) -> list[Record]:
-    """Return the records; an id that stands twice is an InputError with both places."""
-    places: dict[str, str] = {}
+    """Return the records; an id that stands twice is an InputError with both lines."""
+    first_seen: dict[str, str] = {}
     for where, record in records:
         name = getattr(record, key)
-        if name in places:
-            raise InputError(f"{where}: the {key} {name!r} already stands in {places[name]}")
-        places[name] = where
+        if name in first_seen:
+            raise InputError(f"{where}: the {key} {name!r} already stands in {first_seen[name]}")
+        first_seen[name] = where
     return [record for _, record in records]

@@ -228,15 +228,15 @@ class _Checked:
         return meta
 
     def _refuse_strange(self, edges: dict[str, Any], names: tuple[str, ...]) -> None:
-        strange = edges.keys() - set(names)
-        if strange:
-            raise InputError(f"{self.path}: no edge {min(strange)!r} exists in a model of this shape")
+        unknown = edges.keys() - set(names)
+        if unknown:
+            raise InputError(f"{self.path}: no edge {min(unknown)!r} exists in a model of this shape")
 
     def _check_nodes(self, layout: Layout) -> None:
         nodes = self.part("nodes", dict)
-        strange = set(layout.nodes).symmetric_difference(nodes)
-        if strange:
-            raise InputError(f"{self.path}: node {min(strange)!r} does not match a model of this shape")
+        unknown = set(layout.nodes).symmetric_difference(nodes)
+        if unknown:
+            raise InputError(f"{self.path}: node {min(unknown)!r} does not match a model of this shape")
         for name, value in nodes.items():
             member = value.get("in_graph") if isinstance(value, dict) else value
             if not isinstance(member, bool):

@@ -61,7 +61,7 @@ def load_decoder(
     if device_map is None:
         decoder = _decoder_of(model.to(device), path, release=True)
     else:
-        decoder = _decoder_of(model, path, release=True, places=_places(model, device_map))
+        decoder = _decoder_of(model, path, release=True, devices=_devices(model, device_map))
     del model
     gc.collect()  # the model and its bridges refer to each other; a sweep must not hold two of them
     return decoder
@@ -83,14 +83,14 @@ def decoder_from_model(model: Any, name: str = "the model") -> Decoder:
 
 
 @dataclass(frozen=True)
-class _Places:
+class _Devices:
     """Where the parts of a spread model go: its embeddings, and each layer."""
 
     main: torch.device
     layers: tuple[torch.device, ...]
 
 
-def _places(model: Any, device_map: str | Mapping[str, Any]) -> _Places:
+def _devices(model: Any, device_map: str | Mapping[str, Any]) -> _Devices:
     """Return where a map of modules' names to devices, or `auto`, puts the parts of a model.
 
     Raises:
@@ -113,14 +113,14 @@ def _places(model: Any, device_map: str | Mapping[str, Any]) -> _Places:
         name = names[module]
         parts = name.split(".")
         prefixes = [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
-        place = next((given[prefix] for prefix in prefixes if prefix in given), None)
-        if place is None or place == "disk":
-            reason = "names no device for" if place is None else "leaves no memory but the disk for"
+        device = next((given[prefix] for prefix in prefixes if prefix in given), None)
+        if device is None or device == "disk":
+            reason = "names no device for" if device is None else "leaves no memory but the disk for"
             raise InputError(f"the device map {reason} {name}; a larger device or a smaller --dtype may help")
-        return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+        return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
     _, _, layers = _layers_of(model)
-    return _Places(device_of(model.get_input_embeddings()), tuple(map(device_of, layers)))
+    return _Devices(device_of(model.get_input_embeddings()), tuple(map(device_of, layers)))
 
 
 def _moved(weights: Any, device: torch.device) -> Any:
@@ -129,18 +129,18 @@ def _moved(weights: Any, device: torch.device) -> Any:
     return replace(weights, **tensors)
 
 
-def _decoder_of(model: Any, name: str, release: bool, places: _Places | None = None) -> Decoder:
+def _decoder_of(model: Any, name: str, release: bool, devices: _Devices | None = None) -> Decoder:
     """Read the weights of a model.
 
     Args:
         release: let each layer give up its weights as soon as it is read.
-        places: where they go; None leaves them where they are.
+        devices: where they go; None leaves them where they are.
     """
     model.eval().requires_grad_(False)
     probe = _probe_ids(model)
     with torch.no_grad():
         expected = model(probe).logits
-        decoder = _read_weights(model, release, places)
+        decoder = _read_weights(model, release, devices)
     return _checked(decoder, probe.to(decoder.device), expected.to(decoder.device), name)
 
 
@@ -194,7 +194,7 @@ def _boot_bridge(model: Any) -> Any:
 _LAYERS_AT_ONCE = 2
 
 
-def _read_weights(model: Any, release: bool, places: _Places | None) -> Decoder:
+def _read_weights(model: Any, release: bool, devices: _Devices | None) -> Decoder:
     """Read every weight through bridges that hold a part of the layers each; arguments as for `_decoder_of`.
 
     With `release` there is never a second copy of all weights.
@@ -217,12 +217,12 @@ def _read_weights(model: Any, release: bool, places: _Places | None) -> Decoder:
         reader = _Reader.of(bridge, model)
         if decoder is None:  # a second bridge wraps the first one's embedding
             decoder = reader.decoder(bridge, [], release)
-            decoder = _moved(decoder, places.main) if places else decoder
+            decoder = _moved(decoder, devices.main) if devices else decoder
         for block in bridge.blocks:
             read = reader.block(block)
-            if places:
-                place = places.layers[len(blocks)]
-                read = Block(_moved(read.attention, place), _moved(read.mlp, place))
+            if devices:
+                device = devices.layers[len(blocks)]
+                read = Block(_moved(read.attention, device), _moved(read.mlp, device))
             blocks.append(read)
             if release:
                 _release(block)

@@ -233,9 +233,9 @@ def _token_ticks(ax: Axes, view: PromptView) -> None:
     texts = [_shown(token) for token in view.tokens]
     ax.set_xticks(range(len(texts)), texts, rotation=90)
     ax.set_yticks(range(len(texts)), texts)
-    for place in view.subject:
+    for position in view.subject:
         for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
-            labels[place].set_color(figure_style.VERMILION)
+            labels[position].set_color(figure_style.VERMILION)
 
 
 def _shown(token: str, longest: int = 20) -> str:
@@ -281,15 +281,15 @@ def _leading_tokens(ax: Axes, view: PromptView) -> None:
     scores = np.array([tokens.scores for tokens in view.layers])
     ax.imshow(scores, origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     for layer, tokens in enumerate(view.layers):
-        for place, (text, score) in enumerate(zip(tokens.texts, tokens.scores, strict=True)):
+        for column, (text, score) in enumerate(zip(tokens.texts, tokens.scores, strict=True)):
             color = "white" if score > 0.6 else figure_style.BLACK
-            ax.text(place, layer, _shown(text, 9), ha="center", va="center", fontsize=7.5, color=color)
+            ax.text(column, layer, _shown(text, 9), ha="center", va="center", fontsize=7.5, color=color)
             if text == view.answer:
-                corner = (place - 0.48, layer - 0.48)
+                corner = (column - 0.48, layer - 0.48)
                 ax.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, color=figure_style.VERMILION, linewidth=1.4))
     ax.grid(False)
-    ax.set_xticks(range(scores.shape[1]), [str(place + 1) for place in range(scores.shape[1])])
-    ax.set(title="tokens that lead (· is a space)", xlabel="place", ylabel="after layer")
+    ax.set_xticks(range(scores.shape[1]), [str(column + 1) for column in range(scores.shape[1])])
+    ax.set(title="tokens that lead (· is a space)", xlabel="rank", ylabel="after layer")
 
 
 @figure_style.styled
@@ -320,10 +320,10 @@ def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Fig
     words.set_title("tokens that the component raises most (· is a space)")
     words.set_axis_off()
     for row, component in zip(rows, shown, strict=True):
-        for place, text in enumerate(component.raised.texts):
+        for column, text in enumerate(component.raised.texts):
             answer = text == view.answer
             words.text(
-                place / len(component.raised.texts),
+                column / len(component.raised.texts),
                 row,
                 _shown(text, 14),
                 transform=words.get_yaxis_transform(),

@@ -136,13 +136,13 @@ def learned_and_forgotten(study: DocumentStudy) -> Figure:
     figure, panels = _strategy_panels("Learned, kept and forgotten entities", table, "entities", note)
     for ax, by_epoch in panels:
         means = by_epoch[["kept", "newly_learned", "forgotten"]].mean()
-        place = np.arange(len(means))
-        ax.bar(place, means["kept"], color=BLUE, width=0.75)
-        ax.bar(place, means["newly_learned"], bottom=means["kept"], color=SKY, width=0.75)
-        ax.bar(place, -means["forgotten"], color=VERMILION, width=0.75)
+        at = np.arange(len(means))
+        ax.bar(at, means["kept"], color=BLUE, width=0.75)
+        ax.bar(at, means["newly_learned"], bottom=means["kept"], color=SKY, width=0.75)
+        ax.bar(at, -means["forgotten"], color=VERMILION, width=0.75)
         ax.axhline(0, color=BLACK, linewidth=0.8)
         ax.axhline(table["entities"].max(), color=GREY, linestyle=":", linewidth=1)
-        ax.set_xticks(place, [f"{epoch:g}" for epoch in means.index])
+        ax.set_xticks(at, [f"{epoch:g}" for epoch in means.index])
     handles = [
         Patch(color=color, label=label)
         for color, label in ((BLUE, "kept"), (SKY, "newly learned"), (VERMILION, "forgotten"))

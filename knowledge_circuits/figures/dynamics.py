@@ -132,9 +132,9 @@ def _draw_windows(axes: Sequence[Axes], history: FactHistory, highest: float) ->
     """The acquisition window of each type as a horizontal line above the bars."""
     table = dynamics.describe_groups(history).set_index(["type", "band"])
     for ax, band in zip(axes, BANDS, strict=True):
-        for place, (knowledge, line) in enumerate(TYPES.items()):
+        for index, (knowledge, line) in enumerate(TYPES.items()):
             if (knowledge, band) in table.index and np.isfinite(table.loc[(knowledge, band), "window_start"]):
-                row, height = table.loc[(knowledge, band)], max(highest, 0.008) * (1.1 + 0.08 * place)
+                row, height = table.loc[(knowledge, band)], max(highest, 0.008) * (1.1 + 0.08 * index)
                 ends = [row["window_start"], row["window_end"]]
                 ax.plot(ends, [height, height], "|-", color=line.color, linewidth=2, markersize=6)
 
@@ -217,7 +217,7 @@ def prior_exposure(history: FactHistory, run: str, bins: int = 5) -> Figure:
         return figure_style.missing(title, _NO_PROBES, run)
     note = "solid: known at the end, dotted: known at some probe; Spearman's correlation with being known at the end"
     figure, axes = figure_style.grid(title, run, 1, 2, width=9.0, note=note)
-    facts, found = dynamics.describe_facts(history), relations.prior_exposure(history)
+    facts, correlations = dynamics.describe_facts(history), relations.prior_exposure(history)
     facts["fifth"] = pd.qcut(facts["base_prob"].rank(method="first"), min(bins, len(facts)), labels=False)
     causes = (
         (axes[0, 0], "fifth", "base_prob", "probability of the answer's first token before training"),
@@ -230,7 +230,7 @@ def prior_exposure(history: FactHistory, run: str, bins: int = 5) -> Figure:
             ax.plot(x, means["known_at_end"].mean(), f"{line.marker}-", color=line.color, markersize=4, linewidth=1.6)
             ax.plot(x, means["ever_known"].mean(), ":", color=line.color, linewidth=1.4)
         share_axis(ax)
-        ax.set_title(f"correlation {correlation_text(found[f'known_at_end ~ {cause}'])}")
+        ax.set_title(f"correlation {correlation_text(correlations[f'known_at_end ~ {cause}'])}")
         ax.set_xlabel(label)
     if (facts["base_prob"] > 0).all():
         axes[0, 0].set_xscale("log")
@@ -261,17 +261,17 @@ def loss_and_knowledge(probes: pd.DataFrame, run: str) -> Figure:
     ax.plot(fall, gain, color=GREY, linewidth=0.6, alpha=0.6)
     ax.axhline(0, color=BLACK, linewidth=0.8)
     ax.set(xlabel="change of the validation loss (nats per token)", ylabel="change of the number of known facts")
-    found = relations.loss_knowledge_correlation(probes["loss"], probes["known"])
-    ax.set_title(f"Pearson's correlation {correlation_text(found)}")
+    correlation = relations.loss_knowledge_correlation(probes["loss"], probes["known"])
+    ax.set_title(f"Pearson's correlation {correlation_text(correlation)}")
     figure.colorbar(points, ax=ax, pad=0.02).set_label("epoch")
     return figure
 
 
-def correlation_text(found: Correlation) -> str:
+def correlation_text(correlation: Correlation) -> str:
     """A correlation with its p-value and number of pairs, or "not defined"."""
-    if not np.isfinite(found.value):
+    if not np.isfinite(correlation.value):
         return "not defined"
-    return f"{found.value:+.2f} (p = {found.p_value:.2g}, n = {found.pairs:,})"
+    return f"{correlation.value:+.2f} (p = {correlation.p_value:.2g}, n = {correlation.pairs:,})"
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------
@@ -317,8 +317,8 @@ def _looks(names: Sequence[str]) -> dict[str, Look]:
     """Colours and marks of things that have none of their own."""
     colors = (BLUE, ORANGE, GREEN, VERMILION, BLACK, GREY)
     return {
-        name: Look(figure_style.plain(str(name).replace("_", " ")), colors[place % len(colors)], "osD^vP"[place % 6])
-        for place, name in enumerate(names)
+        name: Look(figure_style.plain(str(name).replace("_", " ")), colors[index % len(colors)], "osD^vP"[index % 6])
+        for index, name in enumerate(names)
     }
 
 
@@ -361,11 +361,11 @@ def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[i
 
 
 def _draw_bars(ax: Axes, at: ArrayLike, shares: Mapping[str, ArrayLike], width: float = 0.8, alpha: float = 1) -> None:
-    """Draw bars of the types side by side at each place; `width` is that of both together."""
+    """Draw bars of the types side by side at each position; `width` is that of both together."""
     one = width / len(TYPES)
-    for place, (knowledge, look) in enumerate(TYPES.items()):
+    for index, (knowledge, look) in enumerate(TYPES.items()):
         if knowledge in shares:
-            left = np.asarray(at) + (place - (len(TYPES) - 1) / 2) * one
+            left = np.asarray(at) + (index - (len(TYPES) - 1) / 2) * one
             ax.bar(left, shares[knowledge], one, color=look.color, alpha=alpha)
 
 

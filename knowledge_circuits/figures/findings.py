@@ -114,7 +114,7 @@ def _draw_order(ax: Axes, order: findings.LayerOrder, colors: Sequence[str]) -> 
     layers, epochs = order.layers[moved], order.epochs[moved]
     sides = np.abs(np.stack([epochs - order.low[moved], order.high[moved] - epochs]))
     ax.errorbar(epochs, layers, xerr=sides, fmt="none", ecolor=GREY, elinewidth=1.2, capsize=3)
-    ax.scatter(epochs, layers, c=[colors[place] for place in np.flatnonzero(moved).tolist()], s=45, zorder=3)
+    ax.scatter(epochs, layers, c=[colors[index] for index in np.flatnonzero(moved).tolist()], s=45, zorder=3)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(-0.5, len(order.layers) - 0.5)
     ax.set_xlabel("epoch of half of the change (none: change within the noise)")

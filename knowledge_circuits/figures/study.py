@@ -117,9 +117,9 @@ def evolution(table: pd.DataFrame, finding: Finding, name: str) -> Figure:
             continue
         ax.plot(x, y.T, color=BLUE, linewidth=0.7, alpha=0.6)
         ax.plot(x, y.mean(axis=0), "o", color=BLACK, markersize=4)
-        found = breaks.get(f"{label}: break point (epoch)")
-        if found is not None and np.isfinite(found.low):
-            ax.axvspan(max(found.low, x[0]), min(found.high, x[-1]), color=ORANGE, alpha=0.2, linewidth=0)
+        interval = breaks.get(f"{label}: break point (epoch)")
+        if interval is not None and np.isfinite(interval.low):
+            ax.axvspan(max(interval.low, x[0]), min(interval.high, x[-1]), color=ORANGE, alpha=0.2, linewidth=0)
         if column == "turnover":
             ax.axhline(0, color=GREY, linewidth=0.9)
     return figure

@@ -41,7 +41,7 @@ _STYLE = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
-    "axes.titley": 1.0,  # always: looking for a higher place takes a seventh of the time
+    "axes.titley": 1.0,  # always: Matplotlib's search for a free height takes a seventh of the time
     "axes.labelsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -173,11 +173,11 @@ def _count_steps(figure: Figure) -> None:
 
 def _is_over_epochs(ax: Axes, figure: Figure) -> bool:
     """Return whether a panel's x axis, which the lowest panel of its column names, is of epochs."""
-    place = ax.get_subplotspec()
-    if place is None or not ax.axison:
+    spec = ax.get_subplotspec()
+    if spec is None or not ax.axison:
         return False
     columns = [(other, other.get_subplotspec()) for other in figure.axes]
-    below = [other for other, spec in columns if spec is not None and spec.colspan == place.colspan]
+    below = [other for other, one in columns if one is not None and one.colspan == spec.colspan]
     return any(other.get_xlabel().startswith("epoch") for other in below)
 
 
@@ -206,13 +206,13 @@ def _draw_png(figure: Figure, file: IO[bytes], dpi: float) -> None:
     figure.dpi = usual
 
 
-def ordered_colors(places: ArrayLike) -> list[str]:
+def ordered_colors(positions: ArrayLike) -> list[str]:
     """Return the colours of lines that have an order (layers, checkpoints, ratios); hues differ in the dark too.
 
     Args:
-        places: of each line, from 0 (first) to 1 (last).
+        positions: of each line, from 0 (first) to 1 (last).
     """
-    return [mpl.colors.to_hex(color) for color in mpl.colormaps["plasma"](0.85 * np.asarray(places, dtype=float))]
+    return [mpl.colors.to_hex(color) for color in mpl.colormaps["plasma"](0.85 * np.asarray(positions, dtype=float))]
 
 
 # --- parts of figures -------------------------------------------------------------------------------------------------

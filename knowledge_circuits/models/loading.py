@@ -344,11 +344,11 @@ def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
             f"{adapter}: the adapter does not fit this model ({type(error).__name__}: {first_line(error)}); was it"
             " trained on another one?"
         ) from error
-    strange = sorted(set(stored).symmetric_difference(expected))
-    if strange:
+    unmatched = sorted(set(stored).symmetric_difference(expected))
+    if unmatched:
         raise InputError(
-            f"{adapter}: the adapter does not fit this model ({len(strange)} weights without a counterpart, such as"
-            f" {strange[0]!r}); was it trained on another one?"
+            f"{adapter}: the adapter does not fit this model ({len(unmatched)} weights without a counterpart, such as"
+            f" {unmatched[0]!r}); was it trained on another one?"
         )
     check_base(adapter, model.name_or_path)
     try:

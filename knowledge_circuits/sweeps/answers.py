@@ -94,11 +94,11 @@ def retrieve(questions: Sequence[Question], documents: Sequence[Document], count
     index = bm25s.BM25()
     # Stop words stay: a list of one language would not fit the others, and BM25 gives them little weight.
     index.index(bm25s.tokenize([document.text for document in documents], stopwords=[], **quiet), **quiet)
-    asked = bm25s.tokenize([question.question for question in questions], stopwords=[], **quiet)
-    found, scores = index.retrieve(asked, k=min(count, len(documents)), **quiet)
+    queries = bm25s.tokenize([question.question for question in questions], stopwords=[], **quiet)
+    documents_of, scores = index.retrieve(queries, k=min(count, len(documents)), **quiet)
     return [
         [documents[int(number)] for number, score in zip(*row, strict=True) if score > 0]
-        for row in zip(found, scores, strict=True)
+        for row in zip(documents_of, scores, strict=True)
     ]
 
 
@@ -176,13 +176,13 @@ def summary(name: str, context: str, rows: Sequence[dict[str, Any]], threshold: 
     """
     record = {"questions": [{**row, "frequency": row["frequency"] or ""} for row in rows]}
     known, entities = learned_entities(record, threshold), entity_recalls(record)
-    asked = [row for row in rows if row["entity"] in entities]
-    if not asked:
+    counted = [row for row in rows if row["entity"] in entities]
+    if not counted:
         return f"{name}, context {context}: no questions about entities that the documents mention"
-    mean_recall, share = (sum(row[key] for row in asked) / len(asked) for key in ("recall", "exact"))
+    mean_recall, share = (sum(row[key] for row in counted) / len(counted) for key in ("recall", "exact"))
     return (
         f"{name}, context {context}: recall {mean_recall:.2f}, exact {share:.2f}, "
-        f"{len(known)} of {len(entities)} entities known ({len(asked)} questions)"
+        f"{len(known)} of {len(entities)} entities known ({len(counted)} questions)"
     )
 
 

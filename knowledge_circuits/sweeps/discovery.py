@@ -22,7 +22,7 @@ from knowledge_circuits.files import InputError
 from knowledge_circuits.manifest import FileRecord, State, Status, begin, check, finish, read_manifest, remove_replaced
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, find_graph, method_name
 from knowledge_circuits.sweeps.processes import WorkItem
-from knowledge_circuits.sweeps.programs import AnyGroupData, LoadedModel, ModelLoader, check_place, replace_graph
+from knowledge_circuits.sweeps.programs import AnyGroupData, LoadedModel, ModelLoader, refuse_misplaced, replace_graph
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class _GraphUnit:
                 graph = read_graph(path)
             except InputError:
                 return [state]  # a cut file is made again
-            check_place(graph, path, self.data.group, self.checkpoint.name)
+            refuse_misplaced(graph, path, self.data.group, self.checkpoint.name)
         return [state]
 
     def adopt(self) -> None:
@@ -183,7 +183,7 @@ class _GraphUnit:
             metric=settings.metric,
             gradient=settings.gradient,
         )
-        check_place(read_graph(path), path, self.data.group, self.checkpoint.name)
+        refuse_misplaced(read_graph(path), path, self.data.group, self.checkpoint.name)
         differing = [f"{key} {meta[key]!r}, now {now[key]!r}" for key in now if meta.get(key, now[key]) != now[key]]
         if differing:
             raise InputError(f"{path} was made with {'; '.join(differing)}; --overwrite recomputes it")

@@ -51,7 +51,7 @@ from knowledge_circuits.sweeps.programs import (
     AnyGroupData,
     LoadedModel,
     ModelLoader,
-    check_place,
+    refuse_misplaced,
     replace_graph,
 )
 from knowledge_circuits.sweeps.targets import Queries, TestItems
@@ -309,7 +309,7 @@ class GroupEvaluation:
         if state.status not in (Status.WHOLE, Status.UNKNOWN):
             raise InputError(f"{path}: the graph is {state.status} ({state.detail}); run circuit_discovery.py again")
         graph = read_graph(path)
-        check_place(graph, path, self.data.group, origin.name)
+        refuse_misplaced(graph, path, self.data.group, origin.name)
         decoder = model.decoder
         if (
             graph.layout != layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)

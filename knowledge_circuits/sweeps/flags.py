@@ -112,7 +112,7 @@ def device_map(text: str) -> str | dict[str, Any]:
         content = json.loads(text)
     except ValueError:
         content = None
-    if not isinstance(content, dict) or not all(isinstance(place, str | int) for place in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(device, str | int) for device in content.values()):
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a JSON object of modules and devices")
     return content
 

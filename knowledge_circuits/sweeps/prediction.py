@@ -62,14 +62,14 @@ class Settings:
 def predict(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Person] | Sequence[Fact],
+    items: Sequence[Person] | Sequence[Fact],
     settings: Settings | None = None,
 ) -> list[dict[str, Any]]:
     """Answer the query prompt of every attribute of every person, or the prompts of facts of one's own.
 
     Args:
         model: a causal language model in evaluation mode.
-        asked: the lines of test.jsonl, or facts.
+        items: the lines of test.jsonl, or facts.
 
     Returns:
         One record per query, in the given order.
@@ -78,7 +78,7 @@ def predict(
         InputError: a prompt that does not fit into the model's context, named.
     """
     settings = settings or Settings()
-    queries = _queries(asked, tokenizer)
+    queries = _queries(items, tokenizer)
     check_context(model, queries, settings.max_new_tokens)
     prompts = [query.prompt_ids for query in queries]
     vocabulary = Vocabulary.of(tokenizer, model)
@@ -86,13 +86,13 @@ def predict(
     return [_record(query, tokens, tokenizer) for query, tokens in zip(queries, generated, strict=True)]
 
 
-def _queries(asked: Sequence[Person] | Sequence[Fact], tokenizer: PreTrainedTokenizerBase) -> Sequence[AnyQuery]:
-    facts = [one for one in asked if isinstance(one, Fact)]
-    return build_fact_queries(facts, tokenizer) if facts else build_queries(_people(asked), tokenizer)
+def _queries(items: Sequence[Person] | Sequence[Fact], tokenizer: PreTrainedTokenizerBase) -> Sequence[AnyQuery]:
+    facts = [one for one in items if isinstance(one, Fact)]
+    return build_fact_queries(facts, tokenizer) if facts else build_queries(_people(items), tokenizer)
 
 
-def _people(asked: Sequence[Person] | Sequence[Fact]) -> list[Person]:
-    return [one for one in asked if isinstance(one, Person)]
+def _people(items: Sequence[Person] | Sequence[Fact]) -> list[Person]:
+    return [one for one in items if isinstance(one, Person)]
 
 
 def _record(query: AnyQuery, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -171,19 +171,19 @@ class Answers:
 class Predictions(Answers):
     """The predictions of one checkpoint for people or for facts of one's own."""
 
-    asked: Sequence[Person] | Sequence[Fact]
+    items: Sequence[Person] | Sequence[Fact]
 
     @property
     def inputs(self) -> dict[str, Any]:
-        facts = [one for one in self.asked if isinstance(one, Fact)]
+        facts = [one for one in self.items if isinstance(one, Fact)]
         if facts:
             content = [[fact.clean, fact.answer, fact.group.name, fact.row] for fact in facts]
             return {"queries": fingerprint(["facts", content])}
-        people = [person.to_row() for person in _people(self.asked)]
+        people = [person.to_row() for person in _people(self.items)]
         return {"queries": fingerprint([[attribute.relation for attribute in Attribute], people])}
 
     def answer(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-        return predict(model, tokenizer, self.asked, self.settings)
+        return predict(model, tokenizer, self.items, self.settings)
 
     def item(self) -> WorkItem:
         name = self.checkpoint.name
@@ -197,6 +197,6 @@ class Predictions(Answers):
         """
         rows = (row for _, row in numbered_jsonl(self.output, keys=("full_name", "attribute")))
         answered = [(row["full_name"], row["attribute"]) for row in rows]
-        if answered != [(person.full_name, attribute) for person in _people(self.asked) for attribute in Attribute]:
+        if answered != [(person.full_name, attribute) for person in _people(self.items) for attribute in Attribute]:
             raise InputError(f"{self.output} answers other queries than those given; --overwrite recomputes it")
         finish(self.manifest, "predictions", self.made_from, [self.output])

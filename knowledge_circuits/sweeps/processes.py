@@ -81,7 +81,7 @@ class Existing:
 
 @dataclass(frozen=True)
 class Process:
-    """This process's place among those that the launcher started.
+    """This process among those that the launcher started.
 
     Attributes:
         rank: 0 for the main process, which prints.
@@ -118,7 +118,7 @@ class SweepResult:
 
 
 def this_process() -> Process:
-    """Return the place that the launcher's variables RANK, WORLD_SIZE, LOCAL_RANK give; without them, one process.
+    """Return the process that the launcher's variables RANK, WORLD_SIZE, LOCAL_RANK give; without them, one process.
 
     Raises:
         InputError: several processes without the variables that connect them.
@@ -169,7 +169,7 @@ def sweep(items: Sequence[WorkItem], process: Process, title: str, existing: Exi
 
     Args:
         items: the whole list; every process gives the same.
-        process: this process's place.
+        process: this one.
         title: the progress bar's text; a program that sweeps twice uses two titles.
         existing: what is done about units that exist.
 
@@ -333,7 +333,7 @@ def report_sweep(result: SweepResult, process: Process, timing: bool = False) ->
 
     Args:
         result: of `sweep`.
-        process: this process's place.
+        process: this one.
         timing: also print each process's share of busy time.
     """
     if process.is_main:

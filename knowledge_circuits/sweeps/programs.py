@@ -372,7 +372,7 @@ def default_threads(checkpoints: Sequence[Checkpoint]) -> int:
     return max(1, min(cores(), size // _BYTES_PER_THREAD)) if size else cores()
 
 
-def check_place(graph: Graph, path: Path, group: AnyGroup, checkpoint: str) -> None:
+def refuse_misplaced(graph: Graph, path: Path, group: AnyGroup, checkpoint: str) -> None:
     """Refuse a graph of another group or checkpoint than the one where its file lies.
 
     Args:
@@ -382,13 +382,13 @@ def check_place(graph: Graph, path: Path, group: AnyGroup, checkpoint: str) -> N
     Raises:
         InputError: the graph's meta names another one; what it does not name is not compared.
     """
-    place = {"task": str(group.task), **group.keys}
+    expected = {"task": str(group.task), **group.keys}
     if checkpoint.startswith("checkpoint-"):
-        place["checkpoint"] = checkpoint
+        expected["checkpoint"] = checkpoint
     differing = [
-        f"{key} {graph.meta[key]!r}, not {place[key]!r}"
-        for key in place
-        if graph.meta.get(key, place[key]) != place[key]
+        f"{key} {graph.meta[key]!r}, not {expected[key]!r}"
+        for key in expected
+        if graph.meta.get(key, expected[key]) != expected[key]
     ]
     if differing:
         raise InputError(f"{path} is the graph of {'; '.join(differing)}; put it back or recompute with --overwrite")

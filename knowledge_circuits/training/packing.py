@@ -204,14 +204,14 @@ def attribute_openings(document: Row, offsets: Sequence[tuple[int, int]], number
     if not values or not {"full_name", "type"} <= document.keys():
         return []
     shape(Type).check(document["type"], f"document {number}, 'type'")
-    places = locate_values(document[TEXT], str(document["full_name"]), values)
-    missing = [attribute for attribute in values if attribute not in places]
+    starts = locate_values(document[TEXT], str(document["full_name"]), values)
+    missing = [attribute for attribute in values if attribute not in starts]
     if missing:
         told = ", ".join(f"{attribute} {values[attribute]!r}" for attribute in missing)
         raise InputError(f"document {number} ({document['full_name']}): its text does not tell the {told}")
     ends = np.array([end for _, end in offsets])
     # Special tokens cover no characters; the maximum keeps the ends in order across them.
-    return [int(np.searchsorted(np.maximum.accumulate(ends), position, side="right")) for position in places.values()]
+    return [int(np.searchsorted(np.maximum.accumulate(ends), start, side="right")) for start in starts.values()]
 
 
 def locate_values(text: str, name: str, values: dict[Attribute, str]) -> dict[Attribute, int]:
@@ -236,15 +236,15 @@ def locate_values(text: str, name: str, values: dict[Attribute, str]) -> dict[At
             occurrences.append((not _is_word(text, start, start + len(string)), -len(string), start, key))
     # A name's or a value's own sentence has it at word boundaries; an occurrence inside a word is the last resort.
     taken: list[tuple[int, int]] = []
-    places: dict[Attribute, int] = {}
+    starts: dict[Attribute, int] = {}
     for _, negative_length, start, key in sorted(occurrences, key=lambda item: item[:3]):
         end = start - negative_length
-        if (key is not None and key in places) or any(start < other_end and end > other for other, other_end in taken):
+        if (key is not None and key in starts) or any(start < other_end and end > other for other, other_end in taken):
             continue
         taken.append((start, end))
         if key is not None:
-            places[key] = start
-    return places
+            starts[key] = start
+    return starts
 
 
 def _occurrences(text: str, string: str) -> Iterator[int]:
