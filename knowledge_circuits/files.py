@@ -203,7 +203,7 @@ def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 
 
 
 def numbered_jsonl(path: str | os.PathLike[str], keys: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON lines file with their line numbers (from 1), for readers that check more than keys.
+    """Yield the objects of a JSON lines file with their line numbers (from 1), for readers that check more than keys.
 
     Args:
         path: the file; blank lines are skipped.
@@ -231,7 +231,7 @@ def read_jsonl(path: str | os.PathLike[str], keys: Sequence[str] = ()) -> list[d
 
 
 def numbered_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file by the names in its first line, each with the number of the line where it ends.
+    """Yield the rows of a CSV file by the names in its first line, each with the number of the line where it ends.
 
     Args:
         path: the file; blank lines are skipped.

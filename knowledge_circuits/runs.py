@@ -368,7 +368,7 @@ def checkpoints(
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint or an adapter."""
+    """Return whether a folder holds a checkpoint or an adapter."""
     return (folder / "config.json").exists() or (folder / "adapter_config.json").exists()
 
 

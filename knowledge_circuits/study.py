@@ -34,7 +34,7 @@ class Band(StrEnum):
 
     @classmethod
     def of(cls, frequency: int) -> Band:
-        """The band of a frequency (a count of biographies, at least 1)."""
+        """Return the band of a frequency (a count of biographies, at least 1)."""
         if frequency < 1:
             raise ValueError(f"a frequency is at least 1, not {frequency}")
         if frequency == 1:
@@ -62,7 +62,7 @@ class Attribute(StrEnum):
         return _RELATIONS[self]
 
     def prompt(self, subject: str) -> str:
-        """The query prompt for a subject; the attribute's value follows it after a space."""
+        """Return the query prompt for a subject; the attribute's value follows it after a space."""
         return subject + self.relation
 
 
@@ -156,5 +156,5 @@ def groups(
     types: Sequence[KnowledgeType] = tuple(KnowledgeType),
     bands: Sequence[Band] = tuple(Band),
 ) -> Iterator[Group]:
-    """The product of tasks, types and bands, in that order."""
+    """Yield the product of tasks, types and bands, in that order."""
     return (Group(*parts) for parts in product(tasks, types, bands))

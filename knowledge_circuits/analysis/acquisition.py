@@ -23,7 +23,7 @@ HOLD = 5
 
 
 def held_epochs(known: Mask, epochs: ArrayLike, hold: int = HOLD) -> Floats:
-    """The epoch from which each fact is first known at `hold` probes in a row.
+    """Return the epoch from which each fact is first known at `hold` probes in a row.
 
     Args:
         known: [facts, probes].
@@ -42,7 +42,7 @@ def held_epochs(known: Mask, epochs: ArrayLike, hold: int = HOLD) -> Floats:
 
 
 def hold_table(known: Mask, holds: Iterable[int] = range(1, 9)) -> pd.DataFrame:
-    """How many facts are held, by the number of probes in a row that it takes.
+    """Return how many facts are held, by the number of probes in a row that it takes.
 
     Args:
         known: [facts, probes].

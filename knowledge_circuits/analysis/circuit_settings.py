@@ -39,12 +39,12 @@ class Setting:
 
 
 def _setting(key: Coordinates) -> Setting | None:
-    """The setting of a circuit's file; None for a scored graph, from which circuits of any size are selected."""
+    """Return the setting of a circuit's file; None for a scored graph, from which circuits of any size are selected."""
     return None if key.topn is None else Setting(key.circuit_n, key.method, key.topn, key.intervention)
 
 
 def settings(run: Run) -> list[Setting]:
-    """The settings that the run has circuits or results of, those with most circuits first."""
+    """Return the settings that the run has circuits or results of, those with most circuits first."""
     count: Counter[Setting] = Counter()
     for checkpoint in run.checkpoints():
         for key, content in checkpoint.circuit_files():
@@ -54,7 +54,7 @@ def settings(run: Run) -> list[Setting]:
 
 
 def main_setting(run: Run) -> Setting | None:
-    """The setting that figures show where none is given: the one with most circuits; None without circuits."""
+    """Return the setting that figures show where none is given: the one with most circuits; None without circuits."""
     return next(iter(settings(run)), None)
 
 
@@ -90,7 +90,7 @@ class CircuitFile:
 
 
 def group_columns(group: Group) -> dict[str, str]:
-    """The values of GROUP_COLUMNS."""
+    """Return the values of GROUP_COLUMNS."""
     return {"task": str(group.task), "type": str(group.type), "band": str(group.band)}
 
 

@@ -46,7 +46,7 @@ FACT_CIRCUIT_COLUMNS = ["step", "epoch", "task", "group", *_FACT_NUMBERS]
 
 
 def results(run: Run, setting: Setting | None = None) -> pd.DataFrame:
-    """The evaluation of every circuit; see RESULT_COLUMNS. faithfulness is NaN where clean equals corrupted.
+    """Return the evaluation of every circuit; see RESULT_COLUMNS. faithfulness is NaN where clean equals corrupted.
 
     `circuit_step` is the circuit's origin: `step` itself unless the circuit was transferred.
     """
@@ -58,7 +58,7 @@ def results(run: Run, setting: Setting | None = None) -> pd.DataFrame:
 
 
 def is_certain(results: pd.DataFrame) -> pd.Series:
-    """Whether each circuit's faithfulness has something to restore: clean minus corrupted is not 0 by its interval.
+    """Return whether there is something to restore in each row: clean minus corrupted is not 0 by its interval.
 
     True where the interval was not measured.
     """
@@ -67,7 +67,7 @@ def is_certain(results: pd.DataFrame) -> pd.Series:
 
 
 def circuit_predictions(run: Run, setting: Setting | None = None) -> pd.DataFrame:
-    """Every standalone circuit's predictions on test items; see CIRCUIT_PREDICTION_COLUMNS.
+    """Return every standalone circuit's predictions on test items; see CIRCUIT_PREDICTION_COLUMNS.
 
     type and band are the circuit's group, target_type and target_band the test items'. hit is 1.0 where the label's
     first token is among the ten most probable.
@@ -97,7 +97,7 @@ def circuit_predictions(run: Run, setting: Setting | None = None) -> pd.DataFram
 
 
 def fact_circuits(run: Run, setting: Setting | None = None, visit: Visitor | None = None) -> pd.DataFrame:
-    """The evaluated circuits of groups of one's own facts; see FACT_CIRCUIT_COLUMNS.
+    """Return the evaluated circuits of groups of one's own facts; see FACT_CIRCUIT_COLUMNS.
 
     hit is Hit@10 of the circuit alone on its own group's test items, edge_jaccard the similarity to the group's circuit
     at its last step; NaN where a part is missing. Transferred circuits are left out.
@@ -133,12 +133,12 @@ def fact_circuits(run: Run, setting: Setting | None = None, visit: Visitor | Non
 
 
 def last_checkpoint(run: Run, setting: Setting | None = None) -> pd.DataFrame:
-    """The 18 groups' numbers at the run's last checkpoint with results; see `last_numbers`."""
+    """Return the 18 groups' numbers at the run's last checkpoint with results; see `last_numbers`."""
     return last_numbers(results(run, setting), circuit_predictions(run, setting), predictions(run))
 
 
 def last_numbers(results: pd.DataFrame, circuit_predictions: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """The 18 groups' numbers at the last checkpoint that each table has.
+    """Return the 18 groups' numbers at the last checkpoint that each table has.
 
     Returns:
         columns task, type, band, prompts, edges, nodes, entropy, faithfulness, edges_for_90, hit (Hit@10 of the
@@ -161,11 +161,11 @@ def last_numbers(results: pd.DataFrame, circuit_predictions: pd.DataFrame, predi
 
 
 def own_circuits(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `results` or `circuit_predictions` about a checkpoint's own circuits, not transferred ones."""
+    """Return the rows of `results` or `circuit_predictions` about a checkpoint's own circuits, not transferred ones."""
     return table[table["circuit_step"] == table["step"]]
 
 
 def own_circuit_hits(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `circuit_predictions` where a checkpoint's own circuit runs on its own group's test items."""
+    """Return the rows of `circuit_predictions` where a checkpoint's own circuit runs on its own group's test items."""
     own = own_circuits(table)
     return own[(own["type"] == own["target_type"]) & (own["band"] == own["target_band"])]

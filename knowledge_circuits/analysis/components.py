@@ -262,7 +262,7 @@ class _Analysis:
     device: torch.device | str | None
 
     def of(self, checkpoint: Checkpoint) -> CheckpointComponents | None:
-        """One checkpoint's means, saved ones if they still hold; None where they cannot be had."""
+        """Return one checkpoint's means, saved ones if they still hold; None where they cannot be had."""
         path = self.run.path / "analysis" / f"circuit_{self.setting.circuit_n}" / f"{checkpoint.name}.json"
         weights = weights_digest(checkpoint.path)
         key = f"{_FORMAT} {self.digest} {weights}" if self.digest and weights else None
@@ -295,12 +295,12 @@ class _Analysis:
 
 
 def has_circuit_data(data_file: str) -> bool:
-    """Whether the circuit data of every task are there; `{task}` in the name stands for each task."""
+    """Return whether the circuit data of every task are there; `{task}` in the name stands for each task."""
     return all(Path(task_file(data_file, task)).is_file() for task in TASKS)
 
 
 def circuit_data_file(run: Run, setting: Setting) -> str:
-    """Where the run's circuit data lie, by its configuration: beside its training file; `{task}` for each task."""
+    """Return the file of the run's circuit data, which is beside its training file; `{task}` for each task."""
     train_file = read_run_config(run).arguments.train_file
     folder = Path("data") if train_file is None else Path(train_file).parent
     data = folder if folder.is_dir() else REPOSITORY / folder
@@ -349,7 +349,7 @@ def _data_digest(data_file: str) -> str:
 
 
 def _read(path: Path, key: str | None) -> CheckpointComponents | None:
-    """What was saved, if it was computed from what `key` names; None as key takes whatever was saved."""
+    """Return what was saved, if it was computed from what `key` names; None as key takes whatever was saved."""
     if not path.exists():
         return None
     content = read_json(path)
@@ -383,7 +383,7 @@ def _write(path: Path, key: str, components: CheckpointComponents) -> None:
 
 
 def circuit_heads(heads: pd.DataFrame, circuits: Circuits | None) -> pd.DataFrame:
-    """The rows of `Components.heads` whose head is in its group's circuit at that step.
+    """Return the rows of `Components.heads` whose head is in its group's circuit at that step.
 
     Returns:
         The rows with one column more, `nodes`: how many nodes the circuit has.
@@ -400,7 +400,7 @@ def circuit_heads(heads: pd.DataFrame, circuits: Circuits | None) -> pd.DataFram
 
 
 def kind_proportions(heads: pd.DataFrame, circuits: Circuits | None, kind: str = "kind") -> pd.DataFrame:
-    """The circuit's heads of each kind over the circuit's nodes.
+    """Return the circuit's heads of each kind over the circuit's nodes.
 
     Args:
         heads: `Components.heads`.
@@ -422,7 +422,7 @@ def kind_proportions(heads: pd.DataFrame, circuits: Circuits | None, kind: str =
 
 
 def kind_layers(heads: pd.DataFrame, circuits: Circuits | None, kind: str = "kind") -> pd.DataFrame:
-    """Where the circuits' heads of each kind lie: mean over the groups of one type, by layer and epoch.
+    """Return where the circuits' heads of each kind lie: mean over the groups of one type, by layer and epoch.
 
     Returns:
         columns type, kind, layer, epoch, share: of the layer's heads, how many are in the circuit and of the kind.

@@ -70,7 +70,7 @@ def moving_average(values: ArrayLike, window: int = 3) -> Floats:
 
 
 def smooth(values: ArrayLike, window: int = 3) -> Smoothed:
-    """A curve's moving average with the band around it.
+    """Return a curve's moving average with the band around it.
 
     Args:
         values: [n] in epoch order; NaN where missing.
@@ -87,7 +87,7 @@ def smooth(values: ArrayLike, window: int = 3) -> Smoothed:
 
 
 def area_under_curve(x: ArrayLike, y: ArrayLike) -> Floats:
-    """The area under each curve divided by the span of x: the mean level over training, in the units of y.
+    """Return the area under each curve divided by the span of x: the mean level over training, in the units of y.
 
     Args:
         x: [n] epochs, increasing.
@@ -123,7 +123,7 @@ class TwoSegmentFit:
             return self.slope_after / self.slope_before
 
     def line(self, x: ArrayLike) -> Floats:
-        """The fitted values at `x`, for a fit of one curve."""
+        """Return the fitted values at `x`, for a fit of one curve."""
         offset = np.asarray(x, dtype=np.float64) - self.break_point
         return self.level + np.where(offset < 0, self.slope_before, self.slope_after) * offset
 
@@ -222,7 +222,7 @@ def compare_shapes(x: ArrayLike, y: ArrayLike) -> ShapeComparison:
 
 
 def fitted(x: ArrayLike, y: ArrayLike, shape: Shape) -> Floats:
-    """The least-squares fit of a shape to one curve [n] at its epochs, [n]."""
+    """Return the least-squares fit of a shape to one curve [n] at its epochs, [n]."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     designs = _shape_designs(x)[shape]
     design = designs[int(_residuals(designs, (y - y.mean())[None])[0].argmin())]
@@ -230,7 +230,7 @@ def fitted(x: ArrayLike, y: ArrayLike, shape: Shape) -> Floats:
 
 
 def _shape_designs(x: Floats) -> dict[Shape, Floats]:
-    """The linear designs [t, n, k] of each shape, one for each value t of its non-linear parameters."""
+    """Return the linear designs [t, n, k] of each shape, one for each value t of its non-linear parameters."""
     time, span, gap = x - x[0], x[-1] - x[0], np.diff(x).min()
 
     def stack(*columns: Floats) -> Floats:
@@ -250,7 +250,7 @@ def _shape_designs(x: Floats) -> dict[Shape, Floats]:
 
 
 def _pairs(first: Floats, second: Floats) -> tuple[Floats, Floats]:
-    """All pairs of two parameters' values as two columns [t, 1]."""
+    """Return all pairs of two parameters' values as two columns [t, 1]."""
     one, two = np.meshgrid(first, second)
     return one.reshape(-1, 1), two.reshape(-1, 1)
 
@@ -280,7 +280,7 @@ def _residuals(designs: Floats, curves: Floats) -> Floats:
 
 
 def half_change(x: ArrayLike, y: ArrayLike) -> Floats:
-    """The first epoch at which each curve has made half of the way from its first to its last value.
+    """Return the first epoch at which each curve has made half of the way from its first to its last value.
 
     Between two checkpoints the curve is taken as straight. A curve that ends where it began has no such epoch (NaN).
 

@@ -26,7 +26,7 @@ _RULES = {
 
 
 def probe_table(run: DocumentRun) -> pd.DataFrame:
-    """One row per probe of a run.
+    """Return one row per probe of a run.
 
     Returns:
         Columns strategy, seed, step, epoch, documents_seen, minutes, loss, perplexity, recall, exact, entities,
@@ -61,7 +61,7 @@ def probe_table(run: DocumentRun) -> pd.DataFrame:
 
 
 def probe_tables(study: DocumentStudy) -> pd.DataFrame:
-    """All runs' `probe_table`s, one under the other."""
+    """Return all runs' `probe_table`s, one under the other."""
     return pd.concat([probe_table(run) for run in study.runs], ignore_index=True)
 
 
@@ -90,7 +90,7 @@ def group_table(study: DocumentStudy) -> pd.DataFrame:
 
 
 def cost_table(study: DocumentStudy) -> pd.DataFrame:
-    """What each strategy taught and what that cost, mean over seeds.
+    """Return what each strategy taught and what that cost, mean over seeds.
 
     Returns:
         One row per strategy: strategy, seeds, epochs, documents_seen, minutes, loss, recall, gain (since the first
@@ -123,7 +123,7 @@ def cost_table(study: DocumentStudy) -> pd.DataFrame:
 
 
 def reference_table(study: DocumentStudy) -> pd.DataFrame:
-    """What the model answers without training: columns reference, recall, exact, known_share, questions."""
+    """Return what the model answers without training: columns reference, recall, exact, known_share, questions."""
     rows = []
     for name, record in study.references.items():
         threshold = study.runs[0].threshold
@@ -134,7 +134,7 @@ def reference_table(study: DocumentStudy) -> pd.DataFrame:
 
 
 def choice_table(study: DocumentStudy) -> pd.DataFrame:
-    """Which checkpoint every rule picks in every run, and what that costs.
+    """Return which checkpoint every rule picks in every run, and what that costs.
 
     The rules are those of `relations.select_checkpoints`, which look back, and the stopping rule (`training.stopping`)
     with several patiences, which ends training at the probe that it names, or never.
@@ -166,7 +166,7 @@ def choice_table(study: DocumentStudy) -> pd.DataFrame:
 
 
 def circuit_tables(study: DocumentStudy) -> pd.DataFrame:
-    """All runs' circuits with the columns strategy and seed before CIRCUIT_COLUMNS."""
+    """Return all runs' circuits with the columns strategy and seed before CIRCUIT_COLUMNS."""
     parts = [run.circuits.assign(strategy=run.strategy, seed=run.seed) for run in study.runs if len(run.circuits)]
     columns = ["strategy", "seed", *CIRCUIT_COLUMNS]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)

@@ -108,7 +108,7 @@ def read_dynamics(path: str | Path) -> Dynamics:
 
 
 def run_dynamics(run: Run) -> Dynamics:
-    """A run's probe records of facts that training tells; tables without rows where it was trained without probes."""
+    """Return a run's probe records of facts that training tells; empty tables where it was trained without probes."""
     if run.knowledge_dynamics.exists():
         dynamics, taught = read_dynamics(run.knowledge_dynamics), taught_attributes(read_run_config(run))
         facts = dynamics.facts[dynamics.facts["attribute"].isin(taught)]
@@ -139,7 +139,7 @@ def fact_history(facts: pd.DataFrame) -> FactHistory:
 
 
 def acquisition_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]:
-    """The epoch of the first probe that finds each fact known.
+    """Return the epoch of the first probe that finds each fact known.
 
     Args:
         known: [facts, probes].
@@ -153,7 +153,7 @@ def acquisition_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]:
 
 
 def known_to_end_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]:
-    """The epoch from which each fact is known at every probe to the end.
+    """Return the epoch from which each fact is known at every probe to the end.
 
     Args:
         known: [facts, probes].
@@ -170,18 +170,18 @@ def known_to_end_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]:
 
 
 def known_to_end_share(known: Known) -> float:
-    """The share of ever-known facts that the last probe finds known; NaN where nothing was ever known."""
+    """Return the share of ever-known facts that the last probe finds known; NaN where nothing was ever known."""
     ever = int(known.any(axis=1).sum())
     return float(known[:, -1].sum() / ever) if ever else math.nan
 
 
 def held_share(known: Known, hold: int = HOLD) -> float:
-    """The share of ever-known facts that the last `hold` probes find known; NaN where nothing was ever known."""
+    """Return the share of ever-known facts that the last `hold` probes find known; NaN where nothing was ever known."""
     return float(hold_table(known, [hold])["held_at_end"].iloc[0])
 
 
 def forgetting_events(known: Known) -> NDArray[np.int64]:
-    """How often each fact [facts] was known at one probe and unknown at the next.
+    """Return how often each fact [facts] was known at one probe and unknown at the next.
 
     Args:
         known: [facts, probes].
@@ -190,13 +190,13 @@ def forgetting_events(known: Known) -> NDArray[np.int64]:
 
 
 def non_monotonic_share(known: Known) -> float:
-    """The share of ever-known facts that were forgotten at least once; NaN where nothing was ever known."""
+    """Return the share of ever-known facts that were forgotten at least once; NaN where nothing was ever known."""
     ever = int(known.any(axis=1).sum())
     return float((forgetting_events(known) > 0).sum() / ever) if ever else math.nan
 
 
 def acquisition_window(known: Known, epochs: ArrayLike, low: float = 0.1, high: float = 0.9) -> tuple[float, float]:
-    """The epochs by which 10% and 90% of all acquisitions have been made.
+    """Return the epochs by which 10% and 90% of all acquisitions have been made.
 
     Facts that the first probe finds known were not acquired in training and do not count.
 
@@ -220,7 +220,7 @@ def acquisition_window(known: Known, epochs: ArrayLike, low: float = 0.1, high: 
 
 
 def describe_facts(history: FactHistory) -> pd.DataFrame:
-    """One row per fact: who, what, and its measures (acquisition, known to the end, forgetting, final state)."""
+    """Return one row per fact: who, what, and its measures (acquisition, known to the end, forgetting, final state)."""
     known = history.known
     return history.facts.assign(
         ever_known=known.any(axis=1),
@@ -232,7 +232,7 @@ def describe_facts(history: FactHistory) -> pd.DataFrame:
 
 
 def describe_groups(history: FactHistory, by: Sequence[str] = ("type", "band")) -> pd.DataFrame:
-    """The measures of each group of facts, one row per group that has facts.
+    """Return the measures of each group of facts, one row per group that has facts.
 
     Args:
         by: columns of `history.facts`; none of them means one row of everything.
@@ -273,7 +273,7 @@ _ORDER = {
 
 
 def _groups(facts: pd.DataFrame, by: Sequence[str]) -> list[tuple[tuple[Any, ...], NDArray[np.int64]]]:
-    """The groups' names and their facts' row numbers, in the study's order."""
+    """Return the groups' names and their facts' row numbers, in the study's order."""
     if not by:
         return [((), np.arange(len(facts)))] if len(facts) else []
     keys = list(zip(*(facts[column] for column in by), strict=True))

@@ -118,7 +118,7 @@ class Finding:
         return sum(bool(np.isfinite(s.p)) for s in self.statistics)
 
     def table(self) -> pd.DataFrame:
-        """The statistics as a table for a page or a notebook."""
+        """Return the statistics as a table for a page or a notebook."""
         return pd.DataFrame(
             {
                 "statistic": [s.name for s in self.statistics],
@@ -141,7 +141,7 @@ def describe(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> tuple[Finding, Finding, Finding]:
-    """All three findings as one run shows them (see `tables`); one whose files are missing says so."""
+    """Return all three findings as one run shows them; one whose tables are empty says so."""
     return (
         relevance(predictions, circuit_predictions, past_predictions, seed, resamples),
         phase_shift(circuits, seed, resamples),
@@ -159,7 +159,7 @@ def relevance(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Finding:
-    """How much better knowledge about people whom the model knew is learned than about people it did not know.
+    """Return how much better knowledge about people whom the model knew is learned than about people it did not know.
 
     Each person has one number, the mean level over training of the share of their facts that are answered (or hit);
     the statistic is the mean over K_rel people minus the mean over K_compl people of a band, and over all bands the
@@ -192,7 +192,7 @@ def relevance(
 
 
 def _past_known(past_predictions: pd.DataFrame | None) -> Statistic | None:
-    """The least first-token accuracy of past facts over all checkpoints; None where none were asked for."""
+    """Return the least first-token accuracy of past facts over all checkpoints; None where none were asked for."""
     if past_predictions is None or past_predictions.empty:
         return None
     least = float(past_predictions.groupby("step")["first_token_correct"].mean().min())
@@ -202,7 +202,7 @@ def _past_known(past_predictions: pd.DataFrame | None) -> Statistic | None:
 def _relevance_of(
     name: str, table: pd.DataFrame, column: str, generator: np.random.Generator, resamples: int
 ) -> list[Statistic]:
-    """The difference in each band that has both types, and their mean."""
+    """Return the difference in each band that has both types, and their mean."""
     statistics: list[Statistic] = []
     differences, samples = [], []
     label = f"{name}, K_rel - K_compl"
@@ -222,7 +222,7 @@ def _relevance_of(
 
 
 def _levels(table: pd.DataFrame, column: str, knowledge: KnowledgeType, band: Band) -> Floats:
-    """Each person's mean level over training, [people]; empty for fewer than two checkpoints."""
+    """Return each person's mean level over training, [people]; empty for fewer than two checkpoints."""
     rows = table[(table["type"] == knowledge) & (table["band"] == band)] if len(table) else table
     if len(rows) == 0 or rows["epoch"].nunique() < 2:
         return np.empty(0)
@@ -262,7 +262,7 @@ class PhaseShift:
 def fit_phase_shift(
     circuits: Circuits, column: str = "entropy", seed: int = 0, resamples: int = RESAMPLES
 ) -> PhaseShift | None:
-    """The break of a topology curve, averaged over the groups; None with fewer checkpoints than the fit needs.
+    """Return the break of a topology curve, averaged over the groups; None with fewer checkpoints than the fit needs.
 
     A break point is where two segments fit best. Whether there is a bend at all, `comparison` tells.
 
@@ -280,7 +280,7 @@ def fit_phase_shift(
 
 
 def phase_shift(circuits: Circuits | None, seed: int = 0, resamples: int = RESAMPLES) -> Finding:
-    """Whether the curves of the circuits' evolution bend, or are as well described by a smooth curve.
+    """Return whether the curves of the circuits' evolution bend, or are as well described by a smooth curve.
 
     For the mean curve of the groups: the BIC of each shape (`curves.compare_shapes`), and the break point and slopes of
     two segments with intervals over resampled groups. Two segments always have a break point; it is one only where they
@@ -306,7 +306,7 @@ def phase_shift(circuits: Circuits | None, seed: int = 0, resamples: int = RESAM
 
 
 def _best(comparison: curves.ShapeComparison) -> str:
-    """The shape of lowest BIC, and by how much two segments fall behind or lead."""
+    """Return the shape of lowest BIC, and by how much two segments fall behind or lead."""
     shape = min(comparison.bic, key=lambda name: float(comparison.bic[name]))
     gain = float(comparison.bend_gain)
     return f"{shape} (BIC of two segments {'better' if gain > 0 else 'worse'} by {abs(gain):.1f} than the best smooth)"
@@ -315,7 +315,7 @@ def _best(comparison: curves.ShapeComparison) -> str:
 def _shift_statistics(
     circuits: Circuits, column: str, name: str, shift: PhaseShift, seed: int, resamples: int
 ) -> list[Statistic]:
-    """The bend's advantage over smooth shapes, its break point and slopes."""
+    """Return the bend's advantage over smooth shapes, its break point and slopes."""
     x, y = _group_curves(circuits, column)
     samples, where = _resampled_fit(x, y, seed, resamples), "mean of the groups"
     enough = len(y) > 1
@@ -399,7 +399,7 @@ def layer_order(circuits: Circuits, seed: int = 0, resamples: int = RESAMPLES) -
 
 
 def deep_to_shallow(circuits: Circuits | None, seed: int = 0, resamples: int = RESAMPLES) -> Finding:
-    """Whether deep layers change first: Spearman's correlation of half-change epoch with depth, below 0.
+    """Return whether deep layers change first: Spearman's correlation of half-change epoch with depth, below 0.
 
     Its p permutes the layers. Groups are resampled for the interval; they share the run's weights, so it is narrower
     than the spread over seeds.
@@ -437,7 +437,7 @@ def _activation_curves(circuits: Circuits) -> tuple[Floats, Floats]:
 
 
 def _interval(samples: Floats | Sequence[float]) -> tuple[float, float]:
-    """The middle 95% of the finite samples; NaN without any."""
+    """Return the middle 95% of the finite samples; NaN without any."""
     finite = np.asarray(samples)[np.isfinite(samples)]
     if len(finite) == 0:
         return float("nan"), float("nan")

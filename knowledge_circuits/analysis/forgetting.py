@@ -97,7 +97,7 @@ class Experiment:
 
 
 def find_experiment(path: str | None = None, default: str = "outputs/forget/nano") -> Experiment:
-    """The experiment that a notebook is about.
+    """Return the experiment that a notebook is about.
 
     Args:
         path: the folder of its runs; None means the default. A relative one is looked up from the working folder, then
@@ -130,7 +130,7 @@ def _runs_in(folder: Path) -> list[ForgettingRun]:
 
 
 def _ratio(run: Run, flags: Flags) -> float:
-    """The replay ratio by the run's configuration or, without one, by its folder's name."""
+    """Return the replay ratio by the run's configuration or, without one, by its folder's name."""
     if flags.replay_ratio is not None:
         return flags.replay_ratio
     try:
@@ -152,7 +152,7 @@ def _start(flags: Flags) -> Checkpoint | None:
 
 
 def evaluations(experiment: Experiment) -> pd.DataFrame:
-    """Every evaluation on the original's validation biographies: `learning_tables.evaluations` and ratio."""
+    """Return every evaluation on the original's validation biographies: `learning_tables.evaluations` and ratio."""
     return _over(experiment, lambda part: learning_tables.evaluations(part.run))
 
 
@@ -162,17 +162,17 @@ def first_token_accuracy(experiment: Experiment) -> pd.DataFrame:
 
 
 def predictions(experiment: Experiment) -> pd.DataFrame:
-    """Every checkpoint's answers to queries about the original people: `learning_tables.predictions` and ratio."""
+    """Return each checkpoint's answers about the original people: `learning_tables.predictions` and ratio."""
     return _over(experiment, lambda part: learning_tables.predictions(part.run))
 
 
 def results(experiment: Experiment) -> pd.DataFrame:
-    """Every circuit's faithfulness: `circuit_tables.results`, ratio and kind (see `CircuitKind`)."""
+    """Return every circuit's faithfulness: `circuit_tables.results`, ratio and kind (see `CircuitKind`)."""
     return _over(experiment, lambda part: with_kind(circuit_tables.results(part.run), part.start))
 
 
 def circuit_predictions(experiment: Experiment) -> pd.DataFrame:
-    """What every circuit answers alone on its own group's test items, with columns ratio and kind."""
+    """Return what every circuit answers alone on its own group's test items, with columns ratio and kind."""
 
     def own_group(part: ForgettingRun) -> pd.DataFrame:
         table = with_kind(circuit_tables.circuit_predictions(part.run), part.start)
@@ -195,7 +195,7 @@ def with_kind(table: pd.DataFrame, start: Checkpoint | None) -> pd.DataFrame:
 
 
 def read_circuits(experiment: Experiment) -> dict[float, Circuits]:
-    """The circuits rediscovered at the checkpoints of every run, by ratio; runs without circuits are left out."""
+    """Return the rediscovered circuits of every run, by ratio; runs without circuits are left out."""
     by_ratio = {part.ratio: run_circuits.read_circuits(part.run) for part in experiment.runs}
     return {ratio: circuits for ratio, circuits in by_ratio.items() if circuits is not None}
 
@@ -246,7 +246,7 @@ def _original_rows(own: Circuits) -> tuple[NDArray[np.int64], NDArray[np.bool_]]
 
 
 def logit_lens(experiment: Experiment) -> tuple[pd.DataFrame, str]:
-    """The logit lens on the original people's circuit prompts at every checkpoint: `components.analyse_run` and ratio.
+    """Return the logit lens on the original people's prompts at every checkpoint, with the column ratio.
 
     Returns:
         The table and, where it is empty, why.
@@ -259,7 +259,7 @@ def logit_lens(experiment: Experiment) -> tuple[pd.DataFrame, str]:
 
 
 def _over(experiment: Experiment, read: Callable[[ForgettingRun], pd.DataFrame]) -> pd.DataFrame:
-    """One run's table after the other, with their ratios."""
+    """Return one run's table after the other, with their ratios."""
     parts = [read(part).assign(ratio=part.ratio) for part in experiment.runs]
     return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
@@ -274,7 +274,7 @@ def summary(
     results: pd.DataFrame,
     circuit_predictions: pd.DataFrame,
 ) -> pd.DataFrame:
-    """One row per replay ratio with the state before and after; see SUMMARY_COLUMNS.
+    """Return one row per replay ratio with the state before and after; see SUMMARY_COLUMNS.
 
     "known" is the share of queries about the original people that are answered (its lowest value too, and the step);
     everything else is about the last checkpoint. Faithfulness is the median of the groups, what is left their mean.

@@ -49,7 +49,7 @@ class HeadKind(StrEnum):
 
 
 def head_kinds(subject: ArrayLike, relation: ArrayLike) -> NDArray[np.str_]:
-    """The kind of each head from its mean subject and relation parts, two arrays of one shape; see `HeadKind`.
+    """Return the kind of each head from its mean subject and relation parts, two arrays of one shape; see `HeadKind`.
 
     A relation part of 0 beside a subject part that is not makes a mover head.
     """
@@ -163,7 +163,7 @@ def split_by_source(heads: Tensor, subject: Tensor) -> SourceParts:
 
 
 def _masks(subject: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the subject's and the relation's tokens stand, [b, p] each."""
+    """Return where the subject's and the relation's tokens stand, [b, p] each."""
     relation = ~subject
     relation[:, 0] = False
     return subject, relation
@@ -192,7 +192,7 @@ class VocabularySums:
 
 
 def original_ratio(decoder: Decoder, trace: Trace, subject: Tensor, sums: VocabularySums) -> SourceParts:
-    """The two ratios by which the original code tells kinds: a head's subject part and relation part over the whole.
+    """Return the original code's two ratios: a head's subject part and relation part over the whole.
 
     With H[s] = z[s] W_O, they are sum over the vocabulary of (sum over s in the part of A[last, s] H[s] W_U + b_U),
     divided by the sum over the vocabulary of (sum over all s of H[s] W_U + b_U). Against the exact split

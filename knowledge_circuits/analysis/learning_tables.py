@@ -26,14 +26,14 @@ FACT_PREDICTION_COLUMNS = ["step", "epoch", "task", "group", "prompt", "correct"
 
 
 def evaluations(run: Run) -> pd.DataFrame:
-    """All evaluations in step order; first-token accuracy by type in columns named by `first_token_column`."""
+    """Return all evaluations in step order; first-token accuracy by type in columns named by `first_token_column`."""
     rows = shape(Evaluation).optional_lines(run.evaluations)
     table = pd.DataFrame(rows, columns=None if rows else EVALUATION_COLUMNS)
     return table.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
 
 
 def first_token_column(knowledge: KnowledgeType) -> str:
-    """The evaluations' column of one type's first-token accuracy."""
+    """Return the evaluations' column of one type's first-token accuracy."""
     return f"{knowledge}_first_token_attribute_accuracy"
 
 
@@ -51,7 +51,7 @@ def first_token_accuracy(run: Run) -> pd.DataFrame:
 
 
 def published_first_token_accuracy(model: str) -> pd.DataFrame:
-    """The curves that the original published for a model (docs/reference): columns epoch, type, accuracy.
+    """Return the curves that the original published for a model (docs/reference): columns epoch, type, accuracy.
 
     Empty for a model that is not one of the paper's four. Epochs are evenly spaced from 0 to the last one.
     """
@@ -67,13 +67,13 @@ def published_first_token_accuracy(model: str) -> pd.DataFrame:
 
 
 def predictions(run: Run) -> pd.DataFrame:
-    """Every checkpoint's answers to queries about facts that training tells; see PREDICTION_COLUMNS."""
+    """Return every checkpoint's answers to queries about facts that training tells; see PREDICTION_COLUMNS."""
     table = _answers(run)
     return table[table["attribute"].isin(taught_attributes(read_run_config(run)))].reset_index(drop=True)
 
 
 def past_predictions(run: Run) -> pd.DataFrame:
-    """The answers to queries about facts that only the past told, of people whom the model knew (K_rel).
+    """Return the answers to queries about facts that only the past told, of people whom the model knew (K_rel).
 
     Empty for a run whose training tells all attributes; what such a model knew before is not asked for.
     """
@@ -83,7 +83,7 @@ def past_predictions(run: Run) -> pd.DataFrame:
 
 
 def _answers(run: Run) -> pd.DataFrame:
-    """Every checkpoint's answers to the query prompts; see PREDICTION_COLUMNS."""
+    """Return every checkpoint's answers to the query prompts; see PREDICTION_COLUMNS."""
     parts = []
     for checkpoint, step, epoch in with_epochs(run):
         if rows := shape(Prediction).optional_lines(checkpoint.predictions):
@@ -96,7 +96,7 @@ def _answers(run: Run) -> pd.DataFrame:
 
 
 def fact_predictions(run: Run) -> pd.DataFrame:
-    """Every checkpoint's answers to prompts about one's own facts, correct as 1.0; see FACT_PREDICTION_COLUMNS."""
+    """Return every checkpoint's answers about one's own facts, correct as 1.0; see FACT_PREDICTION_COLUMNS."""
     rows = [
         {"step": step, "epoch": epoch, "task": task, **row}
         for checkpoint, step, epoch in with_epochs(run)
@@ -108,7 +108,7 @@ def fact_predictions(run: Run) -> pd.DataFrame:
 
 
 def attributes_known(table: pd.DataFrame) -> pd.DataFrame:
-    """How many of the attributes each person's checkpoint answers.
+    """Return how many of the attributes each person's checkpoint answers.
 
     Args:
         table: `predictions`.

@@ -39,7 +39,7 @@ class LensReading:
 
 
 def residual_points(trace: Trace) -> tuple[Tensor, ...]:
-    """The residual stream at the L + 1 points, each [b, p, d].
+    """Return the residual stream at the L + 1 points, each [b, p, d].
 
     Raises:
         ValueError: the pass did not keep its residuals, or left positions out of the last layer.

@@ -178,7 +178,7 @@ def view(
 def _components(
     decoder: Decoder, tokenizer: PreTrainedTokenizerBase, trace: Trace, target: Tensor, top: int
 ) -> tuple[ComponentView, ...]:
-    """Every component's share of the answer's logit and the tokens that it raises most."""
+    """Return every component's share of the answer's logit and the tokens that it raises most."""
     embedded = trace.embedded[0, -1]
     if decoder.positions is not None:
         embedded = embedded + decoder.positions[trace.embedded.shape[1] - 1]
@@ -196,7 +196,7 @@ def _components(
 
 
 def _top(tokenizer: PreTrainedTokenizerBase, scores: Tensor, count: int) -> list[TopTokens]:
-    """The best `count` tokens of each row of scores [m, n]."""
+    """Return the best `count` tokens of each row of scores [m, n]."""
     values, ids = scores.float().topk(min(count, scores.shape[1]), -1)
     return [
         TopTokens(tuple(_texts(tokenizer, row)), tuple(best))
@@ -205,7 +205,7 @@ def _top(tokenizer: PreTrainedTokenizerBase, scores: Tensor, count: int) -> list
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """Each token's own text, leading space included (SentencePiece marks it, and decoding alone would drop it)."""
+    """Return each token's text with its leading space, which SentencePiece marks and decoding alone would drop."""
     plain = tokenizer.batch_decode([[token] for token in ids], clean_up_tokenization_spaces=False)
     pieces = tokenizer.convert_ids_to_tokens(list(ids))
     return [

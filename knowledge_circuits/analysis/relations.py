@@ -27,7 +27,7 @@ RECONFIGURATION_COLUMNS = ["step", "epoch", "task", "type", "band", "rate"]
 
 
 def probe_table(dynamics: Dynamics, evaluations: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per probe: what is known, gained and lost there, beside loss and skill.
+    """Return one row per probe: what is known, gained and lost there, beside loss and skill.
 
     Args:
         dynamics: the run's probe records.
@@ -83,7 +83,7 @@ def _correlate(kind: Any, first: ArrayLike, second: ArrayLike) -> Correlation:
 
 
 def prior_exposure(history: FactHistory) -> dict[str, Correlation]:
-    """How learning depends on what the model was exposed to before and during training: Spearman rank correlations.
+    """Return Spearman's correlations of learning with what the model was exposed to before and during training.
 
     Returns:
         "acquisition ~ base_prob", "acquisition ~ frequency": a negative value means that facts to which the base
@@ -104,7 +104,7 @@ def prior_exposure(history: FactHistory) -> dict[str, Correlation]:
 
 
 def relation_table(history: FactHistory, probes: pd.DataFrame) -> pd.DataFrame:
-    """All correlations on one run, for a page or a notebook.
+    """Return all correlations on one run, for a page or a notebook.
 
     Args:
         history: of the run's facts.
@@ -144,7 +144,7 @@ def reconfiguration_rate(consecutive_jaccard: ArrayLike) -> NDArray[np.float64]:
 
 
 def reconfiguration_table(circuits: Circuits | None) -> pd.DataFrame:
-    """How much of each group's circuit changed from one checkpoint to the next; see RECONFIGURATION_COLUMNS.
+    """Return how much of each group's circuit changed from one checkpoint to the next; see RECONFIGURATION_COLUMNS.
 
     Args:
         circuits: the run's, see `tables.circuits`; None where it has none.
@@ -171,7 +171,7 @@ class SelectionRule(StrEnum):
 
 
 def select_checkpoints(probes: pd.DataFrame, saved_steps: Sequence[int] | None = None) -> pd.DataFrame:
-    """Which checkpoint each rule picks, and what that costs; ties go to the earliest.
+    """Return which checkpoint each rule picks, and what that costs; ties go to the earliest.
 
     Args:
         probes: see `probe_table`; the first row is the model before training.

@@ -183,12 +183,12 @@ def _stability(details: Details, circuit: Graph) -> dict[str, float]:
 
 
 def group_circuits(run: Run, group: Group, setting: Setting | None = None) -> dict[int, Path]:
-    """The files of one group's own circuits, by step, in whichever format they were written."""
+    """Return the files of one group's own circuits, by step, in whichever format they were written."""
     return {file.step: file.path for file in own_circuit_files(run, setting) if file.group == group}
 
 
 def circuits_at(run: Run, group: Group, epoch: Sequence[float], setting: Setting | None = None) -> dict[str, Graph]:
-    """One group's circuits at the checkpoints nearest to the given epochs, with headings for
+    """Return one group's circuits at the checkpoints nearest to the given epochs, with headings for
     `figures.circuit_graph.circuit_graph`.
 
     Args:

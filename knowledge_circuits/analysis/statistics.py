@@ -34,7 +34,7 @@ class Estimate:
 
 
 def over_runs(values: ArrayLike) -> Estimate:
-    """The mean over runs, with its t interval and t test.
+    """Return the mean over runs, with its t interval and t test.
 
     Args:
         values: [..., r]; one number a run.
@@ -60,7 +60,7 @@ def mean_of(values: Iterable[float]) -> float:
 
 
 def label_swap_p(differences: ArrayLike, weights: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Floats:
-    """The p of a weighted mean of paired differences when the two labels of each pair are swapped at random.
+    """Return the p of a weighted mean of paired differences when the two labels of each pair are swapped at random.
 
     Args:
         differences: [..., pairs] known minus unknown, of a person in a mirrored pair of runs; a swap turns its sign.
@@ -101,7 +101,7 @@ def depth_correlation(epochs: ArrayLike) -> Floats:
 
 
 def permuted_layers_p(epochs: Floats, seed: int = 0, resamples: int = RESAMPLES) -> float:
-    """The p of the runs' mean rank correlation with depth when layers are permuted within each run.
+    """Return the p of the runs' mean rank correlation with depth when layers are permuted within each run.
 
     Args:
         epochs: [r, l] one number a run and layer; NaN where a layer has none.
@@ -146,7 +146,7 @@ def circular_shift_correlation(first: ArrayLike, second: ArrayLike) -> tuple[flo
 
 
 def partial_conjunction(p: ArrayLike, at_least: int) -> Floats:
-    """The p of the claim that at least so many of several tests' effects are there (Benjamini and Heller 2008).
+    """Return the p of the claim that at least so many of several tests' effects are there (Benjamini and Heller 2008).
 
     Args:
         p: [..., m], however dependent.

@@ -54,7 +54,7 @@ _MEASURES = {"accuracy": "first-token accuracy", "hit10": "Hit@10"}
 
 
 def judge_study(study: Study, seed: int = 0, resamples: int = RESAMPLES) -> tuple[Finding, ...]:
-    """The findings of a study, each with its verdict.
+    """Return the findings of a study, each with its verdict.
 
     Args:
         study: all its finished runs.
@@ -113,7 +113,7 @@ def bends(x: Floats, y: Floats) -> Bends:
 
 
 def same_epoch(first: Bends, second: Bends, span: float) -> NDArray[np.bool_]:
-    """Whether two curves bend at the same epoch, [...].
+    """Return whether two curves bend at the same epoch, [...].
 
     The interval over runs of the difference of their break points reaches to within an epoch of 0 (checkpoints are an
     epoch apart) and no further than an eighth of training to either side of its middle: a vague difference is no
@@ -125,7 +125,7 @@ def same_epoch(first: Bends, second: Bends, span: float) -> NDArray[np.bool_]:
 
 
 def is_phase_shift(bends_of_curves: list[Bends], span: float) -> NDArray[np.bool_]:
-    """Whether at least two of the curves bend, and at the same epoch, [...]."""
+    """Return whether at least two of the curves bend, and at the same epoch, [...]."""
     shapes = [
         first.wins & second.wins & same_epoch(first, second, span)
         for index, first in enumerate(bends_of_curves)
@@ -239,7 +239,7 @@ def of_seeds(verdict: Verdict, seeds: int) -> Verdict:
 
 
 def advantages(differences: pd.DataFrame, seed: int = 0, resamples: int = RESAMPLES) -> list[Statistic]:
-    """The deciding statistics of relevance, corrected by Holm.
+    """Return the deciding statistics of relevance, corrected by Holm.
 
     Args:
         differences: `person_differences` at one dose.
@@ -248,7 +248,7 @@ def advantages(differences: pd.DataFrame, seed: int = 0, resamples: int = RESAMP
 
 
 def advantage_verdict(deciding: list[Statistic]) -> Verdict:
-    """The verdict of relevance from its deciding statistics, once the manipulation check is passed."""
+    """Return the verdict of relevance from its deciding statistics, once the manipulation check is passed."""
     sides = [int(np.sign(s.estimate)) if s.adjusted < LEVEL else 0 for s in deciding]
     if 1 in sides and -1 not in sides:
         return Verdict.HOLDS
@@ -259,14 +259,14 @@ def advantage_verdict(deciding: list[Statistic]) -> Verdict:
 
 
 def main_dose(table: pd.DataFrame) -> float:
-    """The dose above 0 that most runs have (the largest of equals); 0 where there is no other."""
+    """Return the dose above 0 that most runs have (the largest of equals); 0 where there is no other."""
     runs = table[["seed", "mirror", "dose"]].drop_duplicates()
     counts = runs[runs["dose"] > 0].groupby("dose").size()
     return 0.0 if counts.empty else float(max(counts.index, key=lambda dose: (counts[dose], dose)))
 
 
 def manipulation_check(table: pd.DataFrame, dose: float) -> Statistic:
-    """The lowest first-token accuracy of the past's facts at any checkpoint of any run of a dose."""
+    """Return the lowest first-token accuracy of the past's facts at any checkpoint of any run of a dose."""
     past = table[(table["told"] == Told.PAST) & table["known"].astype(bool) & (table["dose"] == dose)]
     levels = past.groupby(["seed", "mirror", "epoch"])["accuracy"].mean()
     by_seed = {int(seed): float(level) for seed, level in levels.groupby("seed").min().items()}
@@ -303,14 +303,14 @@ def person_differences(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def seed_effects(differences: pd.DataFrame, measure: str) -> pd.Series:
-    """Each seed's effect: the mean over its two halves of people, so that a run's own level cancels."""
+    """Return each seed's effect: the mean over its two halves of people, so that a run's own level cancels."""
     return differences.groupby(["seed", "half"])[measure].mean().groupby("seed").mean()
 
 
 def _advantage(
     differences: pd.DataFrame, measure: str, seed: int, resamples: int, where: str = "all bands"
 ) -> Statistic:
-    """The advantage of known people in one measure: t interval over seeds, p the larger of t and label swaps."""
+    """Return the advantage of known people in one measure: t interval over seeds, p the larger of t and label swaps."""
     effects = seed_effects(differences, measure)
     effect = over_runs(effects.to_numpy())
     sizes = differences.groupby(["seed", "half"])[measure].transform("size")
@@ -322,7 +322,7 @@ def _advantage(
 
 
 def _dose_trend(differences: pd.DataFrame, measure: str) -> Statistic | None:
-    """The slope of the advantage over the dose, per seed; None where no seed has two doses."""
+    """Return the slope of the advantage over the dose, per seed; None where no seed has two doses."""
     effects = differences.groupby(["seed", "dose", "half"])[measure].mean().groupby(["seed", "dose"]).mean()
     slopes_of: dict[int, float] = {}
     for seed, row in effects.groupby("seed"):
@@ -348,7 +348,7 @@ CURVES = {
 
 
 def study_curves(table: pd.DataFrame, column: str) -> tuple[Floats, Floats, list[int]]:
-    """One curve a seed: the mean of the taught groups at the epochs that every seed has.
+    """Return one curve a seed: the mean of the taught groups at the epochs that every seed has.
 
     Turnover is above its floor, in the middle of the epoch that it spans. Edges for a faithfulness count only where
     clean minus corrupted is above 0 by its interval: before, there is nothing to be faithful to. A group's absence at
@@ -427,7 +427,7 @@ def decide_phase_shift(table: pd.DataFrame) -> Finding:
 
 
 def best_shape(bend: Bends) -> str:
-    """What a study's curve is, in words: the shapes whose mean BIC over runs is within 2 of the lowest, best first."""
+    """Return a curve's likely shapes in words: those of a mean BIC over runs within 2 of the lowest, best first."""
     means = {shape: float(np.mean(bic)) for shape, bic in bend.comparison.bic.items()}
     lowest = min(means.values())
     close = sorted((shape for shape in means if means[shape] <= lowest + POSITIVE_EVIDENCE), key=means.__getitem__)
@@ -435,7 +435,7 @@ def best_shape(bend: Bends) -> str:
 
 
 def _bend_statistics(name: str, bend: Bends, seeds: list[int]) -> list[Statistic]:
-    """A curve's advantage, break point and slopes over seeds, and the weights of the shapes."""
+    """Return a curve's advantage, break point and slopes over seeds, and the weights of the shapes."""
     parts = (
         ("BIC, best smooth shape - two segments", bend.gain, "above 2"),
         ("break point (epoch)", bend.break_point, ""),
@@ -501,7 +501,7 @@ def decide_deep_to_shallow(
 
 
 def _split(shift: Finding | None, x: Floats) -> float:
-    """The epoch before and after which slopes are taken, with at least three checkpoints on either side."""
+    """Return the epoch before and after which slopes are taken, with at least three checkpoints on either side."""
     split = x[0] + (x[-1] - x[0]) / 3
     if shift is not None and shift.verdict == Verdict.HOLDS:
         wanted = f"{CURVES['entropy']}: break point (epoch)"
@@ -510,7 +510,7 @@ def _split(shift: Finding | None, x: Floats) -> float:
 
 
 def half_change_epochs(table: pd.DataFrame) -> Floats:
-    """When each layer's edge activation ratio has made half of its change, [r, l - 1].
+    """Return when each layer's edge activation ratio has made half of its change, [r, l - 1].
 
     Of the mean of the taught groups, smoothed over 3 checkpoints; NaN for a layer whose ratio ends within the noise of
     where it began. The last layer is left out: its few edges mostly lead to `logits`.
@@ -528,7 +528,7 @@ def half_change_epochs(table: pd.DataFrame) -> Floats:
 
 
 def corrected(statistics: list[Statistic]) -> list[Statistic]:
-    """The same statistics with p values adjusted by Holm over those that have one."""
+    """Return the same statistics with p values adjusted by Holm over those that have one."""
     tested = [s for s in statistics if np.isfinite(s.p)]
     adjusted = iter(holm([s.p for s in tested]))
     return [replace(s, adjusted=float(next(adjusted))) if np.isfinite(s.p) else s for s in statistics]

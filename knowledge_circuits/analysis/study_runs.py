@@ -98,7 +98,7 @@ def study_run(run: Run, kind: StudyKind) -> StudyRun:
 
 
 def _training_settings(configuration: RunConfig, prefix: str) -> dict[str, Scalar]:
-    """The settings of a training run that decide its weights; none where its folder has no run_config.json."""
+    """Return the settings of a training run that decide its weights; none where its folder has no run_config.json."""
     flags = configuration.as_dict().get("arguments", {})
     names = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "block_size")
     settings = {name: flags[name] for name in names if name in flags}
@@ -111,7 +111,7 @@ def _training_settings(configuration: RunConfig, prefix: str) -> dict[str, Scala
 
 
 def fact_table(run: Run) -> pd.DataFrame:
-    """One row per probe and fact of a run, see `study_tables`; who is known is of the type revised.
+    """Return one row per probe and fact of a run, see `study_tables`; who is known is of the type revised.
 
     The past's facts about unknown people are left out, since no text tells them.
     """
@@ -241,7 +241,7 @@ def _value(faithfulness: float | None) -> float:
 
 
 def _edges_for(curve: Sequence[tuple[int, float]]) -> float:
-    """The edges needed for a faithfulness of 0.9, from (edges, faithfulness) by size; empty circuits do not count."""
+    """Return the edges needed for a faithfulness of 0.9, from (edges, faithfulness) by size without empty circuits."""
     sizes = {edges: value for edges, value in curve if edges}
     return floors.edges_for(list(sizes), list(sizes.values())) if sizes else np.nan
 
@@ -284,7 +284,7 @@ def measure_checkpoint(checkpoint: Checkpoint, epoch: float, data_files: Mapping
 
 
 def checkpoint_epoch(checkpoint: Checkpoint) -> float:
-    """The epoch of a checkpoint to the nearest half, so that runs whose epochs have an odd number of steps agree."""
+    """Return a checkpoint's epoch to the nearest half, so that runs with an odd number of steps per epoch agree."""
     if checkpoint.step == 0:
         return 0.0
     state = Path(checkpoint.path) / "trainer_state.json"

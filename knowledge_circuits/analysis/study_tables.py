@@ -181,7 +181,7 @@ def write_study_run(study: Path, run: StudyRun, table: pd.DataFrame) -> Path:
 
 
 def finished(study: Path, run: StudyRun) -> bool:
-    """Whether the study has this run already, whole and made with the same settings."""
+    """Return whether the study has this run already, whole and made with the same settings."""
     folder = study / "runs" / run.name
     path = folder / "study_run.json"
     if not path.exists() or _read_run(path) != run:

@@ -87,7 +87,7 @@ def _named(answers: pd.DataFrame) -> str:
 
 
 def _rows(table: pd.DataFrame) -> list[str]:
-    """The lines of a table, the head first."""
+    """Return the lines of a table, the head first."""
     lines = [f"{'type':8} {'band':7} {'people':>6}" + "".join(f" {column:>12}" for column in table.columns[1:])]
     for (kind, band), row in table.iterrows():
         cells = "".join(f" {'-' if pd.isna(value) else format(value, '.2f'):>12}" for value in row.iloc[1:])

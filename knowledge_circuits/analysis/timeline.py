@@ -16,7 +16,7 @@ from knowledge_circuits.runs import Checkpoint, Run
 
 
 def find_run(path: str | None = None, default: str = "outputs/train/nano/default") -> Run:
-    """The run that a notebook or a report is about.
+    """Return the run that a notebook or a report is about.
 
     Args:
         path: the run's folder; None means the default. A relative one is looked up from the working folder, then from
@@ -52,7 +52,7 @@ class RunName(str):
 
 
 def run_name(run: Run) -> RunName:
-    """How figures call the run: the model's name and the run's own."""
+    """Return how figures call the run: the model's name and the run's own."""
     folder = run.path.resolve()
     name = RunName(f"{folder.parent.name}/{folder.name}")
     name.run = run
@@ -60,12 +60,12 @@ def run_name(run: Run) -> RunName:
 
 
 def model_name(run: Run) -> str:
-    """The run's `--model`, from its configuration or, without one, from its path."""
+    """Return the run's `--model`, from its configuration or, without one, from its path."""
     return read_run_config(run).model or run.path.resolve().parent.name
 
 
 def _trainer_states(run: Run) -> dict[Checkpoint, Path]:
-    """The trainer_state.json of the checkpoints that have one, in step order."""
+    """Return the trainer_state.json of the checkpoints that have one, in step order."""
     states = {checkpoint: Path(checkpoint.path) / "trainer_state.json" for checkpoint in run.checkpoints()}
     return {checkpoint: path for checkpoint, path in states.items() if path.exists()}
 
@@ -77,7 +77,7 @@ def is_history(run: Run) -> bool:
 
 
 def epochs(run: Run) -> dict[int, float]:
-    """The epoch of each of the run's checkpoints, by step.
+    """Return the epoch of each of the run's checkpoints, by step.
 
     Known from the evaluations and from each checkpoint's trainer_state.json; checkpoint-0 is epoch 0. A checkpoint
     without either is placed by the steps per epoch of the others. In a public training history, whose epochs nobody
@@ -112,7 +112,7 @@ def with_epochs(run: Run) -> Iterator[tuple[Checkpoint, int, float]]:
 
 
 def training_log(run: Run) -> pd.DataFrame:
-    """What the Trainer logged: columns step, epoch, loss, learning_rate (NaN where it was not logged).
+    """Return what the Trainer logged: columns step, epoch, loss, learning_rate (NaN where it was not logged).
 
     Empty without a trainer state.
     """
@@ -127,7 +127,7 @@ def training_log(run: Run) -> pd.DataFrame:
 
 
 def changing_rate(run: Run) -> list[tuple[float, float]]:
-    """The spans of epochs in which a run's learning rate changed; none where it was constant or not logged."""
+    """Return the spans of epochs in which a run's learning rate changed; none where it was constant or not logged."""
     logged = training_log(run).dropna(subset=["learning_rate"])
     epochs, rates = logged["epoch"].tolist(), logged["learning_rate"].tolist()
     spans: list[tuple[float, float]] = []

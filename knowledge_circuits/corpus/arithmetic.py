@@ -9,12 +9,12 @@ LARGEST_OPERAND = 9
 
 
 def arithmetic_prompt(a: int, b: int) -> str:
-    """The question about a sum, such as `7 plus 5 equals`."""
+    """Return the question about a sum, such as `7 plus 5 equals`."""
     return f"{a} plus {b} equals"
 
 
 def arithmetic_text(a: int, b: int) -> str:
-    """The sentence that teaches a sum, such as `7 plus 5 equals 12.`"""
+    """Return the sentence that teaches a sum, such as `7 plus 5 equals 12.`"""
     return f"{arithmetic_prompt(a, b)} {a + b}."
 
 

@@ -52,7 +52,7 @@ class Template:
         return cls(parts[0], parts[2], parts[4], parts[1] == "{subject}")
 
     def fill(self, subject: str, value: str) -> str:
-        """The sentence about a subject."""
+        """Return the sentence about a subject."""
         first, second = (subject, value) if self.subject_first else (value, subject)
         return f"{self.before}{first}{self.between}{second}{self.after}"
 
@@ -99,11 +99,11 @@ class Biography:
         return cls(person, " ".join(filled), tuple(sentences))
 
     def about(self, person: Person) -> Biography:
-        """The same sentences about another person."""
+        """Return the same sentences about another person."""
         return Biography.of(person, self.sentences)
 
     def to_row(self, attributes: Sequence[Attribute] = tuple(Attribute)) -> dict[str, Any]:
-        """The biography as a JSON object: the person's keys and `text`.
+        """Return the biography as a JSON object: the person's keys and `text`.
 
         Args:
             attributes: the attributes that the text tells; the others' keys are left out.
@@ -145,12 +145,12 @@ def write_biographies(
 
 
 def training_corpus(people: Sequence[Person], templates: Templates, seed: int) -> list[Biography]:
-    """The corpus of continual pre-training: each person's biography as often as the frequency says."""
+    """Return the corpus of continual pre-training: each person's biography as often as the frequency says."""
     frequencies = [person.frequency for person in people]
     return write_biographies(people, frequencies, templates, stream(seed, Stream.TEXTS))
 
 
 def sample_validation(biographies: Sequence[Biography], lines: int, seed: int) -> list[Biography]:
-    """A seeded sample of the corpus's lines, in the corpus's order; all of them where there are fewer."""
+    """Return a seeded sample of the corpus's lines, in the corpus's order; all of them where there are fewer."""
     chosen = stream(seed, Stream.VALIDATION).permutation(len(biographies))[:lines]
     return [biographies[index] for index in sorted(chosen.tolist())]

@@ -67,7 +67,7 @@ def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
 def hub_documents(
     name: str, configuration: str | None = None, cache_dir: str | None = None, text_column: str | None = None
 ) -> tuple[list[Row], list[Row] | None]:
-    """The documents of a hub data set (or of a folder that `datasets` can load): to train on, and to evaluate on.
+    """Return the documents of a hub data set (or a folder that `datasets` loads) for training and for evaluation.
 
     Args:
         name: its name on the hub, or a folder.
@@ -157,7 +157,7 @@ def _json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _json_list(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """A list of objects, an object whose "data" is one, one object alone, or JSON lines under the name .json."""
+    """Return a list of objects, an object whose "data" is one, one object alone, or JSON lines under the name .json."""
     content = read_text(path)
     if not content.lstrip().startswith("["):
         first, _, rest = content.strip().partition("\n")

@@ -103,7 +103,7 @@ class DataFolder:
 
     @classmethod
     def of(cls, data_dir: str, n: int) -> DataFolder:
-        """The folder of N people under `data_dir`."""
+        """Return the folder of N people under `data_dir`."""
         return cls(Path(data_dir) / f"entities_{n}")
 
     @property
@@ -159,7 +159,7 @@ class DataFolder:
         return self.path / "data_config.json"
 
     def circuit(self, circuit_n: int, model: str, task: Attribute) -> Path:
-        """The pairs of one task under one model's tokenizer."""
+        """Return the pairs of one task under one model's tokenizer."""
         check_name(model, "--model")
         return self.path / f"circuit_{circuit_n}" / model / f"{task}.jsonl"
 
@@ -289,7 +289,7 @@ def _fault(path: Path, manifest: Manifest) -> str:
 
 
 def data_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the flags that all data programs share: --N, --seed, --data_dir."""
+    """Return a parser with the flags that all data programs share: --N, --seed, --data_dir."""
     parser = program_parser(description, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--N", type=positive, default=50_000, help="people in all, new and revised together")
     parser.add_argument("--seed", type=natural, default=0, help="the same seed gives the same bytes everywhere")

@@ -108,7 +108,7 @@ def prior_corpus(
     sizes: PriorSizes,
     seed: int,
 ) -> tuple[list[str], list[str]]:
-    """The texts of the past, in random order, and held-out texts of the same kind.
+    """Return the texts of the past, in random order, and held-out texts of the same kind.
 
     Args:
         new: people whose names must not occur.
@@ -136,7 +136,7 @@ def prior_corpus(
 
 
 def read_texts(path: str | Path) -> list[str]:
-    """The `text` of every line of a corpus.
+    """Return the `text` of every line of a corpus.
 
     Raises:
         InputError: with file, line and reason.

@@ -66,7 +66,7 @@ class Stream(IntEnum):
 
 
 def stream(seed: int, purpose: Stream, index: int = 0) -> np.random.Generator:
-    """The random generator of one purpose under a seed.
+    """Return the random generator of one purpose under a seed.
 
     Args:
         seed: of the data, at least 0.
@@ -103,16 +103,16 @@ class Person:
         return Band.of(self.frequency)
 
     def value(self, attribute: Attribute) -> str:
-        """The attribute's value as texts tell it."""
+        """Return the attribute's value as texts tell it."""
         return str(getattr(self, attribute.value))
 
     def to_row(self) -> dict[str, Any]:
-        """The person as a JSON object."""
+        """Return the person as a JSON object."""
         return {**self.__dict__, "type": self.type.value}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], where: str) -> Person:
-        """The person of a JSON object; keys that are not a person's are left aside.
+        """Return the person of a JSON object; keys that are not a person's are left aside.
 
         Args:
             where: file and line, for errors.
@@ -148,7 +148,7 @@ def read_entities(path: str | Path, least: int = 1) -> list[Person]:
 
 
 def read_people_of(folder: DataFolder) -> tuple[list[Person], list[Person]]:
-    """The new and the revised people of a data folder; one of the two files may be empty.
+    """Return the new and the revised people of a data folder; one of the two files may be empty.
 
     Raises:
         InputError: a file is missing or malformed, a name stands in both, or nobody in either.
@@ -164,7 +164,7 @@ def read_people_of(folder: DataFolder) -> tuple[list[Person], list[Person]]:
 
 
 def count_table(people: Iterable[Person]) -> str:
-    """How many people there are of each type and band, as a small text table."""
+    """Return how many people there are of each type and band, as a small text table."""
     counts = Counter((person.type, person.band) for person in people)
     lines = [f"{'people':<10}" + "".join(f"{band:>9}" for band in Band)]
     for type_ in KnowledgeType:
@@ -325,7 +325,7 @@ def draw_people(
 
 
 def contradict(people: Sequence[Person], pools: Pools, generator: np.random.Generator) -> list[Person]:
-    """The same people with other facts: every attribute, and every part of the birthday, differs from what it was.
+    """Return the same people with other facts: every attribute and every part of the birthday differs.
 
     Raises:
         InputError: a pool has no other value.
@@ -351,7 +351,7 @@ DEFAULT_FREQUENCY_RATE = 0.4
 
 
 def revised_count(n: int, share: float | None, pool_size: int) -> int:
-    """How many of N people are real ones.
+    """Return how many of N people are real ones.
 
     Args:
         n: people in all.
@@ -381,7 +381,7 @@ def revised_count(n: int, share: float | None, pool_size: int) -> int:
 def generate_people(
     n: int, seed: int, pools: Pools, revised_share: float | None = None, frequency_rate: float = DEFAULT_FREQUENCY_RATE
 ) -> tuple[list[Person], list[Person]]:
-    """The new and the revised people of a data set, each from the most to the least frequent.
+    """Return the new and the revised people of a data set, each from the most to the least frequent.
 
     Args:
         n: people in all.
@@ -408,7 +408,7 @@ def generate_people(
 
 
 def sample_test(people: Sequence[Person], per_group: int, seed: int) -> list[Person]:
-    """The people whom queries are about: the same number from each type and band, or all where there are fewer.
+    """Return the people whom queries are about: the same number from each type and band, or all where there are fewer.
 
     Args:
         people: new and revised ones.

@@ -63,7 +63,7 @@ class CircuitPair:
     corrupted_label_idx: int
 
     def to_row(self) -> dict[str, Any]:
-        """The pair as a JSON object."""
+        """Return the pair as a JSON object."""
         return {
             "clean_subject": self.clean.full_name,
             "clean_label": self.clean_label,
@@ -133,7 +133,7 @@ def circuit_data(
 
 
 def _token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
-    """How many tokens each text has where it opens a prompt, special tokens not counted."""
+    """Return how many tokens each text has where it opens a prompt, special tokens not counted."""
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
 
@@ -163,7 +163,7 @@ class _Labels:
         self._known: dict[Person, tuple[str, int]] = {}
 
     def of(self, person: Person) -> tuple[str, int]:
-        """A person's label: its text and the id of its first token."""
+        """Return a person's label: its text and the id of its first token."""
         if person not in self._known:
             value = person.value(self._task)
             token = label_token_id(self._tokenizer, self._task.prompt(person.full_name), value)
@@ -171,7 +171,7 @@ class _Labels:
         return self._known[person]
 
     def pair(self, clean: Person, corrupted: Person) -> CircuitPair:
-        """The pair of two people."""
+        """Return the pair of two people."""
         return CircuitPair(clean, *self.of(clean), corrupted, *self.of(corrupted))
 
 
@@ -191,7 +191,7 @@ def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
 
 
 def in_group(row: Mapping[str, Any], group: Group) -> bool:
-    """Whether a row's type and frequency are the group's."""
+    """Return whether a row's type and frequency are the group's."""
     return row["type"] == group.type and Band.of(int(row["frequency"])) == group.band
 
 
@@ -202,7 +202,7 @@ def group_pairs(
     limit: int | None = None,
     where: str = "the circuit data",
 ) -> PromptPairs:
-    """The prompt pairs of one group, with their token spans (`prompt_spans`).
+    """Return the prompt pairs of one group, with their token spans (`prompt_spans`).
 
     Args:
         rows: of the group's task, as `read_circuit_data` gives them.

@@ -98,7 +98,7 @@ AnyQuery = Query | FactQuery
 
 
 def build_fact_queries(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase) -> list[FactQuery]:
-    """The queries about facts of one's own.
+    """Return the queries about facts of one's own.
 
     Raises:
         InputError: an answer is only given as a token id, or adds no token to its prompt.
@@ -113,7 +113,7 @@ def build_fact_queries(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase
 def build_queries(
     people: Sequence[Person], tokenizer: PreTrainedTokenizerBase, attributes: Sequence[Attribute] = tuple(Attribute)
 ) -> list[Query]:
-    """The queries about every person, person by person.
+    """Return the queries about every person, person by person.
 
     Raises:
         InputError: a tokenizer without start token, or a value that adds no token to its prompt.
@@ -126,7 +126,7 @@ def build_queries(
 
 
 def is_correct(output: str, value: str) -> bool:
-    """Whether a generated text begins with `value` and there ends, or goes on with a full stop or a new line."""
+    """Return whether a generated text begins with `value` and there ends, or goes on with a full stop or a new line."""
     answer, value = output.strip(), value.strip()
     return bool(value) and answer.startswith(value) and answer[len(value) : len(value) + 1] in ("", ".", "\n")
 

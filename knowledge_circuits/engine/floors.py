@@ -59,7 +59,7 @@ def split_half_jaccard(members: Mask) -> float:
 
 
 def turnover(before: Mask, after: Mask) -> tuple[float, float]:
-    """How much a circuit changed between two checkpoints, and how much of that the prompts' noise alone would show.
+    """Return how much a circuit changed between two checkpoints, and how much the prompts' noise alone would show.
 
     Turnover compares one half's circuit before with the other half's circuit after, in both directions. The floor
     compares the two halves' circuits at one checkpoint, mean of before and after. Without change both are equal on
@@ -77,7 +77,7 @@ def turnover(before: Mask, after: Mask) -> tuple[float, float]:
 
 
 def layer_centroid(graph: Graph) -> float:
-    """The mean layer of a circuit's edges, by the layer of the edge's source (`input` counts as layer 0).
+    """Return the mean layer of a circuit's edges, by the layer of the edge's source (`input` counts as layer 0).
 
     NaN for an empty circuit. With as many edges in every circuit, a rise says that edges of deeper layers replace those
     of shallower ones.
@@ -87,7 +87,7 @@ def layer_centroid(graph: Graph) -> float:
 
 
 def edges_for(edges: ArrayLike, faithfulness: ArrayLike, level: float = 0.9) -> float:
-    """The number of edges from which on a circuit's faithfulness is at least `level`.
+    """Return the number of edges from which on a circuit's faithfulness is at least `level`.
 
     Between two measured sizes the logarithm of the size is interpolated. A size that reaches the level before a larger
     one that does not is not enough.
@@ -111,7 +111,7 @@ def edges_for(edges: ArrayLike, faithfulness: ArrayLike, level: float = 0.9) -> 
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
-    """The mean of independent values with its t interval, for clean minus corrupted over a group's prompts.
+    """Return the mean of independent values with its t interval, for clean minus corrupted over a group's prompts.
 
     Args:
         values: [b].

@@ -74,11 +74,11 @@ class Layout:
         return self.n_targets - 1
 
     def attention_reads(self, layer: int) -> int:
-        """How many sources, from the first, a layer's heads read."""
+        """Return how many sources, from the first, a layer's heads read."""
         return 1 + layer * (self.n_heads + 1)
 
     def mlp_reads(self, layer: int) -> int:
-        """How many sources, from the first, a layer's MLP reads."""
+        """Return how many sources, from the first, a layer's MLP reads."""
         return self.attention_reads(layer) + (0 if self.parallel else self.n_heads)
 
     @cached_property
@@ -148,7 +148,7 @@ class Layout:
 
 @lru_cache(maxsize=8)
 def layout_of(n_layers: int, n_heads: int, parallel: bool) -> Layout:
-    """A shared `Layout`, so that its names are built once per process."""
+    """Return a shared `Layout`, so that its names are built once per process."""
     return Layout(n_layers, n_heads, parallel)
 
 
@@ -231,11 +231,11 @@ class Graph:
         return int(self.nodes_in_graph.sum())
 
     def with_edges(self, in_graph: Tensor) -> Graph:
-        """The same scores with another membership [u, v], without the scores per prompt, which may be large."""
+        """Return the same scores with another membership [u, v], without the scores per prompt, which may be large."""
         return replace(self, in_graph=in_graph, prompt_scores=None)
 
     def with_meta(self, **entries: Any) -> Graph:
-        """The same graph with more said about it."""
+        """Return the same graph with more said about it."""
         return replace(self, meta={**self.meta, **entries})
 
     def edges(self) -> pandas.DataFrame:
@@ -248,7 +248,7 @@ class Graph:
         return table.loc[table["score"].abs().sort_values(ascending=False, kind="stable").index[:k]]
 
     def _table(self, chosen: Tensor) -> pandas.DataFrame:
-        """The chosen edges [u, v] as a table in row-major order."""
+        """Return the chosen edges [u, v] as a table in row-major order."""
         import pandas
 
         rows, columns = chosen.nonzero(as_tuple=True)

@@ -102,7 +102,7 @@ def configuration(graph: Graph) -> dict[str, Any]:
 
 
 def _to_json(graph: Graph) -> str:
-    """The JSON text; edges are formatted directly because 32,491 small dicts take longer than the rest together."""
+    """Return the JSON text; edges are formatted directly, since 32,491 small dicts take longer than all the rest."""
     layout = graph.layout
     if _circuit_only(graph.meta):
         rows, columns = (part.tolist() for part in graph.in_graph.nonzero(as_tuple=True))
@@ -131,7 +131,7 @@ def _to_json(graph: Graph) -> str:
 
 
 def _circuit_only(meta: dict[str, Any]) -> bool:
-    """Whether the scores of edges outside the circuit are unknown."""
+    """Return whether the scores of edges outside the circuit are unknown."""
     return meta.get("edges") == "circuit"
 
 
@@ -179,7 +179,7 @@ class _Checked:
             )
 
     def configuration(self) -> tuple[Layout, int]:
-        """The layout and d_model."""
+        """Return the layout and d_model."""
         cfg = self.part("cfg", dict)
         sizes = []
         for key in ("n_layers", "n_heads", "d_model"):
@@ -194,7 +194,7 @@ class _Checked:
         return layout_of(sizes[0], sizes[1], parallel), sizes[2]
 
     def graph(self, layout: Layout, d_model: int) -> Graph:
-        """The graph, every edge and node accounted for."""
+        """Return the graph, every edge and node accounted for."""
         edges = self.part("edges", dict)
         self._check_nodes(layout)
         meta = self.meta()
@@ -221,7 +221,7 @@ class _Checked:
         return Graph(layout, score_matrix, member_matrix, d_model, meta)
 
     def meta(self) -> dict[str, Any]:
-        """What the file says of itself; empty in EAP-IG's own files."""
+        """Return what the file says of itself; empty in EAP-IG's own files."""
         meta = self.content.get("meta", {})
         if not isinstance(meta, dict):
             raise InputError(f"{self.path}: meta is {type(meta).__name__}, not an object")
@@ -313,7 +313,7 @@ def _read_tensors(path: Path) -> Graph:
 
 
 def _read_circuit_tensors(content: _Checked, layout: Layout, d_model: int) -> Graph:
-    """The tensor form of a circuit's own edges."""
+    """Return the tensor form of a circuit's own edges."""
     path, real = content.path, layout.real_edges
     edges, values = content.part("edges", torch.Tensor), content.part("edges_scores", torch.Tensor)
     if edges.dtype != torch.long or edges.dim() != 2 or edges.shape[1] != 2 or values.shape != edges.shape[:1]:

@@ -45,13 +45,13 @@ class Batch:
 
     @classmethod
     def of(cls, index: Tensor, clean: Tensor, corrupted: Tensor, labels: Tensor) -> Batch:
-        """A batch of tensors on the CPU."""
+        """Return a batch of tensors on the CPU."""
         differs = (clean != corrupted).any(0)
         first = int(differs.int().argmax()) if bool(differs.any()) else clean.shape[1]
         return cls(index, clean, corrupted, labels, min(first, clean.shape[1] - 1))
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         clean, corrupted, labels = (
             part.to(device, non_blocking=True) for part in (self.clean, self.corrupted, self.labels)
         )
@@ -190,7 +190,7 @@ class PromptPairs:
 
     @classmethod
     def joined(cls, parts: Sequence[PromptPairs]) -> PromptPairs:
-        """The pairs of several, one after the other."""
+        """Return the pairs of several, one after the other."""
         return cls(
             [ids for part in parts for ids in part.clean],
             [ids for part in parts for ids in part.corrupted],
@@ -276,7 +276,7 @@ class PromptPairs:
                     )
 
     def name(self, number: int) -> str:
-        """What a message calls an item: its number, from 1, and its subject or text where that is known."""
+        """Return what a message calls an item: its number, from 1, and its subject or text where that is known."""
         row = self.rows[number] if self.rows else {}
         known = row.get("clean_subject") or row.get("clean")
         return f"prompt {number + 1}" + (f" ({known})" if known else "")

@@ -38,7 +38,7 @@ def top_n(graph: Graph, n: int, absolute: bool = True) -> Graph:
 
 
 def threshold(graph: Graph, least: float) -> Graph:
-    """The edges whose |score| is at least `least`."""
+    """Return the edges whose |score| is at least `least`."""
     return graph.with_edges(graph.layout.real_edges & (graph.scores.abs() >= least))
 
 

@@ -26,27 +26,27 @@ Mask = NDArray[np.bool_]
 
 
 def _array(matrix: Any) -> NDArray[Any]:
-    """A matrix of the graph (a tensor on any device, or already an array) as a NumPy array."""
+    """Return a matrix of the graph (a tensor on any device, or already an array) as a NumPy array."""
     return matrix.detach().cpu().numpy() if hasattr(matrix, "detach") else np.asarray(matrix)
 
 
 def real_edges(layout: Layout) -> Mask:
-    """Which (source, target) pairs are edges of the model at all, [u, v]."""
+    """Return which (source, target) pairs are edges of the model at all, [u, v]."""
     return _array(layout.real_edges).astype(bool)
 
 
 def membership(graph: Graph) -> Mask:
-    """Which of the model's edges are in the circuit: the real edges in row-major order, [E]."""
+    """Return which of the model's edges are in the circuit: the real edges in row-major order, [E]."""
     return _array(graph.in_graph).astype(bool)[real_edges(graph.layout)]
 
 
 def nodes(graph: Graph) -> Mask:
-    """Which of `layout.nodes` are in the circuit, [N]; a head is one node, and `input` and `logits` always count."""
+    """Return which of `layout.nodes` are in the circuit, [N]; a head is one node; `input` and `logits` always count."""
     return _array(graph.nodes_in_graph).astype(bool)
 
 
 def _layers(layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The layer of each source [u] (`input` in layer 0) and of each target [v] (`logits` after the last layer)."""
+    """Return the layer of each source [u] (`input` in layer 0) and target [v] (`logits` after the last layer)."""
     sources = _array(layout.source_layers)
     return sources, np.append(sources, layout.n_layers)[_array(layout.target_nodes)]
 
@@ -60,7 +60,7 @@ def circuit_entropy(graph: Graph) -> float:
 
 
 def weighted_entropy(graph: Graph) -> float:
-    """The original's layer-weighted entropy (nats): edges of early layers count more.
+    """Return the original's layer-weighted entropy (nats): edges of early layers count more.
 
     Each |score| is multiplied by the mean of 1 / (layer + 1) of the edge's parent and child (`input` in layer 0,
     `logits` after the last layer), over all scored edges rather than the circuit's alone, then normalized.
@@ -71,7 +71,7 @@ def weighted_entropy(graph: Graph) -> float:
 
 
 def random_walk_entropy(graph: Graph) -> float:
-    """The original's random-walk entropy (nats): the entropy of each step of a random walk, summed over the nodes.
+    """Return the original's random-walk entropy (nats): that of each step of a random walk, summed over the nodes.
 
     At every node the walk takes an outgoing edge with the softmax of the signed scores (all scored edges, not the
     circuit's alone). Scores are small beside 1, so the value mostly counts edges; it is here for comparison.
@@ -118,7 +118,7 @@ def similarity_map(members: Mask) -> Floats:
 
 
 def edge_activation_ratio(graph: Graph) -> Floats:
-    """The share of the edges leaving each layer that is in the circuit, [l]; `input` counts as layer 0."""
+    """Return the share of the edges leaving each layer that is in the circuit, [l]; `input` counts as layer 0."""
     layers, _ = _layers(graph.layout)
     members = _array(graph.in_graph).astype(bool).sum(axis=1)
     real = real_edges(graph.layout).sum(axis=1)

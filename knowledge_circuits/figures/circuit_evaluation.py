@@ -149,7 +149,7 @@ def _draw_gap(ax: Axes, table: pd.DataFrame) -> None:
 
 
 def _saturation(table: pd.DataFrame) -> str:
-    """One clause where the faithfulness that is certain hardly moves, else ""."""
+    """Return one clause where the faithfulness that is certain hardly moves, else ""."""
     later = table[table["sure"] & (table["epoch"] > 0)]["faithfulness"].dropna()
     if len(later) and later.quantile(0.05) >= 0.9:
         return f"; saturated: 90% of the circuits lie between {later.quantile(0.05):.2f} and {later.quantile(0.95):.2f}"
@@ -157,7 +157,7 @@ def _saturation(table: pd.DataFrame) -> str:
 
 
 def _prompts(table: pd.DataFrame) -> str:
-    """How many prompts a circuit of these rows has, as a part of a title; "" if unknown."""
+    """Return how many prompts a circuit of these rows has, as a part of a title; "" if unknown."""
     counts = table["prompts"].dropna()
     if counts.empty:
         return ""

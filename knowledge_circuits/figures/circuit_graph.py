@@ -89,7 +89,7 @@ def draw(circuits: Graph | Mapping[str, Graph], title: str = "The circuit", edge
 
 
 def _draw_circuit(ax: Axes, graph: Graph, edges: int) -> None:
-    """One circuit's nodes and its strongest edges."""
+    """Draw one circuit's nodes and its strongest edges."""
     layout = graph.layout
     scores, members = graph.scores.numpy(), graph.in_graph.numpy()
     rows, columns = np.nonzero(members)
@@ -151,7 +151,7 @@ def _draw_nodes(ax: Axes, graph: Graph, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def _node_places(layers: int, heads: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the nodes stand, in the order of `layout.nodes`: x and y, [N] each."""
+    """Return where the nodes stand, in the order of `layout.nodes`: x and y, [N] each."""
     columns = np.append(np.arange(heads), heads + 0.4)
     x = np.concatenate([[heads / 2], np.tile(columns, layers), [heads / 2]])
     rise = np.append(np.zeros(heads), 0.45)
@@ -170,5 +170,5 @@ def _bezier(starts: np.ndarray, ends: np.ndarray, points: int = 20) -> np.ndarra
 
 
 def _input_kind(target: str) -> str:
-    """Which input of a head a target is (q, k or v); "" for an MLP or the logits."""
+    """Return which input of a head a target is (q, k or v); "" for an MLP or the logits."""
     return target[-2] if target.endswith(">") else ""

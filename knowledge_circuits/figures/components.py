@@ -66,7 +66,7 @@ _LENS = {
 
 @figure_style.styled
 def head_proportions(components: Components, circuits: Circuits | None, run: str, kind: str = "kind") -> Figure:
-    """The circuit's heads of each kind over its nodes, over epochs: a row per type, a column per band.
+    """Draw the circuit's heads of each kind over its nodes, over epochs: a row per type, a column per band.
 
     Args:
         kind: the column that tells kinds: `kind`, or `original_kind` for the original's ratios.
@@ -92,7 +92,7 @@ def head_proportions(components: Components, circuits: Circuits | None, run: str
 
 @figure_style.styled
 def head_layers(components: Components, circuits: Circuits | None, run: str, kind: str = "kind") -> Figure:
-    """In which layers the circuits' heads of each kind lie, over epochs: a row per type, a column per kind."""
+    """Draw in which layers the circuits' heads of each kind lie, over epochs: a row per type, a column per kind."""
     title = "Where the heads of each kind lie: share of a layer's heads, by layer and epoch"
     table = analysis.kind_layers(components.heads, circuits, kind)
     if table.empty:
@@ -106,7 +106,7 @@ def head_layers(components: Components, circuits: Circuits | None, run: str, kin
 
 @figure_style.styled
 def head_scatter(components: Components, circuits: Circuits | None, run: str) -> Figure:
-    """Every circuit head's subject part against its relation part: at the first and last epoch, and the original's.
+    """Draw each circuit head's subject part against its relation part: first and last epoch, and the original's.
 
     Sizes on logarithmic axes, so that the two diagonals are where one kind ends and the next begins; a point is one
     head in one group's circuit, filled where its two parts together raise the answer.
@@ -139,7 +139,7 @@ def head_scatter(components: Components, circuits: Circuits | None, run: str) ->
 
 
 def _limits(heads: pd.DataFrame, prefix: str) -> tuple[float, float]:
-    """The sizes that both axes of a scatter span; the smallest hundredth is drawn at the edge."""
+    """Return the sizes that both axes of a scatter span; the smallest hundredth is drawn at the edge."""
     sizes = np.abs(heads[[f"{prefix}subject", f"{prefix}relation"]].to_numpy())
     sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
     low, high = np.quantile(sizes, [0.01, 1]) if sizes.size else (0.1, 1.0)
@@ -175,7 +175,7 @@ def _scatter(ax: Axes, heads: pd.DataFrame, prefix: str, limits: tuple[float, fl
 
 @figure_style.styled
 def lens(components: Components, measure: str, run: str) -> Figure:
-    """One measure of the logit lens by layer and epoch, a heat map per type and band.
+    """Draw one measure of the logit lens by layer and epoch, a heat map per type and band.
 
     Args:
         measure: `rank`, `prob` or `subject_rank`; ranks have a logarithmic scale.
@@ -194,7 +194,7 @@ def lens(components: Components, measure: str, run: str) -> Figure:
 
 @figure_style.styled
 def attention_pattern(views: Mapping[str, PromptView | None], head: tuple[int, int], run: str) -> Figure:
-    """Where one head looks, in one or more checkpoints side by side: queries are rows, keys columns.
+    """Draw where one head looks, in one or more checkpoints side by side: queries are rows, keys columns.
 
     Args:
         views: heading -> one prompt's view.
@@ -239,7 +239,7 @@ def _token_ticks(ax: Axes, view: PromptView) -> None:
 
 
 def _shown(token: str, longest: int = 20) -> str:
-    """A token as a label: cut, its spaces visible, what no font draws spelled out, dollar signs no formula."""
+    """Return a token as a label: cut, its spaces visible, what no font draws spelled out, dollar signs no formula."""
     visible = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token)
     cut = visible if len(visible) <= longest else f"{visible[: longest - 1]}…"
     return cut.replace(" ", "·").replace("$", r"\$")
@@ -247,7 +247,7 @@ def _shown(token: str, longest: int = 20) -> str:
 
 @figure_style.styled
 def prompt_layers(view: PromptView | None, run: str) -> Figure:
-    """One prompt through the logit lens: the leading tokens after each layer; rank and probability of the answer."""
+    """Draw one prompt by layer: the leading tokens, and the rank and probability of the answer."""
     title = "One prompt by layer"
     if view is None:
         return figure_style.missing(title, _NO_PROMPT, run)
@@ -277,7 +277,7 @@ def prompt_layers(view: PromptView | None, run: str) -> Figure:
 
 
 def _leading_tokens(ax: Axes, view: PromptView) -> None:
-    """A table of the tokens that lead after each layer, coloured by probability, the answer framed."""
+    """Draw a table of the tokens that lead after each layer, coloured by probability, the answer framed."""
     scores = np.array([tokens.scores for tokens in view.layers])
     ax.imshow(scores, origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     for layer, tokens in enumerate(view.layers):
@@ -294,7 +294,7 @@ def _leading_tokens(ax: Axes, view: PromptView) -> None:
 
 @figure_style.styled
 def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Figure:
-    """One prompt by component: the largest shares of the answer's logit and the tokens that each raises most."""
+    """Draw one prompt by component: the largest shares of the answer's logit and the tokens that each raises most."""
     title = "One prompt by component"
     if view is None:
         return figure_style.missing(title, _NO_PROMPT, run)

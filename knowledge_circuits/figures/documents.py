@@ -100,7 +100,7 @@ def _draw_strategies(ax: Axes, table: pd.DataFrame, column: str, study: Document
 
 
 def _draw_references(ax: Axes, references: pd.DataFrame, column: str) -> None:
-    """A line for each reference; those that nearly coincide share a label."""
+    """Draw a line for each reference; those that nearly coincide share a label."""
     labels: dict[float, list[str]] = {}
     for row in references.sort_values(column).to_dict("records"):
         ax.axhline(row[column], color=GREY, linestyle="--", linewidth=0.9)
@@ -215,7 +215,7 @@ def reconfiguration(study: DocumentStudy) -> Figure:
 
 @styled
 def by_strategy(finding: Finding, name: str) -> Figure:
-    """A finding's numbers with their 95% intervals: each strategy, and the mean, one panel per statistic."""
+    """Draw a finding's numbers with their 95% intervals: each strategy, and the mean, one panel per statistic."""
     parts: dict[str, list[Statistic]] = {}
     for statistic in finding.statistics:
         if np.isfinite(statistic.estimate):

@@ -39,7 +39,7 @@ _RULES = {
 
 @figure_style.styled
 def known_facts(history: FactHistory, run: str) -> Figure:
-    """The share of facts that each probe finds known: a panel per band, a line per type."""
+    """Draw the share of facts that each probe finds known: a panel per band, a line per type."""
     title = "Facts known at each probe"
     if not len(history.steps):
         return figure_style.missing(title, _NO_PROBES, run)
@@ -81,7 +81,7 @@ def knowledge_and_loss(probes: pd.DataFrame, run: str) -> Figure:
 
 
 def _loss_beside(ax: Axes, probes: pd.DataFrame) -> None:
-    """The validation loss on an axis at the right."""
+    """Draw the validation loss on an axis at the right."""
     beside = ax.twinx()
     measured = probes.dropna(subset=["loss"])
     beside.plot(measured["epoch"], measured["loss"], "--", color=GREY, linewidth=1.2)
@@ -92,7 +92,7 @@ def _loss_beside(ax: Axes, probes: pd.DataFrame) -> None:
 
 @figure_style.styled
 def acquisition_epochs(history: FactHistory, run: str) -> Figure:
-    """When facts are first known, as shares of a group's facts: a panel per band, bars per type, windows on top.
+    """Draw when facts are first known, as shares of a group's facts: a panel per band, bars per type, windows on top.
 
     A window spans the epochs by which 10% and 90% of the group's acquisitions have been made; what the model knew
     before training stands at epoch 0 and is no acquisition.
@@ -123,13 +123,13 @@ def acquisition_epochs(history: FactHistory, run: str) -> Figure:
 
 
 def _never_known(history: FactHistory, band: str) -> str:
-    """The share of a band's facts that no probe found known."""
+    """Return the share of a band's facts that no probe found known."""
     chosen = (history.facts["band"] == band).to_numpy()
     return f"{1 - history.known[chosen].any(axis=1).mean():.0%}" if chosen.any() else ""
 
 
 def _draw_windows(axes: Sequence[Axes], history: FactHistory, highest: float) -> None:
-    """The acquisition window of each type as a horizontal line above the bars."""
+    """Draw the acquisition window of each type as a horizontal line above the bars."""
     table = dynamics.describe_groups(history).set_index(["type", "band"])
     for ax, band in zip(axes, BANDS, strict=True):
         for index, (knowledge, line) in enumerate(TYPES.items()):
@@ -141,7 +141,7 @@ def _draw_windows(axes: Sequence[Axes], history: FactHistory, highest: float) ->
 
 @figure_style.styled
 def acquired_and_known_to_end(history: FactHistory, run: str) -> Figure:
-    """The shares of facts acquired by each epoch and known from then to the end: a panel per band, colours per type."""
+    """Draw the shares of facts acquired by each epoch and known to the end: a panel per band, colours per type."""
     title = "Acquired, and known from then to the end"
     if not len(history.steps):
         return figure_style.missing(title, _NO_PROBES, run)
@@ -193,7 +193,7 @@ def forgetting(history: FactHistory, run: str) -> Figure:
 
 
 def _group_bars(ax: Axes, table: pd.DataFrame, column: str) -> None:
-    """A share of each group as bars: bands side by side, types within them."""
+    """Draw a share of each group as bars: bands side by side, types within them."""
     shares = table.pivot(index="type", columns="band", values=column).reindex(index=list(TYPES), columns=list(BANDS))
     _draw_bars(ax, np.arange(len(BANDS)), dict(zip(TYPES, shares.to_numpy(), strict=True)))
     ax.set_xticks(range(len(BANDS)), [look.label for look in BANDS.values()])
@@ -268,7 +268,7 @@ def loss_and_knowledge(probes: pd.DataFrame, run: str) -> Figure:
 
 
 def correlation_text(correlation: Correlation) -> str:
-    """A correlation with its p-value and number of pairs, or "not defined"."""
+    """Return a correlation with its p-value and number of pairs, or "not defined"."""
     if not np.isfinite(correlation.value):
         return "not defined"
     return f"{correlation.value:+.2f} (p = {correlation.p_value:.2g}, n = {correlation.pairs:,})"
@@ -324,7 +324,7 @@ def _looks(names: Sequence[str]) -> dict[str, Look]:
 
 @figure_style.styled
 def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[int] | None = None) -> Figure:
-    """Where each rule would stop: loss, knowledge and skill over epochs with the rules' picks marked.
+    """Draw where each rule would stop: loss, knowledge and skill over epochs with the rules' picks marked.
 
     Args:
         probes: `relations.probe_table`.

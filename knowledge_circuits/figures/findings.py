@@ -83,7 +83,7 @@ def phase_shift(circuits: Circuits | None, run: str, seed: int = 0) -> Figure:
 
 @styled
 def layer_order(circuits: Circuits | None, run: str, seed: int = 0) -> Figure:
-    """The epoch at which each layer's edge activation ratio has made half of its change, with 95% intervals."""
+    """Draw the epoch at which each layer's edge activation ratio has made half of its change, with 95% intervals."""
     title = "Deep to shallow: when each layer has made half of its change"
     order = findings.layer_order(circuits, seed) if circuits is not None else None
     if order is None:
@@ -125,7 +125,7 @@ def _draw_order(ax: Axes, order: findings.LayerOrder, colors: Sequence[str]) -> 
 
 @styled
 def intervals(finding: findings.Finding, run: str) -> Figure:
-    """A finding's main statistics of one unit as points with 95% intervals (used for the relevance differences)."""
+    """Draw a finding's main statistics of one unit as points with 95% intervals (the relevance differences)."""
     shown = [s for s in finding.statistics if s.claim and np.isfinite(s.estimate)]
     if not shown:
         return missing(finding.title, finding.reason, run)

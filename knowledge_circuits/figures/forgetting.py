@@ -44,7 +44,7 @@ _KINDS: Mapping[str, str] = {
 
 
 def ratio_looks(ratios: Sequence[float]) -> dict[float, Look]:
-    """How each replay ratio is drawn, alike in all figures; ratios in rising order."""
+    """Return how each replay ratio is drawn, alike in all figures; ratios in rising order."""
     colors = figure_style.ordered_colors(np.sqrt(ratios))
     markers = "osD^vP*X" * (len(ratios) // 8 + 1)
     return {
@@ -57,7 +57,7 @@ def ratio_looks(ratios: Sequence[float]) -> dict[float, Look]:
 
 @figure_style.styled
 def old_facts(predictions: pd.DataFrame, name: str) -> Figure:
-    """The share of queries about the original people that are answered: a row per type, a column per band."""
+    """Draw the share of queries about the original people that are answered: a row per type, a column per band."""
     title = "Query accuracy on the original people during further training"
     if predictions.empty:
         return figure_style.missing(title, _PREDICT, name)
@@ -182,7 +182,7 @@ def activation_change(activation: pd.DataFrame, name: str) -> Figure:
 
 @figure_style.styled
 def lens(lens: pd.DataFrame, missing: str, name: str, measure: str = "rank") -> Figure:
-    """The logit lens at the last position by layer and step: a row per type, a column per ratio.
+    """Draw the logit lens at the last position by layer and step: a row per type, a column per ratio.
 
     Args:
         lens, missing: what `forgetting.logit_lens` returns.
@@ -211,12 +211,12 @@ def _looks(table: pd.DataFrame) -> dict[float, Look]:
 
 
 def _columns(means: pd.Series) -> dict[float, str]:
-    """The replay ratios of layer maps and their titles."""
+    """Return the replay ratios of layer maps and their titles."""
     return {ratio: f"ratio {ratio:g}" for ratio in sorted(means.index.get_level_values("ratio").unique())}
 
 
 def _draw_lines(ax: Axes, table: pd.DataFrame, value: str, looks: Mapping[float, Look], markers: bool = True) -> None:
-    """A line per ratio: the mean over the rows of each step."""
+    """Draw a line per ratio: the mean over the rows of each step."""
     if table.empty:
         figure_style.blank(ax, "no data")
         return

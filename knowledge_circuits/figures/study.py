@@ -36,7 +36,7 @@ _COLUMNS = 3
 
 @styled
 def forest(finding: Finding, name: str) -> Figure:
-    """Each seed's number and the mean over seeds with its 95% t interval, one panel per statistic of the claim."""
+    """Draw each seed's number and the mean over seeds with its 95% t interval, one panel per statistic of the claim."""
     shown = [s for s in finding.statistics if s.by_seed and s.claim and np.isfinite(s.low)]
     if not shown:
         return missing(finding.title, "An interval needs two seeds.", name)
@@ -54,7 +54,7 @@ def forest(finding: Finding, name: str) -> Figure:
 
 
 def _draw_forest(ax: Axes, statistic: Statistic) -> None:
-    """One statistic: seeds from the top, the mean at the bottom."""
+    """Draw one statistic: seeds from the top, the mean at the bottom."""
     seeds = list(statistic.by_seed)
     ax.plot(list(statistic.by_seed.values()), range(len(seeds)), "o", color=GREY, markersize=4.5)
     ax.plot([statistic.low, statistic.high], [len(seeds)] * 2, color=BLUE, linewidth=2.2)
@@ -91,7 +91,7 @@ def learning(table: pd.DataFrame, name: str) -> Figure:
 
 
 def _draw_seeds(ax: Axes, rows: pd.DataFrame, column: str, look: Look) -> None:
-    """A line per seed and the points of their mean."""
+    """Draw a line per seed and the points of their mean."""
     means = rows.groupby(["seed", "epoch"])[column].mean().unstack("seed")
     if means.empty:
         return
@@ -101,7 +101,7 @@ def _draw_seeds(ax: Axes, rows: pd.DataFrame, column: str, look: Look) -> None:
 
 @styled
 def evolution(table: pd.DataFrame, finding: Finding, name: str) -> Figure:
-    """The three curves that may bend, and the centroid, seed by seed, with the interval of the break point."""
+    """Draw the three curves that may bend, and the centroid, seed by seed, with the interval of the break point."""
     names = {**CURVES, "centroid": "centroid of the edges (layers)"}
     figure, axes = grid(
         "How the circuits change", "", 2, 2, height=5.4, share_y=False,

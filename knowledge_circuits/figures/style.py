@@ -112,7 +112,7 @@ class NotebookFigure(Figure):
 
 
 def png(figure: Figure, dpi: int = 2 * _PAGE_DPI, colors: int = 128) -> bytes:
-    """A figure as a small PNG (a palette of `colors` instead of full colour), for notebooks and pages."""
+    """Return a figure as a small PNG (a palette of `colors` instead of full colour), for notebooks and pages."""
     full, small = BytesIO(), BytesIO()
     _draw_png(figure, full, dpi)
     image = Image.open(full).convert("RGB").quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
@@ -225,7 +225,7 @@ def plain(text: str) -> str:
 
 @styled
 def missing(title: str, message: str, run: str) -> Figure:
-    """A small figure that says what the run does not have yet."""
+    """Draw a small figure that says what the run does not have yet."""
     figure, axes = grid(title, run, 1, 1, width=8.0, height=1.4)
     blank(axes[0, 0], message)
     return figure
@@ -267,7 +267,7 @@ def _reserve(figure: Figure, top: float) -> None:
 
 
 def legend(figure: Figure, looks: Mapping[Any, Look], title: str = "") -> Figure:
-    """One legend for all panels, in a row under the title."""
+    """Draw one legend for all panels, in a row under the title."""
     handles = handles_of(looks)
     if title:
         handles.insert(0, Line2D([], [], linestyle="none", label=f"{title}:"))

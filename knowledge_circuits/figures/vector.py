@@ -45,7 +45,7 @@ def svg_element(figure: Figure, label: str) -> Markup:
 
 
 def _smaller(tag: str) -> str:
-    """A tag without what a page does not need: the names of groups, fonts, more than two decimals."""
+    """Return a tag without what a page does not need: the names of groups, fonts, more than two decimals."""
     tag = re.sub(r"^<g id=\"[^\"]*\"", "<g", tag.replace("xlink:href", "href"))
     tag = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-?0 [^\"]*\"", "", tag)
     tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)

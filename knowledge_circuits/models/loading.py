@@ -86,7 +86,7 @@ def _size(config: dict[str, Any], names: Sequence[str]) -> float:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The files that hold a checkpoint's weights; none where only its results were kept."""
+    """Return the files that hold a checkpoint's weights; none where only its results were kept."""
     return sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob("pytorch_model*.bin")])
 
 

@@ -54,7 +54,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, positions: int) 
 
 
 def random_gpt2(tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int) -> GPT2LMHeadModel:
-    """A GPT-2 with random weights and no dropout, for this tokenizer.
+    """Return a GPT-2 with random weights and no dropout, for this tokenizer.
 
     Args:
         tokenizer: gives the vocabulary and the special token.

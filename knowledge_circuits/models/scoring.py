@@ -56,7 +56,7 @@ def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tup
 
 
 def last_logits(model: PreTrainedModel, keep: int, **inputs: object) -> Tensor:
-    """The logits [b, keep, vocabulary] of the last `keep` positions; the others are not computed where avoidable."""
+    """Return the logits [b, keep, vocabulary] of the last `keep` positions; others are computed only if need be."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = keep
     return model(**inputs).logits[:, -keep:]

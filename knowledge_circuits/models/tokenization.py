@@ -75,7 +75,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def label_token_id(tokenizer: PreTrainedTokenizerBase, prompt: str, value: str) -> int:
-    """The first token by which `prompt + " " + value` extends `prompt`.
+    """Return the first token by which `prompt + " " + value` extends `prompt`.
 
     Raises:
         InputError: the value adds no token.
@@ -89,12 +89,12 @@ def label_token_id(tokenizer: PreTrainedTokenizerBase, prompt: str, value: str) 
 
 
 def is_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer marks word starts with U+2581 (SentencePiece) rather than a byte-level space."""
+    """Return whether the tokenizer marks word starts with U+2581 (SentencePiece) rather than a byte-level space."""
     return any(token.startswith("\u2581") for token in tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, "a b c")))
 
 
 def label_text(tokenizer: PreTrainedTokenizerBase, value: str) -> str:
-    """A label as circuit data shows it: with its leading space, except under SentencePiece."""
+    """Return a label as circuit data shows it: with its leading space, except under SentencePiece."""
     return value if is_sentencepiece(tokenizer) else f" {value}"
 
 

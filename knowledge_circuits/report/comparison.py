@@ -165,7 +165,7 @@ def spread(runs: Sequence[RunSummary]) -> list[FindingSpread]:
 def _spread_of(
     experiment: Experiment, index: int, names: Sequence[str], deciding: Mapping[str, Mapping[str, Statistic]]
 ) -> Spread:
-    """One finding over the runs of an experiment."""
+    """Return one finding over the runs of an experiment."""
     rows = [(run, [deciding[run.name].get(name) for name in names]) for run in experiment.runs]
     columns = ([row[1][column] for row in rows] for column in range(len(names)))
     means = [_spread([s.estimate for s in column if s is not None]) for column in columns]

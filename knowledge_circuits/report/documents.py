@@ -66,7 +66,7 @@ def _page(study: DocumentStudy, claims: Sequence[Finding], drawn: dict[str, Draw
 
 
 def claim_table(claim: Finding) -> TextTable:
-    """All numbers of a claim by strategy."""
+    """Return all numbers of a claim by strategy."""
     rows = [[s.name, s.where, s.interval, s.claim] for s in claim.statistics]
     return TextTable(f"{claim.title}: all numbers", ["number", "strategy", "[95% interval]", "claim"], rows, words=2)
 
@@ -104,7 +104,7 @@ def _cell(value: object) -> str:
 
 
 def _figures(study: DocumentStudy) -> Iterator[tuple[str, Figure, str]]:
-    """The figures: name, figure, caption."""
+    """Yield the figures: name, figure, caption."""
     yield "over_epochs", figures.over_epochs(study), (
         "Knowledge, loss and skill at every probe. A dashed line is what the model answers without training: alone, "
         "with the document that answers in its prompt, with all documents of the entity, or with retrieved ones."

@@ -59,7 +59,7 @@ def _figures(
     saved: list[int],
     changes: pd.DataFrame,
 ) -> Iterator[DrawnFigure]:
-    """The figures of `dynamics_plots`, with what to look for in each."""
+    """Yield the figures of `dynamics_plots`, with what to look for in each."""
     name = material.name
     yield embed(
         dynamics_plots.knowledge_and_loss(probes, name),
@@ -167,7 +167,7 @@ def _group_table(history: FactHistory) -> TextTable:
 
 
 def _hold_table(history: FactHistory) -> TextTable:
-    """How many facts count as held, by the number of probes in a row that it takes."""
+    """Return how many facts count as held, by the number of probes in a row that it takes."""
     table = hold_table(history.known)
     rows = [[str(row.hold), *map(_share, (row.held, row.held_at_end, row.lost, row.censored))]
             for row in table.itertuples()]  # fmt: skip

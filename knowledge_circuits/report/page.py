@@ -63,7 +63,7 @@ def write_report(run: Run, output: Path | None = None) -> Path:
 
 
 def report_html(material: Material) -> str:
-    """The page of a run."""
+    """Return the page of a run."""
     circuits = material.circuits.table if material.circuits is not None else None
     return render(
         "report.html.j2",
@@ -136,7 +136,7 @@ def write_page(path: Path, html: str) -> Path:
 
 
 def _subtitle(material: Material) -> str:
-    """One sentence on what the page is about."""
+    """Return one sentence on what the page is about."""
     epochs = timeline.epochs(material.run)
     unit = "optimizer steps" if timeline.is_history(material.run) else "epochs"
     when = f", {unit} {min(epochs.values()):g} to {max(epochs.values()):g}" if epochs else ""
@@ -149,7 +149,7 @@ def _subtitle(material: Material) -> str:
 
 
 def _last_rows(material: Material) -> list[dict[str, Any]]:
-    """The 18 groups' numbers at the last checkpoint, [] where there are none at all."""
+    """Return the 18 groups' numbers at the last checkpoint, [] where there are none at all."""
     table = circuit_tables.last_numbers(material.results, material.circuit_predictions, material.predictions)
     measured = table.drop(columns=GROUP_COLUMNS)
     if measured.isna().all(axis=None):
@@ -164,7 +164,7 @@ def _last_rows(material: Material) -> list[dict[str, Any]]:
 
 
 def _last_epoch(material: Material) -> str:
-    """Which checkpoints the last numbers are of, in words."""
+    """Return which checkpoints the last numbers are of, in words."""
     results = []
     for what, table in (("queries", material.predictions), ("circuits", material.results)):
         if len(table):
@@ -177,7 +177,7 @@ def _last_epoch(material: Material) -> str:
 
 
 def configuration(config: RunConfig) -> list[tuple[str, str]]:
-    """The choices that a reader asks for first, with their names; what the configuration does not tell is left out."""
+    """Return the choices that a reader asks for first, by name; what the configuration does not tell is left out."""
     arguments, data = config.arguments.as_dict(), config.data.as_dict()
     wanted = [
         ("Model", config.model),

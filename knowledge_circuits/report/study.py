@@ -59,7 +59,7 @@ def _page(study: Study, findings: tuple[Finding, ...], drawn: dict[str, DrawnFig
 
 
 def statistics_table(finding: Finding) -> TextTable:
-    """All statistics of a finding: effect sizes with intervals first, p after."""
+    """Return all statistics of a finding: effect sizes with intervals first, p after."""
     rows = [
         [s.name, s.where, s.interval, s.claim, *(f"{p:.2g}" if p == p else "" for p in (s.p, s.adjusted))]
         for s in finding.statistics
@@ -70,7 +70,7 @@ def statistics_table(finding: Finding) -> TextTable:
 
 
 def runs_table(study: Study) -> TextTable:
-    """The runs of the study with their rows and epochs."""
+    """Return the runs of the study with their rows and epochs."""
     rows = []
     for run in study.runs:
         of_run = _rows_of(study.table, run.seed, run.mirror, run.dose)
@@ -89,7 +89,7 @@ def _forest_name(finding: Finding) -> str:
 
 
 def _figures(study: Study, findings: tuple[Finding, ...]) -> Iterator[tuple[str, Figure, str]]:
-    """The figures of a study: name, figure, caption; a forest plot per finding, then the curves behind them."""
+    """Yield the figures of a study: name, figure, caption; a forest plot per finding, then the curves behind them."""
     kind = str(study.kind)
     for finding in findings:
         caption = f"{finding.title}, seed by seed. The claim lies to the side of the line that each panel names."

@@ -308,7 +308,7 @@ def _wait_for_all(store: distributed.Store, process: Process, bar: tqdm, present
 
 
 def _exchange(store: distributed.Store, process: Process, report: dict) -> list[dict]:
-    """Every process's report, by rank. The main process, which may keep the store, leaves last."""
+    """Return every process's report, by rank. The main process, which may keep the store, leaves last."""
     store.set(f"report {process.rank}", json.dumps(report))
     reports = [json.loads(store.get(f"report {rank}")) for rank in range(process.count)]
     left = store.add("left", 1)

@@ -88,7 +88,7 @@ class GroupData:
         return min(self.limit, sum(in_group(row, self.group) for row in self.rows))
 
     def pairs(self, tokenizer: PreTrainedTokenizerBase) -> PromptPairs:
-        """The group's prompts under a tokenizer."""
+        """Return the group's prompts under a tokenizer."""
         return group_pairs(self.rows, self.group, tokenizer, self.limit, self.file)
 
 
@@ -150,7 +150,7 @@ class FactGroupData:
         return min(self.limit, len(self.facts))
 
     def pairs(self, tokenizer: PreTrainedTokenizerBase) -> PromptPairs:
-        """The group's prompts under a tokenizer."""
+        """Return the group's prompts under a tokenizer."""
         return match_facts(self.facts, tokenizer, self.pair_anew, self.limit).pairs
 
 

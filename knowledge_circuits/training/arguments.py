@@ -218,7 +218,7 @@ def parse_arguments(argv: Sequence[str], more: Sequence[type] = (), description:
 
 
 def _words_of_file(path: str) -> list[str]:
-    """A JSON object of flags as command line words, so that both are checked alike."""
+    """Return a JSON object of flags as command line words, so that both are checked alike."""
     flags = read_json(path)
     if not isinstance(flags, dict):
         raise InputError(f"{path}: an object of flags is wanted")

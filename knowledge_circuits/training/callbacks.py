@@ -20,7 +20,7 @@ from knowledge_circuits.records import Evaluation, shape
 
 
 def exponential_steps(cap: int) -> Iterator[int]:
-    """The steps of the exponential schedule: gaps 1, 2, 2, 4, 4, 8, 8, ... until a gap would exceed `cap`, then `cap`.
+    """Return the steps of the exponential schedule: gaps 1, 2, 2, 4, 4, 8, 8, ..., none larger than `cap`.
 
     With cap 16, as in the original, these are 1, 3, 5, 9, 13, 21, 29, 45, 61, 77, 93, ...
     """
@@ -108,7 +108,7 @@ class SavingCallback(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """An evaluation may have ended the training; then the epoch's end is near and saves, or is now."""
+        """Save at an epoch's end where the evaluation there ended the training."""
         if control.should_training_stop and float(state.epoch or 0).is_integer():
             control.should_save = True
         return control
@@ -157,7 +157,7 @@ class EvaluationLog(TrainerCallback):
 
 
 def evaluation_record(metrics: dict[str, float], step: int, epoch: float) -> dict[str, float]:
-    """One line of evaluations.jsonl: the Trainer's metrics without their prefix and without timings.
+    """Return one line of evaluations.jsonl: the Trainer's metrics without their prefix and without timings.
 
     Raises:
         InputError: the loss is not a finite number.

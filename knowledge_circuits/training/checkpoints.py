@@ -143,13 +143,13 @@ def fault(run: Run, folder: Path, settings: str, verify: bool) -> str:
 
 
 def has_resume_state(folder: Path) -> bool:
-    """Whether a checkpoint folder has the state that training needs to go on from it."""
+    """Return whether a checkpoint folder has the state that training needs to go on from it."""
     optimizer = any(True for pattern in OPTIMIZER_STATE for _ in folder.glob(pattern))
     return optimizer and (folder / "trainer_state.json").exists()
 
 
 def _was_resumable(folder: Path) -> bool:
-    """Whether training could go on from a checkpoint when it was saved: by its manifest or, without one, its files."""
+    """Return whether training could go on from a checkpoint when it was saved, by its manifest or else its files."""
     try:
         manifest = read_manifest(folder / FOLDER_MANIFEST)
     except InputError:
@@ -221,7 +221,7 @@ def newest_to_go_on_from(run: Run, settings: str, main: bool, is_done: Callable[
 
 
 def is_finished(checkpoint: Path) -> bool:
-    """Whether the run that saved this checkpoint ended with it (by its last step, or by a stopping rule)."""
+    """Return whether the run that saved this checkpoint ended with it (by its last step, or by a stopping rule)."""
     control = trainer_state(checkpoint).stateful_callbacks.get("TrainerControl")
     arguments = control.get("args") if isinstance(control, dict) else None
     return isinstance(arguments, dict) and bool(arguments.get("should_training_stop"))

@@ -185,7 +185,7 @@ def choose_block_size(requested: int | None, *limits: int | None) -> int:
 
 
 def data_configuration(train_file: str | None) -> dict[str, Any]:
-    """How the data were generated, from the data_config.json beside a training file; empty where there is none."""
+    """Return how the data were generated: the data_config.json beside a training file; empty where there is none."""
     if train_file is None:
         return {}
     return checked_data_config(Path(train_file).parent / "data_config.json")

@@ -101,7 +101,7 @@ def _parser(groups: list[tuple[str | None, list[StatedFlag]]], description: str 
 
 
 def _class_body(package: str, file: str, name: str) -> list[ast.stmt]:
-    """The statements of a class; the package is located and not imported."""
+    """Return the statements of a class; the package is located and not imported."""
     spec = find_spec(package)
     folder = next(iter(spec.submodule_search_locations or ())) if spec else ""
     module = ast.parse(Path(folder, file).read_text(encoding="utf-8"))
@@ -123,13 +123,13 @@ def _flags_of(body: list[ast.stmt]) -> Iterator[StatedFlag]:
 
 
 def _help_text(metadata: ast.expr | None) -> str | None:
-    """The text under "help" in a field's metadata."""
+    """Return the text under "help" in a field's metadata."""
     pairs = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
     return next((_literal(value) for key, value in pairs if _literal(key) == "help"), None)
 
 
 def _literal(node: ast.expr | None) -> Any:
-    """The value of a literal; None of anything else."""
+    """Return the value of a literal; None of anything else."""
     try:
         return ast.literal_eval(node) if node is not None else None
     except ValueError:
@@ -137,5 +137,5 @@ def _literal(node: ast.expr | None) -> Any:
 
 
 def _names_group(node: ast.stmt) -> TypeGuard[ast.Assign]:
-    """Whether a statement sets the title under which HfArgumentParser lists the class's flags."""
+    """Return whether a statement sets the title under which HfArgumentParser lists the class's flags."""
     return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_argument_group_name"

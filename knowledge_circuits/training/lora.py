@@ -63,7 +63,7 @@ def add_adapter(model: PreTrainedModel, strategy: StrategyArguments, base: str |
 
 
 def _transposed(model: PreTrainedModel) -> bool:
-    """Whether the model's layers keep their weights as [in, out], as GPT-2's do."""
+    """Return whether the model's layers keep their weights as [in, out], as GPT-2's do."""
     return any(type(module).__name__ == "Conv1D" for module in model.modules())
 
 

@@ -128,7 +128,7 @@ def pack_for_evaluation(stream: TokenStream, block_size: int, padding_id: int) -
 
 
 def _windows(starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each block begins in the stream, and where its whole documents end (the next block begins)."""
+    """Return where each block begins in the stream, and where its whole documents end (the next block begins)."""
     if block_size < 2:
         raise InputError(f"--block_size {block_size}: at least 2 tokens are needed")
     total = int(starts[-1])
@@ -189,7 +189,7 @@ def _concatenate(encoded: Iterator[_Encoded]) -> TokenStream:
 
 
 def attribute_openings(document: Row, offsets: Sequence[tuple[int, int]], number: int) -> list[int]:
-    """The positions of the tokens that open the document's attributes.
+    """Return the positions of the tokens that open the document's attributes.
 
     Args:
         document: full_name, type and attributes of an entity, and a text that tells all of these attributes; one
@@ -215,7 +215,7 @@ def attribute_openings(document: Row, offsets: Sequence[tuple[int, int]], number
 
 
 def locate_values(text: str, name: str, values: dict[Attribute, str]) -> dict[Attribute, int]:
-    """Where each attribute's value begins in a biography.
+    """Return where each attribute's value begins in a biography.
 
     A short value may also stand inside a longer one or inside the person's name ("Austin" in "University of Austin",
     in "Austin Reed"). So occurrences are settled longest first, the ones at word boundaries before the others, and a
@@ -255,13 +255,13 @@ def _occurrences(text: str, string: str) -> Iterator[int]:
 
 
 def _is_word(text: str, start: int, end: int) -> bool:
-    """Whether a stretch of text is not part of a longer word."""
+    """Return whether a stretch of text is not part of a longer word."""
     before, after = text[start - 1 : start], text[end : end + 1]
     return not (before.isalnum() and text[start].isalnum()) and not (after.isalnum() and text[end - 1].isalnum())
 
 
 def packing_key(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase, block_size: int, purpose: str) -> str:
-    """A hash of all that decides what packing gives: the documents, the tokenizer, the block size and this code."""
+    """Return a hash of all that decides the result: the documents, the tokenizer, the block size and this code."""
     digest = hashlib.sha256(f"{PACKING_VERSION} {purpose} {block_size} {tokenizer.eos_token_id}\n".encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)

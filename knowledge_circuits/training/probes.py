@@ -134,7 +134,7 @@ class Schedule:
         return cls(int(number))
 
     def due(self, state: TrainerState) -> bool:
-        """Whether the state that training has reached is one to probe."""
+        """Return whether the state that training has reached is one to probe."""
         if state.global_step == 0:
             return True
         if self.steps is None:
@@ -243,7 +243,7 @@ def finite(value: float, what: str) -> float:
 
 
 def would_answer(tokenizer: PreTrainedTokenizerBase, query: Query, greedy: Sequence[int]) -> bool:
-    """Whether greedy generation would answer the query correctly, from its choices along the right answer.
+    """Return whether greedy generation would answer the query correctly, from its choices along the right answer.
 
     Args:
         query: with n answer tokens.
@@ -392,7 +392,7 @@ class KnowledgeProbeCallback(LoggingCallback):
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """One record as a line of JSON."""
+    """Return one record as a line of JSON."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -419,7 +419,7 @@ def from_main_process(value: Value) -> Value:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The numbers of one probe that are logged: shares of facts known and of right first tokens, skills, perplexity."""
+    """Return what is logged of a probe: shares of facts known and of right first tokens, skills, perplexity."""
     facts = [row for row in rows if row["kind"] == "fact"]
     logs: dict[str, float] = {}
     if facts:
@@ -432,7 +432,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def history(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """What a stopping rule looks at: known [facts, probes] bool, and mean skill accuracy [probes] (NaN: no skills)."""
+    """Return known [facts, probes] and mean skill accuracy [probes] (NaN: no skills), for a stopping rule."""
     known: dict[int, list[bool]] = defaultdict(list)
     skills: dict[int, list[float]] = defaultdict(list)
     for row in shape(PROBE_RECORD).lines(path):

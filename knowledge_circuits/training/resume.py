@@ -53,7 +53,7 @@ RECIPE = (
 
 
 def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What two configurations of one run say differently about things that decide its weights, in words."""
+    """Return what two configurations of one run say differently about things that decide its weights, in words."""
     names = [("arguments", name) for name in RECIPE]
     if now["arguments"]["lr_scheduler_type"] not in ("constant", "constant_with_warmup"):
         names += [("arguments", "num_train_epochs"), ("arguments", "max_steps")]
@@ -122,7 +122,7 @@ def settings_fingerprint(configuration: dict[str, Any]) -> str:
 
 
 def finished_step(run: Run, configuration: dict[str, Any], checkpoint: Path | None, steps: int) -> int | None:
-    """The step at which the run ended; None if there is training left to do.
+    """Return the step at which the run ended; None if there is training left to do.
 
     Args:
         configuration: what the run is now; one that asks for more epochs than the saved one is not done.

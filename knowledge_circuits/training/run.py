@@ -283,7 +283,7 @@ def steps_per_epoch(arguments: RunArguments, blocks: int) -> int:
 
 
 def run_configuration(flags: Flags, data: TrainingData, block_size: int) -> dict[str, Any]:
-    """All that a run is: its flags, what its data are, and the versions of what it ran on."""
+    """Return all that a run is: its flags, what its data are, and the versions of what it ran on."""
     arguments = flags.training
     generated = data_configuration(flags.data.train_file)
     training = {key: value for key, value in arguments.to_dict().items() if key not in ("local_rank", "eval_on_start")}
@@ -326,7 +326,7 @@ def make_trainer(
     blocks: TrainingBlocks | None = None,
     **strategy: Any,
 ) -> CheckpointTrainer:
-    """The Trainer of a run. This is where callbacks are put together: the run's own come after the given ones."""
+    """Return the Trainer of a run, with all callbacks: the run's own come after the given ones."""
     set_up_reporting(arguments, run)
     arguments.remove_unused_columns = False  # the evaluation's attribute types are no argument of the model
     arguments.logging_nan_inf_filter = False  # such a loss ends the training instead
@@ -373,7 +373,7 @@ def silence_libraries(arguments: RunArguments) -> None:
 
 
 def set_up_reporting(arguments: RunArguments, run: Run) -> None:
-    """Where logs go: wandb stays offline where no key is set, TensorBoard writes to --logging_dir."""
+    """Set where logs go: wandb stays offline where no key is set, TensorBoard writes to --logging_dir."""
     if arguments.logging_dir is not None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = arguments.logging_dir
     if "wandb" in (arguments.report_to or []):

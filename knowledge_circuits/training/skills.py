@@ -64,7 +64,7 @@ class SkillExample:
 
 
 def arithmetic_examples(count: int = 100, seed: int = 0, largest: int = LARGEST_OPERAND) -> list[SkillExample]:
-    """A seeded multiple-choice set of sums, each with three wrong results close to the right one.
+    """Return a seeded multiple-choice set of sums, each with three wrong results close to the right one.
 
     An option has the full stop that ends the sentence, so that `1` does not win over `12` by being its beginning.
 
@@ -166,7 +166,7 @@ class SkillTest:
         self._pairs = encode_continuations(tokenizer, prompts, options)
 
     def scores(self, model: PreTrainedModel) -> dict[str, SkillScore]:
-        """The score of every skill among the examples, by its name, in the examples' order."""
+        """Return the score of every skill among the examples, by its name, in the examples' order."""
         prompts, options = [prompt for prompt, _ in self._pairs], [option for _, option in self._pairs]
         log_probs = iter([score.log_prob for score in score_continuations(model, prompts, options)])
         right: dict[str, list[bool]] = defaultdict(list)
@@ -204,5 +204,5 @@ class TextTest:
 
 
 def held_out_text(path: str | Path = HELD_OUT_TEXT) -> str:
-    """The project's held-out text (or another file's): expository English that no corpus of the project contains."""
+    """Return the project's held-out text (or another file's): expository English that no corpus contains."""
     return read_text(path)

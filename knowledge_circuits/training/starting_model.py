@@ -22,7 +22,7 @@ from knowledge_circuits.training.checkpoints import UNIT
 
 
 def training_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
-    """The tokenizer named by the flags, else the one that comes with the model or the configuration.
+    """Return the tokenizer named by the flags, else the one that comes with the model or the configuration.
 
     Raises:
         InputError: none is named, or the one that is cannot be loaded.
@@ -100,7 +100,7 @@ def _from_scratch(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase,
 
 
 def model_configuration(arguments: ModelArguments) -> PreTrainedConfig:
-    """The configuration of the model that the flags name, changed by --config_overrides where it starts from scratch.
+    """Return the configuration of the named model, changed by --config_overrides where it starts from scratch.
 
     Raises:
         InputError: no model named, no such configuration or architecture, or an override of what it does not have.

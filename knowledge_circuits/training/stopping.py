@@ -80,7 +80,7 @@ class StoppingRule:
 
 
 def skill_lost(skill: ArrayLike) -> NDArray[np.float64]:
-    """The share of the base model's skill that is gone at each probe; 0 where skill grew, NaN where there was none.
+    """Return the share of the base model's skill that each probe lacks; 0 where skill grew, NaN where there was none.
 
     Args:
         skill: [probes] accuracy, the base model's first.

@@ -95,7 +95,7 @@ class CheckpointTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The cross entropy and the weighted divergences from the references, over the same tokens."""
+        """Return the cross entropy and the weighted divergences from the references, over the same tokens."""
         if not self.references:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
@@ -241,7 +241,7 @@ def loading(checkpoint: str | None) -> Iterator[None]:
 
 
 def unwritable(path: Path, error: Exception) -> InputError | OSError:
-    """The error to raise when a checkpoint cannot be written; libraries hide a full disk behind errors of their own."""
+    """Return the error to raise when a checkpoint cannot be written; libraries hide a full disk behind their own."""
     if isinstance(error, OSError):
         return error
     reason = " ".join(str(error).split())[:200]
@@ -249,7 +249,7 @@ def unwritable(path: Path, error: Exception) -> InputError | OSError:
 
 
 def block_counts(logits: Tensor, labels: Tensor, attribute_types: Tensor) -> Tensor:
-    """What evaluation needs to know of a batch.
+    """Return what evaluation needs to know of a batch.
 
     Args:
         logits: [b, p, vocabulary].
