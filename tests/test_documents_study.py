@@ -152,8 +152,8 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (texts,) = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     subprocess.run(["bash", "-c", texts], cwd=folder, check=True, env=os.environ | {"PATH": path})
-    shorter = {"--instruct": "", "--block_size 256": "--block_size 64"}
-    shorter["--num_train_epochs 5"] = "--num_train_epochs 1 --skill_examples 4"
+    shorter = {"--instruct": "", "--block_size 256": "--block_size 64", "--num_train_epochs 5": "--num_train_epochs 1"}
+    shorter["--skill_examples 10"] = "--skill_examples 4"
     for number, line in enumerate(commands(guide)):
         for old, new in shorter.items():
             line = line.replace(old, new)
