@@ -78,7 +78,7 @@ def test_a_folder_of_texts_is_documents_whose_entities_are_named_by_folders_or_f
         read_documents(tmp_path / "none")
 
 
-def test_circuits_of_a_run_have_no_turnover_where_nothing_changes(tmp_path: Path):
+def test_circuits_of_a_run_have_no_turnover_where_nothing_changes(tmp_path: Path, capsys):
     model = quiz.save_model(tmp_path / "model", steps=2)
     run = tmp_path / "run"
     for step in (0, 5):
@@ -87,7 +87,10 @@ def test_circuits_of_a_run_have_no_turnover_where_nothing_changes(tmp_path: Path
         folder.symlink_to(model)
     (run / "evaluations.jsonl").write_text(json.dumps({"step": 5, "epoch": 1.0, "loss": 1.0, "accuracy": 0.0}) + "\n")
     pairs = Pairs(str(write_pairs(tmp_path / "pairs.csv")), ["group"])
+    with open(pairs.file, "a") as file:
+        file.write("The city of x is,Austin,A prompt of another length is,Bonn,odd\n")
     table = circuit_table(Run(run), pairs)
+    assert capsys.readouterr().out.count("1 without a corrupted prompt of as many tokens left out") == 1
     assert list(table.columns) == list(CIRCUIT_COLUMNS)
     assert table["group"].tolist() == ["odd", "even"] * 2 and table["epoch"].tolist() == [0, 0, 1, 1]
     later = table[table["step"] == 5]

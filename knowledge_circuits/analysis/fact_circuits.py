@@ -83,7 +83,7 @@ def circuit_table(run: Run, pairs: Pairs) -> pd.DataFrame:
     before: MeasuredCircuits | None = None
     epochs = timeline.epochs(run)
     for checkpoint in tqdm(run.checkpoints(), desc=run.path.name, unit="checkpoint"):
-        now = measure_checkpoint(checkpoint, pairs)
+        now = measure_checkpoint(checkpoint, pairs, quiet=before is not None)
         for index, row in enumerate(now.rows):
             change = dict.fromkeys(("reconfiguration", "turnover", "turnover_floor"), np.nan)
             if before is not None:
@@ -95,8 +95,12 @@ def circuit_table(run: Run, pairs: Pairs) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(CIRCUIT_COLUMNS))
 
 
-def measure_checkpoint(checkpoint: Checkpoint, pairs: Pairs) -> MeasuredCircuits:
-    """Measure all groups at one checkpoint, or read what was measured before with the same weights and pairs."""
+def measure_checkpoint(checkpoint: Checkpoint, pairs: Pairs, quiet: bool = False) -> MeasuredCircuits:
+    """Measure all groups at one checkpoint, or read what was measured before with the same weights and pairs.
+
+    Args:
+        quiet: do not name pairs that are left out or paired anew.
+    """
     path = checkpoint.output / "fact_circuits.npz"
     manifest = path.with_name("fact_circuits_manifest.json")
     made_from = {"weights": weights_digest(checkpoint.path), "pairs": pairs.key}
@@ -107,7 +111,7 @@ def measure_checkpoint(checkpoint: Checkpoint, pairs: Pairs) -> MeasuredCircuits
         print(f"{state}; measured again")
     begin(manifest, UNIT, made_from)
     decoder, tokenizer = load_decoder(checkpoint.path), load_tokenizer(checkpoint.path)
-    groups = read_fact_groups(pairs.file, tokenizer, pairs.limit, pairs.group_by, pair_anew=pairs.pair_anew, quiet=True)
+    groups = read_fact_groups(pairs.file, tokenizer, pairs.limit, pairs.group_by, None, pairs.pair_anew, quiet)
     measured = [
         _measure_group(decoder, tokenizer, group, pairs.batch_size)
         for group in tqdm(groups, desc=checkpoint.name, unit="group", leave=False)
