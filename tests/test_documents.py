@@ -137,6 +137,11 @@ def test_references_are_answers_to_the_runs_questions(tmp_path: Path):
     (folder / "answers_gold.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     (row,) = reference_table(read_document_study(tmp_path)).to_dict("records")
     assert row == {"reference": "gold document", "recall": 1, "exact": 1, "known_share": 1, "questions": 25}
+    (folder / "answers_none.jsonl").write_text(json.dumps({**questions[0], "entity": "Another"}) + "\n")
+    with pytest.raises(
+        InputError, match=r"answers to other questions than the runs', such as .*; ask theirs with pred"
+    ):
+        read_document_study(tmp_path)
     (folder / "answers_none.jsonl").write_text(json.dumps({**questions[0], "id": "another"}) + "\n")
     with pytest.raises(
         InputError, match=r"answers_none.jsonl: answers to other questions than the runs', such as 'another'"

@@ -212,10 +212,14 @@ def _read_references(folder: Path, runs: Sequence[DocumentRun]) -> dict[str, Map
         for path in (one / f"answers_{context}.jsonl" for one in folders):
             if name in references or not path.exists():
                 continue
-            rows = read_jsonl(path, ("id", "output", "recall", "exact"))
-            others = [str(row["id"]) for row in rows if row["id"] not in questions]
+            rows = read_jsonl(path, ("id", "entity", "output", "recall", "exact"))
+            asked = {id: row["entity"] for id, row in questions.items()}
+            others = [str(row["id"]) for row in rows if asked.get(row["id"]) != row["entity"]]
             if others or not rows:
-                raise InputError(f"{path}: answers to other questions than the runs', such as {(*others, 'none')[0]!r}")
+                raise InputError(
+                    f"{path}: answers to other questions than the runs', such as {(*others, 'none')[0]!r}; ask theirs "
+                    "with predict.py"
+                )
             answered = [
                 {**questions[row["id"]], **{key: row[key] for key in ("output", "recall", "exact")}} for row in rows
             ]
