@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from stages import ROOT, Stage, finish
+from stages import Stage, finish
 
 from knowledge_circuits.analysis import study_runs
 from knowledge_circuits.analysis.study_runs import (
@@ -150,10 +148,10 @@ def test_measured_circuits_that_are_damaged_or_of_other_weights_are_measured_aga
 def test_a_run_that_is_not_trained_to_its_end_is_left_out(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "a" / "run", tmp_path / "run")
     shutil.rmtree(Run(tmp_path / "run").checkpoints()[-1].path)
-    program = [sys.executable, "-m", "knowledge_circuits.analysis.study_runs", "relevance"]
-    runs = [str(tmp_path / "run"), str(tmp_path / "nowhere")]
-    done = subprocess.run([*program, *runs, "--study", str(tmp_path / "study")], capture_output=True, cwd=ROOT)
-    assert (done.returncode, done.stdout.count(b"left out"), (tmp_path / "study").exists()) == (0, 2, False)
+    flags = f"{tmp_path}/run {tmp_path}/nowhere --study {tmp_path}/study"
+    command = f"knowledge_circuits/analysis/study_runs.py relevance {flags}"
+    status, output = finish(Stage("relevance", (command,)), tmp_path, tmp_path / "log")
+    assert (status, output.count("left out"), (tmp_path / "study").exists()) == (0, 2, False)
 
 
 def test_a_run_of_other_data_is_refused(folder: Path) -> None:
