@@ -409,16 +409,8 @@ def kind_proportions(heads: pd.DataFrame, circuits: Circuits | None, kind: str =
     Returns:
         columns step, epoch, task, type, band, kind, proportion; a kind without heads has 0.
     """
-    keys = ["step", "epoch", *GROUP_COLUMNS]
-    inside = circuit_heads(heads, circuits)
-    if circuits is None or inside.empty:
-        return pd.DataFrame(columns=[*keys, "kind", "proportion"])
-    analysed = heads[keys].drop_duplicates().merge(circuits.table[["step", *GROUP_COLUMNS, "nodes"]])
-    kinds = pd.DataFrame({"kind": [str(one) for one in HeadKind if one != HeadKind.NONE]})
-    counts = inside.groupby([*keys, kind]).size().rename("heads").reset_index().rename(columns={kind: "kind"})
-    table = analysed.merge(kinds, how="cross").merge(counts, how="left")
-    table["proportion"] = table["heads"].fillna(0) / table["nodes"]
-    return table[[*keys, "kind", "proportion"]]
+    table = _counts(heads, circuits, kind, ["kind"])
+    return table.assign(proportion=table["heads"] / table["nodes"]).drop(columns=["heads", "nodes"])
 
 
 def kind_layers(heads: pd.DataFrame, circuits: Circuits | None, kind: str = "kind") -> pd.DataFrame:
@@ -427,15 +419,21 @@ def kind_layers(heads: pd.DataFrame, circuits: Circuits | None, kind: str = "kin
     Returns:
         columns type, kind, layer, epoch, share: of the layer's heads, how many are in the circuit and of the kind.
     """
-    columns = ["type", "kind", "layer", "epoch", "share"]
-    inside = circuit_heads(heads, circuits)
+    table = _counts(heads, circuits, kind, ["kind", "layer"])
+    table["share"] = table["heads"].astype(float) / (circuits.layout.n_heads if circuits is not None else 1)
+    return table.groupby(["type", "kind", "layer", "epoch"], as_index=False)["share"].mean()
+
+
+def _counts(heads: pd.DataFrame, circuits: Circuits | None, kind: str, by: list[str]) -> pd.DataFrame:
+    """Return the number of circuit heads in each cell of `by`, 0 included, for each analysed circuit with its nodes."""
+    keys, inside = ["step", "epoch", *GROUP_COLUMNS], circuit_heads(heads, circuits)
     if circuits is None or inside.empty:
-        return pd.DataFrame(columns=columns)
-    keys = ["step", *GROUP_COLUMNS]
-    analysed = heads[[*keys, "epoch"]].drop_duplicates().merge(circuits.table[keys])
-    kinds = pd.DataFrame({"kind": [str(one) for one in HeadKind if one != HeadKind.NONE]})
-    layers = pd.DataFrame({"layer": range(circuits.layout.n_layers)})
-    counts = inside.groupby([*keys, kind, "layer"]).size().rename("heads").reset_index().rename(columns={kind: "kind"})
-    table = analysed.merge(kinds, how="cross").merge(layers, how="cross").merge(counts, how="left")
-    table["share"] = table["heads"].fillna(0) / circuits.layout.n_heads
-    return table.groupby(columns[:-1], as_index=False)["share"].mean()
+        return pd.DataFrame(columns=[*keys, *by, "heads", "nodes"])
+    values = {"kind": [str(one) for one in HeadKind if one != HeadKind.NONE], "layer": range(circuits.layout.n_layers)}
+    table = heads[keys].drop_duplicates().merge(circuits.table[["step", *GROUP_COLUMNS, "nodes"]])
+    for name in by:
+        table = table.merge(pd.DataFrame({name: values[name]}), how="cross")
+    inside = inside.assign(kind=inside[kind])
+    counts = inside.groupby([*keys, *by]).size().rename("heads").reset_index()
+    table = table.merge(counts, how="left", on=[*keys, *by])
+    return table.assign(heads=table["heads"].fillna(0))

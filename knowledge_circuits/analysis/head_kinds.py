@@ -131,15 +131,15 @@ def logit_parts(decoder: Decoder, trace: Trace, targets: Tensor) -> LogitParts:
 
 
 def _by_source(pattern: Tensor, v: Tensor, writes: Tensor) -> Tensor:
-    """A[last, s] (v[s] W_O . direction) of one layer, [b, h, p].
+    """Return A[last, s] (v[s] W_O . direction) of one layer, [b, h, p].
 
     Args:
         pattern: [b, h, p] of the last query.
-        v: [b, k, p, e].
+        v: [b, g, p, e].
         writes: [b, h e] what a unit of each head's z adds to the logit.
     """
     b, n_kv, p, e = v.shape
-    per_value = writes.view(b, n_kv, -1, e) @ v.transpose(-1, -2)  # [b, k, g, p]
+    per_value = writes.view(b, n_kv, -1, e) @ v.transpose(-1, -2)  # [b, g, h / g, p]
     return pattern * per_value.reshape(b, -1, p)
 
 
