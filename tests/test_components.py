@@ -38,8 +38,8 @@ from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.forward import all_logits, embed, forward
 from knowledge_circuits.engine.weights import load_decoder
-from knowledge_circuits.figures import components as component_plots
-from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures import components as component_figures
+from knowledge_circuits.figures import style
 from knowledge_circuits.files import InputError, read_json, write_json, write_jsonl
 from knowledge_circuits.models.loading import load_model
 from knowledge_circuits.models.tokenization import load_tokenizer
@@ -303,14 +303,14 @@ def test_figures_are_drawn_and_name_the_run(
     analysed: components.Components, circuits: Circuits, view: PromptView
 ) -> None:
     figures = {
-        "proportions": component_plots.head_proportions(analysed, circuits, "tiny/run"),
-        "original": component_plots.head_proportions(analysed, circuits, "tiny/run", "original_kind"),
-        "layers": component_plots.head_layers(analysed, circuits, "tiny/run"),
-        "scatter": component_plots.head_scatter(analysed, circuits, "tiny/run"),
-        **{name: component_plots.lens(analysed, name, "tiny/run") for name in ("rank", "prob", "subject_rank")},
-        "attention": component_plots.attention_pattern({"here": view}, view.strongest_head(), "tiny/run"),
-        "by_layer": component_plots.prompt_layers(view, "tiny/run"),
-        "by_component": component_plots.prompt_components(view, "tiny/run"),
+        "proportions": component_figures.head_proportions(analysed, circuits, "tiny/run"),
+        "original": component_figures.head_proportions(analysed, circuits, "tiny/run", "original_kind"),
+        "layers": component_figures.head_layers(analysed, circuits, "tiny/run"),
+        "scatter": component_figures.head_scatter(analysed, circuits, "tiny/run"),
+        **{name: component_figures.lens(analysed, name, "tiny/run") for name in ("rank", "prob", "subject_rank")},
+        "attention": component_figures.attention_pattern({"here": view}, view.strongest_head(), "tiny/run"),
+        "by_layer": component_figures.prompt_layers(view, "tiny/run"),
+        "by_component": component_figures.prompt_components(view, "tiny/run"),
     }
     for name, figure in figures.items():
         assert "run tiny/run" in texts(figure), name
@@ -323,21 +323,24 @@ def test_figures_say_what_is_missing() -> None:
         pd.DataFrame(columns=components.HEAD_COLUMNS), pd.DataFrame(columns=components.LENS_COLUMNS), "No weights."
     )
     for figure in (
-        component_plots.head_proportions(nothing, None, "run"),
-        component_plots.head_layers(nothing, None, "run"),
-        component_plots.head_scatter(nothing, None, "run"),
-        component_plots.lens(nothing, "rank", "run"),
+        component_figures.head_proportions(nothing, None, "run"),
+        component_figures.head_layers(nothing, None, "run"),
+        component_figures.head_scatter(nothing, None, "run"),
+        component_figures.lens(nothing, "rank", "run"),
     ):
         assert "No weights." in texts(figure)
-    assert "needs circuits" in texts(component_plots.attention_pattern({"here": None}, (0, 0), "run"))
-    assert "needs circuits" in texts(component_plots.prompt_layers(None, "run"))
-    assert "needs circuits" in texts(component_plots.prompt_components(None, "run"))
+    assert "needs circuits" in texts(component_figures.attention_pattern({"here": None}, (0, 0), "run"))
+    assert "needs circuits" in texts(component_figures.prompt_layers(None, "run"))
+    assert "needs circuits" in texts(component_figures.prompt_components(None, "run"))
 
 
 def test_a_title_with_a_dollar_sign_is_no_formula(view: PromptView, tmp_path: Path) -> None:
     odd = replace(view, tokens=("<s>", "$a_{", "$ b", *view.tokens[3:]), answer=" $x^")
-    for figure in (component_plots.prompt_layers(odd, "run"), component_plots.attention_pattern({"": odd}, (0, 0), "")):
-        figure_style.save(figure, tmp_path / "odd.png", dpi=50)
+    for figure in (
+        component_figures.prompt_layers(odd, "run"),
+        component_figures.attention_pattern({"": odd}, (0, 0), ""),
+    ):
+        style.save(figure, tmp_path / "odd.png", dpi=50)
 
 
 def notebook_cells() -> list[str]:

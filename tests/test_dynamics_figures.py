@@ -13,8 +13,8 @@ from synthetic_run import FREQUENCY, Truth, write_run
 
 from knowledge_circuits.analysis import dynamics, learning_tables, relations, run_circuits
 from knowledge_circuits.analysis.dynamics import Dynamics, FactHistory
-from knowledge_circuits.figures import dynamics as dynamics_plots
-from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures import dynamics as dynamics_figures
+from knowledge_circuits.figures import style
 from knowledge_circuits.files import write_jsonl
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
@@ -76,17 +76,17 @@ class Probed:
     def figures(self) -> dict[str, Figure]:
         """Every figure of the module."""
         return {
-            "known_facts": dynamics_plots.known_facts(self.history, NAME),
-            "knowledge_and_loss": dynamics_plots.knowledge_and_loss(self.probes, NAME),
-            "acquisition_epochs": dynamics_plots.acquisition_epochs(self.history, NAME),
-            "known to the end": dynamics_plots.acquired_and_known_to_end(self.history, NAME),
-            "forgetting": dynamics_plots.forgetting(self.history, NAME),
-            "prior_exposure": dynamics_plots.prior_exposure(self.history, NAME),
-            "loss_and_knowledge": dynamics_plots.loss_and_knowledge(self.probes, NAME),
-            "costs": dynamics_plots.skills_text_and_circuits(
+            "known_facts": dynamics_figures.known_facts(self.history, NAME),
+            "knowledge_and_loss": dynamics_figures.knowledge_and_loss(self.probes, NAME),
+            "acquisition_epochs": dynamics_figures.acquisition_epochs(self.history, NAME),
+            "known to the end": dynamics_figures.acquired_and_known_to_end(self.history, NAME),
+            "forgetting": dynamics_figures.forgetting(self.history, NAME),
+            "prior_exposure": dynamics_figures.prior_exposure(self.history, NAME),
+            "loss_and_knowledge": dynamics_figures.loss_and_knowledge(self.probes, NAME),
+            "costs": dynamics_figures.skills_text_and_circuits(
                 self.records.skills, self.records.texts, self.reconfiguration, NAME
             ),
-            "selected": dynamics_plots.selected_checkpoints(self.probes, NAME),
+            "selected": dynamics_figures.selected_checkpoints(self.probes, NAME),
         }
 
 
@@ -111,12 +111,12 @@ def test_every_figure_is_drawn_titled_and_names_its_run(figures: dict[str, Figur
         assert "run nano/default" in words(figure), name
         assert "--probe_file" not in words(figure), name
         assert any(ax.get_xlabel() for ax in figure.axes), name
-        assert len(figure_style.png(figure)) > 2_000, name
+        assert len(style.png(figure)) > 2_000, name
 
 
 def test_known_facts_are_the_probes_shares(probed: Probed, figures: dict[str, Figure]) -> None:
     chosen = ((probed.history.facts["type"] == "revised") & (probed.history.facts["band"] == "high")).to_numpy()
-    lines = [line for line in figures["known_facts"].axes[2].lines if line.get_color() == figure_style.VERMILION]
+    lines = [line for line in figures["known_facts"].axes[2].lines if line.get_color() == style.VERMILION]
     points = next(line for line in lines if line.get_linestyle() == "None")
     assert np.asarray(points.get_ydata()) == pytest.approx(probed.history.known[chosen].mean(axis=0))
 
@@ -130,7 +130,7 @@ def test_gained_and_lost_bars_add_up_to_the_change_of_known_facts(probed: Probed
 
 def test_acquisition_bars_and_never_known_facts_make_up_a_group(probed: Probed, figures: dict[str, Figure]) -> None:
     ax = figures["acquisition_epochs"].axes[0]
-    for container, knowledge in zip(ax.containers, figure_style.TYPES, strict=True):
+    for container, knowledge in zip(ax.containers, style.TYPES, strict=True):
         chosen = ((probed.history.facts["type"] == knowledge) & (probed.history.facts["band"] == "low")).to_numpy()
         ever = probed.history.known[chosen].any(axis=1).mean()
         assert sum(bar.get_height() for bar in container) == pytest.approx(ever)
@@ -139,9 +139,7 @@ def test_acquisition_bars_and_never_known_facts_make_up_a_group(probed: Probed, 
 def test_acquisition_windows_stand_where_the_measure_puts_them(probed: Probed, figures: dict[str, Figure]) -> None:
     table = dynamics.describe_groups(probed.history).set_index(["type", "band"])
     drawn = [line.get_xdata() for line in figures["acquisition_epochs"].axes[2].lines if len(line.get_xdata()) == 2]
-    wanted = [
-        table.loc[(knowledge, "high"), ["window_start", "window_end"]].tolist() for knowledge in figure_style.TYPES
-    ]
+    wanted = [table.loc[(knowledge, "high"), ["window_start", "window_end"]].tolist() for knowledge in style.TYPES]
     assert [list(ends) for ends in drawn] == wanted
 
 

@@ -17,10 +17,9 @@ from synthetic_run import CHANCE, Truth, write_run
 
 from knowledge_circuits.analysis import circuit_tables, findings, learning_tables, run_circuits, timeline
 from knowledge_circuits.analysis.run_circuits import Circuits
-from knowledge_circuits.figures import circuit_evaluation, learning, topology
+from knowledge_circuits.figures import circuit_evaluation, learning, style, topology
 from knowledge_circuits.figures import dynamics as dynamics_figures
 from knowledge_circuits.figures import findings as findings_figures
-from knowledge_circuits.figures import style as figure_style
 from knowledge_circuits.figures.circuit_graph import circuit_graph
 from knowledge_circuits.figures.vector import DARK_PAPER, color_rules, contrast, dark_color, svg_element
 from knowledge_circuits.runs import Run
@@ -94,14 +93,14 @@ def test_query_accuracy_shows_the_mean_over_people_and_attributes(
 ) -> None:
     table = learning_tables.predictions(synthetic_run)
     part = table[(table["band"] == "high") & (table["type"] == "revised")]
-    points = drawn_points(figures["query_accuracy"], panel=2, color=figure_style.VERMILION)
+    points = drawn_points(figures["query_accuracy"], panel=2, color=style.VERMILION)
     assert points[:, 1] == pytest.approx(part.groupby("epoch")["correct"].mean().to_numpy())
 
 
 def test_circuit_entropy_shows_the_mean_over_tasks(circuits: Circuits, figures: dict[str, Figure]) -> None:
     table = circuits.table
     part = table[(table["band"] == "low") & (table["type"] == "new")]
-    points = drawn_points(figures["circuit_entropy"], panel=0, color=figure_style.BLUE)
+    points = drawn_points(figures["circuit_entropy"], panel=0, color=style.BLUE)
     assert points[:, 1] == pytest.approx(part.groupby("epoch")["entropy"].mean().to_numpy())
 
 
@@ -134,7 +133,7 @@ def level(figure: Figure, panel: int, linestyle: str) -> list[float]:
     (line,) = (
         line
         for line in figure.axes[panel].lines
-        if (line.get_color(), line.get_linestyle()) == (figure_style.GREY, linestyle) and line.get_linewidth() > 0.9
+        if (line.get_color(), line.get_linestyle()) == (style.GREY, linestyle) and line.get_linewidth() > 0.9
     )
     return np.asarray(line.get_ydata()).tolist()
 
@@ -296,17 +295,17 @@ def test_figures_leave_matplotlibs_settings_alone(synthetic_run: Run) -> None:
 
 
 def test_a_saved_figure_is_a_whole_picture(figures: dict[str, Figure], tmp_path: Path) -> None:
-    assert figure_style.keep(figures["loss"], tmp_path, "loss") is figures["loss"]
+    assert style.keep(figures["loss"], tmp_path, "loss") is figures["loss"]
     with Image.open(tmp_path / "loss.png") as image:
         image.verify()
 
 
 def test_notebook_pictures_are_small_and_keep_the_types_colours(figures: dict[str, Figure]) -> None:
-    data = figure_style.png(figures["query_accuracy"])
+    data = style.png(figures["query_accuracy"])
     assert len(data) < 150_000
     shown = figures["query_accuracy"]._repr_png_()[1]  # type: ignore[attr-defined]
     assert abs(Image.open(BytesIO(data)).width - 2 * shown["width"]) <= 1
     pixels = np.asarray(Image.open(BytesIO(data)).convert("RGB")).reshape(-1, 3).astype(int)
-    for color in (figure_style.VERMILION, figure_style.BLUE):
+    for color in (style.VERMILION, style.BLUE):
         wanted = np.array(mpl.colors.to_rgb(color)) * 255
         assert np.abs(pixels - wanted).max(axis=1).min() < 24

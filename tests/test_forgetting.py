@@ -12,8 +12,8 @@ from synthetic_forgetting import RATIOS, START, STEPS, left, write_experiment
 
 from knowledge_circuits.analysis import circuit_tables, forgetting
 from knowledge_circuits.analysis.forgetting import CircuitKind, Experiment
-from knowledge_circuits.figures import forgetting as forgetting_plots
-from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures import forgetting as forgetting_figures
+from knowledge_circuits.figures import style
 from knowledge_circuits.files import InputError, write_json
 from knowledge_circuits.runs import Checkpoint, Run
 
@@ -34,15 +34,15 @@ def figures_of(experiment: Experiment) -> dict[str, Figure]:
     circuits, name = forgetting.read_circuits(experiment), experiment.name
     lens, missing = forgetting.logit_lens(experiment)
     return {
-        "old_facts": forgetting_plots.old_facts(forgetting.predictions(experiment), name),
-        "first_token": forgetting_plots.first_token(
+        "old_facts": forgetting_figures.old_facts(forgetting.predictions(experiment), name),
+        "first_token": forgetting_figures.first_token(
             forgetting.first_token_accuracy(experiment), forgetting.evaluations(experiment), name
         ),
-        "faithfulness": forgetting_plots.faithfulness(forgetting.results(experiment), name),
-        "hits": forgetting_plots.hits(forgetting.circuit_predictions(experiment), name),
-        "shapes": forgetting_plots.shapes(forgetting.shapes(circuits), name),
-        "activation": forgetting_plots.activation_change(forgetting.activation(circuits), name),
-        "lens": forgetting_plots.lens(lens, missing, name),
+        "faithfulness": forgetting_figures.faithfulness(forgetting.results(experiment), name),
+        "hits": forgetting_figures.hits(forgetting.circuit_predictions(experiment), name),
+        "shapes": forgetting_figures.shapes(forgetting.shapes(circuits), name),
+        "activation": forgetting_figures.activation_change(forgetting.activation(circuits), name),
+        "lens": forgetting_figures.lens(lens, missing, name),
     }
 
 
@@ -194,12 +194,12 @@ def test_a_summary_of_what_was_not_measured_is_not_a_number(tmp_path: Path) -> N
 def test_every_figure_names_the_experiment_and_what_it_continues(figures: dict[str, Figure]) -> None:
     for name, figure in figures.items():
         assert "run forget/nano, which continues nano/default" in words(figure), name
-        assert len(figure_style.png(figure)) > 2_000, name
+        assert len(style.png(figure)) > 2_000, name
 
 
 def test_old_facts_are_drawn_as_a_line_for_each_ratio(figures: dict[str, Figure]) -> None:
     ax = figures["old_facts"].axes[2]
-    looks = forgetting_plots.ratio_looks(RATIOS)
+    looks = forgetting_figures.ratio_looks(RATIOS)
     drawn = {line.get_color(): np.asarray(line.get_xydata()) for line in ax.lines}
     assert set(drawn) == {look.color for look in looks.values()}
     for ratio in RATIOS:
@@ -216,7 +216,7 @@ def test_first_tokens_are_drawn_at_every_evaluation(figures: dict[str, Figure]) 
 
 def test_transferred_circuits_stand_beside_rediscovered_ones(figures: dict[str, Figure]) -> None:
     rediscovered, transferred = figures["faithfulness"].axes[:2]
-    color = forgetting_plots.ratio_looks(RATIOS)[0.0].color
+    color = forgetting_figures.ratio_looks(RATIOS)[0.0].color
 
     def last(ax: object) -> float:
         return next(line.get_ydata()[-1] for line in ax.lines if line.get_color() == color)  # type: ignore[attr-defined]
@@ -227,7 +227,7 @@ def test_transferred_circuits_stand_beside_rediscovered_ones(figures: dict[str, 
 
 def test_faithfulness_beyond_the_axis_is_marked_on_its_edge(experiment: Experiment) -> None:
     table = forgetting.results(experiment).assign(faithfulness=-40.0)
-    ax = forgetting_plots.faithfulness(table, "nano").axes[0]
+    ax = forgetting_figures.faithfulness(table, "nano").axes[0]
     marks = {line.get_ydata()[0] for line in ax.lines if line.get_marker() == "v"}
     assert marks == {ax.get_ylim()[0]}
 
@@ -249,7 +249,7 @@ def test_the_logit_lens_is_drawn_where_it_was_measured() -> None:
         for step in (0, 3)
     ]
     for measure in ("rank", "prob"):
-        figure = forgetting_plots.lens(pd.DataFrame(rows), "", "nano", measure)
+        figure = forgetting_figures.lens(pd.DataFrame(rows), "", "nano", measure)
         maps = [ax.images[0].get_array() for ax in figure.axes if ax.images]
         assert [values.shape for values in maps] == [(4, 2)] * 4
     assert maps[0].max() == 0.5

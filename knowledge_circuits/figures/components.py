@@ -1,4 +1,4 @@
-"""Figures of head kinds, the logit lens and one prompt, in the look of `figure_style`.
+"""Figures of head kinds, the logit lens and one prompt, in the look of `style`.
 
 Each takes the tables of `components` (or a `PromptView`) and the run's name and returns a Matplotlib `Figure`; where
 something is missing the figure says what. In heat maps brighter is better known.
@@ -23,7 +23,7 @@ from knowledge_circuits.analysis.components import Components
 from knowledge_circuits.analysis.head_kinds import DOMINANCE, HeadKind
 from knowledge_circuits.analysis.prompt_view import PromptView
 from knowledge_circuits.analysis.run_circuits import Circuits
-from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures import style
 from knowledge_circuits.figures.panels import (
     BAND_LABELS,
     draw_lines,
@@ -36,9 +36,9 @@ from knowledge_circuits.figures.panels import (
 from knowledge_circuits.figures.style import BANDS, TYPES, Look
 
 KINDS: Mapping[str, Look] = {
-    HeadKind.MOVER: Look("mover (from the subject)", figure_style.ORANGE, "o"),
-    HeadKind.MIXTURE: Look("mixture", figure_style.GREY, "^"),
-    HeadKind.RELATION: Look("relation (from the relation)", figure_style.PURPLE, "s"),
+    HeadKind.MOVER: Look("mover (from the subject)", style.ORANGE, "o"),
+    HeadKind.MIXTURE: Look("mixture", style.GREY, "^"),
+    HeadKind.RELATION: Look("relation (from the relation)", style.PURPLE, "s"),
 }
 _NO_PROMPT = "One prompt's view needs circuits, the circuit data and the checkpoint's weights."
 
@@ -64,7 +64,7 @@ _LENS = {
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 
-@figure_style.styled
+@style.styled
 def head_proportions(components: Components, circuits: Circuits | None, run: str, kind: str = "kind") -> Figure:
     """Draw the circuit's heads of each kind over its nodes, over epochs: a row per type, a column per band.
 
@@ -75,11 +75,11 @@ def head_proportions(components: Components, circuits: Circuits | None, run: str
     title = "Mover, relation and mixture heads in the circuit" + (", by the original's ratios" if by_original else "")
     table = analysis.kind_proportions(components.heads, circuits, kind)
     if table.empty:
-        return figure_style.missing(title, components.missing or NO_CIRCUITS, run)
+        return style.missing(title, components.missing or NO_CIRCUITS, run)
     share = analysis.circuit_heads(components.heads, circuits)["halves_agree"].mean()
     known = not by_original and np.isfinite(share)
     agreement = f"two halves of the prompts agree on {share:.0%} of the heads" if known else "mean of the tasks"
-    figure, axes = figure_style.grid(
+    figure, axes = style.grid(
         title, run, len(TYPES), len(BANDS), height=4.8, note=f"heads of the kind over circuit nodes; {agreement}"
     )
     for ax, part in type_panels(axes, table):
@@ -87,16 +87,16 @@ def head_proportions(components: Components, circuits: Circuits | None, run: str
         ax.yaxis.set_major_formatter(PercentFormatter(1))
     axes[0, 0].set_ylim(bottom=0)
     label_axes(axes, "share of the circuit's nodes")
-    return figure_style.legend(figure, KINDS)
+    return style.legend(figure, KINDS)
 
 
-@figure_style.styled
+@style.styled
 def head_layers(components: Components, circuits: Circuits | None, run: str, kind: str = "kind") -> Figure:
     """Draw in which layers the circuits' heads of each kind lie, over epochs: a row per type, a column per kind."""
     title = "Where the heads of each kind lie: share of a layer's heads, by layer and epoch"
     table = analysis.kind_layers(components.heads, circuits, kind)
     if table.empty:
-        return figure_style.missing(title, components.missing or NO_CIRCUITS, run)
+        return style.missing(title, components.missing or NO_CIRCUITS, run)
     shares = table.set_index(["type", "kind", "layer", "epoch"])["share"]
     columns = {name: look.label for name, look in KINDS.items()}
     note = "heads in the circuit and of the kind; mean of the groups"
@@ -104,7 +104,7 @@ def head_layers(components: Components, circuits: Circuits | None, run: str, kin
     return layer_maps(title, run, shares, columns, share_scale(shares), labels, note, PercentFormatter(1))
 
 
-@figure_style.styled
+@style.styled
 def head_scatter(components: Components, circuits: Circuits | None, run: str) -> Figure:
     """Draw each circuit head's subject part against its relation part: first and last epoch, and the original's.
 
@@ -114,11 +114,11 @@ def head_scatter(components: Components, circuits: Circuits | None, run: str) ->
     title = "From where heads take the answer's logit: subject against relation"
     inside = analysis.circuit_heads(components.heads, circuits)
     if inside.empty:
-        return figure_style.missing(title, components.missing or NO_CIRCUITS, run)
+        return style.missing(title, components.missing or NO_CIRCUITS, run)
     epochs = sorted(inside["epoch"].unique())
     panels = [(epochs[0], "", "logits"), (epochs[-1], "", "logits"), (epochs[-1], "original_", "the original's ratio")]
     note = "a point is one head in one group's circuit; the smallest hundredth at the edge"
-    figure, axes = figure_style.grid(title, run, 1, len(panels), height=4.4, share_y=False, note=note)
+    figure, axes = style.grid(title, run, 1, len(panels), height=4.4, share_y=False, note=note)
     for ax, (epoch, prefix, unit) in zip(axes[0], panels, strict=True):
         shown = inside[inside["epoch"].isin([at for at, of, _ in panels if of == prefix])]
         _scatter(ax, inside[inside["epoch"] == epoch], prefix, _limits(shown, prefix))
@@ -130,12 +130,10 @@ def head_scatter(components: Components, circuits: Circuits | None, run: str) ->
         for look in KINDS.values()
     ]
     handles += [
-        Line2D([], [], linestyle="none", color=figure_style.BLACK, marker="o", markersize=5, label="raises the answer"),
-        Line2D(
-            [], [], linestyle="none", color=figure_style.BLACK, marker="o", mfc="none", markersize=5, label="lowers it"
-        ),
+        Line2D([], [], linestyle="none", color=style.BLACK, marker="o", markersize=5, label="raises the answer"),
+        Line2D([], [], linestyle="none", color=style.BLACK, marker="o", mfc="none", markersize=5, label="lowers it"),
     ]
-    return figure_style.legend_row(figure, handles)
+    return style.legend_row(figure, handles)
 
 
 def _limits(heads: pd.DataFrame, prefix: str) -> tuple[float, float]:
@@ -153,7 +151,7 @@ def _scatter(ax: Axes, heads: pd.DataFrame, prefix: str, limits: tuple[float, fl
     ax.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
     ends = np.array([low, high])
     for factor in (DOMINANCE, 1 / DOMINANCE):
-        ax.plot(ends, ends * factor, color=figure_style.BLACK, linewidth=0.8, linestyle=":", zorder=1)
+        ax.plot(ends, ends * factor, color=style.BLACK, linewidth=0.8, linestyle=":", zorder=1)
     for kind, look in KINDS.items():
         for raises in (True, False):
             chosen = (heads[f"{prefix}kind"] == kind).to_numpy() & ((x + y > 0) == raises)
@@ -173,7 +171,7 @@ def _scatter(ax: Axes, heads: pd.DataFrame, prefix: str, limits: tuple[float, fl
 # --- the logit lens ---------------------------------------------------------------------------------------------------
 
 
-@figure_style.styled
+@style.styled
 def lens(components: Components, measure: str, run: str) -> Figure:
     """Draw one measure of the logit lens by layer and epoch, a heat map per type and band.
 
@@ -182,7 +180,7 @@ def lens(components: Components, measure: str, run: str) -> Figure:
     """
     look = _LENS[measure]
     if components.lens.empty:
-        return figure_style.missing(look.title, components.missing, run)
+        return style.missing(look.title, components.missing, run)
     means = components.lens.groupby(["type", "band", "layer", "epoch"])[measure].mean()
     scale = rank_scale(means) if look.ranks else share_scale(means)
     note = "mean of the tasks; layer 0 = embeddings"
@@ -192,7 +190,7 @@ def lens(components: Components, measure: str, run: str) -> Figure:
 # --- one prompt -------------------------------------------------------------------------------------------------------
 
 
-@figure_style.styled
+@style.styled
 def attention_pattern(views: Mapping[str, PromptView | None], head: tuple[int, int], run: str) -> Figure:
     """Draw where one head looks, in one or more checkpoints side by side: queries are rows, keys columns.
 
@@ -203,10 +201,10 @@ def attention_pattern(views: Mapping[str, PromptView | None], head: tuple[int, i
     title = f"Attention of head a{head[0]}.h{head[1]}"
     shown = {heading: view for heading, view in views.items() if view is not None}
     if not shown:
-        return figure_style.missing(title, _NO_PROMPT, run)
+        return style.missing(title, _NO_PROMPT, run)
     longest = max(len(view.tokens) for view in shown.values())
     side = min(2.6 + 0.2 * longest, 7)
-    figure, axes = figure_style.grid(
+    figure, axes = style.grid(
         title,
         run,
         1,
@@ -235,7 +233,7 @@ def _token_ticks(ax: Axes, view: PromptView) -> None:
     ax.set_yticks(range(len(texts)), texts)
     for position in view.subject:
         for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
-            labels[position].set_color(figure_style.VERMILION)
+            labels[position].set_color(style.VERMILION)
 
 
 def _shown(token: str, longest: int = 20) -> str:
@@ -245,23 +243,21 @@ def _shown(token: str, longest: int = 20) -> str:
     return cut.replace(" ", "·").replace("$", r"\$")
 
 
-@figure_style.styled
+@style.styled
 def prompt_layers(view: PromptView | None, run: str) -> Figure:
     """Draw one prompt by layer: the leading tokens, and the rank and probability of the answer."""
     title = "One prompt by layer"
     if view is None:
-        return figure_style.missing(title, _NO_PROMPT, run)
-    heading = f'"{figure_style.plain(view.text)}" → "{figure_style.plain(view.answer)}", {view.where}'
+        return style.missing(title, _NO_PROMPT, run)
+    heading = f'"{style.plain(view.text)}" → "{style.plain(view.answer)}", {view.where}'
     note = "layer 0 = embeddings; left: colour = probability, framed = the answer"
-    figure, axes = figure_style.grid(
-        f"{title}: {heading}", run, 1, 3, height=min(2.2 + 0.3 * len(view.layers), 12), note=note
-    )
+    figure, axes = style.grid(f"{title}: {heading}", run, 1, 3, height=min(2.2 + 0.3 * len(view.layers), 12), note=note)
     table, ranks, probabilities = axes[0]
     _leading_tokens(table, view)
     layers = np.arange(len(view.layers))
-    answer = Look("the answer, last position", figure_style.BLACK, "o")
-    at_subject = Look("the answer, best of the subject's positions", figure_style.VERMILION, "s")
-    leader = Look("the leading token", figure_style.GREY, "^")
+    answer = Look("the answer, last position", style.BLACK, "o")
+    at_subject = Look("the answer, best of the subject's positions", style.VERMILION, "s")
+    leader = Look("the leading token", style.GREY, "^")
     leading = [tokens.scores[0] for tokens in view.layers]
     for ax, values, look in (
         (ranks, view.rank + 1, answer),
@@ -273,7 +269,7 @@ def prompt_layers(view: PromptView | None, run: str) -> Figure:
     ranks.set(xscale="log", title="rank of the answer", xlabel="rank + 1 (1 is best)")
     probabilities.set(title="probability", xlabel="probability", xlim=(-0.03, 1.03))
     table.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure_style.legend(figure, {look.label: look for look in (answer, at_subject, leader)})
+    return style.legend(figure, {look.label: look for look in (answer, at_subject, leader)})
 
 
 def _leading_tokens(ax: Axes, view: PromptView) -> None:
@@ -282,25 +278,25 @@ def _leading_tokens(ax: Axes, view: PromptView) -> None:
     ax.imshow(scores, origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     for layer, tokens in enumerate(view.layers):
         for column, (text, score) in enumerate(zip(tokens.texts, tokens.scores, strict=True)):
-            color = "white" if score > 0.6 else figure_style.BLACK
+            color = "white" if score > 0.6 else style.BLACK
             ax.text(column, layer, _shown(text, 9), ha="center", va="center", fontsize=7.5, color=color)
             if text == view.answer:
                 corner = (column - 0.48, layer - 0.48)
-                ax.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, color=figure_style.VERMILION, linewidth=1.4))
+                ax.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, color=style.VERMILION, linewidth=1.4))
     ax.grid(False)
     ax.set_xticks(range(scores.shape[1]), [str(column + 1) for column in range(scores.shape[1])])
     ax.set(title="tokens that lead (· is a space)", xlabel="rank", ylabel="after layer")
 
 
-@figure_style.styled
+@style.styled
 def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Figure:
     """Draw one prompt by component: the largest shares of the answer's logit and the tokens that each raises most."""
     title = "One prompt by component"
     if view is None:
-        return figure_style.missing(title, _NO_PROMPT, run)
+        return style.missing(title, _NO_PROMPT, run)
     shown = view.components[:count]
-    heading = f'"{figure_style.plain(view.text)}" → "{figure_style.plain(view.answer)}", {view.where}'
-    figure, axes = figure_style.grid(
+    heading = f'"{style.plain(view.text)}" → "{style.plain(view.answer)}", {view.where}'
+    figure, axes = style.grid(
         f"{title}: {heading}",
         run,
         1,
@@ -311,8 +307,8 @@ def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Fig
     bars, words = axes[0]
     values = [component.answer for component in shown]
     rows = np.arange(len(shown))
-    bars.barh(rows, values, color=[figure_style.BLUE if value > 0 else figure_style.ORANGE for value in values])
-    bars.axvline(0, color=figure_style.BLACK, linewidth=0.8)
+    bars.barh(rows, values, color=[style.BLUE if value > 0 else style.ORANGE for value in values])
+    bars.axvline(0, color=style.BLACK, linewidth=0.8)
     bars.set_yticks(rows, [component.name for component in shown])
     bars.invert_yaxis()
     bars.grid(axis="y", visible=False)
@@ -329,7 +325,7 @@ def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Fig
                 transform=words.get_yaxis_transform(),
                 va="center",
                 fontsize=8,
-                color=figure_style.VERMILION if answer else figure_style.BLACK,
+                color=style.VERMILION if answer else style.BLACK,
                 fontweight="bold" if answer else "normal",
             )
     return figure

@@ -1,4 +1,4 @@
-"""Figures of the probes inside training, in `figure_style`'s look: what is known when, whether it stays, what it costs.
+"""Figures of the probes inside training, in the look of `style`: what is known when, whether it stays, what it costs.
 
 Each takes what `dynamics` makes of a run's knowledge_dynamics.jsonl (a `FactHistory`, or the tables of the probes) and
 the run's name and returns a Matplotlib `Figure`; without records the figure says which flag of train.py writes them.
@@ -20,7 +20,7 @@ from knowledge_circuits.analysis import dynamics, relations
 from knowledge_circuits.analysis.acquisition import HOLD
 from knowledge_circuits.analysis.dynamics import FactHistory
 from knowledge_circuits.analysis.relations import Correlation, SelectionRule
-from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures import style
 from knowledge_circuits.figures.panels import label_axes, line_panels, share_axis
 from knowledge_circuits.figures.style import BANDS, BLACK, BLUE, GREEN, GREY, ORANGE, TYPES, VERMILION, Look
 
@@ -37,12 +37,12 @@ _RULES = {
 # --- what is known, and when ------------------------------------------------------------------------------------------
 
 
-@figure_style.styled
+@style.styled
 def known_facts(history: FactHistory, run: str) -> Figure:
     """Draw the share of facts that each probe finds known: a panel per band, a line per type."""
     title = "Facts known at each probe"
     if not len(history.steps):
-        return figure_style.missing(title, _NO_PROBES, run)
+        return style.missing(title, _NO_PROBES, run)
     facts = history.facts
     table = pd.DataFrame(history.known, columns=history.epochs).assign(type=facts["type"], band=facts["band"])
     table = table.melt(["type", "band"], var_name="epoch", value_name="known")
@@ -50,7 +50,7 @@ def known_facts(history: FactHistory, run: str) -> Figure:
     return line_panels(title, table, "known", ("band", BANDS), ("type", TYPES), "share of facts known", run)
 
 
-@figure_style.styled
+@style.styled
 def knowledge_and_loss(probes: pd.DataFrame, run: str) -> Figure:
     """Facts known and known twice in a row beside the validation loss; facts gained and lost from probe to probe.
 
@@ -59,8 +59,8 @@ def knowledge_and_loss(probes: pd.DataFrame, run: str) -> Figure:
     """
     title = "Facts known, gained and lost"
     if probes.empty:
-        return figure_style.missing(title, _NO_PROBES, run)
-    figure, axes = figure_style.grid(title, run, 1, 2, share_y=False)
+        return style.missing(title, _NO_PROBES, run)
+    figure, axes = style.grid(title, run, 1, 2, share_y=False)
     known, moved = axes[0]
     known.plot(probes["epoch"], probes["known"], "o-", color=BLACK, markersize=3.5, label="known")
     known.plot(probes["epoch"], probes["known_twice"], "s-", color=GREEN, markersize=3.5, label="known twice in a row")
@@ -90,7 +90,7 @@ def _loss_beside(ax: Axes, probes: pd.DataFrame) -> None:
     beside.spines["right"].set_visible(True)
 
 
-@figure_style.styled
+@style.styled
 def acquisition_epochs(history: FactHistory, run: str) -> Figure:
     """Draw when facts are first known, as shares of a group's facts: a panel per band, bars per type, windows on top.
 
@@ -99,9 +99,9 @@ def acquisition_epochs(history: FactHistory, run: str) -> Figure:
     """
     title = "When facts are acquired: the first probe that finds them known"
     if not len(history.steps):
-        return figure_style.missing(title, _NO_PROBES, run)
+        return style.missing(title, _NO_PROBES, run)
     note = "shares of all facts of the group; the bars on top span 10% to 90% of the acquisitions"
-    figure, axes = figure_style.grid(title, run, 1, len(BANDS), note=note)
+    figure, axes = style.grid(title, run, 1, len(BANDS), note=note)
     acquired = dynamics.acquisition_epochs(history.known, history.epochs)
     highest = 0.0
     for ax, (band, look) in zip(axes[0], BANDS.items(), strict=True):
@@ -119,7 +119,7 @@ def acquisition_epochs(history: FactHistory, run: str) -> Figure:
     axes[0, 0].set_ylim(0, max(1.3 * highest, 0.01))
     _draw_windows(axes[0], history, highest)
     label_axes(axes, "share of the group's facts")
-    return figure_style.legend(figure, _BARS)
+    return style.legend(figure, _BARS)
 
 
 def _never_known(history: FactHistory, band: str) -> str:
@@ -139,39 +139,39 @@ def _draw_windows(axes: Sequence[Axes], history: FactHistory, highest: float) ->
                 ax.plot(ends, [height, height], "|-", color=line.color, linewidth=2, markersize=6)
 
 
-@figure_style.styled
+@style.styled
 def acquired_and_known_to_end(history: FactHistory, run: str) -> Figure:
     """Draw the shares of facts acquired by each epoch and known to the end: a panel per band, colours per type."""
     title = "Acquired, and known from then to the end"
     if not len(history.steps):
-        return figure_style.missing(title, _NO_PROBES, run)
+        return style.missing(title, _NO_PROBES, run)
     note = "mean of a group's facts; solid: known at some probe so far, dashed: known from then to the end"
-    figure, axes = figure_style.grid(title, run, 1, len(BANDS), note=note)
+    figure, axes = style.grid(title, run, 1, len(BANDS), note=note)
     facts = dynamics.describe_facts(history)
     for ax, (band, look) in zip(axes[0], BANDS.items(), strict=True):
         for knowledge, line in TYPES.items():
             part = facts[(facts["type"] == knowledge) & (facts["band"] == band)]
             if len(part):
-                for column, style in (("acquisition", "-"), ("known_to_end", "--")):
+                for column, dash in (("acquisition", "-"), ("known_to_end", "--")):
                     reached = [(part[column] <= epoch).mean() for epoch in history.epochs]
-                    ax.plot(history.epochs, reached, style, color=line.color, linewidth=1.7)
+                    ax.plot(history.epochs, reached, dash, color=line.color, linewidth=1.7)
         share_axis(ax)
         ax.set_title(look.label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     label_axes(axes, "share of facts")
-    return figure_style.legend(figure, {key: Look(line.label, line.color, "") for key, line in TYPES.items()})
+    return style.legend(figure, {key: Look(line.label, line.color, "") for key, line in TYPES.items()})
 
 
 # --- whether it stays -------------------------------------------------------------------------------------------------
 
 
-@figure_style.styled
+@style.styled
 def forgetting(history: FactHistory, run: str) -> Figure:
     """Of the facts ever known: how often they were forgotten, which share was at all, and which was held at the end."""
     title = "Forgetting during training, of the facts that were ever known"
     if not len(history.steps):
-        return figure_style.missing(title, _NO_PROBES, run)
-    figure, axes = figure_style.grid(title, run, 1, 3, share_y=False)
+        return style.missing(title, _NO_PROBES, run)
+    figure, axes = style.grid(title, run, 1, 3, share_y=False)
     events = dynamics.forgetting_events(history.known)
     ever = history.known.any(axis=1)
     most = int(events.max(initial=0))
@@ -189,7 +189,7 @@ def forgetting(history: FactHistory, run: str) -> Figure:
     ):
         _group_bars(ax, table, column)
         ax.set_title(heading)
-    return figure_style.legend(figure, _BARS)
+    return style.legend(figure, _BARS)
 
 
 def _group_bars(ax: Axes, table: pd.DataFrame, column: str) -> None:
@@ -205,7 +205,7 @@ def _group_bars(ax: Axes, table: pd.DataFrame, column: str) -> None:
 # --- what it depends on -----------------------------------------------------------------------------------------------
 
 
-@figure_style.styled
+@style.styled
 def prior_exposure(history: FactHistory, run: str, bins: int = 5) -> Figure:
     """Facts ever known and known at the end by what the base model gave them, and by their biography's frequency.
 
@@ -214,9 +214,9 @@ def prior_exposure(history: FactHistory, run: str, bins: int = 5) -> Figure:
     """
     title = "Does learning depend on prior exposure?"
     if not len(history.steps):
-        return figure_style.missing(title, _NO_PROBES, run)
+        return style.missing(title, _NO_PROBES, run)
     note = "solid: known at the end, dotted: known at some probe; Spearman's correlation with being known at the end"
-    figure, axes = figure_style.grid(title, run, 1, 2, width=9.0, note=note)
+    figure, axes = style.grid(title, run, 1, 2, width=9.0, note=note)
     facts, correlations = dynamics.describe_facts(history), relations.prior_exposure(history)
     facts["fifth"] = pd.qcut(facts["base_prob"].rank(method="first"), min(bins, len(facts)), labels=False)
     causes = (
@@ -235,10 +235,10 @@ def prior_exposure(history: FactHistory, run: str, bins: int = 5) -> Figure:
     if (facts["base_prob"] > 0).all():
         axes[0, 0].set_xscale("log")
     axes[0, 0].set_ylabel("share of facts")
-    return figure_style.legend(figure, TYPES)
+    return style.legend(figure, TYPES)
 
 
-@figure_style.styled
+@style.styled
 def loss_and_knowledge(probes: pd.DataFrame, run: str) -> Figure:
     """Change of the validation loss against change of the number of known facts, from probe to probe.
 
@@ -247,14 +247,10 @@ def loss_and_knowledge(probes: pd.DataFrame, run: str) -> Figure:
     """
     title = "Does a falling loss tell when facts are learned?"
     if probes.empty:
-        return figure_style.missing(title, _NO_PROBES, run)
+        return style.missing(title, _NO_PROBES, run)
     if probes["loss"].notna().sum() < 2:
-        return figure_style.missing(
-            title, "The loss was not evaluated at the probes' steps (train.py --eval_strategy).", run
-        )
-    figure, axes = figure_style.grid(
-        title, run, 1, 1, width=6.4, height=3.8, note="a point is the stretch between two probes"
-    )
+        return style.missing(title, "The loss was not evaluated at the probes' steps (train.py --eval_strategy).", run)
+    figure, axes = style.grid(title, run, 1, 1, width=6.4, height=3.8, note="a point is the stretch between two probes")
     ax = axes[0, 0]
     fall, gain = probes["loss"].diff().to_numpy(), probes["known"].diff().to_numpy(dtype=float)
     points = ax.scatter(fall, gain, c=probes["epoch"], cmap="cividis", s=34, zorder=3)
@@ -277,7 +273,7 @@ def correlation_text(correlation: Correlation) -> str:
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
-@figure_style.styled
+@style.styled
 def skills_text_and_circuits(
     skills: pd.DataFrame, texts: pd.DataFrame, reconfiguration: pd.DataFrame, run: str
 ) -> Figure:
@@ -288,7 +284,7 @@ def skills_text_and_circuits(
         reconfiguration: `relations.reconfiguration_table`.
     """
     title = "General skill, held-out text and the circuits' reconfiguration"
-    figure, axes = figure_style.grid(
+    figure, axes = style.grid(
         title, run, 1, 3, share_y=False, note="reconfiguration: edges that changed since the checkpoint before"
     )
     skill_looks = _looks(skills["skill"].unique())
@@ -299,7 +295,7 @@ def skills_text_and_circuits(
     )
     for ax, (table, value, column, looks, heading, lacking) in zip(axes[0], panels, strict=True):
         if table.empty:
-            figure_style.blank(ax, lacking)
+            style.blank(ax, lacking)
             continue
         for name, look in looks.items():
             means = table[table[column] == name].groupby("epoch")[value].mean()
@@ -317,12 +313,12 @@ def _looks(names: Sequence[str]) -> dict[str, Look]:
     """Colours and marks of things that have none of their own."""
     colors = (BLUE, ORANGE, GREEN, VERMILION, BLACK, GREY)
     return {
-        name: Look(figure_style.plain(str(name).replace("_", " ")), colors[index % len(colors)], "osD^vP"[index % 6])
+        name: Look(style.plain(str(name).replace("_", " ")), colors[index % len(colors)], "osD^vP"[index % 6])
         for index, name in enumerate(names)
     }
 
 
-@figure_style.styled
+@style.styled
 def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[int] | None = None) -> Figure:
     """Draw where each rule would stop: loss, knowledge and skill over epochs with the rules' picks marked.
 
@@ -332,9 +328,9 @@ def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[i
     """
     title = "Which checkpoint to take: each rule's pick"
     if probes.empty:
-        return figure_style.missing(title, _NO_PROBES, run)
+        return style.missing(title, _NO_PROBES, run)
     picks = relations.select_checkpoints(probes, saved_steps)
-    figure, axes = figure_style.grid(title, run, 1, 3, share_y=False)
+    figure, axes = style.grid(title, run, 1, 3, share_y=False)
     columns = (
         ("loss", "validation loss (nats)", "Loss"),
         ("known_twice", "facts known twice in a row", "Facts known twice in a row"),
@@ -343,7 +339,7 @@ def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[i
     for ax, (column, label, heading) in zip(axes[0], columns, strict=True):
         measured = probes.dropna(subset=[column])
         if measured.empty:
-            figure_style.blank(ax, "not measured at the probes")
+            style.blank(ax, "not measured at the probes")
             continue
         ax.plot(measured["epoch"], measured[column], ".-", color=BLACK, linewidth=1.2)
         for size, pick in zip((13, 9.5, 6.5), picks.itertuples(), strict=False):
@@ -357,7 +353,7 @@ def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[i
         Line2D([], [], linestyle="none", marker=look.marker, color=look.color, mfc="none", mew=2, label=look.label)
         for look in looks
     ]
-    return figure_style.legend_row(figure, handles)
+    return style.legend_row(figure, handles)
 
 
 def _draw_bars(ax: Axes, at: ArrayLike, shares: Mapping[str, ArrayLike], width: float = 0.8, alpha: float = 1) -> None:

@@ -1,4 +1,4 @@
-"""Figures of a forgetting experiment, in the look of `figure_style`: a line or a column for each replay ratio.
+"""Figures of a forgetting experiment, in the look of `style`: a line or a column for each replay ratio.
 
 Each takes tables of `forgetting` and the experiment's name and returns a Matplotlib `Figure`; an empty table gives a
 figure that says which program fills it. Steps stand on a square-root axis, on which the exponential save schedule is
@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, PercentFormatter
 
 from knowledge_circuits.analysis import circuit_tables
 from knowledge_circuits.analysis.forgetting import CircuitKind
-from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures import style
 from knowledge_circuits.figures.circuit_evaluation import FAITHFULNESS_LIMITS
 from knowledge_circuits.figures.panels import (
     label_axes,
@@ -45,7 +45,7 @@ _KINDS: Mapping[str, str] = {
 
 def ratio_looks(ratios: Sequence[float]) -> dict[float, Look]:
     """Return how each replay ratio is drawn, alike in all figures; ratios in rising order."""
-    colors = figure_style.ordered_colors(np.sqrt(ratios))
+    colors = style.ordered_colors(np.sqrt(ratios))
     markers = "osD^vP*X" * (len(ratios) // 8 + 1)
     return {
         ratio: Look(f"{ratio:g}", color, marker) for ratio, color, marker in zip(ratios, colors, markers, strict=False)
@@ -55,23 +55,21 @@ def ratio_looks(ratios: Sequence[float]) -> dict[float, Look]:
 # --- what is left of the old facts ------------------------------------------------------------------------------------
 
 
-@figure_style.styled
+@style.styled
 def old_facts(predictions: pd.DataFrame, name: str) -> Figure:
     """Draw the share of queries about the original people that are answered: a row per type, a column per band."""
     title = "Query accuracy on the original people during further training"
     if predictions.empty:
-        return figure_style.missing(title, _PREDICT, name)
+        return style.missing(title, _PREDICT, name)
     looks = _looks(predictions)
-    figure, axes = figure_style.grid(
-        title, name, len(TYPES), len(BANDS), height=4.8, note="test people, all attributes"
-    )
+    figure, axes = style.grid(title, name, len(TYPES), len(BANDS), height=4.8, note="test people, all attributes")
     for ax, part in type_panels(axes, predictions):
         _draw_lines(ax, part, "correct", looks)
         share_axis(ax)
     return _finish(figure, axes, "share of queries answered", looks)
 
 
-@figure_style.styled
+@style.styled
 def first_token(accuracy: pd.DataFrame, evaluations: pd.DataFrame, name: str) -> Figure:
     """First-token accuracy by type and loss on the original's validation biographies, at every evaluation.
 
@@ -81,9 +79,9 @@ def first_token(accuracy: pd.DataFrame, evaluations: pd.DataFrame, name: str) ->
     """
     title = "First-token accuracy and loss on the original biographies"
     if accuracy.empty and evaluations.empty:
-        return figure_style.missing(title, "No evaluations.jsonl in these runs yet: train.py writes it.", name)
+        return style.missing(title, "No evaluations.jsonl in these runs yet: train.py writes it.", name)
     looks = _looks(evaluations)
-    figure, axes = figure_style.grid(title, name, 1, len(TYPES) + 1, share_y=False)
+    figure, axes = style.grid(title, name, 1, len(TYPES) + 1, share_y=False)
     for ax, (knowledge, look) in zip(axes[0], TYPES.items(), strict=False):
         _draw_lines(ax, accuracy[accuracy["type"] == knowledge], "accuracy", looks, markers=False)
         share_axis(ax)
@@ -96,7 +94,7 @@ def first_token(accuracy: pd.DataFrame, evaluations: pd.DataFrame, name: str) ->
 # --- what becomes of the circuits -------------------------------------------------------------------------------------
 
 
-@figure_style.styled
+@style.styled
 def faithfulness(results: pd.DataFrame, name: str) -> Figure:
     """Draw faithfulness: a row per type, rediscovered circuits at the left and transferred ones at the right.
 
@@ -104,16 +102,16 @@ def faithfulness(results: pd.DataFrame, name: str) -> Figure:
     """
     title = "Faithfulness during further training"
     if results.empty or results["faithfulness"].isna().all():
-        return figure_style.missing(title, _DISCOVER, name)
+        return style.missing(title, _DISCOVER, name)
     looks = _looks(results)
     certain = circuit_tables.is_certain(results)
     medians = results[certain].groupby(["ratio", "type", "kind", "step"], as_index=False)["faithfulness"].median()
     note = "1 = the whole model; median of the groups; open triangles lie beyond the axis"
     if not certain.all():
         note += f"; left out: {(~certain).sum()} circuits whose clean - corrupted may be 0"
-    figure, axes = figure_style.grid(title, name, len(TYPES), len(CircuitKind), width=8.8, height=4.8, note=note)
+    figure, axes = style.grid(title, name, len(TYPES), len(CircuitKind), width=8.8, height=4.8, note=note)
     for ax, part in type_panels(axes, medians, "kind", _KINDS):
-        ax.axhline(1, color=figure_style.GREY, linewidth=0.8, linestyle=":")
+        ax.axhline(1, color=style.GREY, linewidth=0.8, linestyle=":")
         shown = part.assign(faithfulness=within(part["faithfulness"], FAITHFULNESS_LIMITS))
         _draw_lines(ax, shown, "faithfulness", looks)
         for ratio, rows in part.groupby("ratio"):
@@ -121,14 +119,14 @@ def faithfulness(results: pd.DataFrame, name: str) -> Figure:
     return _finish(figure, axes, "faithfulness", looks)
 
 
-@figure_style.styled
+@style.styled
 def hits(circuit_predictions: pd.DataFrame, name: str) -> Figure:
     """Hit@10 of circuits alone on the original's test items: a row per type; rediscovered left, transferred right."""
     title = "Hit@10 of the circuits alone during further training"
     if circuit_predictions.empty:
-        return figure_style.missing(title, _DISCOVER, name)
+        return style.missing(title, _DISCOVER, name)
     looks = _looks(circuit_predictions)
-    figure, axes = figure_style.grid(
+    figure, axes = style.grid(
         title, name, len(TYPES), len(CircuitKind), width=8.8, height=4.8, note="mean of the groups"
     )
     for ax, part in type_panels(axes, circuit_predictions, "kind", _KINDS):
@@ -137,19 +135,19 @@ def hits(circuit_predictions: pd.DataFrame, name: str) -> Figure:
     return _finish(figure, axes, "Hit@10", looks)
 
 
-@figure_style.styled
+@style.styled
 def shapes(shapes: pd.DataFrame, name: str) -> Figure:
     """Draw the rediscovered circuits' similarity with the original ones (edges, nodes) and entropy; a row per type."""
     title = "Rediscovered circuits: similarity with the original circuits, and entropy"
     if shapes.empty:
-        return figure_style.missing(title, _DISCOVER, name)
+        return style.missing(title, _DISCOVER, name)
     looks = _looks(shapes)
     measures = {
         "edge_jaccard": "edge Jaccard with the original",
         "node_jaccard": "node Jaccard with the original",
         "entropy": "circuit entropy (nats)",
     }
-    figure, axes = figure_style.grid(
+    figure, axes = style.grid(
         title, name, len(TYPES), len(measures), height=4.8, share_y=False, note="mean of the groups"
     )
     for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
@@ -164,12 +162,12 @@ def shapes(shapes: pd.DataFrame, name: str) -> Figure:
     return _finish(figure, axes, "", looks)
 
 
-@figure_style.styled
+@style.styled
 def activation_change(activation: pd.DataFrame, name: str) -> Figure:
     """Change of the edge activation ratio since step 0 by layer and step: a row per type, a column per ratio."""
     title = "Change of the edge activation ratio since step 0"
     if activation.empty or activation["change"].isna().all():
-        return figure_style.missing(title, _DISCOVER, name)
+        return style.missing(title, _DISCOVER, name)
     layers = max(int(activation["layer"].max()), 1)
     table = activation[activation["layer"] < layers]
     means = table.groupby(["type", "ratio", "layer", "step"])["change"].mean()
@@ -180,7 +178,7 @@ def activation_change(activation: pd.DataFrame, name: str) -> Figure:
     return layer_maps(title, name, means, _columns(means), scale, labels, note, PercentFormatter(1), below=_STEPS)
 
 
-@figure_style.styled
+@style.styled
 def lens(lens: pd.DataFrame, missing: str, name: str, measure: str = "rank") -> Figure:
     """Draw the logit lens at the last position by layer and step: a row per type, a column per ratio.
 
@@ -195,7 +193,7 @@ def lens(lens: pd.DataFrame, missing: str, name: str, measure: str = "rank") -> 
     }[measure]
     title = f"Logit lens during further training: {what}"
     if lens.empty:
-        return figure_style.missing(title, missing, name)
+        return style.missing(title, missing, name)
     means = lens.groupby(["type", "ratio", "layer", "step"])[measure].mean()
     scale = share_scale(means) if measure == "prob" else rank_scale(means)
     labels = ("after layer", "mean probability" if measure == "prob" else "mean of rank + 1 (1 is best)")
@@ -218,7 +216,7 @@ def _columns(means: pd.Series) -> dict[float, str]:
 def _draw_lines(ax: Axes, table: pd.DataFrame, value: str, looks: Mapping[float, Look], markers: bool = True) -> None:
     """Draw a line per ratio: the mean over the rows of each step."""
     if table.empty:
-        figure_style.blank(ax, "no data")
+        style.blank(ax, "no data")
         return
     for ratio, rows in table.groupby("ratio"):
         mean, look = rows.groupby("step")[value].mean().dropna(), looks[float(ratio)]
@@ -241,4 +239,4 @@ def _step_axis(ax: Axes) -> None:
 
 def _finish(figure: Figure, axes: Any, label: str, looks: Mapping[float, Look]) -> Figure:
     label_axes(axes, label, f"{_STEPS} (square-root axis)")
-    return figure_style.legend(figure, looks, "replay ratio")
+    return style.legend(figure, looks, "replay ratio")

@@ -24,7 +24,7 @@ from knowledge_circuits.analysis import circuit_tables, learning_tables, timelin
 from knowledge_circuits.analysis.circuit_settings import Setting, main_setting
 from knowledge_circuits.analysis.findings import Finding, Statistic, describe
 from knowledge_circuits.analysis.run_circuits import read_circuits
-from knowledge_circuits.figures import style as figure_style
+from knowledge_circuits.figures import style
 from knowledge_circuits.files import InputError
 from knowledge_circuits.report.findings import card
 from knowledge_circuits.report.page import configuration, render, write_page
@@ -202,18 +202,18 @@ def _plus_minus(mean: float, deviation: float, count: int) -> str:
     return f"{mean:.2f} ± {deviation:.2f}" if count > 1 else f"{mean:.2f}"
 
 
-@figure_style.styled
+@style.styled
 def spread_figure(findings: Sequence[FindingSpread]) -> Figure:
     """Draw each deciding statistic in a panel of its own: a point and interval per run, each experiment's mean."""
     panels = [(one, index, name) for one in findings for index, name in enumerate(one.names)]
     labels = [row[0].name for part in findings[0].experiments for row in part.rows]
     if not panels:
-        return figure_style.missing("Spread over runs", "No run has measured anything yet.", ", ".join(labels))
+        return style.missing("Spread over runs", "No run has measured anything yet.", ", ".join(labels))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     height = 0.7 + rows * (1.05 + 0.27 * len(labels))
     note = "95% intervals; dashed: mean of runs that differ in the seed only"
-    figure, axes = figure_style.grid(
+    figure, axes = style.grid(
         "The main statistics of every run", f"{len(labels)} runs", rows, columns, height=height, note=note
     )
     for ax, (finding, index, name) in zip(axes.flat, panels, strict=False):
@@ -223,11 +223,11 @@ def spread_figure(findings: Sequence[FindingSpread]) -> Figure:
             mean, _, count = part.means[index]
             if count > 1:
                 ends = [row - 0.4, row + len(part.rows) - 0.6]
-                ax.plot([mean, mean], ends, color=figure_style.BLACK, linewidth=0.9, linestyle="--")
+                ax.plot([mean, mean], ends, color=style.BLACK, linewidth=0.9, linestyle="--")
             for _, statistics in part.rows:
                 _draw_interval(ax, statistics[index], row)
                 row += 1
-        ax.set_yticks(range(len(labels)), [figure_style.plain(label) for label in labels])
+        ax.set_yticks(range(len(labels)), [style.plain(label) for label in labels])
         ax.set_ylim(len(labels) - 0.5, -0.5)
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
@@ -236,8 +236,8 @@ def spread_figure(findings: Sequence[FindingSpread]) -> Figure:
 
 def _draw_interval(ax: Axes, statistic: Statistic | None, row: int) -> None:
     if statistic is not None and np.isfinite(statistic.estimate):
-        ax.plot([statistic.low, statistic.high], [row, row], color=figure_style.BLUE, linewidth=2.2)
-        ax.plot(statistic.estimate, row, "o", color=figure_style.BLUE, markersize=5)
+        ax.plot([statistic.low, statistic.high], [row, row], color=style.BLUE, linewidth=2.2)
+        ax.plot(statistic.estimate, row, "o", color=style.BLUE, markersize=5)
 
 
 def comparison_html(runs: Sequence[RunSummary]) -> str:

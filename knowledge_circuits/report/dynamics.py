@@ -1,6 +1,6 @@
 """The report's section on the probes inside training: what was acquired, what stayed, what stopping would have cost.
 
-Numbers come from `dynamics`; here they become sentences and tables of text, beside the figures of `dynamics_plots`.
+Numbers come from `dynamics`; here they become sentences and tables of text, beside the figures of `figures.dynamics`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 from knowledge_circuits.analysis import dynamics, relations
 from knowledge_circuits.analysis.acquisition import HOLD, hold_table, loss_correlations
 from knowledge_circuits.analysis.dynamics import Dynamics, FactHistory
-from knowledge_circuits.figures import dynamics as dynamics_plots
+from knowledge_circuits.figures import dynamics as figures
 from knowledge_circuits.figures.dynamics import correlation_text
 from knowledge_circuits.report.material import Material
 from knowledge_circuits.report.section import DrawnFigure, TextTable, embed
@@ -59,43 +59,43 @@ def _figures(
     saved: list[int],
     changes: pd.DataFrame,
 ) -> Iterator[DrawnFigure]:
-    """Yield the figures of `dynamics_plots`, with what to look for in each."""
+    """Yield the figures of `figures.dynamics`, with what to look for in each."""
     name = material.name
     yield embed(
-        dynamics_plots.knowledge_and_loss(probes, name),
+        figures.knowledge_and_loss(probes, name),
         "Left, facts known at each probe and those that stayed known at two probes in a row, beside the loss. Right, "
         "facts gained and lost from probe to probe: what a smooth loss hides.",
     )
     yield embed(
-        dynamics_plots.known_facts(history, name),
+        figures.known_facts(history, name),
         "What the probes find known, by knowledge type within each frequency band.",
     )
     yield embed(
-        dynamics_plots.acquisition_epochs(history, name),
+        figures.acquisition_epochs(history, name),
         "When facts are first known. A short window says that a group is learned in a few epochs, all at once.",
     )
     yield embed(
-        dynamics_plots.acquired_and_known_to_end(history, name),
+        figures.acquired_and_known_to_end(history, name),
         "The gap between a solid and a dashed line is what was learned and lost again before it settled.",
     )
     yield embed(
-        dynamics_plots.forgetting(history, name),
+        figures.forgetting(history, name),
         "How often facts were lost again, and which share of those ever known stayed.",
     )
     yield embed(
-        dynamics_plots.prior_exposure(history, name),
+        figures.prior_exposure(history, name),
         "Rising lines say that what the base model found likelier, or the corpus tells more often, is learned more.",
     )
     yield embed(
-        dynamics_plots.loss_and_knowledge(probes, name),
+        figures.loss_and_knowledge(probes, name),
         "If the loss told when facts are learned, points would fall from the upper left to the lower right.",
     )
     yield embed(
-        dynamics_plots.skills_text_and_circuits(records.skills, records.texts, changes, name),
+        figures.skills_text_and_circuits(records.skills, records.texts, changes, name),
         "What training costs (general skill, text outside the domain) and how much it moves the circuits.",
     )
     yield embed(
-        dynamics_plots.selected_checkpoints(probes, name, saved),
+        figures.selected_checkpoints(probes, name, saved),
         "The checkpoint that each rule would take. Where they lie apart, loss is no proxy for knowledge.",
     )
 
