@@ -147,7 +147,7 @@ def reconfiguration_table(circuits: Circuits | None) -> pd.DataFrame:
     """Return how much of each group's circuit changed from one checkpoint to the next; see RECONFIGURATION_COLUMNS.
 
     Args:
-        circuits: the run's, see `tables.circuits`; None where it has none.
+        circuits: the run's (`read_circuits`); None where it has none.
 
     Returns:
         One row per group and pair of consecutive checkpoints, with the step and epoch of the later one.
