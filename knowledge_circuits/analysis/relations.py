@@ -1,7 +1,7 @@
 """What knowledge has to do with loss, skill, prior exposure and circuits, and which checkpoint to take.
 
-In: a run's probe records and fact history (`dynamics`), its evaluations and its circuits (`tables`). Out: one row per
-probe (`probe_table`), correlations over facts and probes, how much circuits change between checkpoints, and the
+In: a run's probe records and fact history (`dynamics`), its evaluations and its circuits (`run_circuits`). Out: one row
+per probe (`probe_table`), correlations over facts and probes, how much circuits change between checkpoints, and the
 checkpoint that each stopping rule picks with what that costs.
 """
 
