@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from knowledge_circuits.engine.decoder import MLP, Activation, Attention, Block, Decoder
 from knowledge_circuits.engine.graph import layout_of
-from knowledge_circuits.engine.memory import budget_bytes, control_group_room, plan_attribution, plan_circuit
+from knowledge_circuits.engine.memory import budget_bytes, control_group_room, plan_attribution, plan_circuit, workspace
 from knowledge_circuits.engine.weights import decoder_from_model
 from knowledge_circuits.files import InputError
 
@@ -101,6 +101,17 @@ def test_on_a_cpu_the_longer_the_prompts_the_fewer_a_pass_takes_however_much_mem
     decoder = decoder_from_model(families.random_model(FAMILIES["gpt2"](), 0, torch.float32))
     short, long = (plan_circuit(decoder, positions, 1e15)[0] for positions in (8, 8000))
     assert 1 <= long <= short // 900
+
+
+def test_a_block_of_memory_serves_one_tensor_at_a_time() -> None:
+    like = torch.zeros(1)
+    first = workspace((3, 5), like)
+    place = first.data_ptr()
+    second = workspace((3, 5), like)
+    assert second.data_ptr() != place
+    del first, second
+    assert workspace((5, 2), like).data_ptr() == place
+    assert workspace((2,), like.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("stated", [0.0, -1.0, float("nan")])

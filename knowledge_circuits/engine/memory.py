@@ -12,7 +12,8 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -55,10 +56,11 @@ def reuse_freed_memory() -> None:
 
 
 class _Workspace(threading.local):
-    """Memory that passes use in turn; each thread has its own."""
+    """Memory that passes use in turn, and the tensor that uses it; each thread has its own."""
 
     def __init__(self) -> None:
         self.block = torch.empty(0, dtype=torch.uint8)
+        self.user: Callable[[], Tensor | None] = lambda: None
 
 
 _workspace = _Workspace()
@@ -67,15 +69,17 @@ _workspace = _Workspace()
 def workspace(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return an uninitialized tensor of a shape, with the dtype and device of another.
 
-    On a CPU all calls share one block, so only the tensor of the last call may be in use: fresh memory of this size
-    costs ten times as long to write as memory that was written before. Blocks that are too large to keep are fresh.
+    On a CPU it lies in a block that is kept, unless the tensor of an earlier call lies there still: fresh memory of
+    this size takes ten times as long to write.
     """
     count = math.prod(shape) * like.element_size()
-    if like.device.type != "cpu" or count > _KEPT_WORKSPACE:
+    if like.device.type != "cpu" or count > _KEPT_WORKSPACE or _workspace.user() is not None:
         return like.new_empty(shape)
     if len(_workspace.block) < count:
         _workspace.block = torch.empty(count, dtype=torch.uint8)
-    return _workspace.block[:count].view(like.dtype).view(shape)
+    tensor = _workspace.block[:count].view(like.dtype).view(shape)
+    _workspace.user = weakref.ref(tensor)
+    return tensor
 
 
 def budget_bytes(memory_gb: float | None, device: torch.device) -> float:
