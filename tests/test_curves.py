@@ -10,13 +10,15 @@ import pytest
 from knowledge_circuits.analysis import curves
 
 
-def test_smoothing_averages_three_neighbours_and_two_at_the_ends() -> None:
-    assert curves.smooth([0, 3, 6, 0]).center == pytest.approx([1.5, 3, 3, 3])
+def test_smoothing_averages_three_neighbours_and_begins_and_ends_where_the_curve_does() -> None:
+    assert curves.smooth([0, 3, 6, 0]).center == pytest.approx([0, 3, 3, 0])
+    assert curves.smooth([0, 10, 5, 0, 5, 10], window=5).center == pytest.approx([0, 5, 4, 6, 5, 10])
+    assert curves.moving_average([0, 3, 6, 0]) == pytest.approx([1.5, 3, 3, 3])
 
 
 def test_the_band_is_1_96_standard_deviations_of_the_residuals() -> None:
     points = np.array([0.0, 3, 6, 0])
-    residuals = points - [1.5, 3, 3, 3]
+    residuals = points - [0, 3, 3, 0]
     smoothed = curves.smooth(points)
     assert smoothed.half_width == pytest.approx(1.96 * residuals.std(ddof=1))
     assert smoothed.high - smoothed.low == pytest.approx(2 * smoothed.half_width)
@@ -31,9 +33,9 @@ def test_a_window_has_a_middle() -> None:
         curves.smooth([1, 2, 3], window=2)
 
 
-def test_curves_smoothed_together_are_as_smoothed_one_by_one() -> None:
+def test_curves_averaged_together_are_as_averaged_one_by_one() -> None:
     stack = np.random.default_rng(0).random((4, 9))
-    assert curves.moving_average(stack) == pytest.approx(np.stack([curves.smooth(row).center for row in stack]))
+    assert curves.moving_average(stack) == pytest.approx(np.stack([curves.moving_average(row) for row in stack]))
 
 
 def test_area_is_the_mean_level_over_the_epochs() -> None:

@@ -72,6 +72,8 @@ def moving_average(values: ArrayLike, window: int = 3) -> Floats:
 def smooth(values: ArrayLike, window: int = 3) -> Smoothed:
     """Return a curve's moving average with the band around it.
 
+    Near the ends the window narrows, so that the average begins and ends where the curve does.
+
     Args:
         values: [n] in epoch order; NaN where missing.
         window: an odd number of points.
@@ -81,6 +83,10 @@ def smooth(values: ArrayLike, window: int = 3) -> Smoothed:
     """
     points = np.asarray(values, dtype=np.float64)
     center = moving_average(points, window)
+    for margin in range(min(window, len(points)) // 2):
+        narrow = moving_average(points, 2 * margin + 1)
+        for index in (margin, -1 - margin):
+            center[index] = narrow[index] if np.isfinite(narrow[index]) else center[index]
     residuals = (points - center)[np.isfinite(points)]
     half_width = BAND * float(residuals.std(ddof=1)) if len(residuals) > 2 else 0.0
     return Smoothed(center, half_width)

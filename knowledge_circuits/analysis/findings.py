@@ -419,7 +419,7 @@ def deep_to_shallow(circuits: Circuits | None, seed: int = 0, resamples: int = R
         statistics.append(Statistic("half-change epoch", f"layer {layer}", float(epoch), early, late, ""))
     reason = f"Over {moved} layers the {name} is {statistics[0].interval}{statistics[0].tested}."
     if not enough:
-        reason = f"Only {moved} layers change more than their noise; an order needs {FEWEST_LAYERS}."
+        reason = f"Layers that change more than their noise: {moved}; an order needs {FEWEST_LAYERS}."
     return Finding(title, claim, Verdict.ONE_RUN, reason, tuple(statistics))
 
 
