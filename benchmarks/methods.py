@@ -207,9 +207,10 @@ def table(rows: Sequence[Row]) -> str:
 def draw(rows: Sequence[Row], path: str) -> None:
     """Draw CPR against seconds per prompt, one panel per model and task."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     panels = list(dict.fromkeys((row.model, row.task) for row in rows))
-    figure = Figure(figsize=(4.5 * len(panels), 3.8), layout="constrained")
+    figure = Figure(figsize=(1.6 + 3.3 * len(panels), 3.2), dpi=150, layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for row in rows:
             if (row.model, row.task) != panel:
@@ -221,7 +222,10 @@ def draw(rows: Sequence[Row], path: str) -> None:
             spread = {"xerr": row.spread("seconds"), "yerr": row.spread("cpr")}
             axes.errorbar(x, y, **spread, fmt="o", capsize=2, label=row.method)
         axes.set(xscale="log", xlabel="seconds per prompt", ylabel="CPR", title=" / ".join(panel))
-        axes.legend(fontsize=7)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format=Path(path).suffix.removeprefix(".") or "png")
 
