@@ -62,6 +62,7 @@ def parse_arguments() -> argparse.Namespace:
         help=f"what replaces the edges outside the circuit: {', '.join(Intervention)}; default patching",
     )
     add("--ensemble", nargs="+", default=[], metavar="METHOD", help=_ENSEMBLE_HELP)
+    add("--signed", action="store_true", help="choose the edges of largest signed score; default: of largest |score|")
     add("--same_sign", type=share, default=0.0, metavar="SHARE", help=_SIGN_HELP)
     add("--cross_groups", action="store_true", help=_CROSS_HELP)
     add("--floors", action="store_true", help=_FLOORS_HELP)
@@ -93,6 +94,7 @@ def main() -> int:
         metric=args.metric,
         ensemble=tuple(args.ensemble),
         same_sign=args.same_sign,
+        signed=args.signed,
         intervention=args.intervention,
         floors=args.floors,
         batch_size=args.batch_size,

@@ -52,16 +52,21 @@ def method_name(method: str, gradient: str = "standard", metric: str = "logit_di
     return "_".join([str(method), *rules, *([str(metric)] if metric != "logit_difference" else [])])
 
 
-def selection_name(method: str, same_sign: float = 0.0) -> str:
-    """Return how paths name a way of scoring with the share of resamples in which an edge keeps its sign, if asked.
+SIGNED = "_signed"
+
+
+def selection_name(method: str, same_sign: float = 0.0, signed: bool = False) -> str:
+    """Return how paths name a way of scoring and of choosing edges: by signed score, and of stable sign, if asked.
 
     >>> selection_name("EAP-IG", 0.95)
     'EAP-IG_sign0.95'
+    >>> selection_name("EAP-IG", signed=True)
+    'EAP-IG_signed'
     """
-    return f"{method}_sign{same_sign:g}" if same_sign else method
+    return f"{method}{SIGNED * signed}" + (f"_sign{same_sign:g}" if same_sign else "")
 
 
-_SAME_SIGN = re.compile(r"_sign[0-9.e-]+$")
+_SELECTION = re.compile(rf"({SIGNED})?(_sign[0-9.e-]+)?$")
 
 
 @dataclass(frozen=True, order=True)
@@ -98,7 +103,7 @@ class Coordinates:
     @property
     def scored(self) -> Coordinates:
         """Those of the scored graph that the circuit was selected from."""
-        return Coordinates(self.circuit_n, self.task, self.group, _SAME_SIGN.sub("", self.method))
+        return Coordinates(self.circuit_n, self.task, self.group, _SELECTION.sub("", self.method))
 
     @property
     def any_group(self) -> AnyGroup:

@@ -615,6 +615,11 @@ def test_an_ensemble_is_the_mean_of_graphs_and_stable_signs_thin_a_circuit(copy,
     same_sign = read_details(of["EAP-IG"].details, scored.layout).stability.same_sign
     assert 0 < thinned.n_edges < 40 and same_sign[thinned.in_graph].min() >= 0.99
 
+    assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "40", "--signed")) == 0
+    positive = read_graph(checkpoint.circuit_folder(6, CITY_NEW_HIGH, "EAP-IG_signed").circuit(40))
+    assert torch.equal(positive.in_graph, prune(top_n(scored, 40, absolute=False)).in_graph)
+    assert positive.meta["signed"] and not torch.equal(positive.in_graph, prune(top_n(scored, 40)).in_graph)
+
 
 def test_each_groups_circuit_runs_on_the_prompts_of_all_groups(copy, capsys):
     two = ["--task", "city", "--source_type", "new", "revised", "--source_frequency", "high", "--topn", "60"]

@@ -19,7 +19,7 @@ from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.graph_files import read_details, read_graph
 from knowledge_circuits.engine.stability import Details
 from knowledge_circuits.files import InputError
-from knowledge_circuits.runs import Content, Coordinates, Run
+from knowledge_circuits.runs import SIGNED, Content, Coordinates, Run
 from knowledge_circuits.study import AnyGroup, Group
 
 CIRCUIT_COLUMNS = [
@@ -157,7 +157,8 @@ def details_of(coordinates: Coordinates, path: Path, layout: Layout) -> Details:
     """Return stability (of this circuit size only) and span scores of the graph that a circuit was selected from.
 
     The signs that --same_sign asks for are those of all prompts, so an edge that passed is in a resample's circuit if
-    it is in the resample's top n: inclusion holds for such a circuit too. The halves' circuits are unknown.
+    it is in the resample's top n: inclusion holds for such a circuit too. The halves' circuits are unknown. Nothing is
+    known of circuits of --signed: stability is measured by |score|.
 
     Args:
         coordinates, path: of the circuit's file.
@@ -165,7 +166,8 @@ def details_of(coordinates: Coordinates, path: Path, layout: Layout) -> Details:
     scored = coordinates.scored
     file = path.parents[len(coordinates.folder.parts)] / scored.path(Content.DETAILS, ".safetensors")
     details = read_details(file, layout) if file.exists() else Details()
-    stability = details.stability if details.topn == coordinates.topn else None
+    measured = details.topn == coordinates.topn and SIGNED not in coordinates.method
+    stability = details.stability if measured else None
     if stability is not None and scored.method != coordinates.method:
         stability = replace(stability, split_half_jaccard=stability.split_half_jaccard * np.nan)
     return replace(details, topn=details.topn if stability else 0, stability=stability)

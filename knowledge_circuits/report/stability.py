@@ -30,7 +30,8 @@ SECTION = Section(
         Drawing(
             lambda m: stability.stability(m.circuits, m.name),
             "Split-half measures compare the circuits of two halves of the prompts; for circuits of --same_sign there "
-            "are none, since only all prompts' resamples tell which signs are stable. Inclusion is the share of 100 "
+            "are none, since only all prompts' resamples tell which signs are stable. Of circuits of --signed neither "
+            "measure is known. Inclusion is the share of 100 "
             "resamples of the prompts whose circuit has an edge. An edge's colour in the viewer above fades with it.",
         ),
         Drawing(

@@ -27,6 +27,7 @@ class EvaluationSettings:
         circuit_n, method, gradient, metric: of the scored graphs; circuits are judged by the same metric.
         ensemble: further ways of scoring (`runs.method_name`) whose scores are averaged with these.
         same_sign: only edges whose sign at least this share of resamples keeps; 0 asks for none.
+        signed: choose the edges of largest signed score instead of |score|.
         intervention: what replaces the edges outside the circuit.
         floors: beside a checkpoint's own circuits also evaluate random ones of the same size, and other sizes.
         batch_size, memory_gb: bounds on memory, which change results by rounding only.
@@ -43,6 +44,7 @@ class EvaluationSettings:
     metric: Metric = Metric.LOGIT_DIFFERENCE
     ensemble: tuple[str, ...] = ()
     same_sign: float = 0.0
+    signed: bool = False
     intervention: Intervention = Intervention.PATCHING
     floors: bool = False
     batch_size: int = 32
@@ -59,7 +61,7 @@ class EvaluationSettings:
     @property
     def name(self) -> str:
         """How paths and results name the ways of scoring and selecting."""
-        return selection_name("+".join(self.methods), self.same_sign)
+        return selection_name("+".join(self.methods), self.same_sign, self.signed)
 
     def folder(self, checkpoint: Checkpoint, group: AnyGroup) -> CircuitFolder:
         """Return the files of one group's circuits at a checkpoint."""

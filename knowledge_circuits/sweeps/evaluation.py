@@ -169,6 +169,7 @@ class GroupEvaluation:
         return {
             **graphs,
             **({"same_sign": settings.same_sign} if settings.same_sign else {}),
+            **({"signed": True} if settings.signed else {}),
             **self.loader.facts(self.checkpoint),
             **{"prompts": self.data.digest, "topn": key.topn, "metric": str(settings.metric)},
             "intervention": str(settings.intervention),
@@ -236,7 +237,10 @@ class GroupEvaluation:
 
     def other_sizes(self, graph: Graph) -> list[Graph]:
         """Return circuits of other sizes than `topn` from the same scores."""
-        return [prune(top_n(graph, round(share * graph.layout.n_edges))) for share in floors.SIZE_SHARES]
+        return [
+            prune(top_n(graph, round(share * graph.layout.n_edges), not self.settings.signed))
+            for share in floors.SIZE_SHARES
+        ]
 
     def random_circuits(self, circuit: Graph, d_model: int) -> list[Graph]:
         """Return random circuits of the same size; one of no edges has none beside it."""
@@ -291,9 +295,11 @@ class GroupEvaluation:
         Raises:
             InputError: no stability was measured for `same_sign`.
         """
-        share, circuit = self.settings.same_sign, top_n(scored, topn)
+        share, signed = self.settings.same_sign, self.settings.signed
+        circuit = top_n(scored, topn, not signed)
+        meta = {"topn": topn, **({"signed": True} if signed else {})}
         if not share:
-            return prune(circuit).with_meta(topn=topn)
+            return prune(circuit).with_meta(**meta)
         for folder in self.settings.scored_folders(origin, self.data.group):
             details = read_details(folder.details, circuit.layout) if folder.details.exists() else None
             if details is None or details.stability is None:
@@ -301,7 +307,7 @@ class GroupEvaluation:
                     f"{folder.details}: no stability for --same_sign; run circuit_discovery.py --stability"
                 )
             circuit = keep_stable_signs(circuit, details.stability, share)
-        return prune(circuit).with_meta(topn=topn, same_sign=share)
+        return prune(circuit).with_meta(**meta, same_sign=share)
 
     def _read_scored(self, model: LoadedModel, folder: CircuitFolder, origin: Checkpoint) -> Graph:
         path = existing_graph(folder.graph())
