@@ -5,6 +5,7 @@ Each function takes circuits or a `findings.Finding` and the run's name and retu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -135,7 +136,7 @@ def intervals(finding: findings.Finding, run: str) -> Figure:
     for row, statistic in enumerate(reversed(shown)):
         ax.plot([statistic.low, statistic.high], [row, row], color=BLUE, linewidth=2.4)
         ax.plot(statistic.estimate, row, "o", color=BLUE, markersize=6)
-    ax.set_yticks(range(len(shown)), [f"{s.name}, {s.where}" for s in reversed(shown)])
+    ax.set_yticks(range(len(shown)), [re.sub(r"K_(\w+)", r"$K_{\1}$", f"{s.name}, {s.where}") for s in reversed(shown)])
     ax.set_ylim(-0.6, len(shown) - 0.4)
     ax.set_xlabel("difference of the mean level over training, 95% interval over people")
     ax.set_ylabel("measure, frequency band")
