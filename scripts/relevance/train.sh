@@ -2,7 +2,7 @@
 # Trains all runs of the relevance study: for each dose and seed two mirrored runs, one dose after the other.
 #
 # What: train_pair.sh for every dose in DOSES and seed in SEEDS, PROCESSES at a time, one CPU core each.
-# How long: 25 minutes for the first dose (3 seeds) on 2 CPU cores, 70 minutes for all three. Expect: 18 folders in
+# How long: 35 minutes for the first dose (3 seeds) on 2 CPU cores, 100 minutes for all three. Expect: 18 folders in
 # outputs/train/relevance. Finished runs are skipped.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

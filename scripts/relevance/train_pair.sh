@@ -4,7 +4,7 @@
 # What: for mirror a and mirror b the data, 8 epochs of the past from the same random weights, then 10 epochs of continual
 # pre-training at the same constant rate, with probes of all facts of all people each epoch. Only the last checkpoint is
 # kept: the probes are what the study reads.
-# How long: 15 minutes on one CPU core. Expect: knowledge_dynamics.jsonl in outputs/train/relevance/<run>.
+# How long: 22 minutes on one CPU core. Expect: knowledge_dynamics.jsonl in outputs/train/relevance/<run>.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 SEED="$1"
