@@ -19,6 +19,7 @@ def hold_to_the_rule(study: Path, work: Path, seed: int, damages: int) -> None:
     assert not wrong, f"seed {seed}\n" + "\n".join(map(str, wrong))
 
 
+@pytest.mark.slow
 def test_five_damages_end_well(study: Path, tmp_path: Path) -> None:
     hold_to_the_rule(study, tmp_path, seed=0, damages=5)
 

@@ -87,8 +87,9 @@ def assert_files_are_whole(folder: Path) -> None:
 
 
 #: Stages of more than a few seconds.
-LONG = ("mirrored", "relevance", "depth")
+LONG = ("report", "adapter", "answers", "mirrored", "relevance", "depth")
 SMALL = [name for name in STAGES if name not in LONG]
+STUDIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("relevance", "depth")]  # their files are small
 names = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
 
 
@@ -127,7 +128,7 @@ def fill(disk: Path, room: int) -> Path:
     return ballast
 
 
-@pytest.mark.parametrize("name", [*SMALL, pytest.param("mirrored", marks=pytest.mark.slow)])  # studies' files are small
+@pytest.mark.parametrize("name", [name for name in names if name not in STUDIES])
 def test_a_full_disk_ends_with_a_sentence_and_nothing_is_lost(name, undisturbed, small_disk, tmp_path):
     stage = STAGES[name]
     before, after, _ = undisturbed(name)
