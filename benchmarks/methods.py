@@ -222,7 +222,8 @@ def draw(rows: Sequence[Row], path: str) -> None:
             spread = {"xerr": row.spread("seconds"), "yerr": row.spread("cpr")}
             axes.errorbar(x, y, **spread, fmt="o", capsize=2, label=row.method)
         axes.set(xscale="log", xlabel="seconds per prompt", ylabel="CPR", title=" / ".join(panel))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
