@@ -46,28 +46,17 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     args = parse_arguments()
     from knowledge_circuits.sweeps.discovery import DiscoverySettings, discovery_items
+    from knowledge_circuits.sweeps.groups import groups_of_flags
+    from knowledge_circuits.sweeps.model_loader import loader_from
     from knowledge_circuits.sweeps.processes import this_process
-    from knowledge_circuits.sweeps.programs import groups_of_flags, loader_from, prepare, run_items
+    from knowledge_circuits.sweeps.programs import prepare, run_items
 
     process = this_process()
     scored = checkpoints(args.model_path, args.output_dir, args.revisions, args.step_pattern)
     prepare(args.threads, process, scored)
     loader = loader_from(args, process)
     groups = groups_of_flags(args, args.data_file, "", loader, scored[0], quiet=not process.is_main)
-    settings = DiscoverySettings(
-        circuit_n=args.circuit_n,
-        method=args.method,
-        gradient=args.gradient,
-        metric=args.metric,
-        ig_steps=args.ig_steps,
-        stability=args.stability,
-        spans=args.spans,
-        batch_size=args.batch_size,
-        memory_gb=args.memory_gb,
-        suffix=f".{args.format}",
-        overwrite=args.overwrite,
-        verify=args.verify,
-    )
+    settings = DiscoverySettings.of_flags(args, ig_steps=args.ig_steps, stability=args.stability, spans=args.spans)
     items = discovery_items(scored, groups, loader, settings)
     return run_items(items, process, "circuit discovery", args, [checkpoint.output for checkpoint in scored])
 

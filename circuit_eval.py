@@ -74,8 +74,10 @@ def main() -> int:
     from knowledge_circuits.sweeps.chosen_circuits import EvaluationSettings, circuit_sizes, find_origins
     from knowledge_circuits.sweeps.cross_groups import cross_group_items
     from knowledge_circuits.sweeps.evaluation import evaluation_items
+    from knowledge_circuits.sweeps.groups import groups_of_flags
+    from knowledge_circuits.sweeps.model_loader import loader_from
     from knowledge_circuits.sweeps.processes import this_process
-    from knowledge_circuits.sweeps.programs import groups_of_flags, loader_from, prepare, run_items
+    from knowledge_circuits.sweeps.programs import prepare, run_items
     from knowledge_circuits.sweeps.targets import targets_of_flags
 
     process = this_process()
@@ -85,23 +87,15 @@ def main() -> int:
     loader, quiet = loader_from(args, process), not process.is_main
     groups = groups_of_flags(args, args.eval_data_file, "source_", loader, evaluated[0], quiet)
     targets = targets_of_flags(args, groups, quiet)
-    settings = EvaluationSettings(
+    settings = EvaluationSettings.of_flags(
+        args,
         model=args.model,
         topn=(),
-        circuit_n=args.circuit_n,
-        method=args.method,
-        gradient=args.gradient,
-        metric=args.metric,
         ensemble=tuple(args.ensemble),
         same_sign=args.same_sign,
         signed=args.signed,
         intervention=args.intervention,
         floors=args.floors,
-        batch_size=args.batch_size,
-        memory_gb=args.memory_gb,
-        suffix=f".{args.format}",
-        overwrite=args.overwrite,
-        verify=args.verify,
     )
     sizes = circuit_sizes(args.topn, settings, origins or evaluated, [data.group for data in groups])
     if args.topn is None and process.is_main:

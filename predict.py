@@ -86,9 +86,10 @@ def main() -> int:
     args = parse_arguments()
     from knowledge_circuits.corpus.fact_pairs import is_fact_file, read_facts
     from knowledge_circuits.models.loading import DTYPES
+    from knowledge_circuits.sweeps.model_loader import refuse_shared_deletion
     from knowledge_circuits.sweeps.prediction import Predictions, Settings
     from knowledge_circuits.sweeps.processes import pick_device, this_process
-    from knowledge_circuits.sweeps.programs import prepare, refuse_shared_deletion, run_items
+    from knowledge_circuits.sweeps.programs import prepare, run_items
 
     process = this_process()
     asks = holds_questions(args.input_file)

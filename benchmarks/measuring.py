@@ -6,6 +6,7 @@ Imports torch only, so that it also works in the environment of `peers.py`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import platform
 import threading
 import time
@@ -62,6 +63,9 @@ def resident_peak() -> int:
 
 
 def reset_resident_peak() -> None:
+    """Let `resident_peak` count anew from what this process holds now, freed memory given back to the system first."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's keeps what was freed
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     with contextlib.suppress(OSError):  # elsewhere than on Linux the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
 

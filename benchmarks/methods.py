@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -56,6 +56,8 @@ from knowledge_circuits.engine.selection import mean_scores, prune, top_n
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError, atomic_write, write_json
 from knowledge_circuits.models.tokenization import load_tokenizer
+
+T = TypeVar("T")
 
 BIOGRAPHIES = "biographies"
 
@@ -123,7 +125,7 @@ def scores(
     return Graph(layout, values * layout.real_edges, layout.real_edges.clone(), decoder.d_model)
 
 
-def measured(work: Callable[[], Graph], device: str) -> tuple[Graph, float, float]:
+def measured(work: Callable[[], T], device: str) -> tuple[T, float, float]:
     """Return a call's result, its seconds, and the MB that it held at most above what was held before."""
     cuda = device.startswith("cuda")
     clock = time.perf_counter if cuda else time.process_time
@@ -135,11 +137,11 @@ def measured(work: Callable[[], Graph], device: str) -> tuple[Graph, float, floa
         before = resident_peak()
     synchronize(device)
     start = clock()
-    graph = work()
+    result = work()
     synchronize(device)
     seconds = clock() - start
     after = torch.cuda.max_memory_allocated() if cuda else resident_peak()
-    return graph, seconds, (after - before) / 1e6
+    return result, seconds, (after - before) / 1e6
 
 
 def curves(decoder: Decoder, graph: Graph, task: Task, batch_size: int = 16) -> tuple[FaithfulnessCurve, ...]:

@@ -115,7 +115,10 @@ def read_manifest(path: Path) -> Manifest | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}: not a manifest ({where}: {first['msg']})") from None
+        raise InputError(
+            f"{path}: not a manifest ({where}: {first['msg']}); run the program that wrote it again, or remove it if "
+            "you trust the files that it lists"
+        ) from None
 
 
 def begin(path: Path, unit: str, made_from: Mapping[str, Any]) -> None:

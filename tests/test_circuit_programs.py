@@ -31,7 +31,8 @@ from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, checkpoints
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, group_columns, groups
 from knowledge_circuits.sweeps import programs
-from knowledge_circuits.sweeps.programs import GroupData, ModelLoader, read_groups
+from knowledge_circuits.sweeps.groups import GroupData, read_groups
+from knowledge_circuits.sweeps.model_loader import ModelLoader
 from knowledge_circuits.sweeps.targets import TestItems
 
 ROOT = Path(__file__).parents[1]

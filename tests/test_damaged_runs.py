@@ -19,7 +19,7 @@ from knowledge_circuits.corpus.folder import DataFolder
 from knowledge_circuits.files import InputError
 from knowledge_circuits.manifest import finish, locked, read_manifest
 from knowledge_circuits.runs import Run
-from knowledge_circuits.sweeps.programs import model_facts
+from knowledge_circuits.sweeps.model_loader import model_facts
 from knowledge_circuits.training.arguments import parse_arguments
 from knowledge_circuits.training.run import Flags, train
 

@@ -22,7 +22,7 @@ from knowledge_circuits.files import BOUNDS, InputError
 from knowledge_circuits.models.loading import load_configuration, load_model, record_base
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import checkpoints
-from knowledge_circuits.sweeps.programs import model_facts
+from knowledge_circuits.sweeps.model_loader import model_facts
 
 GPT2 = GPT2Config(vocab_size=3000, n_embd=600, n_layer=12, n_head=10, n_positions=64)
 LLAMA = LlamaConfig(

@@ -112,7 +112,9 @@ def test_an_interrupted_unit_is_not_finished(unit):
 )
 def test_a_damaged_manifest_is_named(unit, content):
     write_json(unit, content)
-    with pytest.raises(InputError, match=r"manifest\.json: not a manifest"):
+    with pytest.raises(
+        InputError, match=r"manifest\.json: not a manifest .*; run the program that wrote it again, or remove it"
+    ):
         read_manifest(unit)
     assert check(unit, MADE_FROM).status is Status.DAMAGED
     unit.write_text('{"unit": "gra')

@@ -34,7 +34,7 @@ from knowledge_circuits.manifest import Status, begin, check, fingerprint, finis
 from knowledge_circuits.models.loading import weights_digest
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Checkpoint, Run
-from knowledge_circuits.sweeps.programs import FactGroupData, read_fact_groups
+from knowledge_circuits.sweeps.groups import FactGroupData, read_fact_groups
 
 CIRCUIT_COLUMNS = (
     *("step", "epoch", "group", "prompts", "edges", "nodes", "entropy", "split_half_jaccard"),

@@ -8,7 +8,7 @@ resample gives scores, whose top n edges are compared. Where memory does not hol
 `attribute(..., per_prompt=resampling.weights(len(pairs)))` accumulates the same sums on the way. `Details` is what a
 file keeps of both, and of scores by token span.
 
-Shapes: b prompts, k halves and resamples, u sources, v targets, E real edges in row-major order.
+Shapes: b prompts, r halves and resamples, u sources, v targets, E real edges in row-major order.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def stability(
         absolute: rank by |score|, as `selection.top_n`.
     """
     resampling = resampling or Resampling()
-    flat = scores[:, layout.real_edges]  # [k, E]
+    flat = scores[:, layout.real_edges]  # [r, E]
     ranked = flat.abs() if absolute else flat
     order = ranked.argsort(dim=1, descending=True, stable=True)
     members = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, order[:, :n], True)

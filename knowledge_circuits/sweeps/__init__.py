@@ -2,7 +2,9 @@
 
     processes         work items shared over the processes of a launcher
     flags             flags that the circuit programs share
-    programs          data, models and existing results as all programs that sweep treat them
+    model_loader      one loaded checkpoint at a time, and what results depend on of it
+    groups            the prompts of the groups that the flags choose
+    programs          threads, work items and graphs, as all programs that sweep treat them
     discovery         scored graphs of every group at every checkpoint
     targets           test items of target groups
     chosen_circuits   which circuits are evaluated: scoring, sizes, origins

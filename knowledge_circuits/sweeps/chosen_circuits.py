@@ -7,51 +7,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knowledge_circuits.engine.graph_files import read_graph
-from knowledge_circuits.engine.options import GradientRule, Intervention, Method, Metric
+from knowledge_circuits.engine.options import Intervention
 from knowledge_circuits.files import InputError
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, find_graph, method_name, selection_name
 from knowledge_circuits.runs import checkpoints as all_checkpoints
 from knowledge_circuits.study import AnyGroup
+from knowledge_circuits.sweeps.flags import CircuitSettings
 
 #: Circuit sizes of the paper's models; any other takes a quarter of the edges.
 PAPER_TOPN = {"gpt2": 8_000, "gpt2-medium": 20_000, "TinyLlama_v1.1": 50_000, "phi-1_5": 50_000}
 
 
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """Which circuits are evaluated and how.
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(CircuitSettings):
+    """Which circuits are evaluated and how; see also `flags.CircuitSettings`.
 
     Attributes:
         model: the model's name in the results.
         topn: the circuits' sizes: edges selected before pruning.
-        circuit_n, method, gradient, metric: of the scored graphs; circuits are judged by the same metric.
         ensemble: further ways of scoring (`runs.method_name`) whose scores are averaged with these.
         same_sign: only edges whose sign at least this share of resamples keeps; 0 asks for none.
         signed: choose the edges of largest signed score instead of |score|.
         intervention: what replaces the edges outside the circuit.
         floors: beside a checkpoint's own circuits also evaluate random ones of the same size, and other sizes.
-        batch_size, memory_gb: bounds on memory, which change results by rounding only.
-        suffix: of new graph files of circuits (.json, .json.gz, .pt).
-        overwrite: recompute existing results.
-        verify: compare all bytes of existing results with their manifests.
     """
 
     model: str
     topn: Sequence[int]
-    circuit_n: int = 300
-    method: Method = Method.EAP_IG
-    gradient: GradientRule = GradientRule.STANDARD
-    metric: Metric = Metric.LOGIT_DIFFERENCE
     ensemble: tuple[str, ...] = ()
     same_sign: float = 0.0
     signed: bool = False
     intervention: Intervention = Intervention.PATCHING
     floors: bool = False
-    batch_size: int = 32
-    memory_gb: float | None = None
-    suffix: str = ".json"
-    overwrite: bool = False
-    verify: bool = False
 
     @property
     def methods(self) -> list[str]:

@@ -27,8 +27,9 @@ from knowledge_circuits.runs import Checkpoint
 from knowledge_circuits.study import AnyGroup
 from knowledge_circuits.sweeps.chosen_circuits import EvaluationSettings
 from knowledge_circuits.sweeps.evaluation import CircuitKey, GroupEvaluation
+from knowledge_circuits.sweeps.groups import AnyGroupData
+from knowledge_circuits.sweeps.model_loader import ModelLoader
 from knowledge_circuits.sweeps.processes import WorkItem
-from knowledge_circuits.sweeps.programs import AnyGroupData, ModelLoader
 
 #: The file's name.
 NAME = "cross_groups.json"

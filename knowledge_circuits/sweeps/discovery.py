@@ -16,42 +16,30 @@ from knowledge_circuits import __version__
 from knowledge_circuits.engine.attribution import attribute, provenance
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.graph_files import read_graph, write_details
-from knowledge_circuits.engine.options import GradientRule, Method, Metric
 from knowledge_circuits.engine.stability import Details, Resampling
 from knowledge_circuits.files import InputError
 from knowledge_circuits.manifest import FileRecord, State, Status, begin, check, finish, read_manifest, remove_replaced
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, find_graph, method_name
+from knowledge_circuits.sweeps.flags import CircuitSettings
+from knowledge_circuits.sweeps.groups import AnyGroupData
+from knowledge_circuits.sweeps.model_loader import LoadedModel, ModelLoader
 from knowledge_circuits.sweeps.processes import WorkItem
-from knowledge_circuits.sweeps.programs import AnyGroupData, LoadedModel, ModelLoader, refuse_misplaced, replace_graph
+from knowledge_circuits.sweeps.programs import refuse_misplaced, replace_graph
 
 
-@dataclass(frozen=True)
-class DiscoverySettings:
-    """How graphs are scored and written.
+@dataclass(frozen=True, kw_only=True)
+class DiscoverySettings(CircuitSettings):
+    """How graphs are scored; see also `flags.CircuitSettings`.
 
     Attributes:
-        circuit_n: prompts per group at most; part of the output path.
-        method, gradient, metric, ig_steps: of the attribution.
+        ig_steps: of the methods that integrate.
         stability: edges of the circuits whose stability under resampled prompts is measured; 0 measures none.
         spans: whether scores by token span are kept.
-        batch_size, memory_gb: bounds on memory, which change scores by rounding only.
-        suffix: of new graph files (.json, .json.gz, .pt).
-        overwrite: recompute existing graphs.
-        verify: compare all bytes of existing graphs with their manifests.
     """
 
-    circuit_n: int = 300
-    method: Method = Method.EAP_IG
-    gradient: GradientRule = GradientRule.STANDARD
-    metric: Metric = Metric.LOGIT_DIFFERENCE
     ig_steps: int = 5
     stability: int = 0
     spans: bool = False
-    batch_size: int = 32
-    memory_gb: float | None = None
-    suffix: str = ".json"
-    overwrite: bool = False
-    verify: bool = False
 
     @property
     def steps(self) -> int | None:

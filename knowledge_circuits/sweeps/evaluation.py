@@ -46,14 +46,10 @@ from knowledge_circuits.runs import Checkpoint, CircuitFolder, Coordinates, exis
 from knowledge_circuits.study import Columns
 from knowledge_circuits.sweeps.chosen_circuits import EvaluationSettings
 from knowledge_circuits.sweeps.discovery import graph_origin
+from knowledge_circuits.sweeps.groups import AnyGroupData
+from knowledge_circuits.sweeps.model_loader import LoadedModel, ModelLoader
 from knowledge_circuits.sweeps.processes import WorkItem
-from knowledge_circuits.sweeps.programs import (
-    AnyGroupData,
-    LoadedModel,
-    ModelLoader,
-    refuse_misplaced,
-    replace_graph,
-)
+from knowledge_circuits.sweeps.programs import refuse_misplaced, replace_graph
 from knowledge_circuits.sweeps.targets import Queries, TestItems
 
 

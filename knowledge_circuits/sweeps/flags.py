@@ -1,4 +1,4 @@
-"""The flags that circuit_discovery.py and circuit_eval.py share, and the choices of predict.py.
+"""The flags that circuit_discovery.py and circuit_eval.py share, as settings; and the choices of predict.py.
 
 Flags of the original keep their names and meaning.
 
@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from knowledge_circuits.command_line import add_work_flags, choice, gigabytes, positive
 from knowledge_circuits.engine.options import GradientRule, Method, Metric
@@ -102,6 +103,46 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--memory_gb", type=gigabytes, help="memory that one pass may use; default: estimated from what is available")
     add_work_flags(parser)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitSettings:
+    """How circuits are scored, and how results are written: what both circuit programs are told.
+
+    Attributes:
+        circuit_n: prompts per group at most; part of the output path.
+        method, gradient, metric: of the attribution; circuits are judged by the same metric.
+        batch_size, memory_gb: bounds on memory, which change results by rounding only.
+        suffix: of new graph files (.json, .json.gz, .pt).
+        overwrite: recompute existing results.
+        verify: compare all bytes of existing results with their manifests.
+    """
+
+    circuit_n: int = 300
+    method: Method = Method.EAP_IG
+    gradient: GradientRule = GradientRule.STANDARD
+    metric: Metric = Metric.LOGIT_DIFFERENCE
+    batch_size: int = 32
+    memory_gb: float | None = None
+    suffix: str = ".json"
+    overwrite: bool = False
+    verify: bool = False
+
+    @classmethod
+    def of_flags(cls, args: argparse.Namespace, **more: Any) -> Self:
+        """Return the settings of parsed shared flags; `more` are the fields of a subclass."""
+        return cls(
+            circuit_n=args.circuit_n,
+            method=args.method,
+            gradient=args.gradient,
+            metric=args.metric,
+            batch_size=args.batch_size,
+            memory_gb=args.memory_gb,
+            suffix=f".{args.format}",
+            overwrite=args.overwrite,
+            verify=args.verify,
+            **more,
+        )
 
 
 def device_map(text: str) -> str | dict[str, Any]:

@@ -34,8 +34,8 @@ from knowledge_circuits.models.loading import delete_download, load_model
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Checkpoint
 from knowledge_circuits.study import MAX_NEW_TOKENS, Attribute
+from knowledge_circuits.sweeps.model_loader import model_facts
 from knowledge_circuits.sweeps.processes import WorkItem
-from knowledge_circuits.sweeps.programs import model_facts
 
 
 @dataclass(frozen=True)

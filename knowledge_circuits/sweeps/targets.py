@@ -20,7 +20,7 @@ from knowledge_circuits.models.scoring import encode_continuations
 from knowledge_circuits.models.tokenization import encode_prompt, label_text
 from knowledge_circuits.study import AnyGroup, Attribute, FactGroup, Group, task_file
 from knowledge_circuits.sweeps.flags import chosen_groups, refuse_flags
-from knowledge_circuits.sweeps.programs import AnyGroupData, FactGroupData, facts_by_group
+from knowledge_circuits.sweeps.groups import AnyGroupData, FactGroupData, facts_by_group
 
 
 @dataclass(frozen=True)
