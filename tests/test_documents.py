@@ -6,10 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_up_study import ENTITIES, circuits, probes, record, write_run
 
-from knowledge_circuits.analysis.document_claims import ALL, judge_claims
+from knowledge_circuits.analysis.document_claims import ALL, RARE, SMALL_GAIN, Kind, interval, judge_claims
 from knowledge_circuits.analysis.document_tables import (
     choice_table,
     cost_table,
@@ -24,7 +25,7 @@ from knowledge_circuits.report.documents import write_documents_report
 
 
 def claims(folder: Path) -> dict[str, Finding]:
-    return {finding.title: finding for finding in judge_claims(read_document_study(folder), resamples=200)}
+    return {finding.title: finding for finding in judge_claims(read_document_study(folder))}
 
 
 @pytest.mark.parametrize(
@@ -64,22 +65,58 @@ def test_gains_are_told_apart_by_frequency(tmp_path: Path):
     assert exposure.statistics[0].estimate == 1
 
 
-def test_stable_learning_refutes_what_oscillating_learning_supports(tmp_path: Path):
+def test_oscillating_learning_supports_what_stable_learning_of_twelve_entities_cannot_refute(tmp_path: Path):
     write_run(tmp_path / "steady" / "full", probes("0111", "0011", "0001"))
     write_run(tmp_path / "unstable" / "full", probes("0100", "0101", "0010"))
     steady, unstable = claims(tmp_path / "steady"), claims(tmp_path / "unstable")
-    assert steady["Non-monotonic learning"].verdict is Verdict.FAILS_HERE
+    assert steady["Non-monotonic learning"].verdict is Verdict.UNDECIDED  # none of 12: up to 26% are possible
     assert unstable["Non-monotonic learning"].verdict is Verdict.HOLDS_HERE
     assert unstable["Consolidation"].verdict is Verdict.HOLDS_HERE
     assert unstable["Consolidation"].statistics[0].estimate == 0
     assert steady["Consolidation"].statistics[0].estimate == pytest.approx(2 / 3)
-    assert unstable["Loss and knowledge"].statistics[0].estimate == pytest.approx(2 / 3)
+    flat = "share of the epochs with falling loss in which recall does not rise"
+    (share,) = (s.estimate for s in unstable["Loss and knowledge"].statistics if (s.name, s.where) == (flat, ALL))
+    assert share == pytest.approx(2 / 3)
 
 
-def test_knowledge_that_rises_whenever_the_loss_falls_refutes_the_claim_about_the_loss(tmp_path: Path):
-    write_run(tmp_path / "full", [record(4 * n, dict.fromkeys(ENTITIES, n / 4), 3.0 - n) for n in range(3)])
-    finding = claims(tmp_path)["Loss and knowledge"]
-    assert finding.verdict is Verdict.FAILS_HERE and finding.statistics[0].estimate == 0
+@pytest.mark.parametrize(
+    ("recalls", "losses", "verdict"),
+    [
+        ((0.0, 0.2, 0.4, 0.6), (4, 3, 2, 1), Verdict.FAILS_HERE),
+        ((0.0, 0.4, 0.4, 0.41), (4, 3, 2, 1), Verdict.HOLDS_HERE),
+        ((0.0, 0.4, 0.4, 0.41), (4, 3, 2, 2), Verdict.NOT_TESTABLE),  # the loss does not fall
+    ],
+)
+def test_the_claim_about_the_loss_is_of_the_second_half_of_training(
+    recalls: tuple[float, ...], losses: tuple[float, ...], verdict: Verdict, tmp_path: Path
+):
+    rows = [record(4 * n, dict.fromkeys(ENTITIES, recalls[n]), float(losses[n])) for n in range(4)]
+    write_run(tmp_path / "full", rows)
+    assert claims(tmp_path)["Loss and knowledge"].verdict is verdict
+
+
+def test_few_entities_refute_no_claim_by_agreeing(tmp_path: Path):
+    write_run(tmp_path / "full", probes(*["0011"] * 2, *["0000"] * 10))  # two are learned, and known at the end
+    found = claims(tmp_path)["Consolidation"]
+    assert found.statistics[0].estimate == 1 and found.statistics[0].low < 0.5
+    assert found.verdict is Verdict.UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("kind", "draw", "line"),
+    [
+        (Kind.ENTITIES, lambda random, n: random.normal(SMALL_GAIN, 0.2, n), SMALL_GAIN),
+        (Kind.FREQUENCIES, lambda random, n: random.normal(0.3, 0.2, n), 0),
+        (Kind.SHARE, lambda random, n: random.random(n) < RARE, RARE),
+        (Kind.SHARE, lambda random, n: random.binomial(7, RARE, n) / 7, RARE),
+    ],
+)
+def test_on_its_line_a_claim_about_nine_entities_is_seldom_decided(kind: Kind, draw, line: float):
+    random, frequency, wrong = np.random.default_rng(5), np.array(["low"] * 6 + ["high"] * 3), 0
+    for _ in range(500):
+        _, low, high = interval(np.asarray(draw(random, 9), dtype=float), frequency, kind)
+        wrong += low > line or high < line
+    assert wrong <= 0.05 * 500 + 2 * (500 * 0.05 * 0.95) ** 0.5
 
 
 def test_an_entity_that_was_known_before_training_and_stays_is_consolidated(tmp_path: Path):
@@ -89,18 +126,18 @@ def test_an_entity_that_was_known_before_training_and_stays_is_consolidated(tmp_
     assert found["Non-monotonic learning"].statistics[0].estimate == 0
 
 
-def test_skills_and_circuits_have_an_interval_over_strategies_where_there_is_one_seed(tmp_path: Path):
+def test_skills_and_circuits_of_one_seed_have_no_interval_and_no_verdict(tmp_path: Path):
     for number, flags in enumerate(({}, {"lora_rank": 2}, {"kl_start": 0.1})):
         lost = [{"skill": 0.5}, *[{"skill": 0.3 + number / 100}] * 3]
         table = circuits(0.5 + number / 100, 0.2)
         write_run(tmp_path / f"run {number}", probes("0111", "0000", skills=lost), table, **flags)
     found = claims(tmp_path)
-    assert found["Skills"].verdict is Verdict.HOLDS_HERE
+    assert found["Skills"].verdict is Verdict.ONE_RUN
     assert found["Skills"].statistics[0].where == ALL
     assert found["Skills"].statistics[0].estimate == pytest.approx(-0.19)
-    assert found["Circuits"].verdict is Verdict.HOLDS_HERE
+    assert found["Circuits"].verdict is Verdict.ONE_RUN
     assert found["Circuits"].statistics[0].estimate == pytest.approx(0.31)
-    assert "no interval" in found["Circuits"].statistics[1].interval
+    assert all("no interval" in statistic.interval for statistic in found["Circuits"].statistics)
 
 
 def test_what_was_not_measured_cannot_be_tested(tmp_path: Path):

@@ -2,16 +2,17 @@
 
 The claims are those of Mousavi et al. (2026), arXiv 2601.03858. Each has one deciding number, averaged over strategies:
 
-    loss         the share of the epochs with falling loss in which mean recall does not rise
+    loss         the gain in recall in the second half of training, in which the loss falls
     monotony     the share of the entities that were ever learned that are forgotten at least once
     consolidation  the share of them that the last two probes find learned
     exposure     the gain in recall of entities with many documents minus that of entities with few
     skills       the change of skill accuracy in the first epoch
     circuits     the turnover of edges between probes minus its split-half floor
 
-With several seeds intervals are Student's over seeds. With one seed they are percentiles of a bootstrap over entities
-(within each frequency, the same entities in all strategies); numbers that are not of entities get a t interval over the
-strategies, and only their mean has one. Such intervals hold for the one seed. Shape letters: r resamples, e entities.
+With several seeds intervals are Student's over seeds. With one seed they are over entities, each with its mean over the
+strategies: Student's for a mean, Welch's for a difference, and Clopper and Pearson's for a share, which is conservative
+where an entity's part of it is a fraction. They hold for that seed alone. A number that is not of entities has no
+interval then, and its claim no verdict. Shape letters: e entities.
 """
 
 from __future__ import annotations
@@ -19,28 +20,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from knowledge_circuits.analysis.document_tables import CONSOLIDATED
-from knowledge_circuits.analysis.documents import FULL, DocumentRun, DocumentStudy, Floats, Knowledge
-from knowledge_circuits.analysis.dynamics import non_monotonic_share
+from knowledge_circuits.analysis.documents import FULL, DocumentRun, DocumentStudy, Floats
+from knowledge_circuits.analysis.dynamics import forgetting_events
 from knowledge_circuits.analysis.findings import Finding, Statistic, Verdict
-from knowledge_circuits.analysis.statistics import mean_of, over_runs
+from knowledge_circuits.analysis.statistics import LEVEL, mean_of, over_runs
 from knowledge_circuits.analysis.study_findings import of_seeds
 from knowledge_circuits.corpus.questions import HIGH, LOW
-from knowledge_circuits.engine.floors import mean_interval
-from knowledge_circuits.training.stopping import known_in_a_row_counts
 
 ALL = "mean of the strategies"
-RESAMPLES = 2000
-#: A share of forgotten entities that counts, and the share of consolidated ones below which that is rare.
-NOTABLE, RARE = 0.1, 0.5
+#: A gain in recall, a share of forgotten entities that count, and a share of consolidated ones that is no longer rare.
+SMALL_GAIN, NOTABLE, RARE = 0.05, 0.1, 0.5
 
-Measure = Callable[[DocumentRun, Knowledge], float]
+
+class Kind(Enum):
+    """What a number's values are of; see the module's text for the intervals."""
+
+    RUN = auto()
+    ENTITIES = auto()  # their mean
+    FREQUENCIES = auto()  # the mean of entities with many documents minus that of entities with few
+    SHARE = auto()  # of the entities that have a value; values from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -49,15 +56,15 @@ class Number:
 
     Attributes:
         name: what is measured.
-        measure: of one run.
+        measure: of one run: [e], NaN for entities that it is not about, or one number where `kind` is RUN.
         claim: what the claim says of it; "" for one that is only reported.
-        entities: whether it is of entities, which can be resampled.
+        kind: what the values are of.
     """
 
     name: str
-    measure: Measure
+    measure: Callable[[DocumentRun], Floats | float]
     claim: str = ""
-    entities: bool = True
+    kind: Kind = Kind.ENTITIES
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,13 @@ class Claim:
     numbers: tuple[Number, ...]
 
 
-def judge_claims(study: DocumentStudy, resamples: int = RESAMPLES) -> tuple[Finding, ...]:
+def judge_claims(study: DocumentStudy) -> tuple[Finding, ...]:
     """Return the claims one by one, each with its numbers by strategy and a verdict."""
-    draws = _draws(study, resamples)
-    return tuple(_judge(study, claim, draws) for claim in CLAIMS)
+    return tuple(_judge(study, claim) for claim in CLAIMS)
 
 
-def _judge(study: DocumentStudy, claim: Claim, draws: Mapping[int, NDArray[np.int64]]) -> Finding:
-    by_number = [_statistics(study, number, draws if number.entities else {}) for number in claim.numbers]
+def _judge(study: DocumentStudy, claim: Claim) -> Finding:
+    by_number = [_statistics(study, number) for number in claim.numbers]
     deciding = by_number[0][0]
     verdict = _verdict(deciding, claim.line, claim.above, len(study.seeds))
     shown = [deciding, *(s for s in by_number[0] if s.where == FULL)]
@@ -93,30 +99,39 @@ def _judge(study: DocumentStudy, claim: Claim, draws: Mapping[int, NDArray[np.in
     return Finding(claim.title, claim.text, verdict, reason, tuple(s for part in by_number for s in part))
 
 
-def _loss_without_knowledge(knowledge: Knowledge) -> float:
-    falls = np.diff(knowledge.loss) < 0
-    rises = np.diff(knowledge.recall.mean(axis=0)) > 1e-12
+def _late_gain(run: DocumentRun) -> Floats:
+    """Return the gains [e] from the middle of training to its end; NaN where the loss does not fall meanwhile."""
+    recall, loss, middle = run.knowledge.recall, run.knowledge.loss, len(run.knowledge.loss) // 2
+    return np.where(loss[-1] < loss[middle], recall[:, -1] - recall[:, middle], np.nan)
+
+
+def _late_loss(run: DocumentRun) -> float:
+    loss = run.knowledge.loss
+    return float(loss[-1] / loss[len(loss) // 2])
+
+
+def _flat_epochs(run: DocumentRun) -> float:
+    falls = np.diff(run.knowledge.loss) < 0
+    rises = np.diff(run.knowledge.recall.mean(axis=0)) > 1e-12
     return float((~rises[falls]).mean()) if falls.any() else math.nan
 
 
-def _gain(knowledge: Knowledge) -> float:
-    return float((knowledge.recall[:, -1] - knowledge.recall[:, 0]).mean())
+def _gain(run: DocumentRun) -> Floats:
+    return run.knowledge.recall[:, -1] - run.knowledge.recall[:, 0]
 
 
-def _consolidated(knowledge: Knowledge) -> float:
-    known = knowledge.known
-    ever = int(known.any(axis=1).sum())
-    return float(known_in_a_row_counts(known, CONSOLIDATED)[-1] / ever) if ever else math.nan
+def _forgotten(run: DocumentRun) -> Floats:
+    known = run.knowledge.known
+    return np.where(known.any(axis=1), forgetting_events(known) > 0, np.nan)
 
 
-def _exposure(knowledge: Knowledge) -> float:
-    gain = knowledge.recall[:, -1] - knowledge.recall[:, 0]
-    high, low = knowledge.frequency == HIGH, knowledge.frequency == LOW
-    return float(gain[high].mean() - gain[low].mean()) if high.any() and low.any() else math.nan
+def _consolidated(run: DocumentRun) -> Floats:
+    known = run.knowledge.known
+    return np.where(known.any(axis=1), known[:, -CONSOLIDATED:].all(axis=1), np.nan)
 
 
-def _prior(knowledge: Knowledge) -> float:
-    before, after = knowledge.recall[:, 0], knowledge.recall[:, -1]
+def _prior(run: DocumentRun) -> float:
+    before, after = run.knowledge.recall[:, 0], run.knowledge.recall[:, -1]
     if np.ptp(before) == 0 or np.ptp(after) == 0:
         return math.nan
     return float(np.corrcoef(before, after)[0, 1])
@@ -145,14 +160,14 @@ def _turnover(run: DocumentRun) -> float:
 CLAIMS = (
     Claim(
         "Loss and knowledge",
-        "The loss falls while knowledge does not grow.",
-        0,
-        True,
+        f"In the second half of training the loss falls while recall grows by less than {SMALL_GAIN}.",
+        SMALL_GAIN,
+        False,
         (
-            Number("share of the epochs with falling loss in which recall does not rise",
-                   lambda run, k: _loss_without_knowledge(k), "above 0"),
-            Number("loss at the end / at the start", lambda run, k: float(k.loss[-1] / k.loss[0]), entities=False),
-            Number("recall at the end minus at the start", lambda run, k: _gain(k)),
+            Number("gain in recall in the second half of training", _late_gain, f"below {SMALL_GAIN}"),
+            Number("loss at the end / in the middle", _late_loss, kind=Kind.RUN),
+            Number("gain in recall since the start", _gain),
+            Number("share of the epochs with falling loss in which recall does not rise", _flat_epochs, kind=Kind.RUN),
         ),
     ),
     Claim(
@@ -161,8 +176,8 @@ CLAIMS = (
         NOTABLE,
         True,
         (
-            Number("share of the learned entities that are forgotten at least once",
-                   lambda run, k: non_monotonic_share(k.known), f"above {NOTABLE}"),
+            Number("share of the learned entities that are forgotten at least once", _forgotten,
+                   f"above {NOTABLE}", Kind.SHARE),
         ),
     ),
     Claim(
@@ -171,8 +186,8 @@ CLAIMS = (
         RARE,
         False,
         (
-            Number(f"share of the learned entities that are known at the last {CONSOLIDATED} probes",
-                   lambda run, k: _consolidated(k), f"below {RARE}"),
+            Number(f"share of the learned entities that are known at the last {CONSOLIDATED} probes", _consolidated,
+                   f"below {RARE}", Kind.SHARE),
         ),
     ),
     Claim(
@@ -181,8 +196,8 @@ CLAIMS = (
         0,
         True,
         (
-            Number("gain in recall, high minus low frequency", lambda run, k: _exposure(k), "above 0"),
-            Number("correlation of an entity's recall before and after training", lambda run, k: _prior(k)),
+            Number("gain in recall, high minus low frequency", _gain, "above 0", Kind.FREQUENCIES),
+            Number("correlation of an entity's recall before and after training", _prior, kind=Kind.RUN),
         ),
     ),
     Claim(
@@ -191,13 +206,13 @@ CLAIMS = (
         0,
         False,
         (
-            Number("change of skill accuracy in the first epoch",
-                   lambda run, k: _skill_change(run, 1), "below 0", False),
-            Number("change of skill accuracy at the end", lambda run, k: _skill_change(run, None), entities=False),
+            Number("change of skill accuracy in the first epoch", lambda run: _skill_change(run, 1),
+                   "below 0", Kind.RUN),
+            Number("change of skill accuracy at the end", lambda run: _skill_change(run, None), kind=Kind.RUN),
             Number("perplexity of held-out text, after the first epoch / at the start",
-                   lambda run, k: _text_ratio(run, 1), entities=False),
+                   lambda run: _text_ratio(run, 1), kind=Kind.RUN),
             Number("perplexity of held-out text, at the end / at the start",
-                   lambda run, k: _text_ratio(run, None), entities=False),
+                   lambda run: _text_ratio(run, None), kind=Kind.RUN),
         ),
     ),
     Claim(
@@ -206,9 +221,9 @@ CLAIMS = (
         0,
         True,
         (
-            Number("turnover of edges minus its split-half floor", lambda run, k: _turnover(run), "above 0", False),
+            Number("turnover of edges minus its split-half floor", _turnover, "above 0", Kind.RUN),
             Number("reconfiguration rate (1 - edge Jaccard of consecutive checkpoints)",
-                   lambda run, k: mean_of(run.circuits["reconfiguration"]), entities=False),
+                   lambda run: mean_of(run.circuits["reconfiguration"]), kind=Kind.RUN),
         ),
     ),
 )  # fmt: skip
@@ -217,52 +232,67 @@ CLAIMS = (
 # --- intervals and verdicts -------------------------------------------------------------------------------------------
 
 
-def _draws(study: DocumentStudy, resamples: int) -> dict[int, NDArray[np.int64]]:
-    """Return, for each seed, entities drawn with replacement within each frequency: [r, e]."""
-    draws = {}
-    for seed in study.seeds:
-        frequency = next(run for run in study.runs if run.seed == seed).knowledge.frequency
-        generator, columns = np.random.default_rng(seed), []
-        for label in dict.fromkeys(frequency.tolist()):
-            members = np.flatnonzero(frequency == label)
-            columns.append(generator.choice(members, (resamples, len(members))))
-        draws[seed] = np.concatenate(columns, axis=1)
-    return draws
-
-
-def _statistics(study: DocumentStudy, number: Number, draws: Mapping[int, NDArray[np.int64]]) -> list[Statistic]:
-    """Return a number's mean over strategies and then that of each strategy, with intervals (module text).
+def interval(values: Floats, frequency: NDArray[np.str_], kind: Kind) -> tuple[float, float, float]:
+    """Return a number of one run, or of the mean over strategies, with its 95% interval over entities.
 
     Args:
-        draws: resamples of entities, by seed; none where the number is not of entities.
+        values: [e], NaN for entities that it is not about.
+        frequency: [e] labels.
+        kind: not RUN.
+
+    Returns:
+        Estimate, low, high; NaN where there are no entities, or for the interval too few.
     """
-    name, claim, measure = number.name, number.claim, number.measure
-    values = pd.DataFrame(
-        {
-            strategy: {run.seed: measure(run, run.knowledge) for run in study.runs if run.strategy == strategy}
-            for strategy in study.strategies
-        }
-    )  # [seeds, strategies]
-    if len(study.seeds) > 1:
+    there = np.isfinite(values)
+    sample = values[there]
+    if kind is Kind.SHARE:
+        hits, count = float(sample.sum()), len(sample)
+        if not count:
+            return math.nan, math.nan, math.nan
+        low = stats.beta.ppf(LEVEL / 2, hits, count - hits + 1) if hits > 0 else 0.0
+        high = stats.beta.ppf(1 - LEVEL / 2, hits + 1, count - hits) if hits < count else 1.0
+        return hits / count, float(low), float(high)
+    if kind is Kind.ENTITIES:
+        mean = over_runs(sample) if len(sample) else None
+        return (float(mean.mean), float(mean.low), float(mean.high)) if mean else (math.nan, math.nan, math.nan)
+    high, low = (values[there & (frequency == label)] for label in (HIGH, LOW))
+    difference = mean_of(high) - mean_of(low)
+    if min(len(high), len(low)) < 2:
+        return difference, math.nan, math.nan
+    if np.ptp(high) == np.ptp(low) == 0:
+        return difference, difference, difference
+    bounds = stats.ttest_ind(high, low, equal_var=False).confidence_interval(1 - LEVEL)
+    return difference, float(bounds.low), float(bounds.high)
+
+
+def _statistics(study: DocumentStudy, number: Number) -> list[Statistic]:
+    """Return a number's mean over strategies and then that of each strategy, with intervals (module text)."""
+    name, claim = number.name, number.claim
+    if len(study.seeds) > 1 or number.kind is Kind.RUN:
+        values = pd.DataFrame(
+            {
+                strategy: {run.seed: _value(run, number) for run in study.runs if run.strategy == strategy}
+                for strategy in study.strategies
+            }
+        )  # [seeds, strategies]
         overall = _over_seeds(name, ALL, claim, values.dropna(axis=1, how="all").mean(axis=1, skipna=False))
         return [overall, *(_over_seeds(name, strategy, claim, values[strategy]) for strategy in values)]
-    seed = study.seeds[0]
-    samples = {
-        run.strategy: np.array([measure(run, run.knowledge.of(entities)) for entities in draws[seed]])
-        for run in study.runs
-        if draws
-    }
-    row = values.loc[seed].dropna()
-    mean, low, high = float(row.mean()) if len(row) else math.nan, math.nan, math.nan
-    if samples and len(row):
-        low, high = _percentiles(np.mean([samples[strategy] for strategy in row.index], axis=0))
-    elif len(row) > 1:
-        mean, low, high = mean_interval(row.to_numpy())
-    statistics = [Statistic(name, ALL, mean, low, high, claim, by_seed={seed: mean})]
-    for strategy, value in values.loc[seed].items():
-        low, high = _percentiles(samples[strategy]) if samples else (math.nan, math.nan)
-        statistics.append(Statistic(name, str(strategy), float(value), low, high, claim, by_seed={seed: float(value)}))
+    (seed,), frequency = study.seeds, study.runs[0].knowledge.frequency
+    by_strategy = {run.strategy: np.asarray(number.measure(run)) for run in study.runs}
+    parts = {ALL: pd.DataFrame(by_strategy).mean(axis=1).to_numpy(), **by_strategy}
+    statistics = []
+    for where, part in parts.items():
+        estimate, low, high = interval(part, frequency, number.kind)
+        statistics.append(Statistic(name, where, estimate, low, high, claim, by_seed={seed: estimate}))
     return statistics
+
+
+def _value(run: DocumentRun, number: Number) -> float:
+    """Return a number of one run."""
+    measured = number.measure(run)
+    if number.kind is Kind.RUN:
+        return float(measured)
+    return interval(np.asarray(measured), run.knowledge.frequency, number.kind)[0]
 
 
 def _over_seeds(name: str, where: str, claim: str, values: pd.Series) -> Statistic:
@@ -274,20 +304,11 @@ def _over_seeds(name: str, where: str, claim: str, values: pd.Series) -> Statist
     return Statistic(name, where, float(effect.mean), float(effect.low), float(effect.high), claim, by_seed=by_seed)
 
 
-def _percentiles(sample: Floats) -> tuple[float, float]:
-    """Return the ends of a 95% interval; resamples in which there is nothing to measure are left out."""
-    finite = sample[np.isfinite(sample)]
-    if len(finite) < len(sample) / 2:
-        return math.nan, math.nan
-    low, high = np.quantile(finite, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def _verdict(deciding: Statistic, line: float, above: bool, seeds: int) -> Verdict:
     """Return whether the interval lies on the claim's side of a line; with one seed this is said of that seed alone."""
     if not math.isfinite(deciding.estimate):
         return Verdict.NOT_TESTABLE
-    if seeds == 2:
+    if seeds == 2 or not math.isfinite(deciding.low):
         return of_seeds(Verdict.UNDECIDED, seeds)
     one = seeds == 1
     holds, fails = (

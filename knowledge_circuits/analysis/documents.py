@@ -105,10 +105,6 @@ class Knowledge:
     known: Mask
     loss: Floats
 
-    def of(self, entities: NDArray[np.int64]) -> Knowledge:
-        """Return the knowledge of some entities, which may be named several times."""
-        return Knowledge(self.frequency[entities], self.recall[entities], self.known[entities], self.loss)
-
 
 @dataclass(frozen=True)
 class DocumentStudy:

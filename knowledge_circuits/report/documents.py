@@ -53,8 +53,8 @@ def _page(study: DocumentStudy, claims: Sequence[Finding], drawn: dict[str, Draw
         strategies=len(study.strategies),
         units=f"Intervals are t intervals over {count} seeds."
         if count > 1
-        else "With one seed intervals are over entities, or over strategies where a number is not of entities; another "
-        "seed may give other numbers.",
+        else "With one seed intervals are over entities and hold for that seed; a number that is not of entities has "
+        "no interval, and its claim no verdict.",
         claims=[
             (claim, embed(figures.by_strategy(claim, study.name), f"{claim.title}: {claim.claim}"), claim_table(claim))
             for claim in claims
