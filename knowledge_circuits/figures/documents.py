@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from knowledge_circuits.analysis.document_claims import ALL
 from knowledge_circuits.analysis.document_tables import circuit_tables, group_table, probe_tables, reference_table
@@ -140,6 +141,7 @@ def learned_and_forgotten(study: DocumentStudy) -> Figure:
         ax.bar(at, means["kept"], color=BLUE, width=0.75)
         ax.bar(at, means["newly_learned"], bottom=means["kept"], color=SKY, width=0.75)
         ax.bar(at, -means["forgotten"], color=VERMILION, width=0.75)
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.axhline(0, color=BLACK, linewidth=0.8)
         ax.axhline(table["entities"].max(), color=GREY, linestyle=":", linewidth=1)
         ax.set_xticks(at, [f"{epoch:g}" for epoch in means.index])
