@@ -11,6 +11,7 @@ In the order in which data meet them:
     options         methods, interventions and metrics by name, without importing torch
     metrics         the losses that are attributed
     attribution     edge scores: EAP, EAP-IG and variants, from activation differences and gradients
+    edge_scores     the products of differences and gradients, summed over runs, prompts and token spans
     exact           edge scores by activation patching, one edge at a time (slow; for comparison)
     graph           the computation graph as matrices [sources, targets], and scored graphs
     graph_files     JSON in EAP-IG 2.0's schema, the same compressed, and its tensor form

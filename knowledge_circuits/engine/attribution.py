@@ -16,11 +16,10 @@ with g_v the gradient of the loss at v's residual input, averaged over the runs 
    xhat_s is the input as the norm leaves it, r_s the norm's inverse deviation and J_s its Jacobian in run s, W' and b'
    the projection with the norm's scale and shift folded in, so that q_s = xhat_s W' + b' (docs/engine.md, section 3).
    Rules that hold norm scales constant (GIM, RelP) drop the second term.
-4. A layer's scores are one matrix product of D's first rows with these gradients. With `per_prompt` or `by_span` the
-   product is taken per prompt or per position instead (a *cell*), and cells are summed into rows.
+4. A layer's scores are one matrix product of D's first rows with these gradients (`edge_scores`). With `per_prompt` or
+   `by_span` the product is taken per prompt or per position instead (a *cell*), and cells are summed into rows.
 
-Shapes: b items, p positions, d d_model, h heads, g key/value heads, e d_head, m runs that count, u sources, v targets,
-u' and t some of them, c cells.
+Shapes: b items, p positions, d d_model, h heads, g key/value heads, e d_head, m runs that count, u sources, v targets.
 """
 
 from __future__ import annotations
@@ -38,13 +37,18 @@ from knowledge_circuits.engine.backward import (
     SECANT_STABILIZER,
     Backward,
     BackwardRules,
-    HeadGradients,
-    LayerGradients,
 )
 from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.edge_scores import (
+    LayerTargets,
+    Projections,
+    ScoreSums,
+    layer_scores,
+    layer_targets,
+    projections_of,
+)
 from knowledge_circuits.engine.exact import exact_effects
 from knowledge_circuits.engine.forward import (
-    Normalized,
     Prefix,
     Prefixes,
     Substitution,
@@ -157,7 +161,7 @@ def attribute(
     attribution = _Attribution(decoder, layout, method, path, metric, Backward(decoder, rules))
     if by_span and (method is Method.EXACT or not pairs.spans):
         raise InputError("scores by span need pairs with `spans` and a method other than exact")
-    sums = _Sums.of(decoder, layout, pairs, per_prompt, by_span)
+    sums = ScoreSums.of(decoder, layout, pairs, per_prompt, by_span)
     reuse_freed_memory()
     budget = budget_bytes(memory_gb, decoder.device)
     with torch.no_grad(), tqdm(total=len(pairs), unit="prompt", disable=not progress, desc=str(method)) as bar:
@@ -210,84 +214,6 @@ def provenance(
         "dtype": str(dtype).removeprefix("torch."),
         **({} if rules == BackwardRules() else {"gradient": rules.description}),
     }
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Scores summed over prompts.
-
-    Attributes:
-        total: [u, v] in float64.
-        weights: [rows, items] the weight of each prompt in each row of `by_prompt`.
-        by_prompt: [rows, u, v], or None.
-        members: [spans, items, p] which positions, counted from the prompt's end, each span has.
-        by_span: [spans, u, v], or None.
-    """
-
-    total: Tensor
-    weights: Tensor | None = None
-    by_prompt: Tensor | None = None
-    members: Tensor | None = None
-    by_span: Tensor | None = None
-
-    @classmethod
-    def of(
-        cls, decoder: Decoder, layout: Layout, pairs: PromptPairs, per_prompt: bool | Tensor, by_span: bool
-    ) -> _Sums:
-        """Start at zero.
-
-        Raises:
-            InputError: weights that are not one column per prompt.
-        """
-        dtype, device = torch.promote_types(decoder.dtype, torch.float32), decoder.device
-        shape = (layout.n_sources, layout.n_targets)
-        sums = cls(torch.zeros(shape, dtype=torch.float64, device=device))
-        if isinstance(per_prompt, Tensor) or per_prompt:
-            weights = per_prompt if isinstance(per_prompt, Tensor) else torch.eye(len(pairs))
-            if weights.ndim != 2 or weights.shape[1] != len(pairs):
-                raise InputError(f"weights are [rows, {len(pairs)} prompts], not {tuple(weights.shape)}")
-            rows = torch.zeros(len(weights), *shape, dtype=dtype, device=device)
-            sums = replace(sums, weights=weights.to(device, dtype), by_prompt=rows)
-        if by_span:
-            members = torch.zeros(len(pairs.span_names), len(pairs), pairs.longest, dtype=decoder.dtype)
-            for number, spans in enumerate(pairs.spans):
-                offset = pairs.longest - len(pairs.clean[number])
-                for name, (start, stop) in spans.items():
-                    members[pairs.span_names.index(name), number, offset + start : offset + stop] = 1
-            rows = torch.zeros(len(members), *shape, dtype=dtype, device=device)
-            sums = replace(sums, members=members.to(device), by_span=rows)
-        return sums
-
-    @property
-    def whole(self) -> bool:
-        """Whether only the total is kept."""
-        return self.by_prompt is None and self.by_span is None
-
-    def cells(self, items: int, positions: int) -> int:
-        """Return into how many cells a batch's items x positions are divided: one, one per item or per position."""
-        if self.by_span is not None:
-            return items * positions
-        return 1 if self.by_prompt is None else items
-
-    def add(self, batch: Batch, sources: slice, targets: slice, scores: Tensor, start: int = -1) -> None:
-        """Add scores [c, u', t] of a batch's cells.
-
-        Args:
-            start: the first of the cells' positions, counted from the prompt's end (-1 is the last one).
-        """
-        self.total[sources, targets] += scores.sum(0)
-        if self.whole:
-            return
-        per_item = scores.unflatten(0, (len(batch.index), -1))  # [b, positions or 1, u', t]
-        if self.weights is not None and self.by_prompt is not None:
-            weights = self.weights[:, batch.index]
-            rows = weights.any(1).nonzero().flatten()
-            wide = per_item.sum(1).to(weights.dtype)
-            self.by_prompt[rows, sources, targets] += torch.tensordot(weights[rows], wide, 1)
-        if self.members is not None and self.by_span is not None:
-            first = self.members.shape[2] + start
-            members = self.members[:, batch.index, first : first + per_item.shape[1]]
-            self.by_span[:, sources, targets] += torch.tensordot(members, per_item, 2)
 
 
 @dataclass(frozen=True)
@@ -359,55 +285,6 @@ class _Differences:
             yield part, self._of(part) if self._whole is None else self._whole
 
 
-@dataclass(frozen=True)
-class _Summed:
-    """Gradients at one kind of projection, summed over runs.
-
-    Attributes:
-        gradient: [b, h, q, e] at its output, times the norm's inverse deviation of each run.
-        weight: [h or g, e, d] the projection.
-        along: [m, b, h, q] what multiplies xhat_s in the sum, or None.
-    """
-
-    gradient: Tensor
-    weight: Tensor
-    along: Tensor | None
-
-
-@dataclass(frozen=True)
-class _LayerTargets:
-    """Gradients at some targets of one layer, small enough to be held for all layers.
-
-    Attributes:
-        sources: how many first sources these targets read.
-        columns: the targets, in adjacent columns each.
-        parts: some of query, key and value.
-        normalized: [m b, q, d] the attention norm's output in all runs, or None.
-        mlp: [b, q, d] the gradient at the MLP's (or the logits') input, or None.
-    """
-
-    sources: int
-    columns: tuple[slice, ...]
-    parts: tuple[_Summed, ...]
-    normalized: Tensor | None
-    mlp: Tensor | None
-
-    @property
-    def widths(self) -> list[int]:
-        return [columns.stop - columns.start for columns in self.columns]
-
-    @property
-    def count(self) -> int:
-        return sum(self.widths)
-
-    def of_positions(self, part: slice, total: int) -> slice | None:
-        """Return which of these targets' positions are in a part of all; None if none is (they have the last alone)."""
-        own = self.parts[0].gradient.shape[2] if self.mlp is None else self.mlp.shape[1]
-        if own == total:
-            return part
-        return slice(0, 1) if part.stop == total else None
-
-
 def _replaced_groups(
     corrupted: _Outputs, clean: _Outputs, points: Sequence[float]
 ) -> Iterator[tuple[Tensor, Substitution | None]]:
@@ -440,21 +317,15 @@ class _Attribution:
         return Prefixes(self.decoder)
 
     @cached_property
-    def _projections(self) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
-        """Per layer the folded query, key and value projections transposed, [h or g, e, d] each (views)."""
-        h, n_kv, e, d = self.decoder.n_heads, self.decoder.n_kv_heads, self.decoder.d_head, self.decoder.d_model
-        layers = []
-        for block in self.decoder.blocks:
-            q, k, v = block.attention.w_qkv.T.split((h * e, n_kv * e, n_kv * e))
-            layers.append((q.view(h, e, d), k.view(n_kv, e, d), v.view(n_kv, e, d)))
-        return tuple(layers)
+    def _projections(self) -> Projections:
+        return projections_of(self.decoder)
 
     @cached_property
     def _input_only(self) -> Tensor:
         """Which targets read nothing but the node `input`, [v]."""
         return (self.layout.real_edges.sum(0) == 1).to(self.decoder.device)
 
-    def add(self, batch: Batch, plan: AttributionPlan, sums: _Sums) -> None:
+    def add(self, batch: Batch, plan: AttributionPlan, sums: ScoreSums) -> None:
         """Add a batch's scores."""
         if self.method is Method.EXACT:
             for source, target, effects in exact_effects(self.decoder, self.layout, batch, self.metric):
@@ -465,7 +336,7 @@ class _Attribution:
         else:
             self._add_embedding_path(batch, plan, sums)
 
-    def _add_embedding_path(self, batch: Batch, plan: AttributionPlan, sums: _Sums) -> None:
+    def _add_embedding_path(self, batch: Batch, plan: AttributionPlan, sums: ScoreSums) -> None:
         """Methods that interpolate token embeddings."""
         decoder, path = self.decoder, self.path
         items, offset = len(batch.index), batch.shared_prefix
@@ -494,7 +365,7 @@ class _Attribution:
             self._add_runs(batch, differences, runs, sums)
             del runs
 
-    def _add_activation_path(self, batch: Batch, plan: AttributionPlan, sums: _Sums) -> None:
+    def _add_activation_path(self, batch: Batch, plan: AttributionPlan, sums: ScoreSums) -> None:
         """EAP-IG-activations: one clean pass per source group and step, the group's outputs held at constants."""
         decoder = self.decoder
         items, offset = len(batch.index), batch.shared_prefix
@@ -602,15 +473,16 @@ class _Attribution:
             out[layout.mlp_source(layer), :, -queries:] = difference[:, chosen]
         return out
 
-    def _add_runs(self, batch: Batch, differences: _Differences, runs: _Runs, sums: _Sums) -> None:
+    def _add_runs(self, batch: Batch, differences: _Differences, runs: _Runs, sums: ScoreSums) -> None:
         """Run the backward pass and add D G, layer by layer and some positions at a time."""
         layout = self.layout
         items, positions = runs.gradient.shape[0] // runs.count, runs.trace.embedded.shape[1]
         logits = slice(layout.logits_target, layout.logits_target + 1)
-        at_logits = _LayerTargets(layout.n_sources, (logits,), (), None, runs.sum(runs.gradient))
+        at_logits = LayerTargets(layout.n_sources, (logits,), (), None, runs.sum(runs.gradient))
         everything = [at_logits]
         for layer in self.backward.layers(runs.trace, runs.gradient, runs.prefix, runs.substitution):
-            everything += self._targets(layer, runs)
+            normalized = runs.trace.layers[layer.layer].attention_input
+            everything += layer_targets(layout, self._projections, layer, normalized, runs.count)
         for part, rows in differences:
             for targets in everything:
                 chosen = targets.of_positions(part, positions)
@@ -618,75 +490,8 @@ class _Attribution:
                     continue
                 count = chosen.stop - chosen.start
                 cells = sums.cells(items, count)
-                scores = _layer_scores(rows[: targets.sources, :, -count:], targets, chosen, cells)
+                scores = layer_scores(rows[: targets.sources, :, -count:], targets, chosen, cells)
                 for columns, here in zip(targets.columns, scores.split(targets.widths, 2), strict=True):
                     if runs.constant_input:
                         here.masked_fill_(self._input_only[columns], 0)
                     sums.add(batch, slice(0, targets.sources), columns, here, part.stop - count - positions)
-
-    def _targets(self, layer: LayerGradients, runs: _Runs) -> list[_LayerTargets]:
-        """Return what one layer's scores need; for the last layer apart for the last position and for all."""
-        layout, h = self.layout, self.layout.n_heads
-        normalized = runs.trace.layers[layer.layer].attention_input
-        query, key, value = (
-            _summed(part, weight, normalized, runs.count)
-            for part, weight in zip((layer.q, layer.k, layer.v), self._projections[layer.layer], strict=True)
-        )
-        at_mlp = runs.sum(layer.mlp_input)
-        sources, start = layout.mlp_source(layer.layer), layout.head_targets(layer.layer).start
-        mlp = layout.mlp_target(layer.layer)
-        if query.gradient.shape[2] == key.gradient.shape[2]:
-            parts = query, key, value
-            return [_LayerTargets(sources, (slice(start, mlp + 1),), parts, normalized.value, at_mlp)]
-        # In the last layer queries and MLP exist at the last position only.
-        at_last = slice(start, start + h), slice(mlp, mlp + 1)
-        everywhere = slice(start + h, start + 3 * h)
-        return [
-            _LayerTargets(sources, at_last, (query,), normalized.value[:, -1:], at_mlp),
-            _LayerTargets(sources, (everywhere,), (key, value), normalized.value, None),
-        ]
-
-
-def _products(differences: Tensor, gradients: Tensor, cells: int) -> Tensor:
-    """Return the inner products [c, u', t] of differences [u', b, p, d] and gradients [t, b, p, d] in each cell.
-
-    The b p positions, in order, are divided into c cells of one size: all of them, one item each, or one position each.
-    """
-    right = differences.reshape(len(differences), cells, -1).permute(1, 2, 0)
-    return (gradients.reshape(len(gradients), cells, -1).transpose(0, 1) @ right).transpose(1, 2)
-
-
-def _summed(part: HeadGradients, weight: Tensor, normalized: Normalized, runs: int) -> _Summed:
-    """Sum gradients [m b, h, q, e] at the outputs of the projection `weight` [h or g, e, d] over the runs."""
-    _, h, q, e = part.output.shape
-    inverse = normalized.inverse_scale[:, -q:].view(runs, -1, 1, q, 1)
-    summed = (part.output.view(runs, -1, h, q, e) * inverse).sum(0)
-    along = None if part.projected is None else part.projected.view(runs, -1, h, q) * inverse.squeeze(-1)
-    return _Summed(summed, weight, along)
-
-
-def _layer_scores(differences: Tensor, targets: _LayerTargets, positions: slice, cells: int) -> Tensor:
-    """Return the scores [c, u', t] of sources' differences [u', b, p, d] on one layer's targets.
-
-    Args:
-        positions: the differences' p positions among those of the targets.
-    """
-    _, b, p, d = differences.shape
-    parts, mlp = targets.parts, targets.mlp
-    gradients = differences.new_empty(targets.count, b, p, d)
-    for index, part in enumerate(parts):
-        h, e = part.gradient.shape[1], part.gradient.shape[3]
-        # Query heads that share a key/value head are adjacent: its weights need no copies.
-        by_group = part.gradient[:, :, positions].transpose(0, 1).reshape(len(part.weight), -1, e)
-        rows = gradients[index * h : (index + 1) * h]
-        batched_product(by_group, part.weight, rows.view(len(part.weight), -1, d))
-    coefficients = [part.along[..., positions] for part in parts if part.along is not None]
-    if coefficients and targets.normalized is not None:
-        # The part along xhat: at each position [t, m] coefficients times [m, d].
-        along = torch.cat(coefficients, 2).to(differences.device).permute(1, 3, 2, 0).flatten(0, 1)
-        xhat = targets.normalized.to(differences.device).unflatten(0, (along.shape[2], b))[:, :, positions]
-        heads = gradients[: along.shape[1]].view(-1, b * p, d).transpose(0, 1)
-        heads.baddbmm_(along, xhat.permute(1, 2, 0, 3).flatten(0, 1), alpha=-1 / d)
-    if mlp is not None:
-        gradients[-1] = mlp[:, positions]
-    return _products(differences, gradients, cells)
