@@ -82,23 +82,25 @@ def phase_shift_verdicts(
 
 
 def relevance_verdicts(
-    effect: float, runs: int, people: int = 360, between_runs: float = 0.003, between_mirrors: float = 0.01,
-    studies: int = STUDIES, seed: int = 0, resamples: int = RESAMPLES,
+    effect: float, runs: int, people: int = 360, between_runs: float = 0.003, between_mirrors: float = 0.04,
+    between_people: tuple[float, float] = (0.166, 0.185), studies: int = STUDIES, seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> list[Verdict]:  # fmt: skip
     """The verdicts of studies in which a known person's mean level is higher by `effect`, in both measures.
 
     Args:
         between_runs: standard deviation of the effect over seeds.
-        between_mirrors: of the difference of two mirrored runs' levels, which has to cancel.
+        between_mirrors: of half the difference of two mirrored runs' levels, which has to cancel.
+        between_people: of a person's difference in a pair of runs: first-token accuracy and Hit@10.
     """
     generator = np.random.default_rng(seed)
     level = effect + between_runs * generator.normal(size=(studies, runs, 1, 1))
     mirror = between_mirrors * generator.normal(size=(studies, runs, 1, 1)) * np.array([[1.0], [-1.0]])
-    own = 0.095 * generator.normal(size=(2, studies, runs, 2, people // 2))
+    own = generator.normal(size=(2, studies, runs, 2, people // 2))
     weights = np.full(runs * people, 1 / (runs * people))
     measures = []
-    for noise in (own[0], 0.6 * own[0] + 0.8 * own[1]):
-        differences = level + mirror + noise
+    for noise, deviation in zip((own[0], 0.6 * own[0] + 0.8 * own[1]), between_people, strict=True):
+        differences = level + mirror + deviation * noise
         swapped = label_swap_p(differences.reshape(studies, -1), weights, seed, resamples)
         measures.append((over_runs(differences.mean(axis=(2, 3))), swapped))
     return [
@@ -167,6 +169,10 @@ def cases() -> list[Case]:
         for correlation in (0.0, 0.5):
             truth = f"{name}, noise 3%, autocorrelation {correlation:g}, 5 seeds"
             rows.append(Case(shift, truth, True, partial(phase_shift_verdicts, shape, 0.03, correlation)))
+    rows.append(
+        Case(shift, "exponential decay, noise 3%, autocorrelation 0.5, 3 seeds", True,
+             partial(phase_shift_verdicts, SMOOTH["exponential decay"], 0.03, 0.5, runs=3))
+    )  # fmt: skip
     for noise in (0.01, 0.03, 0.05, 0.1):
         truth = f"bend at epoch 4, noise {noise:.0%}, autocorrelation 0.5, 5 seeds"
         rows.append(Case(shift, truth, False, partial(phase_shift_verdicts, bend, noise, 0.5)))
@@ -175,6 +181,8 @@ def cases() -> list[Case]:
         Case(depth, "no depth law, exchangeable layers, 5 seeds", True, partial(depth_verdicts, 0.0, 0.0)),
         Case(depth, "no depth law, neighbouring layers alike, 5 seeds", True, alike),
         Case(depth, "centroid 0.5 layers deeper, stays there, 5 seeds", True, stays),
+        Case(depth, "no depth law, exchangeable layers, 3 seeds", True, partial(depth_verdicts, 0.0, 0.0, runs=3)),
+        Case(depth, "no depth law, neighbouring layers alike, 3 seeds", True, partial(alike, runs=3)),
     ]
     for order in (0.3, 0.4, 0.5, 0.6, 0.8):
         truth = f"half-change epoch and depth correlate by -{order:g}, 5 seeds"

@@ -73,7 +73,7 @@ def test_oscillating_learning_supports_what_stable_learning_of_twelve_entities_c
     assert unstable["Non-monotonic learning"].verdict is Verdict.HOLDS_HERE
     assert unstable["Consolidation"].verdict is Verdict.HOLDS_HERE
     assert unstable["Consolidation"].statistics[0].estimate == 0
-    assert steady["Consolidation"].statistics[0].estimate == pytest.approx(2 / 3)
+    assert steady["Consolidation"].statistics[0].estimate == 1  # not counting what the last probe alone finds known
     flat = "share of the epochs with falling loss in which recall does not rise"
     (share,) = (s.estimate for s in unstable["Loss and knowledge"].statistics if (s.name, s.where) == (flat, ALL))
     assert share == pytest.approx(2 / 3)
@@ -157,6 +157,25 @@ def test_intervals_are_over_seeds_where_there_are_several_and_two_decide_nothing
     assert claims(tmp_path)["Non-monotonic learning"].verdict is Verdict.FEW_SEEDS
 
 
+def test_seeds_that_agree_exactly_and_those_without_a_number_decide_nothing(tmp_path: Path):
+    for seed in range(3):
+        write_run(tmp_path / f"seed_{seed}", probes("0100", *["0000"] * 11), seed=seed)
+    assert claims(tmp_path)["Consolidation"].verdict is Verdict.UNDECIDED
+    write_run(tmp_path / "seed_2", probes("0000"), seed=2)
+    assert claims(tmp_path)["Consolidation"].verdict is Verdict.FEW_SEEDS
+
+
+def test_an_interval_over_several_seeds_is_no_narrower_than_that_over_their_entities(tmp_path: Path):
+    for seed in range(3):
+        rows = [record(4 * n, {e: n * (0.15 + 0.001 * seed) * (i % 3) for i, e in enumerate(ENTITIES)}, 4.0 - n)
+                for n in range(4)]  # fmt: skip
+        write_run(tmp_path / f"seed_{seed}", rows, seed=seed)
+    gain = next(
+        s for s in claims(tmp_path)["Loss and knowledge"].statistics if s.name == "gain in recall since the start"
+    )
+    assert gain.estimate == pytest.approx(0.453) and gain.high - gain.low > 0.4
+
+
 def test_the_stopping_rule_ends_training_where_learning_stalls(tmp_path: Path):
     write_run(tmp_path / "full", probes("1111", "0111"))
     table = choice_table(read_document_study(tmp_path)).set_index("rule")
@@ -196,6 +215,10 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path):
     write_run(tmp_path / "two", probes("0111", learned_threshold=[0.5] * 4), lora_rank=2)
     with pytest.raises(InputError, match="two: other questions or another threshold than in one"):
         read_document_study(tmp_path)
+    write_run(tmp_path / "two", probes("0111"), lora_rank=2, num_train_epochs=9)
+    with pytest.raises(InputError, match="two: --num_train_epochs 9, not 3 as in one; runs of one study differ in"):
+        read_document_study(tmp_path)
+    write_run(tmp_path / "two", probes("0111"), lora_rank=2)
     (tmp_path / "two" / "circuits.csv").write_text("step,epoch\n0,0\n")
     with pytest.raises(InputError, match=r"circuits\.csv: no column group"):
         read_document_study(tmp_path)

@@ -148,7 +148,8 @@ def read_document_study(folder: Path) -> DocumentStudy:
         folder: of runs, or one run's own.
 
     Raises:
-        InputError: no probed run, a broken file, two runs of one strategy and seed, or runs with other questions.
+        InputError: no probed run, a broken file, two runs of one strategy and seed, or runs with other questions or
+            settings.
     """
     alone = (folder / "question_probes.jsonl").exists()
     paths = [folder] if alone else sorted(path.parent for path in folder.glob("*/question_probes.jsonl"))
@@ -172,6 +173,12 @@ def read_document_study(folder: Path) -> DocumentStudy:
                 f"{folder / run.name}: other questions or another threshold than in {first.name}; runs of one study "
                 "share the --probe_file and the --learned_threshold"
             )
+        for flag in sorted({*first.settings, *run.settings} - {"learning_rate"}):
+            if first.settings.get(flag) != run.settings.get(flag):
+                raise InputError(
+                    f"{folder / run.name}: --{flag} {run.settings.get(flag)}, not {first.settings.get(flag)} as in "
+                    f"{first.name}; runs of one study differ in strategy, learning rate and seed only"
+                )
     references = _read_references(folder.resolve().parent if alone else folder, runs)
     return DocumentStudy(folder.resolve().name, tuple(runs), references)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +20,7 @@ from scipy import stats
 
 from knowledge_circuits.analysis.dynamics import Dynamics, FactHistory, acquisition_epochs, fact_history
 from knowledge_circuits.analysis.run_circuits import Circuits
+from knowledge_circuits.analysis.statistics import circular_shift_correlation
 from knowledge_circuits.engine import topology
 from knowledge_circuits.training.stopping import known_in_a_row_counts, skill_lost
 
@@ -90,15 +91,21 @@ def prior_exposure(history: FactHistory) -> dict[str, Correlation]:
         model gave a higher probability (or which occur in the corpus more often) are learned earlier; never-known
         facts rank last.
         "known_at_end ~ base_prob", "known_at_end ~ frequency": the same for being known at the last probe.
+        The p values are of the people's means: facts of one person share its frequency.
     """
     acquired = acquisition_epochs(history.known, history.epochs)
     outcomes = {
         "acquisition": np.where(np.isnan(acquired), history.epochs[-1] + 1, acquired),
         "known_at_end": history.known[:, -1].astype(float),
     }
+    table = history.facts[["full_name", "base_prob", "frequency"]].assign(**outcomes)
+    people = table.groupby("full_name", sort=False).mean()
     return {
-        f"{outcome} ~ {cause}": _correlate(stats.spearmanr, values, history.facts[cause].to_numpy(dtype=float))
-        for outcome, values in outcomes.items()
+        f"{outcome} ~ {cause}": replace(
+            _correlate(stats.spearmanr, table[outcome], table[cause].astype(float)),
+            p_value=_correlate(stats.spearmanr, people[outcome], people[cause]).p_value,
+        )
+        for outcome in outcomes
         for cause in ("base_prob", "frequency")
     }
 
@@ -125,13 +132,15 @@ def relation_table(history: FactHistory, probes: pd.DataFrame) -> pd.DataFrame:
 def loss_knowledge_correlation(loss: ArrayLike, known: ArrayLike) -> Correlation:
     """Pearson correlation of the change of loss with the change of the number of known facts, probe to probe.
 
-    Near -1: whenever the loss falls much, many facts are gained. Near 0: the loss does not tell.
+    Near -1: whenever the loss falls much, many facts are gained. Near 0: the loss does not tell. The p value is that of
+    circular shifts, which keep autocorrelation; it is NaN for fewer than 4 changes.
 
     Args:
         loss: [probes]; NaN where it was not measured.
         known: [probes] counts or shares.
     """
-    return _correlate(stats.pearsonr, np.diff(np.asarray(loss, float)), np.diff(np.asarray(known, float)))
+    changes = np.diff(np.asarray(loss, float)), np.diff(np.asarray(known, float))
+    return replace(_correlate(stats.pearsonr, *changes), p_value=circular_shift_correlation(*changes)[1])
 
 
 def reconfiguration_rate(consecutive_jaccard: ArrayLike) -> NDArray[np.float64]:
@@ -196,7 +205,9 @@ def select_checkpoints(probes: pd.DataFrame, saved_steps: Sequence[int] | None =
         SelectionRule.KNOWLEDGE: table["known_twice"].astype(float),
         SelectionRule.BALANCE: table["balance"],
     }
-    picks = {rule: int(score.idxmax()) for rule, score in scores.items() if score.notna().any()}
+    picks = {
+        rule: int(score.idxmax()) for rule, score in scores.items() if score.max() > score.min() or len(table) == 1
+    }
     columns = ["step", "epoch", "loss", "known_share", "known_twice", "skill_lost"]
     columns += ["loss_excess", "facts_forgone", "skill_forgone"]
     rows = table.loc[list(picks.values()), columns].reset_index(drop=True)

@@ -225,6 +225,8 @@ def decide_relevance(table: pd.DataFrame, seed: int = 0, resamples: int = RESAMP
     reason = "Mean level over training, known minus unknown: " + "; ".join(str(s) for s in deciding)
     if verdict == Verdict.NOT_TESTABLE:
         reason = f"The study cannot test it: the past's facts were known to {check.estimate:.2f} only. {reason}"
+    if not (differences["dose"] == 0).any():
+        reason += ". Known people's names also stand in replayed texts; without dose 0 that is not controlled"
     return Finding(title, claim, verdict, f"{reason}.", (*deciding, check, *corrected(secondary)))
 
 

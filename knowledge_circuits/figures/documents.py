@@ -208,6 +208,7 @@ def reconfiguration(study: DocumentStudy) -> Figure:
         means = by_epoch[["turnover", "turnover_floor"]].mean()
         ax.plot(means.index, means["turnover"], "o-", color=BLUE, markersize=4)
         ax.plot(means.index, means["turnover_floor"], "^--", color=ORANGE, markersize=4)
+        ax.set_ylim(0, 1)
     handles = [
         Line2D([], [], color=BLUE, marker="o", label="turnover between halves before and after"),
         Line2D([], [], color=ORANGE, marker="^", linestyle="--", label="floor: halves at one checkpoint"),

@@ -264,10 +264,11 @@ def loss_and_knowledge(probes: pd.DataFrame, run: str) -> Figure:
 
 
 def correlation_text(correlation: Correlation) -> str:
-    """Return a correlation with its p-value and number of pairs, or "not defined"."""
+    """Return a correlation with its p-value, where there is one, and number of pairs, or "not defined"."""
     if not np.isfinite(correlation.value):
         return "not defined"
-    return f"{correlation.value:+.2f} (p = {correlation.p_value:.2g}, n = {correlation.pairs:,})"
+    p = f"p = {correlation.p_value:.2g}, " if np.isfinite(correlation.p_value) else ""
+    return f"{correlation.value:+.2f} ({p}n = {correlation.pairs:,})"
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------

@@ -44,10 +44,15 @@ def forest(finding: Finding, name: str) -> Figure:
     figure, axes = grid(
         f"{finding.title}: {finding.verdict}", "", rows, min(_COLUMNS, len(shown)),
         height=0.6 + rows * (1.1 + 0.2 * seeds), share_y=False,
-        note=f"{plain(name)}: grey, the seeds; below them the mean and its 95% t interval over seeds",
+        note=f"{plain(name)}: grey, the seeds; below them the mean and its 95% t interval over seeds, not corrected",
     )  # fmt: skip
     for ax, statistic in zip(axes.flat, shown, strict=False):
         _draw_forest(ax, statistic)
+    for ax, statistic in zip(axes.flat, shown, strict=False):  # the parts of one quantity have one scale
+        parts = [s for s in shown if s.name == statistic.name]
+        reach = [0.0, *(limit for s in parts for limit in (s.low, s.high, *s.by_seed.values()))]
+        margin = 0.04 * (max(reach) - min(reach))
+        ax.set_xlim(min(reach) - margin, max(reach) + margin)
     for ax in axes.flat[len(shown) :]:
         ax.set_axis_off()
     return figure

@@ -88,7 +88,7 @@ SECTION = Section(
         Drawing(
             lambda m: circuit_evaluation.hits_across_bands(m.circuit_predictions, m.results, m.name),
             "Circuits of one frequency band, evaluated on test people of another. Where the lines of a panel coincide, "
-            "the bands share a circuit.",
+            "the bands share a circuit, or circuits of this size suffice for all.",
         ),
         Drawing(
             lambda m: circuit_evaluation.hits_across_types(m.circuit_predictions, m.results, m.name),
@@ -97,7 +97,7 @@ SECTION = Section(
         Drawing(
             lambda m: circuit_evaluation.hits_of_transferred_circuits(m.circuit_predictions, m.name),
             "Each line is one checkpoint's circuit in the weights of all checkpoints. Where it reaches the line of "
-            "each epoch's own circuits, the circuit existed already at its checkpoint of origin.",
+            "each epoch's own circuits, its edges suffice in these weights; compare it with random circuits.",
         ),
     ),
 )

@@ -113,11 +113,15 @@ def _figures(study: DocumentStudy) -> Iterator[tuple[str, Figure, str]]:
         "Entities that are learned at a probe: those that were learned at the probe before (kept) and those that were "
         "not (newly learned). Below the axis, those that were learned at the probe before and are not now."
     )  # fmt: skip
-    yield "cost", figures.cost(study), "The same recall may cost more or fewer documents and minutes."
+    yield (
+        "cost",
+        figures.cost(study),
+        "The same recall may cost more or fewer documents. Minutes compare only if nothing else used the machine.",
+    )
     yield "exposure", figures.exposure(study), (
         "Entities with one document or few (light) and with more (dark). A grey line is the recall before training."
     )  # fmt: skip
     yield "reconfiguration", figures.reconfiguration(study), (
-        "How many of the circuit's edges are replaced between checkpoints, and how many would be by the choice of "
-        "prompts alone."
+        "1 - edge Jaccard of one half of the prompts before and the other half after, and of the two halves at one "
+        "checkpoint: what the choice of prompts alone would give."
     )  # fmt: skip

@@ -72,7 +72,7 @@ def _figures(
     )
     yield embed(
         figures.acquisition_epochs(history, name),
-        "When facts are first known. A short window says that a group is learned in a few epochs, all at once.",
+        "When facts are first known. A short window says that a group is learned in a few epochs.",
     )
     yield embed(
         figures.acquired_and_known_to_end(history, name),
@@ -96,7 +96,7 @@ def _figures(
     )
     yield embed(
         figures.selected_checkpoints(probes, name, saved),
-        "The checkpoint that each rule would take. Where they lie apart, loss is no proxy for knowledge.",
+        "The checkpoint that each rule would take. Rules that pick neighbouring probes may differ by chance.",
     )
 
 
@@ -136,8 +136,9 @@ def _relations(history: FactHistory, probes: pd.DataFrame, changes: pd.DataFrame
     rates = changes.groupby("epoch")["rate"].mean()
     if len(rates):
         parts.append(
-            f"From one checkpoint to the next {rates.iloc[0]:.0%} of the circuits' edges changed at first and "
-            f"{rates.iloc[-1]:.0%} at last (1 - edge Jaccard, mean of the groups)."
+            f"1 - edge Jaccard of the circuits of consecutive checkpoints is {rates.iloc[0]:.2f} at first and "
+            f"{rates.iloc[-1]:.2f} at last (mean of the groups). Two halves of the prompts differ in the same weights, "
+            "too: see the split-half floor under Stability."
         )
     return parts
 

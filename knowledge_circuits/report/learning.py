@@ -37,7 +37,8 @@ SECTION = Section(
         Drawing(
             lambda m: learning.query_accuracy(m.predictions, m.name),
             "Query accuracy by knowledge type within each frequency band. Where K_rel lies above K_compl, facts about "
-            "people whom the model knew were learned better in this run.",
+            "people whom the model knew were learned better in this run; the people differ too, and the intervals "
+            "are under Findings.",
             _of_the_study,
         ),
         Drawing(

@@ -41,7 +41,8 @@ SECTION = Section(
         ),
         Drawing(
             lambda m: stability.cross_groups(m.cross_groups, m.name),
-            "If rows are alike, the groups share a circuit. The last two rows compare the edges that are in all "
+            "If rows are alike, the groups share a circuit, or circuits of this size suffice for all. The last two "
+            "rows compare the edges that are in all "
             "circuits with as many of each group's own strongest edges.",
         ),
     ),
