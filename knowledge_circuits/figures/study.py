@@ -156,6 +156,8 @@ def floors(table: pd.DataFrame, name: str) -> Figure:
         if floor:
             rows = taught[taught["cmc_low"] > 0] if column == "faithfulness" else taught
             _draw_seeds(ax, rows.dropna(subset=[floor]), floor, looks["floor"])
+        if floor:  # on the whole range: a quantity that hardly moves shall look so
+            ax.set_ylim(min(0, ax.get_ylim()[0]), max(1, ax.get_ylim()[1]))
         ax.set_title(title)
         ax.set_xlabel("epoch")
     return legend(figure, looks)
