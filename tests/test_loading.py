@@ -169,6 +169,12 @@ def test_an_adapters_folder_is_loaded_merged_with_its_base_models_tokenizer(adap
     assert load_tokenizer(str(adapter)).get_vocab() == families.word_tokenizer().get_vocab()
 
 
+def test_an_adapter_without_its_base_model_is_named_with_it(adapter: Path) -> None:
+    (adapter.parent / "base").rename(adapter.parent / "elsewhere")
+    with pytest.raises(InputError, match=r"/adapter: its base model, which adapter_config.json names: .*base"):
+        load_decoder(str(adapter))
+
+
 def test_an_adapters_results_depend_on_its_base_model(adapter: Path) -> None:
     (checkpoint,) = checkpoints(str(adapter))
     before = model_facts(checkpoint, "float32")

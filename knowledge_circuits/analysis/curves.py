@@ -1,6 +1,6 @@
 """Curves over epochs: smoothing, area, break point, and when half of a change is done.
 
-    smooth            centred moving average over 3 checkpoints; band = 1.96 standard deviations of the residuals
+    smooth            centred moving average over 3 checkpoints that narrows at the ends
     area              trapezoid area over the epochs divided by their span: the mean level during training
     two segments      y = a + b x + c max(0, x - t): a continuous line that bends once, at t
     shapes            the two segments against a line, exponential decay (alone and with a drift), power law and
@@ -24,29 +24,13 @@ from scipy import integrate, special
 
 Floats = NDArray[np.float64]
 
-#: Half-width of a normal 95% band in standard deviations.
-BAND = 1.96
+#: Half-width of a normal 95% interval in standard deviations.
+NORMAL_95 = 1.96
 #: A two-segment fit has four parameters; fewer points than this cannot tell it from a line.
 FEWEST_POINTS = 6
 #: A comparison of shapes fits up to six parameters.
 FEWEST_FOR_SHAPES = 10
 _GRID = 400
-
-
-@dataclass(frozen=True)
-class Smoothed:
-    """A smoothed curve and the half-width of the band around it, both [n] over the same points."""
-
-    center: Floats
-    half_width: float
-
-    @property
-    def low(self) -> Floats:
-        return self.center - self.half_width
-
-    @property
-    def high(self) -> Floats:
-        return self.center + self.half_width
 
 
 def moving_average(values: ArrayLike, window: int = 3) -> Floats:
@@ -69,17 +53,12 @@ def moving_average(values: ArrayLike, window: int = 3) -> Floats:
         return np.where(present, windows, 0).sum(axis=-1) / present.sum(axis=-1)
 
 
-def smooth(values: ArrayLike, window: int = 3) -> Smoothed:
-    """Return a curve's moving average with the band around it.
-
-    Near the ends the window narrows, so that the average begins and ends where the curve does.
+def smooth(values: ArrayLike, window: int = 3) -> Floats:
+    """Return a curve's moving average [n], which begins and ends where the curve does: there the window narrows.
 
     Args:
         values: [n] in epoch order; NaN where missing.
         window: an odd number of points.
-
-    Returns:
-        The average and a band of 1.96 standard deviations of the residuals on either side (0 for fewer than 3 points).
     """
     points = np.asarray(values, dtype=np.float64)
     center = moving_average(points, window)
@@ -87,9 +66,7 @@ def smooth(values: ArrayLike, window: int = 3) -> Smoothed:
         narrow = moving_average(points, 2 * margin + 1)
         for index in (margin, -1 - margin):
             center[index] = narrow[index] if np.isfinite(narrow[index]) else center[index]
-    residuals = (points - center)[np.isfinite(points)]
-    half_width = BAND * float(residuals.std(ddof=1)) if len(residuals) > 2 else 0.0
-    return Smoothed(center, half_width)
+    return center
 
 
 def area_under_curve(x: ArrayLike, y: ArrayLike) -> Floats:
@@ -322,6 +299,6 @@ def half_change_above_noise(x: ArrayLike, y: ArrayLike) -> Floats:
     """
     y = np.asarray(y, dtype=np.float64)
     smoothed = moving_average(y)
-    noise = BAND * (y - smoothed).std(axis=-1, ddof=1)
+    noise = NORMAL_95 * (y - smoothed).std(axis=-1, ddof=1)
     change = np.abs(smoothed[..., -1] - smoothed[..., 0])
     return np.where(change > noise, half_change(x, smoothed), np.nan)

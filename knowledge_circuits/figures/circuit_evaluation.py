@@ -296,7 +296,7 @@ def hits_of_transferred_circuits(circuit_predictions: pd.DataFrame, run: str) ->
         lines = {step: part[part["circuit_step"] == step] for step in origins}
         for rows, line in ((circuit_tables.own_circuits(part), own), *((lines[step], looks[step]) for step in origins)):
             mean = rows.groupby("epoch")["hit"].mean()
-            draw_curve(ax, mean.index, mean, line, band=False)
+            draw_curve(ax, mean.index, mean, line)
         share_axis(ax)
         ax.set_title(look.label, color=look.color)
     label_axes(axes, "Hit@10")

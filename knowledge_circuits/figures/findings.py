@@ -98,7 +98,7 @@ def layer_order(circuits: Circuits | None, run: str, seed: int = 0) -> Figure:
     table = circuits.activation_table() if circuits is not None else pd.DataFrame()
     means = table.groupby(["layer", "epoch"])["ratio"].mean()
     for layer, look in looks.items():
-        draw_curve(curve, means[layer].index, means[layer], look, band=False)
+        draw_curve(curve, means[layer].index, means[layer], look)
     curve.set_ylabel("edge activation ratio")
     curve.set_xlabel("epoch")
     _draw_order(when, order, colors)

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from knowledge_circuits.analysis import learning_tables
 from knowledge_circuits.figures.panels import (
+    LINE_NOTE,
     By,
     checkpoint_ticks,
     draw_lines,
@@ -55,7 +56,7 @@ def first_token_and_query_accuracy(
         columns.append(("First token of past facts (queries)", past_predictions, "first_token_correct"))
     if all(table.empty for _, table, _ in columns):
         return missing("Accuracy by knowledge type", "No evaluations.jsonl and no predictions in this run yet.", run)
-    figure, axes = grid("Facts learned over training, by knowledge type", run, 1, len(columns))
+    figure, axes = grid("Facts learned over training, by knowledge type", run, 1, len(columns), note=LINE_NOTE)
     for ax, (title, table, value) in zip(axes[0], columns, strict=True):
         ax.set_title(title)
         draw_lines(ax, table, value, "type", TYPES)

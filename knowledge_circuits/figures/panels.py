@@ -1,8 +1,8 @@
 """The parts from which figures are made: line panels, heat maps over layers, markers for values beyond an axis.
 
-A line shows the mean over the rows of each epoch: points are checkpoints, the line is their moving average over 3, the
-band 1.96 standard deviations of the residuals. A layer map has a row of panels for each knowledge type; in each panel
-layers go upward and checkpoints to the right. A panel without data says so.
+A line shows the mean over the rows of each epoch: points are checkpoints, the line is their moving average over 3. A
+layer map has a row of panels for each knowledge type; in each panel layers go upward and checkpoints to the right. A
+panel without data says so.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ BAND_LABELS: Mapping[str, str] = {band: look.label for band, look in BANDS.items
 
 # --- lines ------------------------------------------------------------------------------------------------------------
 
+#: What the line of `draw_curve` is, for a figure's footer.
+LINE_NOTE = "points: checkpoints; lines: their moving average over 3"
+
 
 def line_panels(
     title: str,
@@ -48,6 +51,7 @@ def line_panels(
         share: whether values are shares: an axis from 0% to 100%.
     """
     column, looks = panels
+    note = "  ·  ".join(part for part in (note, LINE_NOTE) if part)
     figure, axes = grid(title, run, 1, len(looks), width=10.6 if len(looks) > 2 else 8.6, note=note)
     for ax, (key, look) in zip(axes[0], looks.items(), strict=True):
         draw_lines(ax, table[table[column] == key], value, *lines)
@@ -90,17 +94,14 @@ def draw_lines(ax: Axes, table: pd.DataFrame, value: str, column: str, looks: Ma
         blank(ax, "no data")
 
 
-def draw_curve(ax: Axes, epochs: Any, values: Any, look: Look, band: bool = True) -> None:
-    """Draw points, their moving average and, if asked for, the band of the residuals."""
+def draw_curve(ax: Axes, epochs: Any, values: Any, look: Look) -> None:
+    """Draw points and their moving average."""
     x, y = np.asarray(epochs, dtype=float), np.asarray(values, dtype=float)
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     if len(x) == 0:
         return
-    smoothed = curves.smooth(y)
-    if band and smoothed.half_width > 0:
-        ax.fill_between(x, smoothed.low, smoothed.high, color=look.color, alpha=0.13, linewidth=0)
     ax.plot(x, y, look.marker, color=look.color, markersize=3.2, alpha=0.55, markeredgewidth=0.8)
-    ax.plot(x, smoothed.center, color=look.color, linewidth=1.7, label=look.label)
+    ax.plot(x, curves.smooth(y), color=look.color, linewidth=1.7, label=look.label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

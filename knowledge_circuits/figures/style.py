@@ -1,10 +1,9 @@
 """The look that all figures share: colours, names, and the parts from which figures are made.
 
 One look for all: K_rel is vermilion, K_compl blue, frequency bands go from light to dark (Okabe and Ito's
-colour-blind-safe palette), points are checkpoints, the line is their moving average over 3 and the band 1.96 standard
-deviations of the residuals. `grid` opens a figure with a title and a footer that names the run; `missing` makes one
-that says what the run does not have yet. Figures are made without pyplot: nothing global changes, nothing has to be
-closed.
+colour-blind-safe palette), points are checkpoints, the line is their moving average over 3. `grid` opens a figure with
+a title and a footer that names the run; `missing` makes one that says what the run does not have yet. Figures are made
+without pyplot: nothing global changes, nothing has to be closed.
 """
 
 from __future__ import annotations

@@ -151,7 +151,10 @@ def read_config(
     """
     base = adapter_base(path)
     if base is not None:
-        return read_config(base.path, trust_remote_code, base.revision, cache_dir)
+        try:
+            return read_config(base.path, trust_remote_code, base.revision, cache_dir)
+        except InputError as error:
+            raise InputError(f"{path}: its base model, which {ADAPTER_CONFIG} names: {error}") from None
     require_weights(path)
     return load_configuration(path, trust_remote_code, revision, cache_dir)
 

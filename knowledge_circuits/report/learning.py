@@ -17,8 +17,7 @@ def _of_the_study(material: Material) -> bool:
 SECTION = Section(
     "learned",
     "What was learned",
-    "Accuracy over training. Points are checkpoints, lines their moving average over 3, bands 1.96 standard deviations "
-    "of the residuals.",
+    "Accuracy over training. Points are checkpoints, lines their moving average over 3.",
     lambda m: _LACKING if m.predictions.empty and m.evaluations.empty and m.training_log.empty else "",
     (
         Drawing(
