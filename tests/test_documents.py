@@ -174,6 +174,12 @@ def test_an_interval_over_several_seeds_is_no_narrower_than_that_over_their_enti
         s for s in claims(tmp_path)["Loss and knowledge"].statistics if s.name == "gain in recall since the start"
     )
     assert gain.estimate == pytest.approx(0.453) and gain.high - gain.low > 0.4
+    few = [record(4 * n, dict.fromkeys(list(ENTITIES)[:5], n * 0.15), 4.0 - n) for n in range(4)]
+    write_run(tmp_path / "seed_2", few, seed=2)  # documents of its own
+    gain = next(
+        s for s in claims(tmp_path)["Loss and knowledge"].statistics if s.name == "gain in recall since the start"
+    )
+    assert gain.by_seed[2] == pytest.approx(0.45) and gain.high - gain.low < 0.1
 
 
 def test_the_stopping_rule_ends_training_where_learning_stalls(tmp_path: Path):

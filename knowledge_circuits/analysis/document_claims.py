@@ -12,8 +12,9 @@ The claims are those of Mousavi et al. (2026), arXiv 2601.03858. Each has one de
 Intervals over entities take each with its mean over strategies and seeds: Student's for a mean, Welch's for a
 difference, and Clopper and Pearson's for a share, which is conservative where an entity's part of it is a fraction.
 With several seeds a second interval is Student's over seeds, and the wider bound on each side counts, for seeds share
-their entities. With one seed the interval holds for that seed alone; a number that is not of entities has none then,
-and its claim no verdict. Each of the six claims is judged at 5%; numbers of single strategies decide nothing.
+their entities (where each has documents of its own, that over seeds alone). With one seed the interval holds for that
+seed alone; a number that is not of entities has none then, and its claim no verdict. Each of the six claims is judged
+at 5%; numbers of single strategies decide nothing.
 
 Shape letters: e entities.
 """
@@ -282,7 +283,8 @@ def _statistics(study: DocumentStudy, number: Number) -> list[Statistic]:
         }
     )  # [seeds, strategies]
     by_seed = {ALL: values.dropna(axis=1, how="all").mean(axis=1, skipna=False), **dict(values.items())}
-    by_entity = {} if number.kind is Kind.RUN else _by_entity(study, number)
+    asked = {tuple(row["id"] for row in run.records[0]["questions"]) for run in study.runs}
+    by_entity = _by_entity(study, number) if number.kind is not Kind.RUN and len(asked) == 1 else {}
     frequency = study.runs[0].knowledge.frequency
     statistics = []
     for where, series in by_seed.items():
