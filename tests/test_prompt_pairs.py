@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import runpy
 import subprocess
 import sys
 from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,9 +148,16 @@ def test_a_tokenizer_without_a_start_token_is_refused(people: list[Person]) -> N
 
 
 def run_program(folder: Path, tokenizer: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "data" / "circuits_data_generation.py"), "--N", "200", "--data_dir"]
-    command += [str(folder), "--model", "tiny", "--model_name_or_path", str(tokenizer), "--circuit_n", "8", *flags]
-    return subprocess.run(command, capture_output=True, text=True)
+    """Run the program in this process, as `python data/circuits_data_generation.py` would."""
+    program = str(ROOT / "data" / "circuits_data_generation.py")
+    command = [program, "--N", "200", "--data_dir", str(folder), "--model", "tiny", "--circuit_n", "8"]
+    command += ["--model_name_or_path", str(tokenizer), *flags]
+    out, error = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
+        patch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(program, run_name="__main__")
+    return subprocess.CompletedProcess(command, int(str(ended.value.code)), out.getvalue(), error.getvalue())
 
 
 def test_the_program_writes_one_file_a_task_with_the_agreed_keys(
