@@ -44,6 +44,19 @@ def test_likelier_facts_that_are_learned_earlier_give_a_negative_rank_correlatio
     }
 
 
+def test_facts_of_one_person_do_not_count_as_many_in_a_p_value(tmp_path: Path):
+    known = np.array([[0, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 1, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], dtype=bool)
+    once = records_of(known, probs=[0.5, 0.3, 0.4, 0.2, 0.1])
+    again = [{**row, "attribute": other} for row in once if row["kind"] == "fact" for other in ("company", "major")]
+    alone, thrice = (
+        prior_exposure(fact_history(read_dynamics(write_records(tmp_path / f"{len(rows)}.jsonl", rows)).facts))
+        for rows in (once, [*once, *again])
+    )
+    for name, correlation in alone.items():
+        assert thrice[name].pairs == 3 * correlation.pairs
+        assert thrice[name].p_value == pytest.approx(correlation.p_value, nan_ok=True)
+
+
 def test_loss_that_falls_exactly_as_facts_are_gained_correlates_with_minus_one():
     assert loss_knowledge_correlation([5, 4, 2, 1.5], [0, 10, 30, 35]).value == pytest.approx(-1)
     assert loss_knowledge_correlation([5, 4, 2, 1.5], [0, 10, 30, 35]).pairs == 3

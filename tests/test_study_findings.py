@@ -63,6 +63,7 @@ def facts(
 
 def test_a_lead_of_known_people_holds_with_its_size_over_the_length_of_training() -> None:
     finding = decide_relevance(facts(lead=1.0))
+    assert "without dose 0 that is not controlled" in finding.reason
     assert finding.verdict == Verdict.HOLDS
     accuracy = finding.statistics[0]
     assert accuracy.estimate == pytest.approx(1 / 8, abs=0.02)

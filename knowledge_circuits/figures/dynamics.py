@@ -196,7 +196,7 @@ def _group_bars(ax: Axes, table: pd.DataFrame, column: str) -> None:
     """Draw a share of each group as bars: bands side by side, types within them."""
     shares = table.pivot(index="type", columns="band", values=column).reindex(index=list(TYPES), columns=list(BANDS))
     _draw_bars(ax, np.arange(len(BANDS)), dict(zip(TYPES, shares.to_numpy(), strict=True)))
-    ax.set_xticks(range(len(BANDS)), [look.label for look in BANDS.values()])
+    ax.set_xticks(range(len(BANDS)), [look.label.replace(" (", "\n(") for look in BANDS.values()])
     ax.set(xlabel="frequency of the biography", ylabel="share of facts ever known", ylim=(0, 1.03))
     ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
     ax.grid(axis="x", visible=False)
