@@ -38,15 +38,17 @@ OPTIMIZER=(--optim adamw_torch --weight_decay 0.1 --adam_beta1 0.9 --adam_beta2 
 
 # Processes -----------------------------------------------------------------------------------------------------------
 
+# Set GPU_COUNT once, for this script and those that it calls: starting torch takes seconds.
 count_gpus() {
-  python -c 'import torch; print(torch.cuda.device_count())'
+  : "${GPU_COUNT:=$(python -c 'import torch; print(torch.cuda.device_count())')}"
+  export GPU_COUNT
 }
 
 # Run a program in one process, or in one process per GPU on each of MACHINES machines (set by scripts/slurm).
 launch() { # program arguments...
   local devices processes kind=(--multi_gpu) network=()
-  devices="$(count_gpus)"
-  if ((devices == 0)); then devices=1; fi
+  count_gpus
+  devices=$((GPU_COUNT > 0 ? GPU_COUNT : 1))
   processes=$((devices * ${MACHINES:-1}))
   if ((processes <= 1)); then
     python "$@"
@@ -63,7 +65,8 @@ launch() { # program arguments...
 # The same, but without a GPU run PROCESSES processes of one thread each, if PROCESSES is set. A model as small as nano
 # does not use two cores in one process. The files do not depend on the number of processes.
 launch_sweep() { # program arguments...
-  if [[ -z "${PROCESSES:-}" || "$(count_gpus)" != 0 ]]; then
+  count_gpus
+  if [[ -z "${PROCESSES:-}" || "$GPU_COUNT" != 0 ]]; then
     launch "$@"
   elif ((PROCESSES == 1)); then
     python "$@" --threads 1
@@ -229,8 +232,11 @@ figures() { # names...
   done
 }
 
-# Write the run's report.html and the table of what was learned, summary.txt.
+# Write the run's report.html and, beside it, the table of what was learned, summary.txt.
 report() {
+  python -m knowledge_circuits.analysis.summary "$RUN_FOLDER" >/dev/null &
+  local other=$!
   python report.py --run "$RUN_FOLDER"
-  python -m knowledge_circuits.analysis.summary "$RUN_FOLDER"
+  wait "$other"
+  cat "$RUN_FOLDER/summary.txt"
 }

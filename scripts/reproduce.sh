@@ -10,6 +10,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/nano/settings.sh"
 source "$ROOT/scripts/stages.sh"
 
+count_gpus
 STAGE_FOLDERS="$DATA $UNTRAINED $BASE_RUN $RUN_FOLDER"
 run_stages "$RUN_FOLDER/stages" scripts/nano data train predict eap circuit_eval figures report
 

@@ -6,7 +6,7 @@
 # more than the texts and cannot answer the queries.
 
 MODEL=nano
-: "${N:=360}" "${TEMPLATES:=12}" "${CIRCUIT_N:=30}" "${GRAPH_FORMAT:=json}"
+: "${N:=360}" "${TEMPLATES:=12}" "${CIRCUIT_N:=30}" "${GRAPH_FORMAT:=json}" "${REPORT_TO:=none}"
 ATTRIBUTION_BATCH=32
 TOPN=400                                      # a quarter of the 1,603 edges
 cores="$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)"
