@@ -26,10 +26,6 @@ from knowledge_circuits.sweeps.flags import DATA_FILE_HELP, add_group_flags, add
 
 _TOPN_HELP = "sizes of circuits: edges before pruning (default: the paper's size, or a quarter of all edges)"
 _TEST_HELP = "test.jsonl (or circuit data, or own facts) for the circuit alone; without it no predictions"
-_ENSEMBLE_HELP = (
-    "take circuits from the mean of --method's scores and those of these methods, named as in the folders "
-    "method_<name>, such as EAP_gim"
-)
 _SIGN_HELP = (
     "drop edges whose score keeps its sign in less than this share of resamples of the prompts; needs "
     "circuit_discovery.py --stability"
@@ -61,7 +57,6 @@ def parse_arguments() -> argparse.Namespace:
         default=Intervention.PATCHING,
         help=f"what replaces the edges outside the circuit: {', '.join(Intervention)}; default patching",
     )
-    add("--ensemble", nargs="+", default=[], metavar="METHOD", help=_ENSEMBLE_HELP)
     add("--signed", action="store_true", help="choose the edges of largest signed score; default: of largest |score|")
     add("--same_sign", type=share, default=0.0, metavar="SHARE", help=_SIGN_HELP)
     add("--cross_groups", action="store_true", help=_CROSS_HELP)
@@ -91,7 +86,6 @@ def main() -> int:
         args,
         model=args.model,
         topn=(),
-        ensemble=tuple(args.ensemble),
         same_sign=args.same_sign,
         signed=args.signed,
         intervention=args.intervention,

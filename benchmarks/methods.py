@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from benchmarks.known_circuit import Induction, roc_area
 from benchmarks.measuring import processor, reset_resident_peak, resident_peak, synchronize
-from benchmarks.tasks import TASKS, Task, load_biographies, load_task
+from benchmarks.tasks import TASKS, Task, load_biographies, load_mib, load_task
 from knowledge_circuits.command_line import HelpFormatter, positive, run_program
 from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.decoder import Decoder
@@ -55,11 +55,14 @@ from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.selection import mean_scores, prune, top_n
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError, atomic_write, write_json
+from knowledge_circuits.mib import DATA_SETS
 from knowledge_circuits.models.tokenization import load_tokenizer
 
 T = TypeVar("T")
 
 BIOGRAPHIES = "biographies"
+#: Names of the tasks that take MIB's data sets.
+MIB = tuple(f"mib-{name}" for name in DATA_SETS)
 
 #: Name on the command line -> method and gradient rule of each graph whose scores are averaged; none for random scores.
 METHODS: dict[str, tuple[tuple[Method, GradientRule], ...]] = {
@@ -263,8 +266,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--model", nargs="+", default=[], help="checkpoint folders or hub names")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, BIOGRAPHIES])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, BIOGRAPHIES, *MIB])
     parser.add_argument("--biographies", help="the circuit data file of the task biographies")
+    parser.add_argument(
+        "--mib_data",
+        help="has a folder for each of MIB's data sets; default: the hub (with HF_HUB_OFFLINE=0)",
+    )
     parser.add_argument(
         "--methods", nargs="+", choices=list(METHODS), help=f"default: all; exact up to {EXACT_EDGES} edges"
     )
@@ -296,6 +303,8 @@ def main(arguments: list[str] | None = None) -> int:
             try:
                 if task_name == BIOGRAPHIES:
                     task = load_biographies(args.biographies, tokenizer, args.count)
+                elif task_name in MIB:
+                    task = load_mib(task_name.removeprefix("mib-"), tokenizer, args.count, args.mib_data)
                 else:
                     task = load_task(task_name, tokenizer, args.count)
                 accuracies.setdefault(name, {})[task.name] = task.require_accuracy(decoder, args.least_accuracy)

@@ -11,7 +11,7 @@ IOI has both orders of the names (ABBA and BABA); its corrupted prompt exchanges
 `s2_io_flip_counterfactual`). The year of greater-than ends in 9, so that a right continuation has a larger decade digit
 and tokenizers with one or two digits per token are treated alike. The splits share no prompt; clean prompts of
 country-capital share no country across splits, those of agreement no subject. `load_biographies` reads the study's own
-prompts.
+prompts, `load_mib` those of MIB's data sets.
 
 Shapes: b items, n vocabulary.
 """
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from knowledge_circuits import mib
 from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_data
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.evaluation import evaluate
@@ -230,6 +231,25 @@ def load_biographies(path: str, tokenizer: PreTrainedTokenizerBase, count: int) 
         raise InputError(f"{path}: {len(pairs)} prompts, and two splits of {count} are wanted")
     drawn = random.Random(0).sample(range(len(pairs)), 2 * count)
     return Task(f"biographies ({attribute})", pairs.select(drawn[:count]), pairs.select(drawn[count:]))
+
+
+def load_mib(name: str, tokenizer: PreTrainedTokenizerBase, count: int, folder: str | None = None) -> Task:
+    """Return the first prompts of a data set of MIB: discovery on its train split, evaluation on its validation split.
+
+    Args:
+        name: a key of `mib.DATA_SETS`.
+        folder: of local copies, see `mib.load_rows`; None: the hub.
+
+    Raises:
+        InputError: the data set cannot be loaded, or too few of its rows fit the tokenizer.
+    """
+    splits = []
+    for split in ("train", "validation"):
+        pairs = mib.prompt_pairs(mib.load_rows(name, split, folder), name, tokenizer)
+        if len(pairs) < count:
+            raise InputError(f"{name}: {len(pairs)} rows of {split} fit this tokenizer, and {count} are wanted")
+        splits.append(pairs.select(range(count)))
+    return Task(f"mib-{name}", splits[0], splits[1])
 
 
 def _fits(example: Example, name: str, tokenizer: PreTrainedTokenizerBase) -> bool:

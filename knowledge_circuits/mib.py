@@ -7,7 +7,8 @@
 A submission has a folder `<task>_<model>` for each task and model (`arc-easy_llama3`). It holds one file of edge
 scores, `importances.json` in EAP-IG 2.0's schema, which MIB's loader reads, or (`--circuits`) a circuit for each of
 `SHARES`, the largest shares of the model's edges that it may have. MIB selects edges by the signed score; in its
-convention, as in the engine's, a positive score means that the edge helps. `prompt_pairs` reads rows of its data sets.
+convention, as in the engine's, a positive score means that the edge helps. `load_rows` loads its data sets, from the
+hub or from files, and `prompt_pairs` makes prompt pairs of their rows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knowledge_circuits.command_line import HelpFormatter, program_parser, run_program
-from knowledge_circuits.files import InputError
+from knowledge_circuits.files import InputError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
 
 #: Shares of all edges for which the second form of a submission has a circuit each.
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+#: Task -> the name of its data set on the hub, below `mib-bench`.
+DATA_SETS = {
+    "ioi": "ioi",
+    "mcqa": "copycolors_mcqa",
+    "arc_easy": "arc_easy",
+    "arc_challenge": "arc_challenge",
+    "arithmetic_addition": "arithmetic_addition",
+    "arithmetic_subtraction": "arithmetic_subtraction",
+}
 
 #: A task's counterfactual column, by the task's first word.
 _COUNTERFACTUALS = {
@@ -124,8 +135,38 @@ def read_submission(folder: str | Path) -> dict[tuple[str, str], list[Graph]]:
     return graphs
 
 
+def load_rows(
+    task: str, split: str, folder: str | Path | None = None, cache_dir: str | Path | None = None
+) -> list[dict[str, Any]]:
+    """Return the rows of a split of one of MIB's data sets, for `prompt_pairs`.
+
+    Args:
+        task: a key of `DATA_SETS`.
+        split: such as train or validation.
+        folder: has a folder for each data set, named as in `DATA_SETS`, with a file for each split (`train.jsonl`, or
+            another that `datasets` loads); None: the hub.
+        cache_dir: of `datasets`; None: its default.
+
+    Raises:
+        InputError: an unknown task, or a data set that cannot be loaded.
+    """
+    import datasets
+
+    task = task.replace("-", "_")
+    if task not in DATA_SETS:
+        raise InputError(f"no data set of MIB is known for the task {task!r}; choose one of: {', '.join(DATA_SETS)}")
+    hub = folder is None
+    name = f"mib-bench/{DATA_SETS[task]}" if hub else str(Path(folder or "", DATA_SETS[task]))
+    configuration = "4_answer_choices" if hub and task == "mcqa" else None
+    try:
+        rows = datasets.load_dataset(name, configuration, split=split, cache_dir=cache_dir and str(cache_dir))
+    except Exception as error:  # whatever a missing network, folder or split makes the library raise
+        raise InputError(f"the data set {name!r} cannot be loaded: {first_line(error)}") from error
+    return list(rows)
+
+
 def prompt_pairs(rows: Iterable[Mapping[str, Any]], task: str, tokenizer: PreTrainedTokenizerBase) -> PromptPairs:
-    """Return prompt pairs of rows with the columns of MIB's data sets, such as `datasets.load_dataset` yields.
+    """Return prompt pairs of rows with the columns of MIB's data sets, as `load_rows` returns them.
 
     As MIB does, it drops rows whose answers have different numbers of tokens, and of arithmetic those with another
     operator or answers of several tokens. Rows whose two prompts differ in length are dropped too.

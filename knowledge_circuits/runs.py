@@ -270,7 +270,7 @@ class CircuitFolder:
 
     @property
     def details(self) -> Path:
-        """Return the scored graph's stability and span scores, which circuit_discovery.py writes where asked."""
+        """Return the stability and span scores of the scored graph, or of several graphs' mean, where they are kept."""
         return self.output / self.coordinates.path(Content.DETAILS, ".safetensors")
 
     @property

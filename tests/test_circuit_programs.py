@@ -19,16 +19,19 @@ from tiny_run import ONE_GROUP, TinyRun, call, files, make_run
 import circuit_discovery
 import circuit_eval
 from knowledge_circuits import study
+from knowledge_circuits.analysis.circuit_settings import Setting
+from knowledge_circuits.analysis.run_circuits import read_circuits
 from knowledge_circuits.engine import floors
 from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.evaluation import evaluate
 from knowledge_circuits.engine.graph_files import read_details, read_graph
 from knowledge_circuits.engine.selection import mean_scores, prune, top_n
+from knowledge_circuits.engine.stability import Resampling
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import read_json, read_jsonl, write_json, write_jsonl
 from knowledge_circuits.manifest import read_manifest
 from knowledge_circuits.models.tokenization import load_tokenizer
-from knowledge_circuits.runs import Checkpoint, CircuitFolder, checkpoints
+from knowledge_circuits.runs import Checkpoint, CircuitFolder, Run, checkpoints
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, group_columns, groups
 from knowledge_circuits.sweeps import programs
 from knowledge_circuits.sweeps.groups import GroupData, read_groups
@@ -620,6 +623,61 @@ def test_an_ensemble_is_the_mean_of_graphs_and_stable_signs_thin_a_circuit(copy,
     positive = read_graph(checkpoint.circuit_folder(6, CITY_NEW_HIGH, "EAP-IG_signed").circuit(40))
     assert torch.equal(positive.in_graph, prune(top_n(scored, 40, absolute=False)).in_graph)
     assert positive.meta["signed"] and not torch.equal(positive.in_graph, prune(top_n(scored, 40)).in_graph)
+
+
+def test_an_ensembles_stability_is_that_of_its_mean_in_each_resample_of_the_same_prompts(copy, capsys):
+    discovery = copy.discovery(*ONE_GROUP, "--ensemble", "EAP_gim", "--stability", "40", "--spans")
+    assert call(circuit_discovery.main, discovery) == 0
+    (checkpoint,) = checkpoints(str(copy.checkpoints / "checkpoint-4"))
+    names = ("EAP-IG", "EAP_gim", "EAP-IG+EAP_gim")
+    one, other, mean = (checkpoint.circuit_folder(6, CITY_NEW_HIGH, name) for name in names)
+    members = [read_graph(folder.graph()) for folder in (one, other)]
+    layout = members[0].layout
+    details = read_details(mean.details, layout)
+    assert list(read_manifest(mean.manifest).files) == ["city_details.safetensors"] and not mean.graph().exists()
+
+    decoder = load_decoder(checkpoint.path)
+    pairs = read_groups(str(copy.circuit_data), [CITY_NEW_HIGH], 6)[0].pairs(load_tokenizer(checkpoint.path))
+    weights = Resampling().weights(len(pairs)).float()
+    expected = torch.zeros(len(weights), layout.n_edges)
+    for options in ({}, {"method": "EAP", "gradient": "gim"}):
+        rows = weights @ attribute(decoder, pairs, per_prompt=True, **options).prompt_scores[:, layout.real_edges]
+        expected += rows / rows.abs().mean(1, keepdim=True).clamp(min=1e-12) / 2  # two prompts have scores of 0
+    strongest = expected.abs().argsort(dim=1, descending=True, stable=True)[:, :40]
+    members_of = torch.zeros_like(expected).scatter_(1, strongest, 1)
+    inclusion = details.stability.inclusion[layout.real_edges]
+    torch.testing.assert_close(inclusion, members_of[10:].mean(0), rtol=0, atol=1e-6)
+    both, either = ((members_of[:10:2] + members_of[1:10:2]) >= least for least in (2, 1))
+    torch.testing.assert_close(details.stability.split_half_jaccard, both.sum(1) / either.sum(1))
+    assert (inclusion - read_details(one.details, layout).stability.inclusion[layout.real_edges]).abs().max() > 0.1
+    torch.testing.assert_close(details.span_scores.sum(0), mean_scores(members).scores, rtol=0, atol=1e-4)
+
+    before = files(copy.folder)
+    assert call(circuit_discovery.main, discovery) == 0 and files(copy.folder) == before
+    mean.details.unlink()
+    assert call(circuit_discovery.main, discovery) == 0 and files(copy.folder) == before
+
+
+def test_an_ensembles_circuit_has_its_stability_in_the_tables_and_none_of_other_graphs(copy, capsys):
+    discovery = copy.discovery(*ONE_GROUP, "--ensemble", "EAP")
+    assert call(circuit_discovery.main, discovery) == 0  # the graphs alone
+    assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "40", "--ensemble", "EAP")) == 0
+    run, setting = Run(copy.folder), Setting(6, "EAP-IG+EAP", 40)
+    assert read_circuits(run, setting).table["inclusion"].isna().all()
+    assert call(circuit_discovery.main, [*discovery, "--stability", "40"]) == 0
+    seen = []
+    (row,) = read_circuits(run, setting, lambda *shown: seen.append(shown[-1])).table.to_dict("records")[-1:]
+    (circuit,) = seen[-1:]
+    assert row["inclusion"] == pytest.approx(float(circuit.inclusion[circuit.in_graph].mean()))
+    assert 0 < row["split_half_jaccard"] < 1 and 0 < row["rank_correlation"] < 1
+
+    others = copy.discovery(*ONE_GROUP, "--ig_steps", "2", "--overwrite")
+    assert call(circuit_discovery.main, others) == 0
+    again = copy.evaluation(*ONE_SOURCE, "--topn", "40", "--ensemble", "EAP", "--overwrite")
+    assert call(circuit_eval.main, again) == 1
+    assert "the stability of other graphs' mean (EAP-IG graph ig_steps 5, now 2)" in capsys.readouterr().err
+    assert call(circuit_discovery.main, copy.discovery(*ONE_GROUP, "--ensemble", "GIM")) == 1
+    assert "--ensemble GIM: no way of scoring has this name" in capsys.readouterr().err
 
 
 def test_each_groups_circuit_runs_on_the_prompts_of_all_groups(copy, capsys):

@@ -24,8 +24,10 @@ from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from knowledge_circuits.manifest import read_manifest
 from knowledge_circuits.models.tokenization import load_tokenizer
+from knowledge_circuits.report.circuit_evaluation import FACT_GROUPS, fact_table
 from knowledge_circuits.report.material import read_material
 from knowledge_circuits.report.page import write_report
+from knowledge_circuits.report.section import draw_sections
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import FactGroup
 
@@ -191,6 +193,32 @@ def test_tables_and_report_show_the_groups_of_own_facts(fresh: Path, capitals: P
     assert "The 18 groups" not in page and 'id="findings"' not in page and 'id="groups"' in page
     for anchor in re.findall(r'href="#([^"]+)"', page):
         assert f'id="{anchor}"' in page
+
+
+def test_the_groups_of_own_facts_have_the_stability_of_their_circuits(fresh: Path, capitals: Path) -> None:
+    assert call(circuit_discovery.main, discovery(fresh, capitals)) == 0
+    assert call(circuit_eval.main, evaluation(fresh, capitals)) == 0
+    write_json(fresh / "checkpoint-4" / "trainer_state.json", {"global_step": 4, "epoch": 1.0})
+    run, columns = Run(fresh.parent), ["split_half_jaccard", "rank_correlation", "inclusion"]
+    assert circuit_tables.fact_circuits(run)[columns].isna().all(axis=None)
+    assert "inclusion" not in fact_table(read_material(run)).header
+    assert call(circuit_discovery.main, discovery(fresh, capitals, "--stability", "40")) == 0
+    table = circuit_tables.fact_circuits(run)
+    for row in table.to_dict("records"):
+        folder = fresh / f"checkpoint-{row['step']}" / "circuit_6" / f"group_{row['group']}" / "method_EAP-IG"
+        circuit = read_graph(folder / "topn_40" / "capitals_graph.json")
+        stability = read_details(folder / "capitals_details.safetensors", circuit.layout).stability
+        assert row["inclusion"] == pytest.approx(float(stability.inclusion[circuit.in_graph].mean()))
+        assert row["split_half_jaccard"] == pytest.approx(float(stability.split_half_jaccard.mean()))
+        assert row["rank_correlation"] == pytest.approx(float(stability.rank_correlation.mean()))
+    material = read_material(run)
+    shown = fact_table(material)
+    assert shown.header[-2:] == ["halves agree", "inclusion"] and "Inclusion: in how many" in shown.caption
+    of_group = {row[1]: row[-2:] for row in shown.rows}
+    for row in table[table["step"] == 4].to_dict("records"):
+        assert of_group[row["group"]] == [f"{row['split_half_jaccard']:.2f}", f"{row['inclusion']:.2f}"]
+    (section,) = draw_sections(material, (FACT_GROUPS,))
+    assert [bool(re.search("Stability", figure.svg)) for figure in section.figures] == [False, True]
 
 
 def test_the_test_items_may_stand_in_another_file(fresh: Path, capitals: Path) -> None:

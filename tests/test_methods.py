@@ -112,6 +112,25 @@ def test_biographies_are_read_from_circuit_data(folder: str, tmp_path: Path) -> 
         tasks.load_biographies(str(path), tokenizer, 3)
 
 
+def test_mibs_data_sets_are_tasks_of_their_own_splits(folder: str, tmp_path: Path) -> None:
+    generator, rows = random.Random(0), []
+    for _ in range(12):
+        clean, corrupted, right, wrong, _ = tasks.ioi(generator)
+        names = {"indirect_object": right, "subject": wrong, "random_c": wrong}
+        rows.append({"prompt": clean, "s2_io_flip_counterfactual": {"prompt": corrupted}, "metadata": names})
+    (tmp_path / "ioi").mkdir()
+    for split, part in (("train", rows[:6]), ("validation", rows[6:])):
+        (tmp_path / "ioi" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    task = tasks.load_mib("ioi", load_tokenizer(folder), 2, str(tmp_path))
+    texts = [[row["clean"] for row in split.rows] for split in (task.discovery, task.evaluation)]
+    prompts = [str(row["prompt"]) for row in rows]
+    assert task.name == "mib-ioi" and set(texts[0]) <= set(prompts[:6]) and set(texts[1]) <= set(prompts[6:])
+    with pytest.raises(InputError, match="fit this tokenizer, and 7 are wanted"):
+        tasks.load_mib("ioi", load_tokenizer(folder), 7, str(tmp_path))
+    flags = f"--model {folder} --tasks mib-ioi --mib_data {tmp_path} --count 2 --resamples 1 --least_accuracy 0"
+    assert methods.main([*flags.split(), "--methods", "eap"]) == 0
+
+
 def test_a_rows_areas_are_mibs_on_the_evaluation_split(folder: str) -> None:
     decoder = load_decoder(folder)
     task = tasks.load_task("ioi", load_tokenizer(folder), 4)
@@ -155,6 +174,21 @@ def test_the_program_continues_where_it_was_interrupted(folder: str, tmp_path: P
     assert [row["method"] for row in both] == ["random", "eap", "ensemble"]
     with pytest.raises(InputError, match="prompts 3, now 4"):
         rows("--methods eap --count 4")
+
+
+@pytest.mark.parametrize(("name", "digits"), [("nano", 3), ("smollm2", 2)])
+def test_the_documentations_tables_are_the_numbers_that_were_measured(name: str, digits: int) -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    page, content = (docs / "methods.md").read_text(), json.loads((docs / f"figures/methods_{name}.json").read_text())
+    rows = [methods.Row(**row) for row in content["rows"]]
+    order = ["biographies (city)"] if name == "nano" else list(tasks.TASKS)
+    assert {row.task for row in rows} == set(order)
+    for method in {row.method for row in rows}:
+        own = sorted((row for row in rows if row.method == method), key=lambda row: order.index(row.task))
+        cpr = [f"{row.mean('cpr'):.{digits}f} ± {row.spread('cpr'):.{digits}f}" for row in own]
+        cmd = [f"{row.mean('cmd'):.3f} ± {row.spread('cmd'):.3f}" for row in own]
+        for cells in [cpr + cmd] if name == "nano" else [cpr, cmd]:
+            assert f"| {method} | {' | '.join(cells)} |" in page
 
 
 def test_the_program_names_refused_tasks(folder: str, capsys: pytest.CaptureFixture[str]) -> None:

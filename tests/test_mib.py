@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from families import word_tokenizer
@@ -156,6 +157,28 @@ def test_rows_of_mibs_data_become_pairs_and_what_mib_drops_is_dropped(task: str)
     pairs = mib.prompt_pairs(rows, task, word_tokenizer())
     assert list(pairs.labels) == labels
     assert all(ids[0] == 0 for ids in (*pairs.clean, *pairs.corrupted))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+@pytest.mark.parametrize("task", ROWS)
+def test_files_with_the_columns_of_mibs_data_sets_are_loaded(task: str, ending: str, tmp_path: Path) -> None:
+    folder, (rows, labels) = tmp_path / mib.DATA_SETS[task], ROWS[task]
+    folder.mkdir()
+    for split, chosen in (("train", rows), ("validation", rows[::-1])):
+        data = datasets.Dataset.from_list(chosen)
+        (data.to_json if ending == "jsonl" else data.to_parquet)(folder / f"{split}.{ending}")
+        found = mib.load_rows(task, split, tmp_path, tmp_path / "cache")
+        assert len(found) == len(rows)
+        assert list(mib.prompt_pairs(found, task, word_tokenizer()).labels) == labels
+    with pytest.raises(InputError, match=r"cannot be loaded: Unknown split"):
+        mib.load_rows(task, "test", tmp_path, tmp_path / "cache")
+
+
+def test_a_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the data set 'mib-bench/ioi' cannot be loaded"):
+        mib.load_rows("ioi", "train", cache_dir=tmp_path)
+    with pytest.raises(InputError, match="choose one of: ioi, mcqa, arc_easy"):
+        mib.load_rows("winogrande", "train", tmp_path)
 
 
 def test_rows_without_the_tasks_columns_are_refused() -> None:

@@ -14,8 +14,8 @@ from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.prompts import PromptPairs
-from knowledge_circuits.engine.selection import top_n
-from knowledge_circuits.engine.stability import Resampling, keep_stable_signs, resampled, stability
+from knowledge_circuits.engine.selection import mean_scores, top_n
+from knowledge_circuits.engine.stability import Resampling, keep_stable_signs, mean_resampled, resampled, stability
 from knowledge_circuits.engine.weights import decoder_from_model
 from knowledge_circuits.files import InputError
 
@@ -135,6 +135,28 @@ def test_edges_of_uncertain_sign_are_dropped_and_strong_ones_are_kept() -> None:
     chosen = keep_stable_signs(graph, result, 0.95)
     assert chosen.in_graph[strong].float().mean() > 0.9 and chosen.in_graph[weak].float().mean() < 0.5
     assert keep_stable_signs(top_n(graph, 50), result, 0.0).n_edges == 50
+
+
+def test_an_ensembles_resamples_are_those_of_its_mean_whatever_the_methods_scales() -> None:
+    layout, resampling = Layout(3, 4), Resampling(splits=3, resamples=5)
+    prompts = [prompts_scores(noise, layout) for noise in (0.5, 2)]
+    graphs = [
+        Graph(layout, one.mean(0), layout.real_edges.clone(), 8, prompt_scores=resampled(one, resampling))
+        for one in prompts
+    ]
+    mean = mean_resampled(graphs)
+    for weights, row in zip(resampling.weights(40), mean.prompt_scores, strict=True):
+        drawn = [dataclasses.replace(graphs[0], scores=torch.tensordot(weights, one, 1)) for one in prompts]
+        torch.testing.assert_close(row, mean_scores(drawn).scores)
+    torch.testing.assert_close(mean.scores, mean_scores(graphs).scores)
+    first = graphs[0]
+    larger = dataclasses.replace(first, scores=1000 * first.scores, prompt_scores=1000 * first.prompt_scores)
+    torch.testing.assert_close(mean_resampled([larger, graphs[1]]).prompt_scores, mean.prompt_scores)
+    silent = dataclasses.replace(first, prompt_scores=first.prompt_scores * (torch.arange(11) > 0)[:, None, None])
+    halved = mean_resampled([silent, graphs[1]]).prompt_scores[0]
+    torch.testing.assert_close(2 * halved, mean_resampled([graphs[1]]).prompt_scores[0])
+    with pytest.raises(InputError, match="score with per_prompt"):
+        mean_resampled([graphs[0], dataclasses.replace(graphs[1], prompt_scores=None)])
 
 
 def test_spans_that_do_not_cover_a_prompt_are_refused() -> None:

@@ -21,7 +21,7 @@ from knowledge_circuits.analysis.circuit_settings import (
     group_columns,
 )
 from knowledge_circuits.analysis.learning_tables import predictions
-from knowledge_circuits.analysis.run_circuits import Visitor, details_of
+from knowledge_circuits.analysis.run_circuits import STABILITY_COLUMNS, Visitor, details_of, stability_columns
 from knowledge_circuits.engine import topology
 from knowledge_circuits.engine.graph_files import read_graph
 from knowledge_circuits.files import InputError
@@ -40,7 +40,7 @@ CIRCUIT_PREDICTION_COLUMNS = [
 ]
 _FACT_NUMBERS = [
     *("clean_baseline_performance", "corrupted_baseline_performance", "circuit_performance"),
-    *("edges_num", "nodes_num", "edge_entropy", "faithfulness", "hit", "edge_jaccard"),
+    *("edges_num", "nodes_num", "edge_entropy", "faithfulness", "hit", "edge_jaccard", *STABILITY_COLUMNS),
 ]
 FACT_CIRCUIT_COLUMNS = ["step", "epoch", "task", "group", *_FACT_NUMBERS]
 
@@ -100,7 +100,8 @@ def fact_circuits(run: Run, setting: Setting | None = None, visit: Visitor | Non
     """Return the evaluated circuits of groups of one's own facts; see FACT_CIRCUIT_COLUMNS.
 
     hit is Hit@10 of the circuit alone on its own group's test items, edge_jaccard the similarity to the group's circuit
-    at its last step; NaN where a part is missing. Transferred circuits are left out.
+    at its last step, the STABILITY_COLUMNS as in `read_circuits`; NaN where a part is missing. Transferred circuits are
+    left out.
 
     Args:
         visit: as in `read_circuits`.
@@ -122,8 +123,10 @@ def fact_circuits(run: Run, setting: Setting | None = None, visit: Visitor | Non
             if circuit is not None:
                 graph = read_graph(circuit)
                 edges.setdefault((group.task, group.name), []).append((len(rows), topology.membership(graph)))
+                details = details_of(key, circuit, graph.layout)
+                row |= stability_columns(details, graph)
                 if visit is not None:
-                    visit(step, epoch, group, details_of(key, circuit, graph.layout).attached(graph))
+                    visit(step, epoch, group, details.attached(graph))
             rows.append(row)
     table = pd.DataFrame(rows, columns=FACT_CIRCUIT_COLUMNS)
     for members in edges.values():

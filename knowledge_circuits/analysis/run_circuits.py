@@ -22,10 +22,11 @@ from knowledge_circuits.files import InputError
 from knowledge_circuits.runs import SIGNED, Content, Coordinates, Run
 from knowledge_circuits.study import AnyGroup, Group
 
+STABILITY_COLUMNS = ("split_half_jaccard", "rank_correlation", "inclusion")
 CIRCUIT_COLUMNS = [
     *("step", "epoch", *GROUP_COLUMNS, "prompts", "edges", "nodes"),
     *("entropy", "weighted_entropy", "random_walk_entropy", "edge_jaccard", "node_jaccard"),
-    *("split_half_jaccard", "rank_correlation", "inclusion"),
+    *STABILITY_COLUMNS,
 ]
 SPAN_COLUMNS = ["step", "epoch", *GROUP_COLUMNS, "span", "share"]
 
@@ -122,7 +123,7 @@ def read_circuits(run: Run, setting: Setting | None = None, visit: Visitor | Non
         edges.append(topology.membership(graph))
         nodes.append(topology.nodes(graph))
         activation.append(topology.edge_activation_ratio(graph))
-        rows.append({**file.columns, **_measures(graph), **_stability(details, graph)})
+        rows.append({**file.columns, **_measures(graph), **stability_columns(details, graph)})
         spans += [{**file.columns, "span": span, "share": share} for span, share in span_shares(graph).items()]
     if layout is None:
         return None
@@ -156,6 +157,8 @@ def span_shares(circuit: Graph) -> dict[str, float]:
 def details_of(coordinates: Coordinates, path: Path, layout: Layout) -> Details:
     """Return stability (of this circuit size only) and span scores of the graph that a circuit was selected from.
 
+    That of an ensemble is the mean of its methods' graphs.
+
     The signs that --same_sign asks for are those of all prompts, so an edge that passed is in a resample's circuit if
     it is in the resample's top n: inclusion holds for such a circuit too. The halves' circuits are unknown. Nothing is
     known of circuits of --signed: stability is measured by |score|.
@@ -173,10 +176,11 @@ def details_of(coordinates: Coordinates, path: Path, layout: Layout) -> Details:
     return replace(details, topn=details.topn if stability else 0, stability=stability)
 
 
-def _stability(details: Details, circuit: Graph) -> dict[str, float]:
+def stability_columns(details: Details, circuit: Graph) -> dict[str, float]:
+    """Return a circuit's STABILITY_COLUMNS; NaN where no stability was measured."""
     stability = details.stability
     if stability is None:
-        return dict.fromkeys(("split_half_jaccard", "rank_correlation", "inclusion"), np.nan)
+        return dict.fromkeys(STABILITY_COLUMNS, np.nan)
     return {
         "split_half_jaccard": float(stability.split_half_jaccard.mean()),
         "rank_correlation": float(stability.rank_correlation.mean()),

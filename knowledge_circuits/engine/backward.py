@@ -218,7 +218,7 @@ class Backward:
         if activation is Activation.RELU:
             return torch.ops.aten.threshold_backward(gradient, x, 0)
         if self.rules.secant_activations:
-            return gradient * secant(self.decoder, x)
+            return secant(self.decoder, x).mul_(gradient)
         if activation is Activation.SILU:
             return torch.ops.aten.silu_backward(gradient, x)
         return torch.ops.aten.gelu_backward(gradient, x, approximate=GELU[activation])

@@ -471,14 +471,14 @@ def activate(mlp: MLP, decoder: Decoder, hidden: Tensor) -> Tensor:
 def apply_activation(decoder: Decoder, x: Tensor) -> Tensor:
     """Return the decoder's activation at x."""
     if decoder.activation_stabilizer and decoder.activation is not Activation.RELU:
-        return secant(decoder, x) * x
+        return secant(decoder, x).mul_(x)
     return _activation(decoder.activation, x)
 
 
 def secant(decoder: Decoder, x: Tensor) -> Tensor:
     """Return f(x) / (x + s sign x) with the decoder's stabilizer s."""
-    stabilized = x + torch.full_like(x, decoder.activation_stabilizer).copysign(x)
-    return _activation(decoder.activation, x) / stabilized
+    stabilizer = torch.full((), decoder.activation_stabilizer, dtype=x.dtype, device=x.device)
+    return _activation(decoder.activation, x).div_(stabilizer.copysign(x).add_(x))
 
 
 def _activation(activation: Activation, x: Tensor) -> Tensor:

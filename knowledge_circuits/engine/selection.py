@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -96,7 +97,8 @@ def mean_scores(graphs: Sequence[Graph]) -> Graph:
     """Return the whole graph with the mean of several methods' scores (an ensemble).
 
     Methods differ in scale, so each graph's scores are divided by their mean |score| over all edges; signs and zeros
-    stay. What the graphs' meta agree on is kept; what differs is listed, one value per graph.
+    stay. Scores by token span are averaged alike where all graphs have those of the same spans. What the graphs' meta
+    agree on is kept; what differs is listed, one value per graph.
 
     Raises:
         InputError: no graph, graphs of different models, a graph without the scores of all edges, or scores that are
@@ -104,8 +106,8 @@ def mean_scores(graphs: Sequence[Graph]) -> Graph:
     """
     if not graphs:
         raise InputError("a mean of scores takes at least one graph")
-    layout = graphs[0].layout
-    parts = []
+    layout, spans = graphs[0].layout, graphs[0].spans
+    parts, by_span = [], []
     for graph in graphs:
         if graph.layout != layout:
             raise InputError(f"graphs of different models: {layout}, and {graph.layout}")
@@ -115,11 +117,16 @@ def mean_scores(graphs: Sequence[Graph]) -> Graph:
         if scale == 0:
             raise InputError("a graph's scores are all 0, so a mean with others has no scale for it")
         parts.append(graph.scores / scale)
+        if graph.span_scores is not None and graph.spans == spans:
+            by_span.append(graph.span_scores / scale)
     metas = [graph.meta for graph in graphs]
     keys = dict.fromkeys(key for meta in metas for key in meta)
     values = {key: [meta.get(key) for meta in metas] for key in keys}
     meta = {key: each[0] if all(value == each[0] for value in each) else each for key, each in values.items()}
-    return Graph(layout, torch.stack(parts).mean(0), layout.real_edges.clone(), graphs[0].d_model, meta)
+    mean = Graph(layout, torch.stack(parts).mean(0), layout.real_edges.clone(), graphs[0].d_model, meta)
+    if len(by_span) < len(graphs):
+        return mean
+    return replace(mean, span_scores=torch.stack(by_span).mean(0), spans=spans)
 
 
 def _alive(membership: Tensor, target_nodes: Tensor) -> Tensor:

@@ -5,14 +5,16 @@
 
 Prompts are divided into two halves several times, and resampled with replacement (bootstrap). Each half and each
 resample gives scores, whose top n edges are compared. Where memory does not hold the scores of all prompts,
-`attribute(..., per_prompt=resampling.weights(len(pairs)))` accumulates the same sums on the way. `Details` is what a
-file keeps of both, and of scores by token span.
+`attribute(..., per_prompt=resampling.weights(len(pairs)))` accumulates the same sums on the way. `mean_resampled` is
+the same for an ensemble: the mean of its methods' scores in each half and resample. `Details` is what a file keeps of
+both, and of scores by token span.
 
 Shapes: b prompts, r halves and resamples, u sources, v targets, E real edges in row-major order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +23,7 @@ from scipy import stats
 from torch import Tensor
 
 from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.selection import mean_scores
 from knowledge_circuits.engine.topology import jaccard
 from knowledge_circuits.files import InputError
 
@@ -150,6 +153,27 @@ def resampled(prompt_scores: Tensor, resampling: Resampling) -> Tensor:
     """Return the mean scores [2 splits + resamples, u, v] of halves and resamples, from all prompts' [b, u, v]."""
     weights = resampling.weights(len(prompt_scores)).to(prompt_scores.dtype)
     return torch.tensordot(weights, prompt_scores, 1)
+
+
+def mean_resampled(graphs: Sequence[Graph]) -> Graph:
+    """Return the mean of several methods' scores with that of each half and resample of the prompts.
+
+    Each half and resample is averaged as `selection.mean_scores` averages the scores of all prompts, with its own
+    scales. Where a method's scores are all 0 in a resample, which few prompts can give, they stay 0.
+
+    Args:
+        graphs: of the same prompts, each with the `prompt_scores` [r, u, v] of the same halves and resamples.
+
+    Raises:
+        InputError: as `mean_scores`, or a graph without its resamples.
+    """
+    mean, rows = mean_scores(graphs), []
+    for graph in graphs:
+        if graph.prompt_scores is None:
+            raise InputError("the stability of a mean takes each method's resampled scores; score with per_prompt")
+        scale = graph.prompt_scores[:, mean.layout.real_edges].abs().mean(1)
+        rows.append(graph.prompt_scores / torch.where(scale > 0, scale, 1)[:, None, None])
+    return replace(mean, prompt_scores=torch.stack(rows).mean(0))
 
 
 def keep_stable_signs(graph: Graph, stability: Stability, least: float) -> Graph:

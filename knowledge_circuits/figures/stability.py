@@ -1,19 +1,24 @@
 """Figures of what circuits owe to their prompts: stability under resampling, token spans, transfer between groups.
 
 Each takes `Circuits` or `transferred_circuits.CrossGroups` (None where the run has none: the figure then says
-which program writes them) and the run's name and returns a Matplotlib `Figure`.
+which program writes them), or the table `circuit_tables.fact_circuits`, and the run's name and returns a Matplotlib
+`Figure`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+import pandas as pd
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.analysis.transferred_circuits import NO_CROSS_GROUPS, CrossGroups
-from knowledge_circuits.figures.panels import draw_lines, draw_map, label_axes, line_panels
+from knowledge_circuits.figures.panels import draw_lines, draw_map, fact_group_looks, label_axes, line_panels
 from knowledge_circuits.figures.style import (
     BLACK,
     BLUE,
@@ -44,18 +49,35 @@ def stability(circuits: Circuits | None, run: str) -> Figure:
     title = "Stability: how much of a circuit depends on which prompts were drawn"
     if circuits is None or circuits.table["inclusion"].isna().all():
         return missing(title, NO_STABILITY if circuits is not None else NO_CIRCUITS, run)
+    note = "mean of the groups; halves and resamples of the prompts"
+    return _lines(title, circuits.table, "type", TYPES, run, note)
+
+
+@styled
+def fact_stability(fact_circuits: pd.DataFrame, run: str) -> Figure:
+    """Draw the same of groups of one's own facts, a line per group."""
+    title = "Stability: how much of a circuit of one's own facts depends on which prompts were drawn"
+    if fact_circuits["inclusion"].isna().all():
+        return missing(title, NO_STABILITY, run)
+    table, looks, left_out = fact_group_looks(fact_circuits)
+    note = "; ".join(part for part in ("halves and resamples of the prompts", left_out) if part)
+    return _lines(title, table, "name", looks, run, note)
+
+
+def _lines(title: str, table: pd.DataFrame, by: str, looks: Mapping[Any, Look], run: str, note: str) -> Figure:
+    """Draw the three measures of stability over epochs, a panel each."""
     measures = {
         "split_half_jaccard": "edge Jaccard of two halves",
         "rank_correlation": "rank correlation of two halves",
         "inclusion": "mean inclusion of the circuit's edges",
     }
-    figure, axes = grid(title, run, 1, len(measures), note="mean of the groups; halves and resamples of the prompts")
+    figure, axes = grid(title, run, 1, len(measures), note=note)
     for ax, (column, name) in zip(axes[0], measures.items(), strict=True):
-        draw_lines(ax, circuits.table.dropna(subset=[column]), column, "type", TYPES)
+        draw_lines(ax, table.dropna(subset=[column]), column, by, looks)
         ax.set_title(name)
         ax.set_ylim(0, 1.03)
     label_axes(axes, "")
-    return legend(figure, TYPES)
+    return legend(figure, looks)
 
 
 @styled

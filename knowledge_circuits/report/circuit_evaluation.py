@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
-from knowledge_circuits.figures import circuit_evaluation, learning
+from knowledge_circuits.figures import circuit_evaluation, learning, stability
 from knowledge_circuits.report.material import Material
 from knowledge_circuits.report.section import Drawing, Section, TextTable
 
@@ -28,6 +28,12 @@ FACT_GROUPS = Section(
             "Each line is a group; its circuit is found anew at every checkpoint.",
             lambda m: not m.fact_circuits.empty,
         ),
+        Drawing(
+            lambda m: stability.fact_stability(m.fact_circuits, m.name),
+            "How alike the circuits of two halves of a group's prompts are, and in which share of 100 resamples of the "
+            "prompts an edge of the circuit is among the strongest edges. Halves of few prompts differ more.",
+            lambda m: has_stability(m.fact_circuits),
+        ),
     ),
 )
 
@@ -37,16 +43,28 @@ _SHARES = {
     **{"hit": "Hit@10", "faithfulness": "faithfulness", "edge_entropy": "entropy (nats)"},
 }
 _COUNTS = {"edges_num": "edges", "nodes_num": "nodes"}
+#: Shown where they were measured.
+_STABLE = {"split_half_jaccard": "halves agree", "inclusion": "inclusion"}
+_STABLE_CAPTION = (
+    "Halves agree: edge Jaccard similarity of the circuits of two halves of the prompts. Inclusion: in how many "
+    "resamples of the prompts an edge of the circuit is, on average"
+)
+
+
+def has_stability(table: pd.DataFrame) -> bool:
+    """Return whether stability was measured for a circuit of a table."""
+    return bool(table[list(_STABLE)].notna().any(axis=None))
 
 
 def fact_table(material: Material) -> TextTable:
     """Return the numbers of the last checkpoint that has any, a row per group."""
     keys, parts, when = ["task", "group"], [], []
+    stable = _STABLE if has_stability(material.fact_circuits) else {}
     for what, table in (("predictions", material.fact_predictions), ("circuits", material.fact_circuits)):
         last = table[table["step"] == table["step"].max()]
         if len(last):
             when.append(f"{what} at epoch {last.iloc[0]['epoch']:g} (step {last.iloc[0]['step']:,})")
-        measured = [name for name in (*_SHARES, *_COUNTS) if name in last]
+        measured = [name for name in (*_SHARES, *_COUNTS, *stable) if name in last]
         parts.append(last.groupby(keys, as_index=False, sort=False)[measured].mean())
     merged = parts[0].merge(parts[1], on=keys, how="outer", sort=False)
     rows = [
@@ -54,11 +72,14 @@ def fact_table(material: Material) -> TextTable:
             *(row[key] for key in keys),
             *("–" if pd.isna(row[name]) else f"{row[name]:.2f}" for name in _SHARES),
             *("–" if pd.isna(row[name]) else f"{row[name]:,.0f}" for name in _COUNTS),
+            *("–" if pd.isna(row[name]) else f"{row[name]:.2f}" for name in stable),
         ]
         for row in merged.to_dict("records")
     ]
     caption = "; ".join(when)
-    header = ["file", "group", *_SHARES.values(), *_COUNTS.values()]
+    if stable:
+        caption += f". {_STABLE_CAPTION}"
+    header = ["file", "group", *_SHARES.values(), *_COUNTS.values(), *stable.values()]
     return TextTable(caption[:1].upper() + caption[1:], header, rows, words=2)
 
 

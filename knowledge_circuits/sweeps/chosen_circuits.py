@@ -9,7 +9,7 @@ from pathlib import Path
 from knowledge_circuits.engine.graph_files import read_graph
 from knowledge_circuits.engine.options import Intervention
 from knowledge_circuits.files import InputError
-from knowledge_circuits.runs import Checkpoint, CircuitFolder, find_graph, method_name, selection_name
+from knowledge_circuits.runs import Checkpoint, CircuitFolder, find_graph, selection_name
 from knowledge_circuits.runs import checkpoints as all_checkpoints
 from knowledge_circuits.study import AnyGroup
 from knowledge_circuits.sweeps.flags import CircuitSettings
@@ -25,7 +25,6 @@ class EvaluationSettings(CircuitSettings):
     Attributes:
         model: the model's name in the results.
         topn: the circuits' sizes: edges selected before pruning.
-        ensemble: further ways of scoring (`runs.method_name`) whose scores are averaged with these.
         same_sign: only edges whose sign at least this share of resamples keeps; 0 asks for none.
         signed: choose the edges of largest signed score instead of |score|.
         intervention: what replaces the edges outside the circuit.
@@ -34,16 +33,10 @@ class EvaluationSettings(CircuitSettings):
 
     model: str
     topn: Sequence[int]
-    ensemble: tuple[str, ...] = ()
     same_sign: float = 0.0
     signed: bool = False
     intervention: Intervention = Intervention.PATCHING
     floors: bool = False
-
-    @property
-    def methods(self) -> list[str]:
-        """The ways of scoring whose graphs are read, as paths name them."""
-        return list(dict.fromkeys([method_name(self.method, self.gradient, self.metric), *self.ensemble]))
 
     @property
     def name(self) -> str:

@@ -3,20 +3,26 @@
 One work item is one group at one checkpoint: its prompt pairs go through `attribution.attribute`, and the scored graph
 (every node and edge in it) is written with a `meta` that says how it came about. circuit_eval.py selects circuits from
 it. The unit of a manifest is the graph, with its details (stability, scores by token span) where they are asked for.
+
+With `--ensemble` the group is scored in several ways, a graph each. Only here, where the scores of all resamples are in
+memory, can the stability of their mean be measured: its details are a further unit, without a graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
 from typing import Any
 
 from knowledge_circuits import __version__
 from knowledge_circuits.engine.attribution import attribute, provenance
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.graph_files import read_graph, write_details
-from knowledge_circuits.engine.stability import Details, Resampling
+from knowledge_circuits.engine.options import GradientRule, Method, Metric
+from knowledge_circuits.engine.selection import mean_scores
+from knowledge_circuits.engine.stability import Details, Resampling, mean_resampled
 from knowledge_circuits.files import InputError
 from knowledge_circuits.manifest import FileRecord, State, Status, begin, check, finish, read_manifest, remove_replaced
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, find_graph, method_name
@@ -45,6 +51,21 @@ class DiscoverySettings(CircuitSettings):
     def steps(self) -> int | None:
         """The integration steps; None for a method that has none."""
         return self.ig_steps if self.method.uses_steps else None
+
+    def alone(self) -> list[DiscoverySettings]:
+        """Return the settings of each way of scoring by itself.
+
+        Raises:
+            InputError: a name of the ensemble is none of a way of scoring.
+        """
+        ways = {method_name(*way): way for way in product(Method, GradientRule, Metric)}
+        if unknown := [name for name in self.methods if name not in ways]:
+            raise InputError(
+                f"--ensemble {unknown[0]}: no way of scoring has this name; it is a method, then a gradient rule and a "
+                "metric that are not the default, such as EAP_gim"
+            )
+        chosen = [ways[name] for name in self.methods]
+        return [replace(self, ensemble=(), method=one, gradient=two, metric=three) for one, two, three in chosen]
 
 
 def discover(model: LoadedModel, data: AnyGroupData, settings: DiscoverySettings) -> Graph:
@@ -94,18 +115,92 @@ def discovery_items(
     tokenizer = loader.tokenizer(checkpoints[0])
     for data in groups:
         data.pairs(tokenizer)
-    units = [_GraphUnit(checkpoint, data, loader, settings) for checkpoint in checkpoints for data in groups]
+    scorings = [_GroupScoring(checkpoint, data, loader, settings) for checkpoint in checkpoints for data in groups]
     return [
         WorkItem(
-            name=f"{unit.checkpoint.name}: {unit.data.group}",
-            batch=unit.checkpoint.address,
-            cost=unit.data.size,
-            states=unit.states,
-            run=unit.run,
-            adopt=unit.adopt,
+            name=f"{scoring.checkpoint.name}: {scoring.data.group}",
+            batch=scoring.checkpoint.address,
+            cost=scoring.data.size,
+            states=scoring.states,
+            run=scoring.run,
+            adopt=scoring.adopt,
         )
-        for unit in units
+        for scoring in scorings
     ]
+
+
+@dataclass(frozen=True)
+class _GroupScoring:
+    """One group's scored graphs at one checkpoint, one for each way of scoring, and the details of their mean."""
+
+    checkpoint: Checkpoint
+    data: AnyGroupData
+    loader: ModelLoader
+    settings: DiscoverySettings
+
+    @cached_property
+    def units(self) -> list[_GraphUnit]:
+        return [_GraphUnit(self.checkpoint, self.data, self.loader, one) for one in self.settings.alone()]
+
+    @property
+    def has_mean(self) -> bool:
+        return len(self.units) > 1 and bool(self.settings.stability or self.settings.spans)
+
+    @property
+    def mean_folder(self) -> CircuitFolder:
+        return self.settings.scored_folder(self.checkpoint, self.data.group)
+
+    @property
+    def mean_made_from(self) -> dict[str, Any]:
+        """Everything that the mean's details depend on; of the graphs in the words of `graphs_origin`."""
+        graphs = {
+            f"{unit.folder.coordinates.method} {key}": value
+            for unit in self.units
+            for key, value in _origin(unit.made_from).items()
+        }
+        details = {key: value for key, value in self.units[0].made_from.items() if key in _DETAILS}
+        return {**self.loader.facts(self.checkpoint), **graphs, **details}
+
+    def mean_state(self) -> State:
+        folder = self.mean_folder
+        return check(folder.manifest, self.mean_made_from, [folder.details], self.settings.verify)
+
+    def states(self) -> list[State]:
+        """Return what became of the graphs, and of the mean's details where they are asked for."""
+        states = [state for unit in self.units for state in unit.states()]
+        return [*states, self.mean_state()] if self.has_mean else states
+
+    def adopt(self) -> None:
+        """Write manifests for graphs without one; see `_GraphUnit.adopt`."""
+        for unit in self.units:
+            unit.adopt()
+
+    def run(self) -> None:
+        """Score in each way and write what is not whole; a whole graph is scored again where the mean's details lack.
+
+        The details of the mean are written after the graphs.
+        """
+        again = self.settings.overwrite
+        mean = self.has_mean and (again or not self.mean_state().is_whole)
+        graphs = []
+        for unit in self.units:
+            write = again or not all(state.is_whole for state in unit.states())
+            if write or mean:
+                graph = unit.score()
+                if write:
+                    unit.write(graph)
+                if mean:
+                    graphs.append(graph)
+        if mean:
+            self.write_mean(graphs)
+
+    def write_mean(self, graphs: Sequence[Graph]) -> None:
+        """Write the details of the mean of the graphs' scores, the manifest last."""
+        folder, stability = self.mean_folder, self.settings.stability
+        average = mean_resampled(graphs) if stability else mean_scores(graphs)
+        begin(folder.manifest, "details", self.mean_made_from)
+        write_details(folder.details, average.layout, Details.of(average, stability))
+        finish(folder.manifest, "details", self.mean_made_from, [folder.details])
 
 
 @dataclass(frozen=True)
@@ -119,8 +214,7 @@ class _GraphUnit:
 
     @property
     def folder(self) -> CircuitFolder:
-        name = method_name(self.settings.method, self.settings.gradient, self.settings.metric)
-        return self.checkpoint.circuit_folder(self.settings.circuit_n, self.data.group, name)
+        return self.settings.scored_folder(self.checkpoint, self.data.group)
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -177,10 +271,12 @@ class _GraphUnit:
             raise InputError(f"{path} was made with {'; '.join(differing)}; --overwrite recomputes it")
         finish(self.folder.manifest, "graph", self.made_from, [path])
 
-    def run(self) -> None:
-        """Score the graph and write it, its manifest last."""
+    def score(self) -> Graph:
+        return discover(self.loader.load(self.checkpoint), self.data, self.settings)
+
+    def write(self, graph: Graph) -> None:
+        """Write the graph and its details, the manifest last."""
         settings, manifest = self.settings, self.folder.manifest
-        graph = discover(self.loader.load(self.checkpoint), self.data, settings)
         begin(manifest, "graph", self.made_from)
         files = [replace_graph(graph, self.folder.graph, settings.suffix, manifest, settings.overwrite)]
         if settings.stability or settings.spans:
@@ -190,10 +286,26 @@ class _GraphUnit:
         finish(manifest, "graph", self.made_from, files)
 
 
-def graph_origin(folder: CircuitFolder, path: Path) -> dict[str, Any]:
-    """Return what a graph's scores were made from, each key after "graph"; its digest if it has no manifest."""
-    manifest = read_manifest(folder.manifest)
-    if manifest is None:
-        return {"graph": FileRecord.of(path).sha256[:16]}
-    beside = ("stability", "spans")  # details, on which no score depends
-    return {f"graph {key}": value for key, value in manifest.made_from.items() if key not in beside}
+#: Keys of `made_from` on which a graph's details depend and no score.
+_DETAILS = ("stability", "spans")
+
+
+def _origin(made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a graph's scores were made from, in the words of what is made of the graph."""
+    return {f"graph {key}": value for key, value in made_from.items() if key not in _DETAILS}
+
+
+def graphs_origin(folders: Sequence[CircuitFolder]) -> dict[str, Any]:
+    """Return what the scores of graphs were made from; a graph that is gone has no part in it.
+
+    Args:
+        folders: of the scored graphs; with several, each one's keys begin with its way of scoring.
+    """
+    origin: dict[str, Any] = {}
+    for folder in folders:
+        prefix = f"{folder.coordinates.method} " if len(folders) > 1 else ""
+        if path := find_graph(folder.graph()):
+            manifest = read_manifest(folder.manifest)
+            part = _origin(manifest.made_from) if manifest else {"graph": FileRecord.of(path).sha256[:16]}
+            origin |= {f"{prefix}{key}": value for key, value in part.items()}
+    return origin

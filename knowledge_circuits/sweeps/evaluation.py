@@ -45,7 +45,7 @@ from knowledge_circuits.manifest import (
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, Coordinates, existing_graph, find_graph
 from knowledge_circuits.study import Columns
 from knowledge_circuits.sweeps.chosen_circuits import EvaluationSettings
-from knowledge_circuits.sweeps.discovery import graph_origin
+from knowledge_circuits.sweeps.discovery import graphs_origin
 from knowledge_circuits.sweeps.groups import AnyGroupData
 from knowledge_circuits.sweeps.model_loader import LoadedModel, ModelLoader
 from knowledge_circuits.sweeps.processes import WorkItem
@@ -155,15 +155,14 @@ class GroupEvaluation:
         """Return everything that one circuit's files depend on; without the graph's part if the graph is gone."""
         settings = self.settings
         scored = settings.scored_folders(self.by_step[key.origin], self.data.group)
-        graphs: dict[str, Any] = {}
+        details: dict[str, Any] = {}
         for folder in scored:
             prefix = f"{folder.coordinates.method} " if len(scored) > 1 else ""
-            if path := find_graph(folder.graph()):
-                graphs |= {f"{prefix}{name}": value for name, value in graph_origin(folder, path).items()}
             if settings.same_sign and folder.details.exists():
-                graphs[f"{prefix}details"] = FileRecord.of(folder.details).sha256[:16]
+                details[f"{prefix}details"] = FileRecord.of(folder.details).sha256[:16]
         return {
-            **graphs,
+            **graphs_origin(scored),
+            **details,
             **({"same_sign": settings.same_sign} if settings.same_sign else {}),
             **({"signed": True} if settings.signed else {}),
             **self.loader.facts(self.checkpoint),
@@ -279,11 +278,21 @@ class GroupEvaluation:
         """Return a checkpoint's scored graph, or the mean of several ways of scoring.
 
         Raises:
-            InputError: no such graph, a damaged one, one of another model, group or checkpoint, or too few edges.
+            InputError: no such graph, a damaged one, one of another model, group or checkpoint, or too few edges; or
+                the details of their mean are those of other graphs.
         """
         folders = self.settings.scored_folders(origin, self.data.group)
         graphs = [self._read_scored(model, folder, origin) for folder in folders]
-        return graphs[0] if len(graphs) == 1 else mean_scores(graphs)
+        if len(graphs) == 1:
+            return graphs[0]
+        mean = self.settings.scored_folder(origin, self.data.group)
+        state = check(mean.manifest, graphs_origin(folders))
+        if state.status is Status.OTHER:
+            raise InputError(
+                f"{mean.details}: the stability of other graphs' mean ({state.detail}); run circuit_discovery.py "
+                "--ensemble again with --overwrite"
+            )
+        return mean_scores(graphs)
 
     def circuit(self, scored: Graph, origin: Checkpoint, topn: int) -> Graph:
         """Return the pruned circuit of a checkpoint's scored graph.

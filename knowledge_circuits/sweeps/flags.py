@@ -17,8 +17,8 @@ from typing import Any, Self
 from knowledge_circuits.command_line import add_work_flags, choice, gigabytes, positive
 from knowledge_circuits.engine.options import GradientRule, Method, Metric
 from knowledge_circuits.files import InputError
-from knowledge_circuits.runs import GRAPH_SUFFIXES
-from knowledge_circuits.study import TASKS, Attribute, Band, Group, KnowledgeType, groups
+from knowledge_circuits.runs import GRAPH_SUFFIXES, Checkpoint, CircuitFolder, method_name
+from knowledge_circuits.study import TASKS, AnyGroup, Attribute, Band, Group, KnowledgeType, groups
 
 
 class Context(StrEnum):
@@ -32,6 +32,10 @@ class Context(StrEnum):
 
 _GRADIENT_HELP = f"backward rule of attribution: {', '.join(GradientRule)}; default standard"
 _METRIC_HELP = f"what graphs are scored by and circuits judged by: {', '.join(Metric)}; default logit_difference"
+_ENSEMBLE_HELP = (
+    "further ways of scoring, named as in the folders method_<name>, such as EAP_gim: circuit_discovery.py scores by "
+    "each, circuit_eval.py takes circuits from the mean of --method's scores and theirs"
+)
 DATA_FILE_HELP = (
     "the study's circuit data ({task} stands for each task), or facts of one's own: .csv, .json or .jsonl with clean,"
     " corrupted, answer, corrupted_answer (or EAP-IG's correct_idx, incorrect_idx)"
@@ -94,6 +98,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     add("--method", type=choice(Method), default=Method.EAP_IG, help=f"{', '.join(Method)}; default EAP-IG")
     add("--gradient", type=choice(GradientRule), default=GradientRule.STANDARD, help=_GRADIENT_HELP)
     add("--metric", type=choice(Metric), default=Metric.LOGIT_DIFFERENCE, help=_METRIC_HELP)
+    add("--ensemble", nargs="+", default=[], metavar="METHOD", help=_ENSEMBLE_HELP)
     add("--format", choices=[suffix[1:] for suffix in GRAPH_SUFFIXES], default="json", help="of new graph files (json)")
     add(
         "--device_map",
@@ -112,6 +117,7 @@ class CircuitSettings:
     Attributes:
         circuit_n: prompts per group at most; part of the output path.
         method, gradient, metric: of the attribution; circuits are judged by the same metric.
+        ensemble: further ways of scoring (`runs.method_name`) whose scores are averaged with these.
         batch_size, memory_gb: bounds on memory, which change results by rounding only.
         suffix: of new graph files (.json, .json.gz, .pt).
         overwrite: recompute existing results.
@@ -122,11 +128,21 @@ class CircuitSettings:
     method: Method = Method.EAP_IG
     gradient: GradientRule = GradientRule.STANDARD
     metric: Metric = Metric.LOGIT_DIFFERENCE
+    ensemble: tuple[str, ...] = ()
     batch_size: int = 32
     memory_gb: float | None = None
     suffix: str = ".json"
     overwrite: bool = False
     verify: bool = False
+
+    @property
+    def methods(self) -> list[str]:
+        """The ways of scoring, as paths name them."""
+        return list(dict.fromkeys([method_name(self.method, self.gradient, self.metric), *self.ensemble]))
+
+    def scored_folder(self, checkpoint: Checkpoint, group: AnyGroup) -> CircuitFolder:
+        """Return the files of one group's scores at a checkpoint; of several ways of scoring those of their mean."""
+        return checkpoint.circuit_folder(self.circuit_n, group, "+".join(self.methods))
 
     @classmethod
     def of_flags(cls, args: argparse.Namespace, **more: Any) -> Self:
@@ -136,6 +152,7 @@ class CircuitSettings:
             method=args.method,
             gradient=args.gradient,
             metric=args.metric,
+            ensemble=tuple(args.ensemble),
             batch_size=args.batch_size,
             memory_gb=args.memory_gb,
             suffix=f".{args.format}",
