@@ -173,6 +173,16 @@ class _ByName(Mapping[str, Item]):
         return len(self._names)
 
 
+class GraphConfig(dict[str, Any]):
+    """A graph's configuration; `cfg.n_layers` is `cfg["n_layers"]`, as in EAP-IG."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"a graph's configuration has no {name}") from None
+
+
 class Graph:
     """EAP-IG's graph: scores and membership that one changes in place. `from_model` and `from_json` make one.
 
@@ -190,7 +200,7 @@ class Graph:
         self.in_graph = graph.in_graph.clone()
         self.nodes_in_graph = self._connected()
         self.meta = dict(graph.meta)
-        self.cfg = graph_files.configuration(graph)
+        self.cfg = GraphConfig(graph_files.configuration(graph))
 
     @classmethod
     def from_model(cls, model_or_config: Any, neuron_level: bool = False, node_scores: bool = False) -> Graph:

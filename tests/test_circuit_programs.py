@@ -701,6 +701,13 @@ def test_each_groups_circuit_runs_on_the_prompts_of_all_groups(copy, capsys):
     assert found["shared"]["faithfulness"][0] == pytest.approx(run.faithfulness, rel=1e-4)
     assert call(circuit_eval.main, copy.evaluation(*two, "--cross_groups")) == 0
     assert path.read_bytes() == before
+
+    # Beside the core of signed circuits stand the group's edges of largest signed score.
+    assert call(circuit_eval.main, copy.evaluation(*two, "--cross_groups", "--signed")) == 0
+    signed = read_json(Path(str(path).replace("method_EAP-IG", "method_EAP-IG_signed")))["shared"]
+    own = [prune(top_n(circuits[0], signed["edges"], absolute)) for absolute in (False, True)]
+    expected, absolute = (outcome.faithfulness for outcome in evaluate(decoder, own, pairs))
+    assert signed["same_size"][0] == pytest.approx(expected, rel=1e-4) != pytest.approx(absolute, rel=1e-4)
     capsys.readouterr()
     assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "60", "--cross_groups")) == 1
     assert "choose at least two" in capsys.readouterr().err

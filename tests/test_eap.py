@@ -266,7 +266,8 @@ def test_neurons_nodes_and_strange_models_are_refused(decoder: Decoder, scored: 
 
 def test_a_configuration_is_enough_for_a_graph() -> None:
     cfg = {"n_layers": 2, "n_heads": 3, "parallel_attn_mlp": True, "d_model": 24}
-    assert Graph.from_model(cfg).cfg == cfg
+    graph = Graph.from_model(cfg)
+    assert graph.cfg == cfg and graph.cfg.n_layers == 2 and not hasattr(graph.cfg, "n_neurons")
     with pytest.raises(InputError, match="d_model"):
         Graph.from_model({"n_layers": 2, "n_heads": 3})
 

@@ -44,13 +44,18 @@ def shared_core(circuits: Sequence[Graph]) -> Graph:
 
 
 def measure(
-    decoder: Decoder, circuits: Mapping[AnyGroup, Graph], pairs: Mapping[AnyGroup, PromptPairs], **options: Any
+    decoder: Decoder,
+    circuits: Mapping[AnyGroup, Graph],
+    pairs: Mapping[AnyGroup, PromptPairs],
+    signed: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """Measure each circuit's and the shared core's faithfulness on the prompts of every group.
 
     Args:
         circuits: each group's circuit with the scores of all edges.
         pairs: each group's prompts, the same groups.
+        signed: the circuits are of the largest signed scores, not of the largest |score|.
         options: of `evaluate`: intervention, metric, batch_size, memory_gb.
 
     Returns:
@@ -63,7 +68,7 @@ def measure(
     core = shared_core([circuits[group] for group in order])
     columns = []
     for group in order:
-        own = prune(top_n(circuits[group], core.n_edges))
+        own = prune(top_n(circuits[group], core.n_edges, not signed))
         columns.append(evaluate(decoder, [*(circuits[one] for one in order), core, own], pairs[group], **options))
     rows = [[_finite(column[row].faithfulness) for column in columns] for row in range(len(order) + 2)]
     return {
@@ -152,6 +157,7 @@ class _CrossGroups:
             model.decoder,
             circuits,
             pairs,
+            signed=settings.signed,
             intervention=settings.intervention,
             metric=settings.metric,
             batch_size=settings.batch_size,
