@@ -31,7 +31,11 @@ class Context(StrEnum):
 
 
 _GRADIENT_HELP = f"backward rule of attribution: {', '.join(GradientRule)}; default standard"
-_METRIC_HELP = f"what graphs are scored by and circuits judged by: {', '.join(Metric)}; default logit_difference"
+_METRIC_HELP = (
+    f"what graphs are scored by and circuits judged by: {', '.join(Metric)}; default logit_difference. The first token"
+    " of an answer decides, as in the paper; under answer_log_probability all its tokens do (the mean of their log"
+    " probabilities), but not in predictions and Hit@10"
+)
 DATA_FILE_HELP = (
     "the study's circuit data ({task} stands for each task), or facts of one's own: .csv, .json or .jsonl with clean,"
     " corrupted, answer, corrupted_answer (or EAP-IG's correct_idx, incorrect_idx)"
