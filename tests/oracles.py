@@ -24,8 +24,11 @@ from transformers import PreTrainedModel
 
 Read = Callable[[int, Tensor, list[Tensor]], Tensor]
 Write = Callable[[int, Tensor], Tensor]
-#: ell(logits [b, vocabulary], clean logits [vocabulary], (clean label, corrupted label)) -> [b]
-Metric = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
+#: ell(logits [b, vocabulary], clean logits [vocabulary], (clean label, corrupted label)) -> [b]; of whole answers
+#: ell(logits [b, t, vocabulary], clean logits [t, vocabulary], the answer's t tokens) -> [b]
+Metric = Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]
+#: The positions whose logits a metric takes: the last one, or slice(-t, None).
+Positions = int | slice
 
 
 # --- The model as its weights say ------------------------------------------------------------------------------------
@@ -695,14 +698,22 @@ def js_divergence(logits: Tensor, clean: Tensor, labels: tuple[int, int]) -> Ten
     return (_divergence(p, middle) + _divergence(q, middle)) / 2
 
 
+def answer_loss(logits: Tensor, clean: Tensor, answer: tuple[int, ...]) -> Tensor:
+    """Minus the mean log probability of an answer's tokens, one position each."""
+    return -torch.stack([logits[:, i].log_softmax(-1)[:, token] for i, token in enumerate(answer)]).mean(0)
+
+
 # --- Attribution by its definition -----------------------------------------------------------------------------------
 
 
-def _gradients(model: Model, embedding: Tensor, ell: Callable[[Tensor], Tensor], write: Write) -> Tensor:
+def _gradients(
+    model: Model, embedding: Tensor, ell: Callable[[Tensor], Tensor], write: Write, positions: Positions
+) -> Tensor:
     """The gradient of ell at every target's input, [b, v, p, d], in b runs of one item, from embeddings [b, p, d]."""
     nothing = [torch.zeros_like(embedding, requires_grad=True) for _ in range(model.n_targets)]
     outcome = run(model, embedding, read=lambda v, x, _: x + nothing[v], write=write)
-    found = torch.autograd.grad(ell(outcome.logits[:, -1]).sum(), nothing, allow_unused=True, materialize_grads=True)
+    loss = ell(outcome.logits[:, positions]).sum()
+    found = torch.autograd.grad(loss, nothing, allow_unused=True, materialize_grads=True)
     return torch.stack(found, dim=1)
 
 
@@ -713,6 +724,7 @@ def attribute(
     steps: int = 5,
     first_step: int = 1,
     metric: Metric = logit_difference,
+    positions: Positions = -1,
 ) -> Tensor:
     """Scores [u, v]: the mean over items of the sum over positions of <z(corrupted) - z(clean), g>.
 
@@ -720,16 +732,20 @@ def attribute(
         method: "EAP", "EAP-IG", "clean-corrupted", "EAP-IG-activations" or "exact".
         steps: m, the number of interpolation steps.
         first_step: 1 for k = 1..m, 0 for k = 0..m-1.
+        positions: whose logits the metric takes.
     """
-    return torch.stack([_attribute_one(model, pair, method, steps, first_step, metric) for pair in pairs]).mean(0)
+    options = (method, steps, first_step, metric, positions)
+    return torch.stack([_attribute_one(model, pair, *options) for pair in pairs]).mean(0)
 
 
-def _attribute_one(model: Model, pair: Pair, method: str, steps: int, first_step: int, metric: Metric) -> Tensor:
+def _attribute_one(
+    model: Model, pair: Pair, method: str, steps: int, first_step: int, metric: Metric, positions: Positions
+) -> Tensor:
     clean_embedding, corrupted_embedding = model.embed(pair.clean_ids), model.embed(pair.corrupted_ids)
     clean, corrupted = run(model, clean_embedding), run(model, corrupted_embedding)
-    clean_logits = clean.logits[0, -1]
+    clean_logits = clean.logits[0, positions]
     if method == "exact":
-        return _exact_one(model, pair, metric)
+        return _exact_one(model, pair, metric, positions)
 
     def ell(logits: Tensor) -> Tensor:
         return metric(logits, clean_logits, pair.label_ids)
@@ -747,7 +763,7 @@ def _attribute_one(model: Model, pair: Pair, method: str, steps: int, first_step
         runs = [(starts, _replacing(group, between)) for group in _source_groups(model)]
     else:
         raise ValueError(method)
-    gradients = torch.stack([_gradients(model, embedding, ell, write) for embedding, write in runs])
+    gradients = torch.stack([_gradients(model, embedding, ell, write, positions) for embedding, write in runs])
     if method == "EAP-IG-activations" and model.positions is None:
         # As in EAP-IG 2.0, a target whose whole input is a replaced constant is one that no gradient reaches. A learned
         # positional embedding in that input keeps it alive: it is a parameter, not a constant.
@@ -770,12 +786,12 @@ def _replacing(group: range, constants: Tensor) -> Write:
     return lambda u, z: constants[u] if u in group else z
 
 
-def _exact_one(model: Model, pair: Pair, metric: Metric) -> Tensor:
+def _exact_one(model: Model, pair: Pair, metric: Metric, positions: Positions) -> Tensor:
     """ell with one edge corrupted, minus ell clean, for every edge of one item; one target's edges are one batch."""
     embedding = model.embed(pair.clean_ids)
     clean, corrupted = run(model, embedding), run(model, model.embed(pair.corrupted_ids))
-    clean_logits = clean.logits[0, -1]
-    base = metric(clean.logits[:, -1], clean_logits, pair.label_ids)
+    clean_logits = clean.logits[0, positions]
+    base = metric(clean.logits[:, positions], clean_logits, pair.label_ids)
     differences = (corrupted.outputs - clean.outputs)[:, 0]
     scores = torch.zeros(model.n_sources, model.n_targets, dtype=embedding.dtype)
     for target, count in enumerate(model.readable().sum(0).tolist()):
@@ -784,15 +800,17 @@ def _exact_one(model: Model, pair: Pair, metric: Metric) -> Tensor:
             embedding.expand(count, -1, -1),
             read=lambda v, x, _, target=target, count=count: x + differences[:count] if v == target else x,
         )
-        scores[:count, target] = metric(outcome.logits[:, -1], clean_logits, pair.label_ids) - base
+        scores[:count, target] = metric(outcome.logits[:, positions], clean_logits, pair.label_ids) - base
     return scores
 
 
 # --- Circuits by their definition ------------------------------------------------------------------------------------
 
 
-def circuit_logits(model: Model, ids: Sequence[int], circuit: Tensor, replacement: Tensor) -> Tensor:
-    """Last-position logits [vocabulary] of a prompt run through a circuit.
+def circuit_logits(
+    model: Model, ids: Sequence[int], circuit: Tensor, replacement: Tensor, positions: Positions = -1
+) -> Tensor:
+    """Logits [vocabulary] at the last position, or [t, vocabulary] at some, of a prompt run through a circuit.
 
     Args:
         circuit: which edges are in, [u, v] bool.
@@ -808,7 +826,7 @@ def circuit_logits(model: Model, ids: Sequence[int], circuit: Tensor, replacemen
         return torch.where(x.abs() < 1e-13 * largest, 0.0, x)
 
     with torch.no_grad():
-        return run(model, model.embed(ids), read=read).logits[0, -1]
+        return run(model, model.embed(ids), read=read).logits[0, positions]
 
 
 def source_outputs(model: Model, ids: Sequence[int]) -> Tensor:
@@ -820,7 +838,22 @@ def source_outputs(model: Model, ids: Sequence[int]) -> Tensor:
 def circuit_logit_differences(
     model: Model, pairs: Sequence[Pair], circuit: Tensor, intervention: str = "patching"
 ) -> Tensor:
-    """Per item, logit[clean label] - logit[corrupted label] of the clean prompt run through a circuit.
+    """Per item, logit[clean label] - logit[corrupted label] of the clean prompt run through a circuit."""
+    found = zip(_circuit_outcomes(model, pairs, circuit, intervention, [-1] * len(pairs)), pairs, strict=True)
+    return torch.stack([logits[pair.label_ids[0]] - logits[pair.label_ids[1]] for logits, pair in found])
+
+
+def circuit_answer_losses(model: Model, pairs: Sequence[Pair], circuit: Tensor, intervention: str) -> Tensor:
+    """Per item, `answer_loss` of the clean prompt, which ends with its answer (`label_ids`), run through a circuit."""
+    positions = [slice(-len(pair.label_ids), None) for pair in pairs]
+    found = zip(_circuit_outcomes(model, pairs, circuit, intervention, positions), pairs, strict=True)
+    return torch.cat([answer_loss(logits[None], logits, pair.label_ids) for logits, pair in found])
+
+
+def _circuit_outcomes(
+    model: Model, pairs: Sequence[Pair], circuit: Tensor, intervention: str, positions: Sequence[Positions]
+) -> list[Tensor]:
+    """Each clean prompt's logits, at its positions, run through a circuit.
 
     Args:
         intervention: "patching" (the corrupted prompt's outputs), "zero", "mean" (over all positions of the clean
@@ -828,7 +861,7 @@ def circuit_logit_differences(
     """
     clean = [source_outputs(model, pair.clean_ids) for pair in pairs]
     results = []
-    for pair in pairs:
+    for pair, read in zip(pairs, positions, strict=True):
         if intervention == "patching":
             replacement = source_outputs(model, pair.corrupted_ids)
         elif intervention == "zero":
@@ -838,9 +871,8 @@ def circuit_logit_differences(
         else:
             at = [[outputs[:, p] for outputs in clean if outputs.shape[1] > p] for p in range(len(pair.clean_ids))]
             replacement = torch.stack([torch.stack(outputs).mean(0) for outputs in at], dim=1)
-        logits = circuit_logits(model, pair.clean_ids, circuit, replacement)
-        results.append(logits[pair.label_ids[0]] - logits[pair.label_ids[1]])
-    return torch.stack(results)
+        results.append(circuit_logits(model, pair.clean_ids, circuit, replacement, read))
+    return results
 
 
 def standalone(model: Model, pairs: Sequence[Pair], circuit: Tensor) -> tuple[Tensor, Tensor]:

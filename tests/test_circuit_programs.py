@@ -306,6 +306,22 @@ def test_another_metric_and_intervention_have_their_own_folders(copy):
     assert "topn_40_zero" in str(folder.results(40))
 
 
+def test_the_studys_circuits_may_be_those_of_whole_answers(copy):
+    flags = ["--metric", "answer_log_probability"]
+    assert call(circuit_discovery.main, copy.discovery(*ONE_GROUP, *flags)) == 0
+    assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "40", *flags)) == 0
+    (checkpoint,) = checkpoints(str(copy.checkpoints / "checkpoint-4"))
+    folder = checkpoint.circuit_folder(6, CITY_NEW_HIGH, "EAP-IG_answer_log_probability")
+    tokenizer = load_tokenizer(checkpoint.path)
+    pairs = read_groups(copy.circuit_data, [CITY_NEW_HIGH], 6)[0].pairs(tokenizer)
+    for prompt, answer, row in zip(pairs.clean, pairs.answers, pairs.rows, strict=True):
+        assert tokenizer.decode([*prompt, *answer]).endswith(f"lives in the city of{row['clean_label']}")
+    (expected,) = evaluate(
+        load_decoder(checkpoint.path), [read_graph(folder.circuit(40))], pairs, metric="answer_log_probability"
+    )
+    assert read_json(folder.results(40))["faithfulness"] == pytest.approx(expected.faithfulness, rel=1e-3)
+
+
 @pytest.mark.parametrize("suffix", ["json.gz", "pt"])
 def test_other_formats_hold_the_same_graph_and_replace_it_when_overwriting(finished, copy, suffix):
     arguments = [*ONE_GROUP, "--format", suffix, "--overwrite"]

@@ -51,7 +51,7 @@ def test_the_residual_streams_difference_is_the_sum_of_the_sources_differences(f
     # Under a post-norm each head's output is scaled by its own run's deviation, not by one of the two.
     decoder = decoder_from_model(families.random_model(families.FAMILIES[family](), dtype=torch.float64))
     ids = torch.randint(families.VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(0))
-    trace = forward(decoder, embed(decoder, ids), last_position_only=False)
+    trace = forward(decoder, embed(decoder, ids), queries=None)
     outputs = [trace.embedded]
     for block, layer in zip(decoder.blocks, trace.layers, strict=True):
         w_o = block.attention.w_o.view(decoder.n_heads, decoder.d_head, -1)

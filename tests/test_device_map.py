@@ -58,6 +58,25 @@ def test_layers_on_two_devices_give_the_scores_and_evaluations_of_one(family: st
     torch.testing.assert_close(alone.token_prob, standalone(decoder, circuit, PAIRS).token_prob)
 
 
+def test_whole_answers_are_scored_and_evaluated_alike_on_two_devices() -> None:
+    decoder = decoder_from_model(families.random_model(families.FAMILIES["llama"](), 0, torch.float64))
+    pairs = replace(PAIRS, answers=[[5, 6, 7], [8], [9, 10]])
+    options = {"ig_steps": 2, "metric": "answer_log_probability"}
+    graph = attribute(decoder, pairs, **options)
+    circuit = prune(top_n(graph, graph.n_edges // 3))
+    with TwoDevices():
+        two = spread(decoder)
+        scores = [attribute(two, pairs, memory_gb=budget, **options).scores for budget in (1.0, 1e-6)]
+        found = [
+            evaluate(two, [circuit], pairs, kind, options["metric"])[0] for kind in ("patching", "mean-positional")
+        ]
+    for one in scores:
+        torch.testing.assert_close(one, graph.scores, rtol=0, atol=1e-12)
+    for one, kind in zip(found, ("patching", "mean-positional"), strict=True):
+        (expected,) = evaluate(decoder, [circuit], pairs, kind, options["metric"])
+        torch.testing.assert_close(one.circuit, expected.circuit)
+
+
 def test_an_operation_on_two_devices_is_noticed() -> None:
     with TwoDevices(), pytest.raises(RuntimeError, match="tensors of"):
         torch.ones(2, 2, device=FIRST) @ torch.ones(2, 2, device=SECOND)

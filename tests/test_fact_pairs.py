@@ -18,6 +18,7 @@ import predict
 from knowledge_circuits.analysis import circuit_tables, learning_tables, run_circuits
 from knowledge_circuits.corpus.fact_pairs import match_facts, read_facts
 from knowledge_circuits.engine.attribution import attribute
+from knowledge_circuits.engine.evaluation import evaluate, standalone
 from knowledge_circuits.engine.graph_files import read_details, read_graph
 from knowledge_circuits.engine.prompts import PromptPairs, token_spans
 from knowledge_circuits.engine.weights import load_decoder
@@ -335,6 +336,43 @@ def test_named_parts_of_own_prompts_have_scores_that_the_viewer_offers(
     assert call(circuit_discovery.main, discovery(fresh, capitals, "--spans", "--overwrite")) == 0
     spans = read_details(folder / "capitals_details.safetensors", graph.layout).spans
     assert spans == ("start token", "question", "after question", "last token")
+
+
+def test_both_programs_score_and_judge_by_whole_answers(fresh: Path, capitals: Path, tokenizer, capsys) -> None:
+    flags = ["--metric", "answer_log_probability", "--group", "europe"]
+    assert call(circuit_discovery.main, discovery(fresh, capitals, *flags, "--spans", "--stability", "40")) == 0
+    flags[2] = "--source_group"
+    assert call(circuit_eval.main, evaluation(fresh, capitals, *flags, "--target_group", "europe")) == 0
+    path = fresh / "checkpoint-4" / "circuit_6" / "group_europe"
+    folder = path / "method_EAP-IG_answer_log_probability"
+    facts = [fact for fact in read_facts(str(capitals)) if fact.group.name == "europe"]
+    pairs, decoder = match_facts(facts, tokenizer).pairs, load_decoder(str(fresh / "checkpoint-4"))
+    for fact, prompt_ids, answer in zip(facts, pairs.clean, pairs.answers, strict=True):
+        assert tokenizer.decode([*prompt_ids[1:], *answer]) == f"{fact.clean} {fact.answer}"
+    assert max(map(len, pairs.answers)) > 1
+    graph = read_graph(folder / "capitals_graph.json")
+    expected = attribute(decoder, pairs, metric="answer_log_probability", batch_size=8)
+    torch.testing.assert_close(graph.scores, expected.scores)
+    assert graph.meta["metric"] == "answer_log_probability" and graph.meta["prompts"] == expected.meta["prompts"]
+    details = read_details(folder / "capitals_details.safetensors", graph.layout)
+    assert details.spans[-1] == "answer" and details.stability is not None
+    circuit = read_graph(folder / "topn_40" / "capitals_graph.json")
+    (outcome,) = evaluate(decoder, [circuit], pairs, metric="answer_log_probability")
+    results = read_json(folder / "topn_40" / "capitals_results.json")
+    assert results["circuit_performance"] == pytest.approx(float(outcome.circuit.mean()), rel=1e-5) and (
+        results["clean_baseline_performance"] < 0
+    )
+    alone = standalone(decoder, circuit, pairs)
+    lines = read_jsonl(folder / "topn_40" / "target_group_europe" / "capitals_prediction.jsonl")
+    assert [line["token_rank"] for line in lines] == alone.token_rank.tolist(), "predictions are of the first token"
+    ids = [row | {"correct_idx": 5, "incorrect_idx": 6} for row in read_jsonl(capitals)]
+    for row in ids:
+        del row["answer"], row["corrupted_answer"]
+    write_jsonl(capitals.with_name("ids.jsonl"), ids)
+    arguments = discovery(fresh, capitals.with_name("ids.jsonl"), "--metric", "answer_log_probability")
+    assert call(circuit_discovery.main, arguments) == 1
+    assert "ids / europe: prompt 1 (The capital of" in (said := capsys.readouterr().err)
+    assert "only the first token of its answer is known" in said and "Traceback" not in said
 
 
 def test_parts_of_a_prompt_become_tokens_that_cover_it(tokenizer) -> None:

@@ -32,9 +32,9 @@ def double(family: str) -> Decoder:
     return decoder_from_model(families.random_model(families.FAMILIES[family](), dtype=torch.float64))
 
 
-def run(decoder: Decoder, last_position_only: bool = False) -> Trace:
+def run(decoder: Decoder, queries: int | None = None) -> Trace:
     with torch.no_grad():
-        return forward(decoder, embed(decoder, IDS), last_position_only=last_position_only)
+        return forward(decoder, embed(decoder, IDS), queries=queries)
 
 
 def logits_before_cap(decoder: Decoder) -> Tensor:
@@ -76,10 +76,10 @@ def test_one_source_position_is_what_is_lost_when_the_head_does_not_read_it(fami
     torch.testing.assert_close(heads[:, layer, head, source], expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("last_position_only", [True, False])
-def test_parts_do_not_need_the_last_layers_other_positions(last_position_only: bool) -> None:
+@pytest.mark.parametrize("queries", [1, None])
+def test_parts_do_not_need_the_last_layers_other_positions(queries: int | None) -> None:
     decoder = double("phi")
-    parts = logit_parts(decoder, run(decoder, last_position_only), TARGETS)
+    parts = logit_parts(decoder, run(decoder, queries), TARGETS)
     torch.testing.assert_close(parts.total, all_logits(decoder, IDS)[range(3), -1, TARGETS], rtol=0, atol=1e-10)
 
 
@@ -136,8 +136,8 @@ def test_the_originals_ratio_is_its_formula(family: str) -> None:
 def test_the_originals_ratio_needs_all_positions() -> None:
     decoder = double("gpt2")
     sums = VocabularySums(torch.ones(decoder.d_model, dtype=torch.float64), 0.0)
-    with pytest.raises(ValueError, match="last_position_only=False"):
-        original_ratio(decoder, run(decoder, last_position_only=True), SUBJECT, sums)
+    with pytest.raises(ValueError, match="queries=None"):
+        original_ratio(decoder, run(decoder, queries=1), SUBJECT, sums)
 
 
 def test_the_two_measures_can_disagree() -> None:

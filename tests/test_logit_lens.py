@@ -20,7 +20,7 @@ FAMILIES = ["gpt2", "llama", "phi", "gpt-neox"]
 
 def lens_run(decoder) -> Trace:
     with torch.no_grad():
-        return forward(decoder, embed(decoder, IDS), last_position_only=False, keep_residuals=True)
+        return forward(decoder, embed(decoder, IDS), queries=None, keep_residuals=True)
 
 
 def hidden_state_logits(model) -> torch.Tensor:
@@ -88,7 +88,7 @@ def test_a_pass_without_its_residuals_is_refused() -> None:
     trace = lens_run(decoder)
     with pytest.raises(ValueError, match="keep_residuals=True"):
         residual_points(replace(trace, residuals=()))
-    with pytest.raises(ValueError, match="last_position_only=False"):
+    with pytest.raises(ValueError, match="queries=None"):
         residual_points(forward(decoder, embed(decoder, IDS), keep_residuals=True))
 
 

@@ -86,6 +86,16 @@ def test_items_are_cut_before_positions_and_positions_before_runs(llama_8b: Deco
     assert (cuts[3].items, cuts[3].runs, cuts[3].positions) == (1, 1, 1)
 
 
+def test_logits_at_many_positions_count(llama_8b: Decoder) -> None:
+    plans = [plan_attribution(llama_8b, LAYOUT, 32, 8, STEPS + 1, 10e9, queries=count) for count in (1, 2, 32)]
+    assert plans[0].items == 8 and plans[2].items < plans[1].items <= 8
+    # 31 positions x 128,256 tokens x 4 numbers of 4 bytes are 64 MB a run; two prompts of six runs no longer fit.
+    both = [plan_attribution(llama_8b, LAYOUT, 32, 2, STEPS + 1, 2.6e9, queries=count).items for count in (1, 32)]
+    assert both == [2, 1]
+    circuits = [plan_circuit(llama_8b, 32, 10e9, queries=count)[0] for count in (1, 32)]
+    assert circuits[1] < circuits[0]
+
+
 def test_a_circuit_takes_one_prompt_at_least(llama_8b: Decoder) -> None:
     assert plan_circuit(llama_8b, 32, 1.0) == (1, 1)
     items, positions = plan_circuit(llama_8b, 32, 10e9)

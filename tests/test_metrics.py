@@ -33,6 +33,13 @@ def test_a_metric_is_the_loss_that_its_name_says(metric: Metric, expected: float
     assert metric_function(metric)(RUN, CLEAN, LABELS).tolist() == pytest.approx([expected])
 
 
+def test_a_whole_answer_is_the_mean_over_its_own_tokens() -> None:
+    logits = torch.tensor([[[math.log(3.0), 0.0], [0.0, 0.0]]] * 2, dtype=torch.float64)
+    answers = torch.tensor([[1, 0], [-1, 0]])  # the second one has a single token
+    loss = metric_function(Metric.ANSWER_LOG_PROBABILITY)(logits, logits, answers)
+    assert loss.tolist() == pytest.approx([-(math.log(0.25) + math.log(0.5)) / 2, -math.log(0.5)])
+
+
 @pytest.mark.parametrize("metric", [Metric.KL_DIVERGENCE, Metric.JS_DIVERGENCE])
 def test_a_run_that_is_the_clean_one_diverges_by_nothing(metric: Metric) -> None:
     assert metric_function(metric)(RUN, RUN, LABELS).tolist() == pytest.approx([0.0])

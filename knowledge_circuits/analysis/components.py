@@ -177,7 +177,7 @@ def analyse_model(
             for part in batch.split(max(1, int(budget // (4 * activation_bytes(decoder, length))))):
                 subject = prompts.subject_mask(part.index, length).to(decoder.device)
                 ids, targets = part.clean.to(decoder.device), part.labels[:, 0].to(decoder.device)
-                trace = forward(decoder, embed(decoder, ids), last_position_only=False, keep_residuals=True)
+                trace = forward(decoder, embed(decoder, ids), queries=None, keep_residuals=True)
                 split = split_by_source(logit_parts(centred, trace, targets).heads, subject)
                 ratio = original_ratio(decoder, trace, subject, sums)
                 reading = logit_lens(decoder, trace, targets, subject)

@@ -209,7 +209,7 @@ def original_ratio(decoder: Decoder, trace: Trace, subject: Tensor, sums: Vocabu
     Value biases stay in z here; the original's loader moves them into b_O first, which the sums leave out.
 
     Args:
-        trace: a forward pass of whole prompts with `last_position_only=False`.
+        trace: a forward pass of whole prompts with `queries=None`.
         subject: [b, p] True at the subject's tokens.
         sums: of the model's own unembedding, which a `Decoder` no longer has.
     """
@@ -217,7 +217,7 @@ def original_ratio(decoder: Decoder, trace: Trace, subject: Tensor, sums: Vocabu
     parts_by_layer: list[tuple[Tensor, ...]] = []
     for block, layer in zip(decoder.blocks, trace.layers, strict=True):
         if layer.z.shape[1] != p:
-            raise ValueError("the original's ratio needs z at all positions: run forward with last_position_only=False")
+            raise ValueError("the original's ratio needs z at all positions: run forward with queries=None")
         writes = (block.attention.w_o @ sums.weight).view(decoder.n_heads, decoder.d_head)
         logits = torch.einsum("bphe,he->bhp", layer.z.view(b, p, decoder.n_heads, decoder.d_head), writes)
         whole = logits.sum(-1) + sums.bias  # [b, h]

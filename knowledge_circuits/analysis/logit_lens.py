@@ -45,9 +45,7 @@ def residual_points(trace: Trace) -> tuple[Tensor, ...]:
         ValueError: the pass did not keep its residuals, or left positions out of the last layer.
     """
     if len(trace.residuals) != len(trace.layers) or trace.final.shape[1] != trace.embedded.shape[1]:
-        raise ValueError(
-            "the lens needs every residual: run forward with keep_residuals=True, last_position_only=False"
-        )
+        raise ValueError("the lens needs every residual: run forward with keep_residuals=True, queries=None")
     return (*trace.residuals, trace.final)
 
 
@@ -60,7 +58,7 @@ def logit_lens(decoder: Decoder, trace: Trace, targets: Tensor, subject: Tensor)
     """Look for one token per item in every point of the residual stream.
 
     Args:
-        trace: a pass with `keep_residuals=True` and `last_position_only=False`.
+        trace: a pass with `keep_residuals=True` and `queries=None`.
         targets: [b] the token that is looked for.
         subject: [b, p] True at the subject's tokens, at least one in each row.
     """

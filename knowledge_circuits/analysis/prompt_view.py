@@ -156,7 +156,7 @@ def view(
     ids = torch.tensor([list(prompts.pairs.clean[number])], device=decoder.device)
     target = torch.tensor([prompts.pairs.labels[number][0]], device=decoder.device)
     subject = prompts.subject_mask(torch.tensor([number]), ids.shape[1]).to(decoder.device)
-    trace = forward(decoder, embed(decoder, ids), last_position_only=False, keep_residuals=True)
+    trace = forward(decoder, embed(decoder, ids), queries=None, keep_residuals=True)
     lens = logit_lens(decoder, trace, target, subject)
     parts = logit_parts(decoder, trace, target)
     points = torch.stack([point[0, -1] for point in residual_points(trace)])

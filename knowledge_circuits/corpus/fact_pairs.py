@@ -7,8 +7,9 @@ A row (CSV, JSON or JSON lines) is a clean and a corrupted prompt and their answ
 
 Any other column may group the rows (`group` by default). `spans` names parts of the clean prompt for scores by token
 span, by their words or their first and end character: {"country": "Poland"} or {"country": [15, 21]}. The first token
-of an answer decides attribution and faithfulness, as in the paper. The prompts of a pair need the same number of
-tokens, which depends on the tokenizer: pairs that differ are left out, or paired anew within their group.
+of an answer decides attribution and faithfulness, as in the paper; under the metric of whole answers all tokens of
+the clean one do. The prompts of a pair need the same number of tokens, which depends on the tokenizer: pairs that
+differ are left out, or paired anew within their group.
 """
 
 from __future__ import annotations

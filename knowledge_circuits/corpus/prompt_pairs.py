@@ -27,6 +27,7 @@ from knowledge_circuits.models.tokenization import (
     label_token_id,
     start_token_id,
     subject_positions,
+    value_token_ids,
 )
 from knowledge_circuits.records import RECORD, Count, Frequency, Text, TypeName, shape
 from knowledge_circuits.study import RARE_LENGTH, Attribute, Band, Group, task_file
@@ -202,7 +203,7 @@ def group_pairs(
     limit: int | None = None,
     where: str = "the circuit data",
 ) -> PromptPairs:
-    """Return the prompt pairs of one group, with their token spans (`prompt_spans`).
+    """Return the prompt pairs of one group, with their token spans (`prompt_spans`) and whole answers.
 
     Args:
         rows: of the group's task, as `read_circuit_data` gives them.
@@ -214,7 +215,7 @@ def group_pairs(
         InputError: a clean and a corrupted prompt differ in length, or a label id is not the tokenizer's.
     """
     chosen = [(number, row) for number, row in enumerate(rows, start=1) if in_group(row, group)][:limit]
-    clean, corrupted, labels, spans = [], [], [], []
+    clean, corrupted, labels, spans, answers = [], [], [], [], []
     for number, row in chosen:
         prompts = [group.task.prompt(row[f"{side}_subject"]) for side in ("clean", "corrupted")]
         ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
@@ -224,6 +225,7 @@ def group_pairs(
                 " under this tokenizer; make the data with the model's own"
             )
         pair = (row["clean_label_idx"], row["corrupted_label_idx"])
+        tokens = []
         for side, prompt, label in zip(("clean", "corrupted"), prompts, pair, strict=True):
             if label >= len(tokenizer):
                 raise InputError(
@@ -231,7 +233,8 @@ def group_pairs(
                     " the data with the model's own"
                 )
             text = row[f"{side}_label"]
-            if label != label_token_id(tokenizer, prompt, text.removeprefix(" ")):
+            tokens.append(value_token_ids(tokenizer, prompt, text.removeprefix(" ")))
+            if label != tokens[-1][0]:
                 raise InputError(
                     f"{where}, item {number}: token {label} ({tokenizer.decode([label])!r}) is not the first of"
                     f" {text!r} under this tokenizer; make the data with the model's own"
@@ -239,8 +242,9 @@ def group_pairs(
         clean.append(ids[0])
         corrupted.append(ids[1])
         labels.append(pair)
+        answers.append(tokens[0])
         spans.append(prompt_spans(subject_positions(tokenizer, row["clean_subject"], prompts[0]), len(ids[0])))
-    return PromptPairs(clean, corrupted, labels, [row for _, row in chosen], spans)
+    return PromptPairs(clean, corrupted, labels, [row for _, row in chosen], spans, answers)
 
 
 #: The spans of a biography's query, in the order of a prompt; `prompt_spans` names them.

@@ -53,6 +53,7 @@ from knowledge_circuits.engine.forward import (
     Prefixes,
     Substitution,
     Trace,
+    among_last,
     at_least_float32,
     batched_product,
     cap_slope,
@@ -68,7 +69,7 @@ from knowledge_circuits.engine.memory import (
     reuse_freed_memory,
     workspace,
 )
-from knowledge_circuits.engine.metrics import MetricFunction, as_metric, losses, metric_name
+from knowledge_circuits.engine.metrics import MetricFunction, as_metric, losses, metric_name, pairs_for, read
 from knowledge_circuits.engine.options import GradientRule, Method, Metric
 from knowledge_circuits.engine.prompts import Batch, PromptPairs
 from knowledge_circuits.files import InputError
@@ -121,7 +122,7 @@ def attribute(
     """Score every edge of the model's graph on the given prompts.
 
     Args:
-        pairs: clean and corrupted prompts with their labels.
+        pairs: clean and corrupted prompts with their labels; `answer_log_probability` needs their whole answers.
         method: where gradients are taken.
         ig_steps: m, the steps of integrated gradients (EAP-IG and EAP-IG-activations).
         first_step: 1 for steps 1..m (the paper), 0 for steps 0..m-1 (EAP-IG 2.0).
@@ -142,8 +143,8 @@ def attribute(
         A `Graph` with every edge in it; scores [u, v] on the CPU, float64 for a float64 model, else float32.
 
     Raises:
-        InputError: an unknown option, `by_span` without spans or with `exact`, no prompts, prompts that the model
-            cannot take, or scores that are not finite.
+        InputError: an unknown option, `by_span` without spans or with `exact`, no prompts, prompts that the model or
+            the metric cannot take, or scores that are not finite.
     """
     method, metric, rules = Method(method), as_metric(metric), BackwardRules.of(gradient)
     if not len(pairs):
@@ -156,6 +157,7 @@ def attribute(
         raise InputError("the method exact takes no gradient, so it has no gradient rule; leave `gradient` at standard")
     if rules.secant_activations:
         decoder = replace(decoder, activation_stabilizer=SECANT_STABILIZER)
+    pairs = pairs_for(metric, pairs)
     pairs.check_fits(decoder.d_vocab, decoder.max_positions)
     layout = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)
     path = EmbeddingPath.of(method, ig_steps, first_step)
@@ -169,7 +171,8 @@ def attribute(
         for batch in pairs.batches(batch_size):
             positions = batch.clean.shape[1]
             cells = 0 if sums.whole else sums.cells(1, positions)
-            plan = plan_attribution(decoder, layout, positions, len(batch.index), len(path.points), budget, cells)
+            size = positions, len(batch.index), len(path.points)
+            plan = plan_attribution(decoder, layout, *size, budget, cells, batch.queries)
             for part in batch.split(plan.items):
                 attribution.add(part.to(decoder.device), plan, sums)
                 bar.update(len(part.index))
@@ -204,14 +207,14 @@ def provenance(
 
     The gradient rule is stated only if it is not the standard one, so that older graphs compare equal.
     """
-    method, rules = Method(method), BackwardRules.of(gradient)
+    method, metric, rules = Method(method), as_metric(metric), BackwardRules.of(gradient)
     return {
         "method": str(method),
         "ig_steps": ig_steps if method.uses_steps else None,
         "first_step": first_step if method.uses_steps else None,
-        "metric": metric_name(as_metric(metric)),
+        "metric": metric_name(metric),
         "examples": len(pairs),
-        "prompts": pairs.digest,
+        "prompts": pairs_for(metric, pairs).digest,
         "dtype": str(dtype).removeprefix("torch."),
         **({} if rules == BackwardRules() else {"gradient": rules.description}),
     }
@@ -223,7 +226,7 @@ class _Runs:
 
     Attributes:
         trace: their forward pass, [m b] rows.
-        gradient: [m b, 1, d] of the weighted loss at the final residual.
+        gradient: [m b, q, d] of the weighted loss at the final residual.
         count: m.
         prefix, substitution: the forward pass's.
         constant_input: the node `input` is a constant, so a target that reads nothing else has no gradient.
@@ -249,7 +252,7 @@ class _Outputs:
         embedded: [b, p, d].
         z: per layer [b, q, h e] the heads' outputs before w_o.
         mlp_outputs: per layer [b, q, d].
-        final: [b, d] the final norm's output at the last position.
+        final: [b, q, d] the final norm's output at the last positions.
     """
 
     embedded: Tensor
@@ -264,7 +267,7 @@ class _Outputs:
             trace.embedded[rows],
             tuple(layer.z[rows] for layer in trace.layers),
             tuple(layer.mlp_output[rows] for layer in trace.layers),
-            trace.final_normalized.value[rows, -1],
+            trace.final_normalized.value[rows],
         )
 
 
@@ -347,7 +350,7 @@ class _Attribution:
         def run(points: Sequence[float]) -> tuple[Trace, Prefix | None]:
             embedded = torch.cat([torch.lerp(corrupted, clean, point) for point in points])
             prefix = shared.repeat(len(points)) if shared else None
-            return forward(decoder, embedded, prefix), prefix
+            return forward(decoder, embedded, prefix, batch.queries), prefix
 
         at_once = plan.runs >= len(path.points)
         trace, prefix = run(path.points if at_once else (0.0, 1.0))
@@ -357,12 +360,12 @@ class _Attribution:
         if at_once:
             rows = slice(path.active.start * items, path.active.stop * items)
             trace, prefix = trace.rows(rows), prefix.rows(rows) if prefix else None
-            self._add_runs(batch, differences, self._runs(trace, prefix, clean_logits, batch.labels, weights), sums)
+            self._add_runs(batch, differences, self._runs(trace, prefix, clean_logits, batch.targets, weights), sums)
             return
         del trace, prefix
         for start in range(0, len(points), plan.runs):
             part = slice(start, start + plan.runs)
-            runs = self._runs(*run(points[part]), clean_logits, batch.labels, weights[part])
+            runs = self._runs(*run(points[part]), clean_logits, batch.targets, weights[part])
             self._add_runs(batch, differences, runs, sums)
             del runs
 
@@ -372,7 +375,7 @@ class _Attribution:
         items, offset = len(batch.index), batch.shared_prefix
         shared = self._prefixes.of(batch.clean[:, :offset])
         ids = torch.cat((batch.corrupted[:, offset:], batch.clean[:, offset:]))
-        trace = forward(decoder, embed(decoder, ids), shared.repeat(2) if shared else None)
+        trace = forward(decoder, embed(decoder, ids), shared.repeat(2) if shared else None, batch.queries)
         first, last = _Outputs.of(trace, slice(0, items)), _Outputs.of(trace, slice(items, None))
         del trace
         differences, clean_logits = _Differences(self, first, last, plan.positions), self._clean_logits(last)
@@ -382,26 +385,28 @@ class _Attribution:
             chosen = points[start : start + plan.runs]
             prefix = shared.repeat(len(chosen)) if shared else None
             for embedded, substitution in _replaced_groups(first, last, chosen):
-                trace = forward(decoder, embedded, prefix, substitution=substitution)
-                runs = self._runs(trace, prefix, clean_logits, batch.labels, [weight] * len(chosen), substitution)
+                trace = forward(decoder, embedded, prefix, batch.queries, substitution)
+                runs = self._runs(trace, prefix, clean_logits, batch.targets, [weight] * len(chosen), substitution)
                 self._add_runs(batch, differences, runs, sums)
                 del trace, runs
 
     def _clean_logits(self, clean: _Outputs) -> Tensor | None:
         """Return the clean run's logits [b, n] if the metric reads them."""
-        return None if self.metric is Metric.LOGIT_DIFFERENCE else logits_of(self.decoder, clean.final)
+        if self.metric in (Metric.LOGIT_DIFFERENCE, Metric.ANSWER_LOG_PROBABILITY):
+            return None
+        return logits_of(self.decoder, read(self.metric, clean.final))
 
     def _runs(
         self,
         trace: Trace,
         prefix: Prefix | None,
         clean_logits: Tensor | None,
-        labels: Tensor,
+        targets: Tensor,
         weights: Sequence[float],
         substitution: Substitution | None = None,
     ) -> _Runs:
         """Return runs whose gradients count, with the gradient that each starts from."""
-        gradient = self._final_gradient(trace, clean_logits, labels, weights)
+        gradient = self._final_gradient(trace, clean_logits, targets, weights)
         # A learned positional embedding is a parameter: it keeps the gradient of a target without sources alive.
         constant_input = (
             self.method is Method.EAP_IG_ACTIVATIONS and substitution is None and self.decoder.positions is None
@@ -409,29 +414,31 @@ class _Attribution:
         return _Runs(trace, gradient, len(weights), prefix, substitution, constant_input)
 
     def _final_gradient(
-        self, trace: Trace, clean_logits: Tensor | None, labels: Tensor, weights: Sequence[float]
+        self, trace: Trace, clean_logits: Tensor | None, targets: Tensor, weights: Sequence[float]
     ) -> Tensor:
-        """Return the gradient [m b, 1, d] of the weighted loss at the final residual of the last position.
+        """Return the gradient [m b, q, d] of the weighted loss at the final residual of the positions that are read.
 
         For the logit difference only two columns of the unembedding matter.
         """
         decoder, normalized, runs = self.decoder, trace.final_normalized, len(weights)
-        if clean_logits is None:
-            columns = decoder.unembedding.T[labels]  # [b, 2, d]
+        if self.metric is Metric.LOGIT_DIFFERENCE:
+            columns = decoder.unembedding.T[targets]  # [b, 2, d]
             if decoder.logit_cap is None:
                 parts = [columns[:, 1] - columns[:, 0]] * runs
             else:
-                parts = [self._capped_difference(columns, labels, value) for value in normalized.value.chunk(runs)]
+                parts = [self._capped_difference(columns, targets, value) for value in normalized.value.chunk(runs)]
         else:
             with torch.enable_grad():
-                logits = at_least_float32(logits_of(decoder, normalized.value[:, -1])).detach().requires_grad_()
-                values = losses(self.metric, logits, clean_logits.repeat(runs, 1), labels.repeat(runs, 1))
+                final = read(self.metric, normalized.value)
+                logits = at_least_float32(logits_of(decoder, final)).detach().requires_grad_()
+                clean = logits.detach() if clean_logits is None else clean_logits.repeat(runs, 1)
+                values = losses(self.metric, logits, clean, targets.repeat(runs, 1))
                 (at_logits,) = torch.autograd.grad(values.sum(), logits)
             if decoder.logit_cap is not None:
                 at_logits = at_logits * (1 - (logits.detach() / decoder.logit_cap).square())
             parts = list((at_logits.to(decoder.dtype) @ decoder.unembedding.T).chunk(runs))
         at_norm = torch.cat([part * weight for part, weight in zip(parts, weights, strict=True)])
-        return self.backward.norm(normalized, at_norm[:, None])
+        return self.backward.norm(normalized, at_norm.view_as(normalized.value))
 
     def _capped_difference(self, columns: Tensor, labels: Tensor, normalized: Tensor) -> Tensor:
         """Return the logit difference's gradient [b, d] at the final norm's output [b, 1, d] under a soft cap.
@@ -447,7 +454,7 @@ class _Attribution:
     def differences(self, corrupted: _Outputs, clean: _Outputs, positions: slice) -> Tensor:
         """Return D: z_u(corrupted) - z_u(clean) at some positions, [u, b, p', d].
 
-        The last layer's sources are computed, and read, at the last position only; elsewhere their rows are 0.
+        The last layer's sources are computed, and read, at the last positions only; elsewhere their rows are 0.
         """
         decoder, layout = self.decoder, self.layout
         b, p, d = clean.embedded.shape
@@ -457,11 +464,9 @@ class _Attribution:
         out[0] = (corrupted.embedded - clean.embedded)[:, positions]
         for layer, block in enumerate(decoder.blocks):
             low, high = corrupted.z[layer], clean.z[layer]
-            if high.shape[1] == p:
-                chosen, queries = positions, count
-            elif positions.stop == p:  # the last layer, of which there is the last position alone
-                chosen, queries = slice(0, 1), 1
-            else:
+            chosen = among_last(positions, p, high.shape[1])
+            queries = chosen.stop - chosen.start
+            if not queries:
                 continue
             per_head = (low - high)[:, chosen].reshape(b * queries, decoder.n_heads, decoder.d_head).transpose(0, 1)
             w_o = block.attention.w_o.view(decoder.n_heads, decoder.d_head, d)

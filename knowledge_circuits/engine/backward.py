@@ -11,8 +11,8 @@ and the norm's Jacobian. Parameters get no gradients.
 
 `BackwardRules` replaces the derivative of single operations by an attribution rule; `GradientRule` names its presets.
 
-Shapes: r rows (runs x items), p positions, o positions of the prefix, q queries (p, or 1 in the last layer),
-d d_model, h heads, g key/value heads, e d_head, f MLP width.
+Shapes: r rows (runs x items), p positions, o positions of the prefix, q queries (p, or those of a metric in the last
+layer), d d_model, h heads, g key/value heads, e d_head, f MLP width.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ class Backward:
         """Walk from the last layer to the first.
 
         Args:
-            trace: a forward pass of r rows with `last_position_only`.
-            gradient: [r, 1, d] at the final residual of the last position.
+            trace: a forward pass of r rows.
+            gradient: [r, q, d] at its final residual.
             prefix: the forward pass's (r rows).
             substitution: the forward pass's; no gradient passes through the constants.
         """

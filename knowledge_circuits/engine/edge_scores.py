@@ -17,7 +17,7 @@ from torch import Tensor
 
 from knowledge_circuits.engine.backward import HeadGradients, LayerGradients
 from knowledge_circuits.engine.decoder import Decoder
-from knowledge_circuits.engine.forward import Normalized, batched_product
+from knowledge_circuits.engine.forward import Normalized, among_last, batched_product
 from knowledge_circuits.engine.graph import Layout
 from knowledge_circuits.engine.prompts import Batch, PromptPairs
 from knowledge_circuits.files import InputError
@@ -146,11 +146,10 @@ class LayerTargets:
         return sum(self.widths)
 
     def of_positions(self, part: slice, total: int) -> slice | None:
-        """Return which of these targets' positions are in a part of all; None if none is (they have the last alone)."""
+        """Return which of these targets' positions, all or the last few, are in a part of all; None if none is."""
         own = self.parts[0].gradient.shape[2] if self.mlp is None else self.mlp.shape[1]
-        if own == total:
-            return part
-        return slice(0, 1) if part.stop == total else None
+        here = among_last(part, total, own)
+        return here if here.start < here.stop else None
 
 
 def projections_of(decoder: Decoder) -> Projections:
@@ -166,7 +165,7 @@ def projections_of(decoder: Decoder) -> Projections:
 def layer_targets(
     layout: Layout, projections: Projections, layer: LayerGradients, normalized: Normalized, runs: int
 ) -> list[LayerTargets]:
-    """Return what one layer's scores need; for the last layer apart for the last position and for all.
+    """Return what one layer's scores need; for the last layer apart for the last positions and for all.
 
     Args:
         layer: the gradients of all runs, run by run.
@@ -184,11 +183,11 @@ def layer_targets(
     if query.gradient.shape[2] == key.gradient.shape[2]:
         parts = query, key, value
         return [LayerTargets(sources, (slice(start, mlp + 1),), parts, normalized.value, at_mlp)]
-    # In the last layer queries and MLP exist at the last position only.
+    # In the last layer queries and MLP exist at the last positions only.
     at_last = slice(start, start + h), slice(mlp, mlp + 1)
     everywhere = slice(start + h, start + 3 * h)
     return [
-        LayerTargets(sources, at_last, (query,), normalized.value[:, -1:], at_mlp),
+        LayerTargets(sources, at_last, (query,), normalized.value[:, -query.gradient.shape[2] :], at_mlp),
         LayerTargets(sources, (everywhere,), (key, value), normalized.value, None),
     ]
 

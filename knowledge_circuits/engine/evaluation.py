@@ -30,7 +30,15 @@ from knowledge_circuits.engine.forward import (
 )
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.memory import budget_bytes, plan_circuit, reuse_freed_memory
-from knowledge_circuits.engine.metrics import MetricFunction, as_metric, losses, metric_name, reported
+from knowledge_circuits.engine.metrics import (
+    MetricFunction,
+    as_metric,
+    losses,
+    metric_name,
+    pairs_for,
+    read,
+    reported,
+)
 from knowledge_circuits.engine.options import Intervention, Metric
 from knowledge_circuits.engine.prompts import Batch, PromptPairs
 from knowledge_circuits.engine.runner import CircuitRunner, Reference
@@ -42,8 +50,8 @@ from knowledge_circuits.files import InputError
 class Evaluation:
     """A metric's values for the whole model and a circuit, [b] each, in the pairs' order.
 
-    A difference is positive where the clean label leads. A divergence is the loss itself; its clean values are 0, so
-    faithfulness is 1 - circuit / corrupted.
+    A difference is positive where the clean label leads, a log probability is the clean answer's. A divergence is the
+    loss itself; its clean values are 0, so faithfulness is 1 - circuit / corrupted.
     """
 
     clean: Tensor
@@ -103,6 +111,7 @@ def evaluate(
         InputError: an unknown option, no prompts, a graph of another model, or values that are not finite.
     """
     intervention, metric = Intervention(intervention), as_metric(metric)
+    pairs = pairs_for(metric, pairs)
     _check(decoder, pairs)
     runners = [_runner(decoder, circuit) for circuit in circuits]
     means = None
@@ -139,7 +148,7 @@ def standalone(
     intervention = Intervention(intervention)
     if intervention is Intervention.PATCHING:
         raise InputError("a circuit on its own has no corrupted prompt to patch from; use zero or mean")
-    _check(decoder, pairs)
+    _check(decoder, pairs_for(Metric.LOGIT_DIFFERENCE, pairs))
     runner = _runner(decoder, circuit)
     means = None
     if intervention is not Intervention.ZERO:
@@ -150,8 +159,8 @@ def standalone(
     zero = Reference.zero(decoder)
     with torch.no_grad():
         for batch, positions in _batches(decoder, pairs, batch_size, memory_gb, progress, "standalone"):
-            reference = zero if means is None else _cut(means, batch.clean.shape[1])
-            logits = at_least_float32(runner.logits(embed(decoder, batch.clean), reference, positions))
+            reference = zero if means is None else _cut(means, batch)
+            logits = at_least_float32(runner.logits(embed(decoder, batch.clean), reference, positions)[:, -1])
             label = batch.labels[:, :1]
             probabilities[batch.index] = logits.softmax(-1).gather(1, label)[:, 0].double().cpu()
             ranks[batch.index] = (logits > logits.gather(1, label)).sum(1).cpu()
@@ -245,7 +254,7 @@ def mean_outputs(
         for batch, _ in _batches(decoder, pairs, batch_size, memory_gb, False, "means"):
             embedded = embed(decoder, batch.clean)
             add(0, embedded)
-            for index, layer in enumerate(run_layers(decoder, embedded, last_position_only=False)):
+            for index, layer in enumerate(run_layers(decoder, embedded, queries=None)):
                 add(1 + index, layer.trace.z)
                 add(1 + n + index, layer.trace.mlp_output)
             counts[: embedded.shape[1]] += len(batch.index)
@@ -286,7 +295,7 @@ def _batches(
     budget = budget_bytes(memory_gb, decoder.device)
     with tqdm(total=len(pairs), unit="prompt", disable=not progress, desc=what) as bar:
         for batch in pairs.batches(batch_size):
-            items, positions = plan_circuit(decoder, batch.clean.shape[1], budget)
+            items, positions = plan_circuit(decoder, batch.clean.shape[1], budget, batch.queries)
             for part in batch.split(items):
                 yield part.to(decoder.device), positions
                 bar.update(len(part.index))
@@ -303,25 +312,26 @@ def _values(
     means: Reference | None,
 ) -> list[Tensor]:
     """Return the metric's values [b] of the clean run, the corrupted run and each circuit."""
-    items = len(batch.index)
+    items, queries = len(batch.index), batch.queries
     offset = batch.shared_prefix
     shared = prefixes.of(batch.clean[:, :offset])
     embedded = embed(decoder, torch.cat((batch.clean[:, offset:], batch.corrupted[:, offset:])))
     corrupted, normalized = Reference.of_run(
-        decoder, embedded, shared.repeat(2) if shared else None, slice(items, None)
+        decoder, embedded, shared.repeat(2) if shared else None, slice(items, None), queries
     )
     if intervention is Intervention.PATCHING:
         # The circuit's run equals the corrupted one where the prompts agree, so the shared prefix is left out.
-        circuits = [runner.final(embedded[:items], corrupted, shared, positions) for runner in runners]
+        circuits = [runner.final(embedded[:items], corrupted, shared, positions, queries) for runner in runners]
     else:
-        reference = Reference.zero(decoder) if means is None else _cut(means, batch.clean.shape[1])
-        circuits = [runner.final(embed(decoder, batch.clean), reference, positions=positions) for runner in runners]
-    outputs = (normalized[:items], normalized[items:], *circuits)
+        reference = Reference.zero(decoder) if means is None else _cut(means, batch)
+        clean = embed(decoder, batch.clean)
+        circuits = [runner.final(clean, reference, None, positions, queries) for runner in runners]
+    outputs = [read(metric, output) for output in (normalized[:items], normalized[items:], *circuits)]
     if metric is Metric.LOGIT_DIFFERENCE:
         return [_logit_difference(decoder, output, batch.labels) for output in outputs]
     clean_logits = logits_of(decoder, outputs[0])
     return [
-        reported(metric, losses(metric, logits_of(decoder, output), clean_logits, batch.labels)) for output in outputs
+        reported(metric, losses(metric, logits_of(decoder, output), clean_logits, batch.targets)) for output in outputs
     ]
 
 
@@ -335,10 +345,11 @@ def _logit_difference(decoder: Decoder, normalized: Tensor, labels: Tensor) -> T
     return torch.linalg.vecdot(normalized, columns[:, 0] - columns[:, 1]) + biases[:, 0] - biases[:, 1]
 
 
-def _cut(means: Reference, length: int) -> Reference:
-    """Return mean outputs for prompts of one length; the last layer's are of the last position only."""
+def _cut(means: Reference, batch: Batch) -> Reference:
+    """Return mean outputs for a batch's prompts; the last layer's are of the positions that a metric reads."""
+    length = batch.clean.shape[1]
 
     def cut(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return *(part[:, :length] for part in parts[:-1]), parts[-1][:, :length][:, -1:]
+        return *(part[:, :length] for part in parts[:-1]), parts[-1][:, :length][:, -batch.queries :]
 
     return Reference(means.embedded[:, :length], cut(means.z), cut(means.attention_outputs), cut(means.mlp_outputs))

@@ -15,7 +15,7 @@ from torch import Tensor
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.forward import embed
 from knowledge_circuits.engine.graph import Graph, Layout
-from knowledge_circuits.engine.metrics import Metric, MetricFunction, losses
+from knowledge_circuits.engine.metrics import Metric, MetricFunction, losses, read
 from knowledge_circuits.engine.prompts import Batch
 from knowledge_circuits.engine.runner import CircuitRunner, Reference
 
@@ -24,7 +24,7 @@ def exact_effects(
     decoder: Decoder, layout: Layout, batch: Batch, metric: Metric | MetricFunction
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Yield every edge's source, target and effect on the loss, [b]."""
-    corrupted, _ = Reference.of_run(decoder, embed(decoder, batch.corrupted))
+    corrupted, _ = Reference.of_run(decoder, embed(decoder, batch.corrupted), queries=batch.queries)
     clean = embed(decoder, batch.clean)
     edges = layout.real_edges
 
@@ -33,9 +33,9 @@ def exact_effects(
         if edge:
             membership[edge] = False
         circuit = Graph(layout, torch.zeros(edges.shape), membership, decoder.d_model)
-        return CircuitRunner(decoder, circuit).logits(clean, corrupted)
+        return read(metric, CircuitRunner(decoder, circuit).logits(clean, corrupted, queries=batch.queries))
 
     clean_logits = logits_without()
-    baseline = losses(metric, clean_logits, clean_logits, batch.labels)
+    baseline = losses(metric, clean_logits, clean_logits, batch.targets)
     for source, target in edges.nonzero().tolist():
-        yield source, target, losses(metric, logits_without(source, target), clean_logits, batch.labels) - baseline
+        yield source, target, losses(metric, logits_without(source, target), clean_logits, batch.targets) - baseline

@@ -2,11 +2,11 @@
 
 The residual stream of a batch is [r, p, d]: r rows are runs x items (or items alone), p positions. Clean and corrupted
 prompts agree on their first tokens, at least on BOS. These positions are run once; a `Prefix` holds their keys and
-values. A metric reads the last position's logits, so `last_position_only` computes the last layer's queries and MLP at
-that position alone.
+values. A metric reads the logits of the last position, or of the last few, which predict a whole answer: the last
+layer's queries and MLP are computed there alone (`queries`).
 
-Shapes: r rows, p positions, o positions of the prefix, q queries (p, or 1 in the last layer), d d_model, h query heads,
-g key/value heads, e d_head, f MLP width, n vocabulary.
+Shapes: r rows, p positions, o positions of the prefix, q queries (p, or those of a metric in the last layer),
+d d_model, h query heads, g key/value heads, e d_head, f MLP width, n vocabulary.
 """
 
 from __future__ import annotations
@@ -190,18 +190,18 @@ def forward(
     decoder: Decoder,
     embedded: Tensor,
     prefix: Prefix | None = None,
-    last_position_only: bool = True,
+    queries: int | None = 1,
     substitution: Substitution | None = None,
     keep_residuals: bool = False,
 ) -> Trace:
     """Run the decoder and keep its activations.
 
     Args:
-        embedded, prefix, last_position_only, substitution: see `run_layers`.
+        embedded, prefix, queries, substitution: see `run_layers`.
         keep_residuals: keep the residual stream before each layer.
     """
     layers, residuals, final = [], [], embedded
-    for layer in run_layers(decoder, embedded, prefix, last_position_only, substitution):
+    for layer in run_layers(decoder, embedded, prefix, queries, substitution):
         layers.append(layer.trace)
         if keep_residuals:
             residuals.append(layer.before)
@@ -214,7 +214,7 @@ def run_layers(
     decoder: Decoder,
     embedded: Tensor,
     prefix: Prefix | None = None,
-    last_position_only: bool = True,
+    queries: int | None = 1,
     substitution: Substitution | None = None,
 ) -> Iterator[LayerRun]:
     """Run the decoder layer by layer; what the caller does not keep is freed as the pass goes on.
@@ -222,8 +222,8 @@ def run_layers(
     Args:
         embedded: [r, p, d] token embeddings of the positions that are run.
         prefix: the positions before them.
-        last_position_only: compute the last layer's queries and MLP at the last position alone; its outputs are then
-            [r, 1, d], else [r, p, d].
+        queries: at how many last positions the last layer's queries and MLP are computed, whose outputs are then
+            [r, queries, d]; None: at all, [r, p, d].
         substitution: constants in place of one group of sources.
     """
     offset = prefix.length if prefix else 0
@@ -232,9 +232,9 @@ def run_layers(
     residual = embedded if decoder.positions is None else embedded + decoder.positions[offset : offset + n_positions]
     for index, block in enumerate(decoder.blocks):
         residual = residual.to(block.device)
-        queries = 1 if last_position_only and index == decoder.n_layers - 1 else n_positions
+        here = n_positions if queries is None or index < decoder.n_layers - 1 else queries
         attention_input = normalize_input(residual, decoder)
-        heads = project_heads(decoder, block.attention, attention_input.value, queries, rotary.of(index))
+        heads = project_heads(decoder, block.attention, attention_input.value, here, rotary.of(index))
         pattern, z = attend(decoder, heads, prefix, index)
         attention_post = post_normalize(z, block.attention, decoder)
         if attention_post is not None:
@@ -242,7 +242,7 @@ def run_layers(
         constants = substitution if substitution and substitution.layer == index else None
         if constants and constants.heads is not None:
             z = constants.heads
-        before, at_queries = residual, residual[:, -queries:]
+        before, at_queries = residual, residual[:, -here:]
         attention_output = linear(z, block.attention.w_o, block.attention.b_o)
         after = at_queries + attention_output
         mlp_input = normalize_input(at_queries if decoder.parallel else after, decoder)
@@ -275,13 +275,19 @@ class Prefixes:
 
 def all_logits(decoder: Decoder, ids: Tensor) -> Tensor:
     """Return logits [r, p, n] at every position of ids [r, p]."""
-    trace = forward(decoder, embed(decoder, ids), last_position_only=False)
+    trace = forward(decoder, embed(decoder, ids), queries=None)
     return logits_of(decoder, trace.final_normalized.value)
 
 
 def logits_of(decoder: Decoder, normalized: Tensor) -> Tensor:
     """Return logits [..., n] of the final norm's output [..., d]."""
     return capped(linear(normalized, decoder.unembedding, decoder.unembedding_bias), decoder.logit_cap)
+
+
+def among_last(part: slice, total: int, count: int) -> slice:
+    """Return which of the last `count` of `total` positions are in a part of all, counted from the first of them."""
+    before = total - count
+    return slice(max(part.start - before, 0), max(part.stop - before, 0))
 
 
 def capped(x: Tensor, cap: float | None) -> Tensor:

@@ -28,6 +28,8 @@ from knowledge_circuits.files import InputError
 
 _SHARE_OF_FREE = 0.6
 _SHORT_LIVED = 1.3
+#: Numbers held per logit: itself, its exponential, its gradient and a copy of the latter.
+_PER_LOGIT = 4
 #: Larger activations are slower on a CPU: the allocator returns them to the system (`reuse_freed_memory`).
 _FAST_BYTES = 16_000_000
 #: The most bytes of a block that is kept for the next pass.
@@ -159,7 +161,14 @@ _FEW_POSITIONS = 64
 
 
 def plan_attribution(
-    decoder: Decoder, layout: Layout, positions: int, items: int, runs: int, budget: float, cells: int = 0
+    decoder: Decoder,
+    layout: Layout,
+    positions: int,
+    items: int,
+    runs: int,
+    budget: float,
+    cells: int = 0,
+    queries: int = 1,
 ) -> AttributionPlan:
     """Divide a batch of `items` prompts of one length and `runs` runs each to fit the budget (bytes).
 
@@ -168,9 +177,10 @@ def plan_attribution(
 
     Args:
         cells: into how many cells an item's scores are divided; 0 if they are summed over items.
+        queries: how many last positions a metric reads.
     """
     size = decoder.embedding.element_size()
-    per_run = activation_bytes(decoder, positions) * _SHORT_LIVED
+    per_run = activation_bytes(decoder, positions) * _SHORT_LIVED + logit_bytes(decoder, queries)
     held = target_bytes(decoder, positions)
     at_position = (layout.n_sources + 3 * layout.n_heads + 1) * decoder.d_model * size
     scores = cells * layout.n_sources * (3 * layout.n_heads + 1) * size
@@ -199,6 +209,11 @@ def activation_bytes(decoder: Decoder, positions: int) -> float:
     return decoder.n_layers * per_position * positions * decoder.embedding.element_size()
 
 
+def logit_bytes(decoder: Decoder, positions: int) -> float:
+    """Return the bytes of one row's logits and their gradient at several positions; those of one are short-lived."""
+    return _PER_LOGIT * (positions - 1) * decoder.d_vocab * max(4, decoder.embedding.element_size())
+
+
 def gradient_bytes(decoder: Decoder, positions: int) -> float:
     """Return the bytes of one layer's target gradients G for one item."""
     return (3 * decoder.n_heads + 1) * positions * decoder.d_model * decoder.embedding.element_size()
@@ -216,15 +231,16 @@ def output_bytes(decoder: Decoder, positions: int) -> float:
     return 2 * decoder.n_layers * per_position * positions * decoder.embedding.element_size()
 
 
-def plan_circuit(decoder: Decoder, positions: int, budget: float) -> tuple[int, int]:
+def plan_circuit(decoder: Decoder, positions: int, budget: float, queries: int = 1) -> tuple[int, int]:
     """Return how many prompts of one length a circuit run takes within the budget (bytes), and positions at once.
 
-    One prompt is always tried, some positions at a time if all of them do not fit.
+    One prompt is always tried, some positions at a time if all of them do not fit. `queries` as for `plan_attribution`.
     """
     layout = Layout(decoder.n_layers, decoder.n_heads, decoder.parallel)
     size = decoder.embedding.element_size()
     # The clean and the corrupted run keep one layer's activations; the reference keeps what each source adds.
     held = 2 * activation_bytes(decoder, positions) / decoder.n_layers + output_bytes(decoder, positions)
+    held += logit_bytes(decoder, queries)
     terms_and_patterns = layout.n_sources * decoder.d_model + decoder.n_heads * positions
     at_position = 3 * gradient_bytes(decoder, 1) + terms_and_patterns * size
     fitting = int(budget // (held + at_position * positions))

@@ -78,3 +78,6 @@ class Metric(Option):
     """KL(clean run || this run) in nats."""
     JS_DIVERGENCE = "js_divergence"
     """Jensen-Shannon divergence from the clean run in nats."""
+    ANSWER_LOG_PROBABILITY = "answer_log_probability"
+    """Mean over the clean answer's tokens of each one's log probability (nats), the tokens before it given; the loss is
+    its negative. The other metrics read the prompt's last position."""

@@ -2,6 +2,9 @@
 
 A pair is a clean and a corrupted prompt of the same token length and the first tokens of their two answers. Batches
 hold prompts of one length, so nothing is ever computed for padding, and scores cannot depend on it.
+
+The metric of whole answers runs teacher-forced pairs: clean and corrupted prompt both go on with the clean answer's
+tokens but the last, and the last positions, one for each of its tokens, predict the answer.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.files import InputError
-from knowledge_circuits.models.tokenization import encode_prompt, label_token_id, plain_ids
+from knowledge_circuits.models.tokenization import encode_prompt, plain_ids, value_token_ids
 
 #: Token spans of prompts that name none, in the order of a prompt.
 CHANGE_SPANS = ("start token", "before the change", "changed", "after the change", "last token")
+#: The span of the answer's tokens that follow a teacher-forced prompt.
+ANSWER_SPAN = "answer"
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,10 @@ class Batch:
         index: [b] their places in the `PromptPairs`.
         clean, corrupted: [b, p] token ids.
         labels: [b, 2] the clean and the corrupted answer's first token.
-        shared_prefix: how many first tokens clean and corrupted prompts share in every pair (the last position never
-            counts); known before the batch goes to a device, so that no pass has to wait for it.
+        shared_prefix: how many first tokens clean and corrupted prompts share in every pair (the positions that a
+            metric reads never count); known before the batch goes to a device, so that no pass has to wait for it.
+        answers: [b, q] of teacher-forced pairs the tokens that the last q positions predict, -1 where a shorter answer
+            has none; else None.
     """
 
     index: Tensor
@@ -42,24 +49,40 @@ class Batch:
     corrupted: Tensor
     labels: Tensor
     shared_prefix: int
+    answers: Tensor | None = None
 
     @classmethod
-    def of(cls, index: Tensor, clean: Tensor, corrupted: Tensor, labels: Tensor) -> Batch:
+    def of(
+        cls, index: Tensor, clean: Tensor, corrupted: Tensor, labels: Tensor, answers: Tensor | None = None
+    ) -> Batch:
         """Return a batch of tensors on the CPU."""
         differs = (clean != corrupted).any(0)
         first = int(differs.int().argmax()) if bool(differs.any()) else clean.shape[1]
-        return cls(index, clean, corrupted, labels, min(first, clean.shape[1] - 1))
+        queries = 1 if answers is None else answers.shape[1]
+        return cls(index, clean, corrupted, labels, min(first, clean.shape[1] - queries), answers)
+
+    @property
+    def queries(self) -> int:
+        """How many last positions a metric reads."""
+        return 1 if self.answers is None else self.answers.shape[1]
+
+    @property
+    def targets(self) -> Tensor:
+        """The token ids that a metric looks up: the labels [b, 2], or the answers [b, q]."""
+        return self.labels if self.answers is None else self.answers
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on another device."""
         clean, corrupted, labels = (
             part.to(device, non_blocking=True) for part in (self.clean, self.corrupted, self.labels)
         )
-        return Batch(self.index, clean, corrupted, labels, self.shared_prefix)
+        answers = None if self.answers is None else self.answers.to(device, non_blocking=True)
+        return Batch(self.index, clean, corrupted, labels, self.shared_prefix, answers)
 
     def split(self, size: int) -> Iterator[Batch]:
         """Parts of at most `size` pairs."""
-        parts = (part.split(size) for part in (self.index, self.clean, self.corrupted, self.labels))
+        given = (self.index, self.clean, self.corrupted, self.labels, self.answers)
+        parts = (part.split(size) for part in given if part is not None)
         return (Batch.of(*tensors) for tensors in zip(*parts, strict=True))
 
 
@@ -73,6 +96,9 @@ class PromptPairs:
         rows: what else is known of each pair (the data file's row, or the texts of the prompts).
         spans: for each pair its named token spans, name -> (start, stop), which cover the prompt without overlap; or
             none at all. Prompts may differ in the lengths of spans and lack some.
+        answers: for each pair all tokens of the clean prompt's answer, empty where only the first is known; or none at
+            all. The metric of whole answers needs them, the others do not read them.
+        forced: the prompts go on with the answers' tokens but the last (`teacher_forced`).
 
     Raises:
         InputError: lengths differ within a pair, a prompt is empty, its spans do not cover it, or the lists do not
@@ -84,6 +110,8 @@ class PromptPairs:
     labels: Sequence[tuple[int, int]]
     rows: Sequence[dict[str, Any]] = field(default_factory=list)
     spans: Sequence[Mapping[str, tuple[int, int]]] = field(default_factory=list)
+    answers: Sequence[Sequence[int]] = field(default_factory=list)
+    forced: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not len(self.clean) == len(self.corrupted) == len(self.labels):
@@ -93,6 +121,10 @@ class PromptPairs:
             )
         if self.rows and len(self.rows) != len(self.clean):
             raise InputError(f"{len(self.rows)} rows for {len(self.clean)} prompts: one is wanted for each, or none")
+        if self.answers and len(self.answers) != len(self.clean):
+            raise InputError(
+                f"{len(self.answers)} answers for {len(self.clean)} prompts: one for each is wanted, or none"
+            )
         for number, (clean, corrupted) in enumerate(zip(self.clean, self.corrupted, strict=True)):
             if not clean:
                 raise InputError(f"{self.name(number)} is empty")
@@ -131,7 +163,8 @@ class PromptPairs:
                 capital of Poland is". Prompts of different pairs may differ in length.
             labels: for each pair the answers to the clean and to the corrupted prompt, such as ("Paris", "Warsaw").
                 Of an answer only the first token counts: that by which `prompt + " " + answer` extends the prompt,
-                which for the corrupted answer is the corrupted prompt. Token ids are taken as they are.
+                which for the corrupted answer is the corrupted prompt; all tokens of the clean answer count for the
+                metric of whole answers. Token ids are taken as they are, as first tokens.
             rows: what else is known of each pair; by default the texts of its prompts.
 
         Raises:
@@ -146,12 +179,12 @@ class PromptPairs:
         ids = [[encode_prompt(tokenizer, text) for text in texts] for texts in (clean, corrupted)]
         for number, texts in enumerate(zip(clean, corrupted, strict=True)):
             _refuse_unequal(f"prompt {number + 1}", tokenizer, texts, (len(ids[0][number]), len(ids[1][number])))
-        tokens = [
-            tuple(_first_token(tokenizer, text, answer) for text, answer in zip(texts, answers, strict=True))
-            for texts, answers in zip(zip(clean, corrupted, strict=True), labels, strict=True)
-        ]
-        texts_of = [{"clean": first, "corrupted": second} for first, second in zip(clean, corrupted, strict=True)]
-        return cls(ids[0], ids[1], [(first, second) for first, second in tokens], list(rows) or texts_of)
+        answers = [_answer_tokens(tokenizer, text, right) for text, (right, _) in zip(clean, labels, strict=True)]
+        others = [_answer_tokens(tokenizer, text, other) for text, (_, other) in zip(corrupted, labels, strict=True)]
+        first = [(tokens[0], other[0]) for tokens, other in zip(answers, others, strict=True)]
+        whole = [() if isinstance(right, int) else answers[number] for number, (right, _) in enumerate(labels)]
+        texts_of = [{"clean": one, "corrupted": other} for one, other in zip(clean, corrupted, strict=True)]
+        return cls(ids[0], ids[1], first, list(rows) or texts_of, answers=whole)
 
     @classmethod
     def match_lengths(
@@ -171,7 +204,7 @@ class PromptPairs:
             InputError: no prompt has a partner.
         """
         lengths = {prompt: len(plain_ids(tokenizer, prompt)) for prompt in answers}
-        tokens = {prompt: _first_token(tokenizer, prompt, answer) for prompt, answer in answers.items()}
+        tokens = {prompt: _answer_tokens(tokenizer, prompt, answer)[0] for prompt, answer in answers.items()}
         generator = random.Random(seed)
         partners: dict[str, str] = {}
         for prompt in answers:
@@ -184,7 +217,7 @@ class PromptPairs:
                 "no two prompts have the same number of tokens and answers with different first tokens; tokens per"
                 f" prompt: {counts or 'there is no prompt'}"
             )
-        labels = [(tokens[clean], tokens[corrupted]) for clean, corrupted in partners.items()]
+        labels = [(answers[clean], tokens[corrupted]) for clean, corrupted in partners.items()]
         pairs = cls.from_text(tokenizer, list(partners), list(partners.values()), labels)
         return pairs, [prompt for prompt in answers if prompt not in partners]
 
@@ -197,6 +230,7 @@ class PromptPairs:
             [pair for part in parts for pair in part.labels],
             [row for part in parts for row in part.rows],
             [spans for part in parts for spans in part.spans],
+            [answer for part in parts for answer in part.answers or [()] * len(part)],
         )
 
     def select(self, chosen: Sequence[int]) -> PromptPairs:
@@ -207,6 +241,8 @@ class PromptPairs:
             [self.labels[i] for i in chosen],
             [self.rows[i] for i in chosen] if self.rows else [],
             [self.spans[i] for i in chosen] if self.spans else [],
+            [self.answers[i] for i in chosen] if self.answers else [],
+            forced=self.forced,
         )
 
     def with_spans(self) -> PromptPairs:
@@ -226,6 +262,36 @@ class PromptPairs:
             spans.append({name: span for name, span in named if span[0] < span[1]})
         return replace(self, spans=spans)
 
+    def teacher_forced(self) -> PromptPairs:
+        """Return the pairs as the metric of whole answers runs them; they are not taken by other metrics.
+
+        Both prompts go on with the clean answer's tokens but the last. Where prompts have spans, these tokens are the
+        span `ANSWER_SPAN`.
+
+        Raises:
+            InputError: an answer is not known, or a span of a prompt has that name.
+        """
+        if self.forced:
+            return self
+        for number in range(len(self)):
+            if not (self.answers and self.answers[number]):
+                raise InputError(
+                    f"{self.name(number)}: only the first token of its answer is known, but this metric is about whole"
+                    " answers; give the answer in words, or all its tokens"
+                )
+        if ANSWER_SPAN in self.span_names:
+            raise InputError(f"a span has the name {ANSWER_SPAN!r}, that of the answer's tokens; give the part another")
+        clean, corrupted = (
+            [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, self.answers, strict=True)]
+            for prompts in (self.clean, self.corrupted)
+        )
+        bounds = [(len(prompt), len(ids)) for prompt, ids in zip(self.clean, clean, strict=True)]
+        spans = [
+            {**spans, **({ANSWER_SPAN: (end, stop)} if end < stop else {})}
+            for spans, (end, stop) in zip(self.spans, bounds, strict=False)  # or there are no spans
+        ]
+        return replace(self, clean=clean, corrupted=corrupted, spans=spans, forced=True)
+
     @property
     def span_names(self) -> tuple[str, ...]:
         """The names of all spans, in the order in which prompts first have them."""
@@ -239,7 +305,8 @@ class PromptPairs:
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that stand for the token ids and labels: other prompts have others."""
-        content = json.dumps([list(map(list, part)) for part in (self.clean, self.corrupted, self.labels)])
+        parts = (self.clean, self.corrupted, self.labels, *([self.answers] if self.forced else []))
+        content = json.dumps([list(map(list, part)) for part in parts])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
@@ -258,17 +325,20 @@ class PromptPairs:
                     clean=torch.tensor([list(self.clean[i]) for i in chosen]),
                     corrupted=torch.tensor([list(self.corrupted[i]) for i in chosen]),
                     labels=torch.tensor([list(self.labels[i]) for i in chosen]),
+                    answers=_at_the_end([self.answers[i] for i in chosen]) if self.forced else None,
                 )
 
     def check_fits(self, vocabulary: int, max_positions: int) -> None:
         """Raise InputError naming the first item that a model with this vocabulary and context cannot take."""
-        for number, (clean, corrupted, labels) in enumerate(zip(self.clean, self.corrupted, self.labels, strict=True)):
+        answers = [answer[-1:] for answer in self.answers] if self.forced else [()] * len(self)
+        parts = zip(self.clean, self.corrupted, self.labels, answers, strict=True)
+        for number, (clean, corrupted, labels, answer) in enumerate(parts):
             if len(clean) > max_positions:
                 raise InputError(
-                    f"{self.name(number)}: its {len(clean)} tokens are more than the model's context (or sliding"
-                    f" window) of {max_positions}"
+                    f"{self.name(number)}: its {len(clean)} tokens{', the answer included,' if self.forced else ''} are"
+                    f" more than the model's context (or sliding window) of {max_positions}"
                 )
-            for token in (*clean, *corrupted, *labels):
+            for token in (*clean, *corrupted, *labels, *answer):
                 if not 0 <= token < vocabulary:
                     raise InputError(
                         f"{self.name(number)}: token id {token} is outside the model's vocabulary of {vocabulary};"
@@ -316,8 +386,15 @@ def token_spans(
     return dict(spans)
 
 
-def _first_token(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str | int) -> int:
-    return answer if isinstance(answer, int) else label_token_id(tokenizer, prompt, answer)
+def _answer_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str | int) -> list[int]:
+    """Return all tokens of an answer in words, or the one that is given."""
+    return [answer] if isinstance(answer, int) else value_token_ids(tokenizer, prompt, answer)
+
+
+def _at_the_end(answers: Sequence[Sequence[int]]) -> Tensor:
+    """Return answers [b, q], each at the end of its row and -1 before it."""
+    longest = max(map(len, answers))
+    return torch.tensor([[-1] * (longest - len(answer)) + list(answer) for answer in answers])
 
 
 def _refuse_unequal(

@@ -14,8 +14,9 @@ run, z_u - z_u(reference). Before a layer norm they are centred, so that the inp
 a factor per input, from its length, and is applied behind the projection. Where memory is short, positions are run some
 at a time, each part with the keys and values of those before it.
 
-Shapes: b items, p positions, q queries (p, or 1 in the last layer), n positions of all items together, d d_model,
-h heads, a heads that are run, g key/value heads, e d_head, u sources that are run, u' the first few of them, t targets.
+Shapes: b items, p positions, q queries (p, or those of a metric in the last layer), n positions of all items together,
+d d_model, h heads, a heads that are run, g key/value heads, e d_head, u sources that are run, u' the first few of them,
+t targets.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from knowledge_circuits.engine.forward import (
     Prefix,
     Rotary,
     Rotations,
+    among_last,
     attend,
     batched_product,
     linear,
@@ -70,7 +72,12 @@ class Reference:
 
     @classmethod
     def of_run(
-        cls, decoder: Decoder, embedded: Tensor, prefix: Prefix | None = None, rows: slice = slice(None)
+        cls,
+        decoder: Decoder,
+        embedded: Tensor,
+        prefix: Prefix | None = None,
+        rows: slice = slice(None),
+        queries: int = 1,
     ) -> tuple[Reference, Tensor]:
         """Run the decoder (patching).
 
@@ -78,18 +85,19 @@ class Reference:
             embedded: [r, p, d] token embeddings.
             prefix: the positions before.
             rows: the rows whose outputs are the reference.
+            queries: how many last positions a metric reads.
 
         Returns:
-            The reference, and the final norm's output [r, d] of all rows at the last position.
+            The reference, and the final norm's output [r, queries, d] of all rows there.
         """
         z, attention_outputs, mlp_outputs, final = [], [], [], embedded
-        for layer in run_layers(decoder, embedded, prefix):
+        for layer in run_layers(decoder, embedded, prefix, queries):
             z.append(layer.trace.z[rows])
             attention_outputs.append(layer.attention_output[rows])
             mlp_outputs.append(layer.trace.mlp_output[rows])
             final = layer.after
         reference = cls(embedded[rows], tuple(z), tuple(attention_outputs), tuple(mlp_outputs))
-        return reference, normalize(final[:, -1].to(decoder.device), decoder).value
+        return reference, normalize(final.to(decoder.device), decoder).value
 
     @classmethod
     def of_means(
@@ -114,7 +122,9 @@ class Reference:
             return self
 
         def cut(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            return tuple(part[:, positions] if part.shape[1] == total else part for part in parts)
+            # What has one position has the same at all of them, or is of the last one.
+            cuts = (among_last(positions, total, part.shape[1]) for part in parts)
+            return tuple(part if part.shape[1] == 1 else part[:, cut] for part, cut in zip(parts, cuts, strict=True))
 
         (embedded,) = cut((self.embedded,))
         return Reference(embedded, cut(self.z), cut(self.attention_outputs), cut(self.mlp_outputs))
@@ -143,7 +153,7 @@ class _LayerCircuit:
         heads: [a] the heads in the circuit, or all heads of the layer if they share a norm's scale.
         rows: the heads' rows among the terms.
         everywhere: the inputs read at every position, with the sources that attention reads.
-        at_last: those read at the last position only: in the last layer, queries and MLP.
+        at_last: those read at the last positions only: in the last layer, queries and MLP.
         own_heads: [a] membership of edges from the layer's heads into its MLP; None under parallel attention and MLP.
         mlp_row: the MLP's row among the terms, or None if it is outside the circuit.
         w_o: [a, e, d], centred before a layer norm.
@@ -244,12 +254,17 @@ class CircuitRunner:
         """Return x [..., d] less its mean before a layer norm, which does not see it, else x."""
         return x - x.mean(-1, keepdim=True) if self.decoder.centred else x
 
-    def logits(self, embedded: Tensor, reference: Reference, positions: int | None = None) -> Tensor:
-        """Return the circuit's logits [b, vocabulary] at the last position; arguments as for `final`."""
-        return logits_of(self.decoder, self.final(embedded, reference, positions=positions))
+    def logits(self, embedded: Tensor, reference: Reference, positions: int | None = None, queries: int = 1) -> Tensor:
+        """Return the circuit's logits [b, queries, vocabulary] at the last positions; arguments as for `final`."""
+        return logits_of(self.decoder, self.final(embedded, reference, positions=positions, queries=queries))
 
     def final(
-        self, embedded: Tensor, reference: Reference, prefix: Prefix | None = None, positions: int | None = None
+        self,
+        embedded: Tensor,
+        reference: Reference,
+        prefix: Prefix | None = None,
+        positions: int | None = None,
+        queries: int = 1,
     ) -> Tensor:
         """Run the circuit.
 
@@ -258,19 +273,20 @@ class CircuitRunner:
             reference: see `Reference`.
             prefix: the positions before, at which run and reference agree (patching only).
             positions: how many of the p positions are run at once; default all. The result does not depend on it.
+            queries: how many last positions are read.
 
         Returns:
-            [b, d] the final norm's output at the last position, without scale and shift.
+            [b, queries, d] the final norm's output at the last positions, without scale and shift.
         """
-        total = embedded.shape[1]
+        b, total, d = embedded.shape
         past: dict[int, Prefix] = {}
-        terms, offset = embedded, prefix.length if prefix else 0
+        finals = []
         for start in range(0, total, positions or total):
             part = slice(start, min(start + (positions or total), total))
-            rotary = Rotations.at(self.decoder, offset + start, part.stop - start)
-            at_part = reference.at(part, total)
-            terms = self._run(embedded[:, part], at_part, prefix, past, rotary, offset + start, part.stop == total)
-        return normalize(self._logits @ terms[:, -1], self.decoder).value
+            rows = self._run(embedded, reference, prefix, past, part, queries)
+            if rows is not None:
+                finals.append((self._logits @ rows).view(b, -1, d))
+        return normalize(torch.cat(finals, 1), self.decoder).value
 
     def _run(
         self,
@@ -278,21 +294,25 @@ class CircuitRunner:
         reference: Reference,
         prefix: Prefix | None,
         past: dict[int, Prefix],
-        rotary: Rotations,
-        offset: int,
-        is_end: bool,
-    ) -> Tensor:
-        """Run adjacent positions; return the terms [b, p, 1 + u, d].
+        part: slice,
+        queries: int,
+    ) -> Tensor | None:
+        """Run adjacent positions; return the terms [b q, 1 + u, d] at the q of them that are read, None without any.
+
+        Where none is read, the last layer's keys and values are all that is needed.
 
         Args:
-            embedded, reference: at these positions.
-            prefix: of the prompt.
+            embedded, reference, prefix, queries: of the prompts.
             past: by layer, keys and values of the circuit's heads at all positions before, to which these are added.
-            offset: the first position.
-            is_end: the last position is among them. Otherwise the last layer's keys and values are all that is needed.
+            part: the positions.
         """
-        decoder = self.decoder
+        decoder, total = self.decoder, embedded.shape[1]
+        offset = part.start + (prefix.length if prefix else 0)
+        chosen = among_last(part, total, queries)
+        read, is_end = chosen.stop - chosen.start, part.stop == total
+        embedded, reference = embedded[:, part], reference.at(part, total)
         b, p, d = embedded.shape
+        rotary = Rotations.at(decoder, offset, p)
         base = reference.embedded
         if decoder.positions is not None:
             base = base + decoder.positions[offset : offset + p]
@@ -300,20 +320,21 @@ class CircuitRunner:
         if bool(self._runs[0]):
             terms[:, :, 1] = self._centred(embedded - reference.embedded)
         for index, (layer, block) in enumerate(zip(self._kept or self._layers(), decoder.blocks, strict=True)):
-            queries = p if layer.at_last is None else 1
-            rows = terms.view(b * p, -1, d) if layer.at_last is None else terms[:, -1]
+            here = p if layer.at_last is None else read
             terms[:, :, 0] = self._centred(base)
-            parts, x = self._read(terms.view(b * p, -1, d), layer.everywhere)
+            rows = terms.view(b * p, -1, d)
+            parts, x = self._read(rows, layer.everywhere)
             if layer.at_last is not None:
-                # Before the end nothing asks: the keys stand in for the queries.
-                query, x = self._read(rows, layer.at_last) if is_end else (parts[:1], None)
+                rows = terms[:, p - read :].flatten(0, 1)
+                # Before what is read nothing asks: the keys stand in for the queries.
+                query, x = self._read(rows, layer.at_last) if read else (parts[:1], None)
                 parts = query + parts
             if len(layer.heads):
                 heads = self._heads(layer, index, parts, b, rotary.of(index), prefix, past.get(index))
                 if not is_end:
                     past[index] = Prefix((heads.k,), (heads.v,))
-            if layer.at_last is not None and not is_end:
-                break
+            if not here:
+                return None
             if len(layer.heads):
                 z = self._attend(block.attention, heads)
                 outside = reference.z[index].unflatten(-1, (decoder.n_heads, -1))
@@ -322,19 +343,19 @@ class CircuitRunner:
                 differences = (z.unflatten(-1, (len(layer.heads), -1)) - outside).flatten(0, 1).transpose(0, 1)
                 batched_product(differences, layer.w_o, rows[:, layer.rows].transpose(0, 1))
             if x is not None and layer.mlp_row is not None:
-                x = x.view(b, queries, d)
+                x = x.view(b, here, d)
                 if layer.own_heads is not None:
                     x += reference.attention_outputs[index].to(x.device)
                     if len(layer.heads):
-                        x += (layer.own_heads @ rows[:, layer.rows]).view(b, queries, d)
+                        x += (layer.own_heads @ rows[:, layer.rows]).view(b, here, d)
                 x = x.to(block.device)
                 hidden = linear(normalize_input(x, decoder).value, block.mlp.w_in, block.mlp.b_in)
                 output, _ = mlp_output(decoder, block.mlp, hidden)
-                terms[:, -queries:, layer.mlp_row] = self._centred(output - reference.mlp_outputs[index])
+                rows[:, layer.mlp_row] = self._centred(output - reference.mlp_outputs[index]).flatten(0, 1)
             for output in (reference.attention_outputs[index], reference.mlp_outputs[index]):
-                base = base[:, -queries:] + output.to(base.device)
-        terms[:, -1, 0] = self._centred(base[:, -1])
-        return terms
+                base = base[:, -here:] + output.to(base.device)
+        rows.unflatten(0, (b, read))[:, :, 0] = self._centred(base)
+        return rows
 
     def _read(self, rows: Tensor, targets: _Targets) -> tuple[list[Tensor], Tensor | None]:
         """Sum the inputs of some targets and project the heads'.

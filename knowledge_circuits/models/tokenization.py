@@ -75,7 +75,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def label_token_id(tokenizer: PreTrainedTokenizerBase, prompt: str, value: str) -> int:
-    """Return the first token by which `prompt + " " + value` extends `prompt`.
+    """Return the first of `value_token_ids`, which see."""
+    return value_token_ids(tokenizer, prompt, value)[0]
+
+
+def value_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, value: str) -> list[int]:
+    """Return the tokens by which `prompt + " " + value` extends `prompt`.
 
     Raises:
         InputError: the value adds no token.
@@ -84,7 +89,7 @@ def label_token_id(tokenizer: PreTrainedTokenizerBase, prompt: str, value: str) 
     after = plain_ids(tokenizer, f"{prompt} {value}")
     for position, token in enumerate(after):
         if position >= len(before) or before[position] != token:
-            return token
+            return after[position:]
     raise InputError(f"the value {value!r} adds no token to the prompt {prompt!r}")
 
 

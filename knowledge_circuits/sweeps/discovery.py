@@ -27,7 +27,7 @@ from knowledge_circuits.files import InputError
 from knowledge_circuits.manifest import FileRecord, State, Status, begin, check, finish, read_manifest, remove_replaced
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, find_graph, method_name
 from knowledge_circuits.sweeps.flags import CircuitSettings
-from knowledge_circuits.sweeps.groups import AnyGroupData
+from knowledge_circuits.sweeps.groups import AnyGroupData, check_pairs
 from knowledge_circuits.sweeps.model_loader import LoadedModel, ModelLoader
 from knowledge_circuits.sweeps.processes import WorkItem
 from knowledge_circuits.sweeps.programs import refuse_misplaced, replace_graph
@@ -110,11 +110,9 @@ def discovery_items(
         loader: loads each checkpoint once.
 
     Raises:
-        InputError: the data are not of the first checkpoint's tokenizer.
+        InputError: the data are not of the first checkpoint's tokenizer, or lack the answers that the metric reads.
     """
-    tokenizer = loader.tokenizer(checkpoints[0])
-    for data in groups:
-        data.pairs(tokenizer)
+    check_pairs(groups, loader.tokenizer(checkpoints[0]), settings.metric)
     scorings = [_GroupScoring(checkpoint, data, loader, settings) for checkpoint in checkpoints for data in groups]
     return [
         WorkItem(

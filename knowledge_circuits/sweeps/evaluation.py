@@ -46,7 +46,7 @@ from knowledge_circuits.runs import Checkpoint, CircuitFolder, Coordinates, exis
 from knowledge_circuits.study import Columns
 from knowledge_circuits.sweeps.chosen_circuits import EvaluationSettings
 from knowledge_circuits.sweeps.discovery import graphs_origin
-from knowledge_circuits.sweeps.groups import AnyGroupData
+from knowledge_circuits.sweeps.groups import AnyGroupData, check_pairs
 from knowledge_circuits.sweeps.model_loader import LoadedModel, ModelLoader
 from knowledge_circuits.sweeps.processes import WorkItem
 from knowledge_circuits.sweeps.programs import refuse_misplaced, replace_graph
@@ -71,11 +71,9 @@ def evaluation_items(
         loader: loads each checkpoint once.
 
     Raises:
-        InputError: the data are not of the first checkpoint's tokenizer.
+        InputError: the data are not of the first checkpoint's tokenizer, or lack the answers that the metric reads.
     """
-    tokenizer = loader.tokenizer(checkpoints[0])
-    for data in source_groups:
-        data.pairs(tokenizer)
+    check_pairs(source_groups, loader.tokenizer(checkpoints[0]), settings.metric)
     evaluations = [
         GroupEvaluation(checkpoint, origins, data, targets.get(data.group.task, ()), loader, settings)
         for checkpoint in checkpoints

@@ -31,7 +31,11 @@ class Context(StrEnum):
 
 
 _GRADIENT_HELP = f"backward rule of attribution: {', '.join(GradientRule)}; default standard"
-_METRIC_HELP = f"what graphs are scored by and circuits judged by: {', '.join(Metric)}; default logit_difference"
+_METRIC_HELP = (
+    f"what graphs are scored by and circuits judged by: {', '.join(Metric)}; default logit_difference. The first token"
+    " of an answer decides, as in the paper; under answer_log_probability all its tokens do (the mean of their log"
+    " probabilities), but not in predictions and Hit@10"
+)
 _ENSEMBLE_HELP = (
     "further ways of scoring, named as in the folders method_<name>, such as EAP_gim: circuit_discovery.py scores by "
     "each, circuit_eval.py takes circuits from the mean of --method's scores and theirs"

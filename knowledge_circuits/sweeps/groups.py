@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.corpus.fact_pairs import Fact, MatchedFacts, is_fact_file, match_facts, read_facts
 from knowledge_circuits.corpus.prompt_pairs import group_pairs, in_group, read_circuit_data
+from knowledge_circuits.engine.metrics import pairs_for
+from knowledge_circuits.engine.options import Metric
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.files import InputError
 from knowledge_circuits.manifest import fingerprint
@@ -123,6 +125,16 @@ class FactGroupData:
 AnyGroupData = GroupData | FactGroupData
 
 
+def check_pairs(groups: Sequence[AnyGroupData], tokenizer: PreTrainedTokenizerBase, metric: Metric) -> None:
+    """Raise InputError where a group's data are not the tokenizer's, or lack the answers that the metric reads."""
+    for data in groups:
+        pairs = data.pairs(tokenizer)
+        try:
+            pairs_for(metric, pairs)
+        except InputError as error:
+            raise InputError(f"{data.file}, {data.group}: {error}") from None
+
+
 def read_fact_groups(
     path: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -167,7 +179,7 @@ def _say_matches(group: FactGroup, matched: MatchedFacts) -> None:
     if matched.anew:
         print(f"{group}: {matched.anew} of {len(pairs)} pairs were paired anew")
     if same := sum(clean == corrupted for clean, corrupted in pairs.labels):
-        print(f"{group}: {same} of {len(pairs)} pairs have answers with the same first token, which scores cannot tell")
+        print(f"{group}: {same} of {len(pairs)} pairs have answers with the same first token: their logits are equal")
     if not len(pairs):
         print(f"{group}: no prompts left; skipped", file=sys.stderr)
 
