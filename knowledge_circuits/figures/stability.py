@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.analysis.transferred_circuits import NO_CROSS_GROUPS, CrossGroups
-from knowledge_circuits.figures.panels import draw_lines, draw_map, label_axes, line_panels
+from knowledge_circuits.figures.panels import arrange, draw_lines, draw_map, label_axes, line_panels
 from knowledge_circuits.figures.style import (
     BLACK,
     BLUE,
@@ -26,6 +26,7 @@ from knowledge_circuits.figures.style import (
     VERMILION,
     Look,
     grid,
+    group_names,
     legend,
     missing,
     plain,
@@ -40,7 +41,7 @@ _LOOKS = tuple(_MARKS)
 
 @styled
 def stability(circuits: Circuits | None, run: str) -> Figure:
-    """Draw how alike circuits of other prompts are, over epochs, by type."""
+    """Draw how alike circuits of other prompts are, over epochs, by type (or group of one's own facts)."""
     title = "Stability: how much of a circuit depends on which prompts were drawn"
     if circuits is None or circuits.table["inclusion"].isna().all():
         return missing(title, NO_STABILITY if circuits is not None else NO_CIRCUITS, run)
@@ -49,28 +50,30 @@ def stability(circuits: Circuits | None, run: str) -> Figure:
         "rank_correlation": "rank correlation of two halves",
         "inclusion": "mean inclusion of the circuit's edges",
     }
-    figure, axes = grid(title, run, 1, len(measures), note="mean of the groups; halves and resamples of the prompts")
+    arranged = arrange(circuits.table, "mean of the groups")
+    note = "; ".join(text for text in (arranged.note, "halves and resamples of the prompts") if text)
+    figure, axes = grid(title, run, 1, len(measures), note=note)
     for ax, (column, name) in zip(axes[0], measures.items(), strict=True):
-        draw_lines(ax, circuits.table.dropna(subset=[column]), column, "type", TYPES)
+        draw_lines(ax, arranged.table.dropna(subset=[column]), column, *arranged.lines)
         ax.set_title(name)
         ax.set_ylim(0, 1.03)
     label_axes(axes, "")
-    return legend(figure, TYPES)
+    return legend(figure, arranged.lines[1])
 
 
 @styled
 def span_shares(circuits: Circuits | None, run: str) -> Figure:
-    """Draw each token span's share of the circuits' scores over epochs, a panel per type."""
+    """Draw each token span's share of the circuits' scores over epochs, a panel per type or group of own facts."""
     title = "Token spans: where in the prompt the circuits' effect lies"
     if circuits is None or circuits.spans.empty:
         return missing(title, NO_SPANS if circuits is not None else NO_CIRCUITS, run)
     names = list(dict.fromkeys(circuits.spans["span"]))
-    looks = {name: Look(name, *_LOOKS[number % len(_LOOKS)]) for number, name in enumerate(names)}
-    note = (
-        "share of the sum of |score by span|; mean of tasks and bands; keys and values count at the source's position"
-    )
-    label = "share of the circuit's scores"
-    return line_panels(title, circuits.spans, "share", ("type", TYPES), ("span", looks), label, run, True, note)
+    looks = {name: Look(plain(name), *_LOOKS[number % len(_LOOKS)]) for number, name in enumerate(names)}
+    arranged = arrange(circuits.spans, "mean of tasks and bands")
+    panels = ("type", TYPES) if "type" in circuits.spans else arranged.lines
+    notes = ("share of the sum of |score by span|", arranged.note, "keys and values count at the source's position")
+    note, label = "; ".join(text for text in notes if text), "share of the circuit's scores"
+    return line_panels(title, arranged.table, "share", panels, ("span", looks), label, run, True, note)
 
 
 @styled
@@ -79,10 +82,7 @@ def cross_groups(matrix: CrossGroups | None, run: str) -> Figure:
     title = "One circuit or many? Each group's circuit on the prompts of all groups"
     if matrix is None:
         return missing(title, NO_CROSS_GROUPS, run)
-    names = [
-        ", ".join(TYPES[value].symbol if value in TYPES else plain(value) for value in group.values())
-        for group in matrix.groups
-    ]
+    names = group_names(matrix.groups)
     rows = [*names, f"shared core ({matrix.core_edges:,} edges)", "own strongest, as many"]
     values = np.vstack([matrix.faithfulness, matrix.core, matrix.same_size])
     size = 2.4 + 0.34 * len(names)
