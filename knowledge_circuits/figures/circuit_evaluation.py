@@ -32,6 +32,7 @@ from knowledge_circuits.figures.panels import (
     share_axis,
     type_panels,
     within,
+    wrapped_grid,
 )
 from knowledge_circuits.figures.style import (
     BANDS,
@@ -46,7 +47,6 @@ from knowledge_circuits.figures.style import (
     legend_row,
     missing,
     ordered_colors,
-    plain,
     styled,
 )
 
@@ -336,8 +336,8 @@ def _hits_across_facts(circuit_predictions: pd.DataFrame, results: pd.DataFrame,
 def hits_of_transferred_circuits(circuit_predictions: pd.DataFrame, run: str) -> Figure:
     """Draw Hit@10 of a few checkpoints' circuits in the weights of all, beside each checkpoint's own; a panel per type.
 
-    Every line counts only the tasks and bands (or groups of facts) of which circuits were transferred, so that lines
-    can be compared.
+    Groups of one's own facts have a panel each. Every line counts only the tasks and bands (or groups) of which
+    circuits were transferred, so that lines can be compared.
     """
     title = "Transferred circuits: one checkpoint's circuit in the weights of all others"
     table = circuit_predictions
@@ -358,16 +358,16 @@ def hits_of_transferred_circuits(circuit_predictions: pd.DataFrame, run: str) ->
         step: Look(f"epoch {epoch_of.get(step, np.nan):g}", color, marker)
         for step, color, marker in zip(origins, palette, "osD^vP*X" * (len(origins) // 8 + 1), strict=False)
     }
-    note = plain(f"circuits of {', '.join(tasks)} ({', '.join(others)})")
-    parts = [(look, table[table["type"] == kind]) for kind, look in TYPES.items()] if "type" in table else []
-    parts = parts or [(Look("mean of the groups", BLACK, ""), table)]
-    figure, axes = grid(title, run, 1, len(parts), width=8.6, note=note)
-    for ax, (look, part) in zip(axes[0], parts, strict=True):
+    arranged = arrange(table, f"circuits of {', '.join(tasks)} ({', '.join(others)})")
+    column, kinds = ("type", TYPES) if "type" in table else arranged.lines
+    figure, axes = wrapped_grid(title, run, len(kinds), arranged.note)
+    for ax, (kind, look) in zip(figure.axes, kinds.items(), strict=True):
+        part = arranged.table[arranged.table[column] == kind]
         lines = {step: part[part["circuit_step"] == step] for step in origins}
         for rows, line in ((circuit_tables.own_circuits(part), own), *((lines[step], looks[step]) for step in origins)):
             mean = rows.groupby("epoch")["hit"].mean()
             draw_curve(ax, mean.index, mean, line)
         share_axis(ax)
-        ax.set_title(look.label, color=look.color)
+        ax.set_title(look.label, color=look.color if kinds is TYPES else BLACK)
     label_axes(axes, "Hit@10")
     return legend(figure, {"own": own, **looks}, "circuit of")

@@ -293,7 +293,8 @@ def handles_of(looks: Mapping[Any, Look]) -> list[Line2D]:
 
 def legend_row(figure: Figure, handles: list[Line2D]) -> Figure:
     """Draw a legend in a row under the title, in several rows where one is wider than the figure."""
-    height, columns = figure.get_figheight(), len(handles)
+    height, columns, usual = figure.get_figheight(), len(handles), figure.dpi
+    figure.dpi = 2 * _PAGE_DPI  # hinted text is narrower on fewer pixels
     while True:
         for former in list(figure.legends):
             former.remove()
@@ -307,9 +308,10 @@ def legend_row(figure: Figure, handles: list[Line2D]) -> Figure:
             columnspacing=1.4,
             handlelength=1.8,
         )
-        if columns < 2 or box.get_window_extent().width <= figure.bbox.width:
+        if columns < 2 or box.get_window_extent().x1 <= figure.bbox.x1:
             break
         columns -= 1
+    figure.dpi = usual
     _reserve(figure, _TITLE + _ROW * -(-len(handles) // columns))
     return figure
 

@@ -123,23 +123,26 @@ def similarity_map(circuits: Circuits | None, run: str) -> Figure:
 
 @styled
 def group_similarity(circuits: Circuits | None, run: str) -> Figure:
-    """Draw the edge Jaccard similarity between the circuits of all pairs of groups at the last checkpoint."""
+    """Draw the edge Jaccard similarity between the circuits of all pairs of groups at the last checkpoint.
+
+    The footer has the similarity of two halves of one group's prompts, where it was measured.
+    """
     title = "Circuit similarity between all pairs of groups"
     if circuits is None:
         return missing(title, NO_CIRCUITS, run)
     groups, matrix = circuits.group_similarity()
     names = group_names(groups)
     size = 2.4 + max(0.3 * len(names), 1.2)
-    note = f"edge Jaccard, epoch {circuits.epochs[-1]:g}"
+    halves = circuits.table[circuits.table["step"] == circuits.steps[-1]]["split_half_jaccard"].mean()
+    note = f"epoch {circuits.epochs[-1]:g}"
+    note += f"; two halves of one group's prompts: {halves:.2f} (mean of the groups)" if np.isfinite(halves) else ""
     figure, axes = grid(title, run, 1, 1, width=size + 2.6, height=size + 0.6, note=note)
     ax = axes[0, 0]
-    off = matrix[~np.eye(len(matrix), dtype=bool)]
-    norm = Normalize(off.min(), off.max()) if off.size else Normalize(0, 1)
-    image = draw_map(ax, matrix[::-1], "cividis", norm, aspect="equal")
+    image = draw_map(ax, matrix[::-1], "cividis", Normalize(0, 1), aspect="equal")
     ax.set_yticks(range(len(names)), names[::-1], fontsize=7)
     ax.set_xticks(range(len(names)), names, fontsize=7, rotation=90)
     ax.set(xlabel="circuit of", ylabel="circuit of")
-    figure.colorbar(image, ax=ax, shrink=0.7, extend="max").set_label("edge Jaccard similarity (diagonal = 1)")
+    figure.colorbar(image, ax=ax, shrink=0.7).set_label("edge Jaccard similarity")
     return figure
 
 
