@@ -14,7 +14,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 import pytest
 import tiny
 import torch
-from synthetic_run import write_run
+from synthetic_run import write_fact_run, write_run
 
 from knowledge_circuits.runs import Run
 
@@ -37,6 +37,12 @@ def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def synthetic_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A made-up run of nine checkpoints with predictions, circuits and results. Read only."""
     return write_run(tmp_path_factory.mktemp("runs") / "nano" / "default")
+
+
+@pytest.fixture(scope="session")
+def fact_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A made-up run of one's own facts: prompts, question probes and circuits of two groups. Read only."""
+    return write_fact_run(tmp_path_factory.mktemp("runs") / "my_corpus" / "full")
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """A run's folder as the pipeline leaves it, made up in a second: the analysis is tested on known truths.
 
+`write_fact_run` makes a run of one's own facts: prompts, question probes and circuits of named groups.
+
 Learning curves are logistic in the epoch, later for rarer people and, by `lead` epochs, for K_compl. Circuits are the
 top quarter of scores whose concentration rises until `BEND` and then barely; deep layers turn first.
 """
@@ -11,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from made_up_study import probes
 
 from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.graph_files import write_graph
 from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.files import write_json, write_jsonl
 from knowledge_circuits.runs import Checkpoint, Run
-from knowledge_circuits.study import TASKS, Attribute, Band, Group, KnowledgeType, group_columns, groups
+from knowledge_circuits.study import TASKS, Attribute, Band, FactGroup, Group, KnowledgeType, group_columns, groups
 
 BEND = 6.0
 CHANCE = 0.2
@@ -161,6 +164,52 @@ def _write_circuits(truth: Truth, checkpoint: Checkpoint, epoch: int, luck: dict
                     same = knowledge == group.type and band == group.band
                     rows = _standalone(truth, group, knowledge, band, epoch, luck, 1.0 if same else 0.8)
                     write_jsonl(folder.predictions(truth.topn, group_columns(knowledge, band)), rows)
+
+
+#: The groups of one's own facts and how many prompts they have.
+FACT_GROUPS = {FactGroup("capitals", (("group", name),)): count for name, count in (("asia", 4), ("europe", 6))}
+
+
+def write_fact_run(folder: Path, truth: Truth | None = None) -> Run:
+    """Write answers to prompts, question probes and circuits with their results, of FACT_GROUPS, for every checkpoint.
+
+    Of Europe's prompts one more is answered at every other epoch, of Asia's none. Europe's circuits are those that the
+    study's first group has in `write_run`, Asia's those of its last.
+    """
+    truth = truth or Truth()
+    run = Run(folder)
+    for epoch in range(truth.epochs + 1):
+        step = epoch * truth.steps_per_epoch
+        checkpoint = run.checkpoints_folder / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        write_json(checkpoint / "config.json", {})
+        losses = [{"step": e * truth.steps_per_epoch, "epoch": float(e), "loss": 3.0 / e} for e in range(1, epoch + 1)]
+        state = {"global_step": step, "epoch": float(epoch), "log_history": losses}
+        write_json(checkpoint / "trainer_state.json", state)
+        asked = []
+        for (group, count), standing in zip(FACT_GROUPS.items(), (list(groups())[-1], next(groups())), strict=True):
+            known = [group.name == "europe" and 2 * number < epoch for number in range(count)]
+            asked += [
+                {
+                    "group": group.name,
+                    "prompt": f"{group.name} {number}",
+                    "correct": right,
+                    "first_token_correct": right,
+                }
+                for number, right in enumerate(known)
+            ]
+            circuit = prune(top_n(scored_graph(truth, standing, epoch), truth.topn))
+            files = Checkpoint(str(checkpoint), checkpoint).circuit_folder(30, group, "EAP-IG")
+            write_graph(files.circuit(truth.topn), circuit.with_meta(topn=truth.topn, examples=count))
+            row = {**_results(truth, standing, epoch, circuit), "prompts": count, "group": group.name}
+            write_json(files.results(truth.topn), row)
+            for target, items in FACT_GROUPS.items():
+                own = 2 if target == group else 30
+                hits = [{"prompt": f"{target.name} {n}", "token_prob": 0.5, "token_rank": own} for n in range(items)]
+                write_jsonl(files.predictions(truth.topn, target.columns), hits)
+        write_jsonl(Checkpoint(str(checkpoint), checkpoint).fact_predictions("capitals"), asked)
+    write_jsonl(run.question_probes, probes("0111", "0011"))
+    return run
 
 
 def _results(truth: Truth, group: Group, epoch: int, circuit: Graph) -> dict:

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -30,7 +31,7 @@ from knowledge_circuits.report.material import read_material
 from knowledge_circuits.report.page import write_report
 from knowledge_circuits.report.section import draw_sections
 from knowledge_circuits.runs import Run
-from knowledge_circuits.study import FactGroup
+from knowledge_circuits.study import FactGroup, Group
 
 CAPITALS = {
     "europe": {
@@ -100,6 +101,13 @@ def length(tokenizer, text: str) -> int:
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def facts_of(run: Run) -> pd.DataFrame:
+    """The table of the run's evaluated circuits."""
+    circuits = run_circuits.read_circuits(run, kind=FactGroup)
+    hits = circuit_tables.circuit_predictions(run, kind=FactGroup)
+    return circuit_tables.fact_circuits(circuit_tables.results(run, kind=FactGroup), hits, circuits)
+
+
 def discovery(run: Path, file: Path, *more: str) -> list[str]:
     return ["--model", "tiny", "--model_path", str(run), "--data_file", str(file), "--circuit_n", "6", *SMALL, *more]
 
@@ -147,7 +155,7 @@ def test_tables_and_report_show_the_groups_of_own_facts(fresh: Path, capitals: P
     run = Run(fresh.parent)
     losses = [{"step": 2, "epoch": 0.5, "loss": 3.0}, {"step": 4, "epoch": 1.0, "loss": 2.0}]
     write_json(fresh / "checkpoint-4" / "trainer_state.json", {"global_step": 4, "epoch": 1.0, "log_history": losses})
-    table = circuit_tables.fact_circuits(run)
+    table = facts_of(run)
     assert list(table.columns) == circuit_tables.FACT_CIRCUIT_COLUMNS
     assert set(zip(table["step"], table["group"], strict=True)) == {(s, g) for s in (0, 4) for g in CAPITALS}
     for row in table.to_dict("records"):
@@ -163,8 +171,10 @@ def test_tables_and_report_show_the_groups_of_own_facts(fresh: Path, capitals: P
         ]
         assert row["hit"] == sum(rank <= 9 for rank in ranks) / len(ranks)
     assert (table[table["step"] == 4]["edge_jaccard"] == 1).all() and (table["edge_jaccard"].between(0, 1)).all()
-    assert circuit_tables.results(run).empty, "these are of the study's groups"
-    assert run_circuits.read_circuits(run) is None, "these are of the study's groups"
+    assert circuit_tables.results(run, kind=Group).empty and run_circuits.read_circuits(run, kind=Group) is None
+    assert set(circuit_tables.results(run)["group"]) == set(CAPITALS), (
+        "those of the study, or where there are none, these"
+    )
     data = read_material(run).browser.page_data(None, circuit_tables.results(run), table)
     assert [(one["task"], one["type"], one["band"], one["symbol"]) for one in data["groups"]] == [
         ("capitals", group, "", "") for group in sorted(CAPITALS)
@@ -187,7 +197,7 @@ def test_tables_and_report_show_the_groups_of_own_facts(fresh: Path, capitals: P
     page = write_report(run).read_text()
     numbers = page[page.index('id="numbers"') :]
     assert (
-        "Predictions at epoch 1 (step 4); circuits at epoch 1 (step 4)" in numbers
+        "Answers at epoch 1 (step 4); circuits at epoch 1 (step 4)" in numbers
         and numbers.count('<td class="word">capitals</td>') == 2
     )
     assert 'id="circuit-data"' in page and "<label>Group <select" in page and 'href="#circuits"' in page
@@ -230,7 +240,7 @@ def test_the_test_items_may_stand_in_another_file(fresh: Path, capitals: Path) -
     arguments[arguments.index("--test_data_file") + 1] = str(other)
     assert call(circuit_eval.main, arguments) == 0
     write_json(fresh / "checkpoint-4" / "trainer_state.json", {"global_step": 4, "epoch": 1.0})
-    table = circuit_tables.fact_circuits(Run(fresh.parent))
+    table = facts_of(Run(fresh.parent))
     assert len(table) == 2 and table["hit"].notna().all()
 
 

@@ -1,19 +1,20 @@
 """Which circuits of a run a table or figure is about, and the files that hold them.
 
 A run may have circuits under several settings. Functions that take a `setting` use the one with most circuits
-(`main_setting`) where it is None.
+(`main_setting`) where it is None. Those that take a `kind` of groups (the study's `Group`, or `FactGroup` for facts of
+one's own) use `main_kind` where it is None.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from knowledge_circuits.analysis.timeline import with_epochs
 from knowledge_circuits.runs import PATCHING, Content, Coordinates, Run
-from knowledge_circuits.study import Group, groups
+from knowledge_circuits.study import AnyGroup, FactGroup, Group, groups
 
 #: What is said where a figure or table would show circuits and there are none.
 NO_CIRCUITS = "No circuits in this run yet: circuit_discovery.py and circuit_eval.py write them."
@@ -21,7 +22,11 @@ NO_CIRCUITS = "No circuits in this run yet: circuit_discovery.py and circuit_eva
 #: The attribution method that the paper uses; preferred where a run has several.
 PREFERRED_METHOD = "EAP-IG"
 
+#: The columns that name a group in tables: of the study, and of one's own facts.
 GROUP_COLUMNS = ["task", "type", "band"]
+FACT_GROUP_COLUMNS = ["task", "group"]
+
+Kind = type[Group] | type[FactGroup]
 
 
 @dataclass(frozen=True, order=True)
@@ -68,13 +73,24 @@ def files_by_checkpoint(
         yield step, epoch, {key: path for key, path in files if _setting(key[0]) == setting}
 
 
+def main_kind(run: Run, setting: Setting | None = None) -> Kind:
+    """Return which groups are shown where none are named: the study's, else one's own facts if these have circuits."""
+    kind: Kind = Group
+    for _, _, files in files_by_checkpoint(run, setting):
+        for key, _ in files:
+            if key.study_group is not None:
+                return Group
+            kind = FactGroup
+    return kind
+
+
 @dataclass(frozen=True)
 class CircuitFile:
-    """One file of a circuit of the study's groups, and what it is about."""
+    """One file of a circuit, and what it is about."""
 
     step: int
     epoch: float
-    group: Group
+    group: AnyGroup
     coordinates: Coordinates
     path: Path
 
@@ -85,32 +101,43 @@ class CircuitFile:
 
     @property
     def columns(self) -> dict[str, float | str]:
-        """Step, epoch and GROUP_COLUMNS."""
+        """Step, epoch and the columns that name the group."""
         return {"step": self.step, "epoch": self.epoch, **group_columns(self.group)}
 
 
-def group_columns(group: Group) -> dict[str, str]:
-    """Return the values of GROUP_COLUMNS."""
+def group_columns(group: AnyGroup) -> dict[str, str]:
+    """Return the values of GROUP_COLUMNS or FACT_GROUP_COLUMNS."""
+    if isinstance(group, FactGroup):
+        return {"task": group.task, "group": group.name}
     return {"task": str(group.task), "type": str(group.type), "band": str(group.band)}
 
 
-def circuit_files(run: Run, setting: Setting | None, content: Content) -> Iterator[CircuitFile]:
+def names_of_groups(table: Container[str]) -> list[str]:
+    """Return the columns that name the groups of a table: of one's own facts where it has a column `group`."""
+    return FACT_GROUP_COLUMNS if "group" in table else GROUP_COLUMNS
+
+
+def circuit_files(
+    run: Run, setting: Setting | None, content: Content, kind: Kind | None = None
+) -> Iterator[CircuitFile]:
     """Yield the files of one content under a setting, in the order of steps, groups and paths.
 
     A circuit that was transferred to its own checkpoint counts once.
     """
-    order = {group: index for index, group in enumerate(groups())}
+    kind = kind or main_kind(run, setting)
+    order: dict[AnyGroup, int] = {group: index for index, group in enumerate(groups())}
     for step, epoch, files in files_by_checkpoint(run, setting):
         wanted = [
             CircuitFile(step, epoch, group, key, path)
-            for (key, kind), path in files.items()
-            if kind is content
-            and (group := key.study_group) in order
-            and not (key.origin == step and (replace(key, origin=None), kind) in files)
+            for (key, of), path in files.items()
+            if of is content
+            and isinstance(group := key.any_group, kind)
+            and (group in order or kind is FactGroup)
+            and not (key.origin == step and (replace(key, origin=None), of) in files)
         ]
-        yield from sorted(wanted, key=lambda file: order[file.group])
+        yield from sorted(wanted, key=lambda file: order.get(file.group, 0))
 
 
-def own_circuit_files(run: Run, setting: Setting | None) -> list[CircuitFile]:
+def own_circuit_files(run: Run, setting: Setting | None, kind: Kind | None = None) -> list[CircuitFile]:
     """Return the checkpoints' own circuits under a setting, not transferred ones."""
-    return [file for file in circuit_files(run, setting, Content.GRAPH) if file.coordinates.origin is None]
+    return [file for file in circuit_files(run, setting, Content.GRAPH, kind) if file.coordinates.origin is None]

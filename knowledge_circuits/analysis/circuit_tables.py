@@ -1,39 +1,41 @@
 """What a run's circuits can do, as tidy tables: evaluation of each circuit, and its predictions on test items.
 
-One row per observation, `step` and `epoch` in every table; types, bands and tasks are plain strings with the values of
-`study`. A table of something that the run does not have yet is empty, with its columns.
+One row per observation, `step` and `epoch` in every table. A group of the study is named by task, type and band (plain
+strings with the values of `study`), a group of one's own facts by task (the name of its file) and group. A table of
+something that the run does not have yet is empty, with its columns.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from knowledge_circuits.analysis.circuit_settings import (
+    FACT_GROUP_COLUMNS,
     GROUP_COLUMNS,
+    Kind,
     Setting,
     circuit_files,
-    files_by_checkpoint,
     group_columns,
+    main_kind,
+    names_of_groups,
 )
-from knowledge_circuits.analysis.learning_tables import predictions
-from knowledge_circuits.analysis.run_circuits import STABILITY_COLUMNS, Visitor, details_of, stability_columns
-from knowledge_circuits.engine import topology
-from knowledge_circuits.engine.graph_files import read_graph
+from knowledge_circuits.analysis.learning_tables import answers
+from knowledge_circuits.analysis.run_circuits import STABILITY_COLUMNS, Circuits
 from knowledge_circuits.files import InputError
 from knowledge_circuits.records import CircuitPrediction, CircuitResults, shape
-from knowledge_circuits.runs import Content, Run
+from knowledge_circuits.runs import Content, Coordinates, Run
 from knowledge_circuits.study import FactGroup, groups
 
 #: Hit@10: the label's first token is among the ten most probable (rank 0 is best).
 HIT_RANK = 9
 
-_RESULT_NUMBERS = list(CircuitResults.__annotations__)
-RESULT_COLUMNS = ["step", "epoch", "circuit_step", *GROUP_COLUMNS, *_RESULT_NUMBERS]
+RESULT_NUMBERS = list(CircuitResults.__annotations__)
+#: Of the study's groups; those of one's own facts have FACT_GROUP_COLUMNS in place of GROUP_COLUMNS.
+RESULT_COLUMNS = ["step", "epoch", "circuit_step", *GROUP_COLUMNS, *RESULT_NUMBERS]
+#: The same; groups of one's own facts have target_group in place of target_type and target_band.
 CIRCUIT_PREDICTION_COLUMNS = [
     *("step", "epoch", "circuit_step", *GROUP_COLUMNS, "target_type", "target_band"),
     *("full_name", "token_prob", "token_rank", "hit"),
@@ -45,16 +47,22 @@ _FACT_NUMBERS = [
 FACT_CIRCUIT_COLUMNS = ["step", "epoch", "task", "group", *_FACT_NUMBERS]
 
 
-def results(run: Run, setting: Setting | None = None) -> pd.DataFrame:
+def results(run: Run, setting: Setting | None = None, kind: Kind | None = None) -> pd.DataFrame:
     """Return the evaluation of every circuit; see RESULT_COLUMNS. faithfulness is NaN where clean equals corrupted.
 
     `circuit_step` is the circuit's origin: `step` itself unless the circuit was transferred.
+
+    Args:
+        kind: of which groups; None means `circuit_settings.main_kind`.
     """
+    kind = kind or main_kind(run, setting)
+    names = FACT_GROUP_COLUMNS if kind is FactGroup else GROUP_COLUMNS
     rows = [
         {**shape(CircuitResults).file(file.path), **file.columns, "circuit_step": file.circuit_step}
-        for file in circuit_files(run, setting, Content.RESULTS)
+        for file in circuit_files(run, setting, Content.RESULTS, kind)
     ]
-    return pd.DataFrame(rows, columns=RESULT_COLUMNS).astype(dict.fromkeys(_RESULT_NUMBERS, float))
+    columns = ["step", "epoch", "circuit_step", *names, *RESULT_NUMBERS]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(RESULT_NUMBERS, float))
 
 
 def is_certain(results: pd.DataFrame) -> pd.Series:
@@ -66,37 +74,52 @@ def is_certain(results: pd.DataFrame) -> pd.Series:
     return ~((low <= 0) & (high >= 0))
 
 
-def circuit_predictions(run: Run, setting: Setting | None = None) -> pd.DataFrame:
+def circuit_predictions(run: Run, setting: Setting | None = None, kind: Kind | None = None) -> pd.DataFrame:
     """Return every standalone circuit's predictions on test items; see CIRCUIT_PREDICTION_COLUMNS.
 
     type and band are the circuit's group, target_type and target_band the test items'. hit is 1.0 where the label's
-    first token is among the ten most probable.
+    first token is among the ten most probable. full_name is the person, or the prompt of one's own facts.
+
+    Args:
+        kind: as for `results`.
 
     Raises:
         InputError: a file is damaged, or its folders name no group of test items.
     """
     rows: list[dict[str, Any]] = []
     files, lengths = [], []
-    for file in circuit_files(run, setting, Content.PREDICTIONS):
+    kind = kind or main_kind(run, setting)
+    names = FACT_GROUP_COLUMNS if kind is FactGroup else GROUP_COLUMNS
+    for file in circuit_files(run, setting, Content.PREDICTIONS, kind):
         items = shape(CircuitPrediction).lines(file.path)
         rows += items
         lengths.append(len(items))
-        target = file.coordinates.study_target
-        if target is None:
+        of_target = _target(file.coordinates, kind)
+        if of_target is None:
             raise InputError(f"{file.path}: a prediction lies below target_type_<type>/target_frequency_<band>")
-        of_target = {"target_type": str(target.type), "target_band": str(target.band)}
         files.append({**file.columns, "circuit_step": file.circuit_step, **of_target})
+    measured = CIRCUIT_PREDICTION_COLUMNS[-4:]
+    columns = ["step", "epoch", "circuit_step", *names, *(f"target_{name}" for name in names[1:]), *measured]
     if not rows:
-        return pd.DataFrame(columns=CIRCUIT_PREDICTION_COLUMNS)
+        return pd.DataFrame(columns=columns)
     table = pd.DataFrame(files).loc[np.repeat(np.arange(len(files)), lengths)].reset_index(drop=True)
-    table["full_name"] = [row.get("full_name", row.get("clean_subject", "")) for row in rows]
+    named = ("full_name", "clean_subject", "prompt", "clean")
+    table["full_name"] = [next((str(row[key]) for key in named if row.get(key)), "") for row in rows]
     table["token_prob"] = [float(row["token_prob"]) for row in rows]
     table["token_rank"] = [int(row["token_rank"]) for row in rows]
     table["hit"] = (table["token_rank"] <= HIT_RANK).astype(float)
-    return table[CIRCUIT_PREDICTION_COLUMNS]
+    return table[columns]
 
 
-def fact_circuits(run: Run, setting: Setting | None = None, visit: Visitor | None = None) -> pd.DataFrame:
+def _target(coordinates: Coordinates, kind: Kind) -> dict[str, str] | None:
+    """Return the columns that name the test items' group; None where the path names none of this kind."""
+    if kind is FactGroup:
+        return {"target_group": FactGroup(coordinates.task, coordinates.target).name} if coordinates.target else None
+    target = coordinates.study_target
+    return None if target is None else {"target_type": str(target.type), "target_band": str(target.band)}
+
+
+def fact_circuits(results: pd.DataFrame, circuit_predictions: pd.DataFrame, circuits: Circuits | None) -> pd.DataFrame:
     """Return the evaluated circuits of groups of one's own facts; see FACT_CIRCUIT_COLUMNS.
 
     hit is Hit@10 of the circuit alone on its own group's test items, edge_jaccard the similarity to the group's circuit
@@ -104,63 +127,52 @@ def fact_circuits(run: Run, setting: Setting | None = None, visit: Visitor | Non
     left out.
 
     Args:
-        visit: as in `read_circuits`.
+        results, circuit_predictions, circuits: of groups of facts (`kind`).
     """
-    rows: list[dict[str, Any]] = []
-    edges: dict[tuple[str, str], list[tuple[int, NDArray[np.bool_]]]] = {}  # by task and group: row and membership
-    for step, epoch, files in files_by_checkpoint(run, setting):
-        for (key, content), path in files.items():
-            group = key.any_group
-            if content is not Content.RESULTS or key.origin is not None or not isinstance(group, FactGroup):
-                continue
-            names = {"step": step, "epoch": epoch, "task": group.task, "group": group.name}
-            row = {**shape(CircuitResults).file(path), **names}
-            own = files.get((replace(key, target=key.group), Content.PREDICTIONS))
-            if own is not None:
-                ranks = [item["token_rank"] for item in shape(CircuitPrediction).lines(own)]
-                row["hit"] = float(np.mean(np.array(ranks) <= HIT_RANK)) if ranks else np.nan
-            circuit = files.get((key, Content.GRAPH))
-            if circuit is not None:
-                graph = read_graph(circuit)
-                edges.setdefault((group.task, group.name), []).append((len(rows), topology.membership(graph)))
-                details = details_of(key, circuit, graph.layout)
-                row |= stability_columns(details, graph)
-                if visit is not None:
-                    visit(step, epoch, group, details.attached(graph))
-            rows.append(row)
-    table = pd.DataFrame(rows, columns=FACT_CIRCUIT_COLUMNS)
-    for members in edges.values():
-        for index, member in members:
-            table.loc[index, "edge_jaccard"] = float(topology.jaccard(member, members[-1][1]))
-    return table.astype(dict.fromkeys(_FACT_NUMBERS, float))
+    keys = ["step", *FACT_GROUP_COLUMNS]
+    hits = own_circuit_hits(circuit_predictions).groupby(keys, as_index=False)["hit"].mean()
+    table = own_circuits(results).merge(hits, on=keys, how="left")
+    columns = [*keys, "edge_jaccard", *STABILITY_COLUMNS]
+    found = pd.DataFrame(columns=columns) if circuits is None else circuits.table[columns]
+    table = table.merge(found, on=keys, how="left")
+    return table[FACT_CIRCUIT_COLUMNS].astype(dict.fromkeys(_FACT_NUMBERS, float))
 
 
 def last_checkpoint(run: Run, setting: Setting | None = None) -> pd.DataFrame:
-    """Return the 18 groups' numbers at the run's last checkpoint with results; see `last_numbers`."""
-    return last_numbers(results(run, setting), circuit_predictions(run, setting), predictions(run))
+    """Return the groups' numbers at the run's last checkpoint with results; see `last_numbers`."""
+    return last_numbers(results(run, setting), circuit_predictions(run, setting), answers(run))
 
 
 def last_numbers(results: pd.DataFrame, circuit_predictions: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return the 18 groups' numbers at the last checkpoint that each table has.
+    """Return the 18 groups' numbers at the last checkpoint that each table has, or those of one's own groups of facts.
 
     Returns:
-        columns task, type, band, prompts, edges, nodes, entropy, faithfulness, edges_for_90, hit (Hit@10 of the
-        circuit on its own group's test items), accuracy and first_token (of the task's queries); NaN where a part is
-        missing.
+        columns task, type, band (of one's own facts: task, group), prompts, edges, nodes, entropy, faithfulness,
+        edges_for_90, hit (Hit@10 of the circuit on its own group's test items), accuracy and first_token (of the task's
+        queries), of facts also recall (of questions); NaN where a part is missing.
     """
     edges = {"edges_num": "edges", "nodes_num": "nodes", "edge_entropy": "entropy"}
-    answers = {"attribute": "task", "correct": "accuracy", "first_token_correct": "first_token"}
+    answered = {"attribute": "task", "correct": "accuracy", "first_token_correct": "first_token"}
     parts = {
         (*edges.values(), "faithfulness", "prompts", "edges_for_90"): own_circuits(results).rename(columns=edges),
         ("hit",): own_circuit_hits(circuit_predictions),
-        ("accuracy", "first_token"): predictions.rename(columns=answers),
+        ("accuracy", "first_token", "recall"): predictions.rename(columns=answered),
     }
-    table = pd.DataFrame([group_columns(group) for group in groups()])
-    for columns, part in parts.items():
-        last = part[part["step"] == part["step"].max()].astype(dict.fromkeys(columns, float))
-        means = last.groupby(GROUP_COLUMNS, as_index=False)[list(columns)].mean()
-        table = table.merge(means, on=GROUP_COLUMNS, how="left")
-    return table
+    facts = any("group" in part and len(part) for part in parts.values())
+    names = FACT_GROUP_COLUMNS if facts else GROUP_COLUMNS
+    filled = [part[names] for part in parts.values() if len(part)]
+    table = pd.concat(filled).drop_duplicates() if facts else pd.DataFrame([group_columns(group) for group in groups()])
+    for wanted, part in parts.items():
+        columns = [name for name in wanted if name in part or name != "recall"]
+        if part.empty:
+            table[columns] = np.nan
+            continue
+        # The questions of probes and the prompts of a file may have been asked at different steps.
+        newest = part.groupby("task")["step"].transform("max") if facts else part["step"].max()
+        last = part[part["step"] == newest].astype(dict.fromkeys(columns, float))
+        means = last.groupby(names, as_index=False)[columns].mean()
+        table = table.merge(means, on=names, how="left")
+    return table.reset_index(drop=True)
 
 
 def own_circuits(table: pd.DataFrame) -> pd.DataFrame:
@@ -170,5 +182,11 @@ def own_circuits(table: pd.DataFrame) -> pd.DataFrame:
 
 def own_circuit_hits(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of `circuit_predictions` where a checkpoint's own circuit runs on its own group's test items."""
-    own = own_circuits(table)
-    return own[(own["type"] == own["target_type"]) & (own["band"] == own["target_band"])]
+    return on_own_group(own_circuits(table))
+
+
+def on_own_group(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `circuit_predictions` where a circuit runs on the test items of its own group."""
+    names = names_of_groups(table)[1:]
+    own = (table[names].to_numpy() == table[[f"target_{name}" for name in names]].to_numpy()).all(axis=1)
+    return table[own]

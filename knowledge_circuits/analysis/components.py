@@ -30,7 +30,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.analysis import timeline
-from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS, NO_CIRCUITS, Setting, main_setting
+from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS, NO_CIRCUITS, Setting, main_kind, main_setting
 from knowledge_circuits.analysis.head_kinds import (
     HeadKind,
     VocabularySums,
@@ -55,7 +55,7 @@ from knowledge_circuits.models.tokenization import load_tokenizer, subject_posit
 from knowledge_circuits.paths import REPOSITORY
 from knowledge_circuits.run_config import read_run_config
 from knowledge_circuits.runs import Checkpoint, Run
-from knowledge_circuits.study import TASKS, Group, groups, task_file
+from knowledge_circuits.study import TASKS, FactGroup, Group, groups, task_file
 
 HEAD_COLUMNS = ["step", "epoch", *GROUP_COLUMNS, "layer", "head", "subject", "relation", "kind", "halves_agree"]
 HEAD_COLUMNS += ["original_subject", "original_relation", "original_kind"]
@@ -66,6 +66,11 @@ _HALVES = tuple(f"{part}_{half}" for half in ("even", "odd") for part in _PARTS)
 _MEASURED = (*_PARTS, "original_subject", "original_relation")
 HEAD_MEASURES = (*_MEASURED, *_HALVES)
 _LENS_MEASURES = ("rank", "prob", "subject_rank")
+#: Said of a run that has circuits of one's own facts only.
+NO_SUBJECTS = (
+    "Head kinds and the logit lens need the study's prompts, which tell subject and relation;"
+    " this run's circuits are of one's own facts."
+)
 #: Goes up when what is saved changes its meaning.
 _FORMAT = 2
 
@@ -236,6 +241,8 @@ def analyse_run(
     setting = setting or main_setting(run)
     if setting is None:
         return _empty(NO_CIRCUITS)
+    if main_kind(run, setting) is FactGroup:
+        return _empty(NO_SUBJECTS)
     analysis = _Analysis(run, setting, data_file or circuit_data_file(run, setting), batch_size, device)
     computed = []
     for checkpoint in tqdm(run.checkpoints(), desc="heads and logit lens", unit="checkpoint", leave=False, delay=2):

@@ -11,7 +11,8 @@ first probe is the model before training. From it:
     window           the epochs by which 10% and 90% of all acquisitions have been made
 
 after "What Does Loss Optimization Actually Teach, If Anything? Knowledge Dynamics in Continual Pre-training of LLMs"
-(2026). In: the run's knowledge_dynamics.jsonl (`read_dynamics`). Out: arrays and tidy tables.
+(2026). In: the run's knowledge_dynamics.jsonl (`read_dynamics`). Out: arrays and tidy tables. Of a run whose probes are
+questions (question_probes.jsonl) only skills and texts are read here; its facts are `learning_tables.fact_predictions`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from knowledge_circuits.analysis.acquisition import HOLD, hold_table
 from knowledge_circuits.files import InputError
-from knowledge_circuits.records import PROBE_RECORD, shape
+from knowledge_circuits.records import PROBE_RECORD, QuestionProbeRecord, shape
 from knowledge_circuits.run_config import read_run_config, taught_attributes
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
@@ -108,13 +109,24 @@ def read_dynamics(path: str | Path) -> Dynamics:
 
 
 def run_dynamics(run: Run) -> Dynamics:
-    """Return a run's probe records of facts that training tells; empty tables where it was trained without probes."""
+    """Return a run's probe records of facts that training tells; empty tables where it was trained without probes.
+
+    Probes of questions have skills and texts, and no facts about people.
+    """
     if run.knowledge_dynamics.exists():
         dynamics, taught = read_dynamics(run.knowledge_dynamics), taught_attributes(read_run_config(run))
         facts = dynamics.facts[dynamics.facts["attribute"].isin(taught)]
         return replace(dynamics, facts=facts.reset_index(drop=True))
-    columns = (FACT_COLUMNS, SKILL_COLUMNS, TEXT_COLUMNS)
-    return Dynamics(*(pd.DataFrame(columns=names) for names in columns))
+    probes = shape(QuestionProbeRecord).optional_lines(run.question_probes)
+    skills, texts = (
+        [(probe["step"], probe["epoch"], name, value) for probe in probes for name, value in probe[kind].items()]
+        for kind in ("skills", "texts")
+    )
+    return Dynamics(
+        pd.DataFrame(columns=FACT_COLUMNS),
+        pd.DataFrame(skills, columns=SKILL_COLUMNS[:4]).reindex(columns=SKILL_COLUMNS),
+        pd.DataFrame(texts, columns=TEXT_COLUMNS),
+    )
 
 
 def fact_history(facts: pd.DataFrame) -> FactHistory:

@@ -23,7 +23,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from knowledge_circuits.analysis import curves
-from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS
 from knowledge_circuits.analysis.circuit_tables import own_circuit_hits
 from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.analysis.statistics import depth_correlation, permuted_layers_p
@@ -345,7 +344,7 @@ def _shift_statistics(
 
 def _group_curves(circuits: Circuits, column: str) -> tuple[Floats, Floats]:
     """Epochs [n] and the groups' curves [groups, n] that have a number at every checkpoint."""
-    wide = circuits.table.pivot_table(index=GROUP_COLUMNS, columns="epoch", values=column).dropna()
+    wide = circuits.table.pivot_table(index=circuits.group_columns, columns="epoch", values=column).dropna()
     if column.endswith("jaccard"):
         wide = wide.iloc[:, :-1]
     return wide.columns.to_numpy(dtype=float), wide.to_numpy(dtype=float)
@@ -429,7 +428,7 @@ def _activation_curves(circuits: Circuits) -> tuple[Floats, Floats]:
     position = {step: index for index, step in enumerate(circuits.steps)}
     layers = max(circuits.layout.n_layers - 1, 1)
     ratios = []
-    for _, rows in table.groupby(GROUP_COLUMNS, sort=True):
+    for _, rows in table.groupby(circuits.group_columns, sort=True):
         if len(rows) == len(position):
             order = rows.index[np.argsort([position[step] for step in rows["step"]])]
             ratios.append(circuits.activation[order, :layers].T)

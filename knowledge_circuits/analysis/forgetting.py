@@ -35,6 +35,7 @@ from knowledge_circuits.files import InputError
 from knowledge_circuits.paths import REPOSITORY
 from knowledge_circuits.run_config import Flags, read_run_config
 from knowledge_circuits.runs import Checkpoint, Run
+from knowledge_circuits.study import Group
 
 _PREFIX = "replay_"
 SHAPE_COLUMNS = ["ratio", "step", "epoch", *GROUP_COLUMNS, "edges", "entropy", "edge_jaccard", "node_jaccard"]
@@ -168,15 +169,15 @@ def predictions(experiment: Experiment) -> pd.DataFrame:
 
 def results(experiment: Experiment) -> pd.DataFrame:
     """Return every circuit's faithfulness: `circuit_tables.results`, ratio and kind (see `CircuitKind`)."""
-    return _over(experiment, lambda part: with_kind(circuit_tables.results(part.run), part.start))
+    return _over(experiment, lambda part: with_kind(circuit_tables.results(part.run, kind=Group), part.start))
 
 
 def circuit_predictions(experiment: Experiment) -> pd.DataFrame:
     """Return what every circuit answers alone on its own group's test items, with columns ratio and kind."""
 
     def own_group(part: ForgettingRun) -> pd.DataFrame:
-        table = with_kind(circuit_tables.circuit_predictions(part.run), part.start)
-        return table[(table["type"] == table["target_type"]) & (table["band"] == table["target_band"])]
+        table = with_kind(circuit_tables.circuit_predictions(part.run, kind=Group), part.start)
+        return circuit_tables.on_own_group(table)
 
     return _over(experiment, own_group)
 
@@ -196,7 +197,7 @@ def with_kind(table: pd.DataFrame, start: Checkpoint | None) -> pd.DataFrame:
 
 def read_circuits(experiment: Experiment) -> dict[float, Circuits]:
     """Return the rediscovered circuits of every run, by ratio; runs without circuits are left out."""
-    by_ratio = {part.ratio: run_circuits.read_circuits(part.run) for part in experiment.runs}
+    by_ratio = {part.ratio: run_circuits.read_circuits(part.run, kind=Group) for part in experiment.runs}
     return {ratio: circuits for ratio, circuits in by_ratio.items() if circuits is not None}
 
 

@@ -1,4 +1,4 @@
-"""What a run learned, as tidy tables: its evaluations in training and its checkpoints' answers to queries.
+"""What a run learned, as tidy tables: its evaluations in training, its checkpoints' answers to queries, its probes.
 
 One row per observation, `step` and `epoch` in every table; types, bands and attributes are plain strings with the
 values of `study`. A table of something that the run does not have yet is empty, with its columns.
@@ -6,13 +6,16 @@ values of `study`. A table of something that the run does not have yet is empty,
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from knowledge_circuits.analysis.timeline import with_epochs
+from knowledge_circuits.corpus.questions import UNMENTIONED
 from knowledge_circuits.files import read_json
 from knowledge_circuits.paths import PUBLISHED_ACCURACY
-from knowledge_circuits.records import Evaluation, FactPrediction, Prediction, shape
+from knowledge_circuits.records import Evaluation, FactPrediction, Prediction, QuestionProbeRecord, shape
 from knowledge_circuits.run_config import read_run_config, taught_attributes
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Band, KnowledgeType
@@ -22,7 +25,9 @@ PREDICTION_COLUMNS = [
     *("step", "epoch", "full_name", "attribute", "type", "band", "frequency"),
     *("correct", "first_token_correct"),
 ]
-FACT_PREDICTION_COLUMNS = ["step", "epoch", "task", "group", "prompt", "correct", "first_token_correct"]
+FACT_PREDICTION_COLUMNS = ["step", "epoch", "task", "group", "prompt", "correct", "first_token_correct", "recall"]
+#: The task of the questions of probes, which have no file of predictions.
+QUESTIONS = "questions"
 
 
 def evaluations(run: Run) -> pd.DataFrame:
@@ -95,16 +100,58 @@ def _answers(run: Run) -> pd.DataFrame:
     return table.astype({"frequency": int, "correct": float, "first_token_correct": float})
 
 
+def answers(run: Run) -> pd.DataFrame:
+    """Return `predictions`, or `fact_predictions` for a run that has only these."""
+    table = predictions(run)
+    own = fact_predictions(run) if table.empty else table
+    return own if len(own) else table
+
+
 def fact_predictions(run: Run) -> pd.DataFrame:
-    """Return every checkpoint's answers about one's own facts, correct as 1.0; see FACT_PREDICTION_COLUMNS."""
+    """Return the answers about one's own facts: to prompts (`predict.py`), and to the questions of probes.
+
+    Returns:
+        FACT_PREDICTION_COLUMNS, correct as 1.0. A prompt has no recall. A question is correct where its answer matches
+        exactly; its group is its kind and, where there are several, its entity's frequency. Questions about entities
+        that no document mentions are left out.
+    """
     rows = [
         {"step": step, "epoch": epoch, "task": task, **row}
         for checkpoint, step, epoch in with_epochs(run)
         for task, path in checkpoint.fact_prediction_files().items()
         for row in shape(FactPrediction).lines(path)
     ]
-    table = pd.DataFrame(rows, columns=FACT_PREDICTION_COLUMNS)
-    return table.astype({"correct": float, "first_token_correct": float})
+    table = pd.DataFrame([*rows, *_question_rows(run)], columns=FACT_PREDICTION_COLUMNS)
+    return table.astype({"correct": float, "first_token_correct": float, "recall": float})
+
+
+def _question_rows(run: Run) -> list[dict[str, Any]]:
+    """Return the answers to the questions of all probes."""
+    probes = shape(QuestionProbeRecord).optional_lines(run.question_probes)
+    asked = [(probe, row) for probe in probes for row in probe["questions"] if row["frequency"] != UNMENTIONED]
+    several = len({row["frequency"] for _, row in asked}) > 1
+    return [
+        {
+            **{"step": probe["step"], "epoch": probe["epoch"], "task": QUESTIONS, "prompt": row["id"]},
+            "group": " / ".join(part for part in (row["kind"], row["frequency"] if several else None) if part) or "all",
+            **{"correct": row["exact"], "first_token_correct": np.nan, "recall": row["recall"]},
+        }
+        for probe, row in asked
+    ]
+
+
+def facts_known(table: pd.DataFrame) -> pd.DataFrame:
+    """Return how well each of one's own facts is answered over training.
+
+    Args:
+        table: `fact_predictions`.
+
+    Returns:
+        columns task, group, prompt, then one column per epoch: a question's recall; of a prompt 1.0 where the whole
+        answer is right, else 0.0; NaN where it was not asked.
+    """
+    level = table.assign(level=table["recall"].fillna(table["correct"]))
+    return level.pivot_table(index=["task", "group", "prompt"], columns="epoch", values="level").reset_index()
 
 
 def attributes_known(table: pd.DataFrame) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from knowledge_circuits.analysis.statistics import circular_shift_correlation
 from knowledge_circuits.engine import topology
 from knowledge_circuits.training.stopping import known_in_a_row_counts, skill_lost
 
+#: Of the study's groups; those of one's own facts have `group` in place of `type` and `band`.
 RECONFIGURATION_COLUMNS = ["step", "epoch", "task", "type", "band", "rate"]
 
 
@@ -164,11 +165,11 @@ def reconfiguration_table(circuits: Circuits | None) -> pd.DataFrame:
     if circuits is None:
         return pd.DataFrame(columns=RECONFIGURATION_COLUMNS)
     table, edges, parts = circuits.table.reset_index(drop=True), circuits.edges, []
-    for _, rows in table.groupby(["task", "type", "band"], sort=False):
+    for _, rows in table.groupby(circuits.group_columns, sort=False):
         order = rows.sort_values("step").index.to_numpy()
         alike = topology.jaccard(edges[order[:-1]], edges[order[1:]])
         parts.append(table.loc[order[1:]].assign(rate=reconfiguration_rate(alike)))
-    return pd.concat(parts, ignore_index=True)[RECONFIGURATION_COLUMNS]
+    return pd.concat(parts, ignore_index=True)[["step", "epoch", *circuits.group_columns, "rate"]]
 
 
 class SelectionRule(StrEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS, Setting, own_circuit_files
+from knowledge_circuits.analysis.circuit_settings import (
+    GROUP_COLUMNS,
+    Kind,
+    Setting,
+    names_of_groups,
+    own_circuit_files,
+)
 from knowledge_circuits.analysis.timeline import epochs
 from knowledge_circuits.engine import topology
 from knowledge_circuits.engine.graph import Graph, Layout
@@ -20,14 +26,15 @@ from knowledge_circuits.engine.graph_files import read_details, read_graph
 from knowledge_circuits.engine.stability import Details
 from knowledge_circuits.files import InputError
 from knowledge_circuits.runs import SIGNED, Content, Coordinates, Run
-from knowledge_circuits.study import AnyGroup, Group
+from knowledge_circuits.study import AnyGroup, Attribute, Band, Group, KnowledgeType
 
 STABILITY_COLUMNS = ("split_half_jaccard", "rank_correlation", "inclusion")
-CIRCUIT_COLUMNS = [
-    *("step", "epoch", *GROUP_COLUMNS, "prompts", "edges", "nodes"),
-    *("entropy", "weighted_entropy", "random_walk_entropy", "edge_jaccard", "node_jaccard"),
-    *STABILITY_COLUMNS,
+_CIRCUIT_NUMBERS = [
+    *("prompts", "edges", "nodes", "entropy", "weighted_entropy", "random_walk_entropy", "edge_jaccard"),
+    *("node_jaccard", *STABILITY_COLUMNS),
 ]
+#: Of the study's groups; those of one's own facts have FACT_GROUP_COLUMNS in place of GROUP_COLUMNS.
+CIRCUIT_COLUMNS = ["step", "epoch", *GROUP_COLUMNS, *_CIRCUIT_NUMBERS]
 SPAN_COLUMNS = ["step", "epoch", *GROUP_COLUMNS, "span", "share"]
 
 
@@ -65,6 +72,11 @@ class Circuits:
         return [float(by_step[step]) for step in self.steps]
 
     @property
+    def group_columns(self) -> list[str]:
+        """The columns that name a group."""
+        return names_of_groups(self.table)
+
+    @property
     def saturation(self) -> str:
         """One clause where nearly all nodes are in every circuit, so that node measures can hardly move; else ""."""
         least, most, total = self.table["nodes"].min(), self.table["nodes"].max(), self.nodes.shape[1]
@@ -80,8 +92,8 @@ class Circuits:
         return str(least) if least == most else f"{least} to {most}"
 
     def activation_table(self) -> pd.DataFrame:
-        """Edge activation ratio in long form: step, epoch, task, type, band, layer, ratio."""
-        keys = self.table[["step", "epoch", *GROUP_COLUMNS]]
+        """Edge activation ratio in long form: step, epoch, the columns of the group, layer, ratio."""
+        keys = self.table[["step", "epoch", *self.group_columns]]
         parts = [keys.assign(layer=layer, ratio=self.activation[:, layer]) for layer in range(self.layout.n_layers)]
         return pd.concat(parts, ignore_index=True)
 
@@ -89,29 +101,38 @@ class Circuits:
         """Edge Jaccard similarity between all pairs of checkpoints, mean over the groups that both have, [m, m]."""
         position = {step: index for index, step in enumerate(self.steps)}
         total, count = np.zeros((2, len(position), len(position)))
-        for _, rows in self.table.groupby(GROUP_COLUMNS, sort=False):
+        for _, rows in self.table.groupby(self.group_columns, sort=False):
             at = [position[step] for step in rows["step"]]
             total[np.ix_(at, at)] += topology.similarity_map(self.edges[rows.index])
             count[np.ix_(at, at)] += 1
         with np.errstate(invalid="ignore"):
             return total / count
 
+    def group_similarity(self) -> tuple[list[dict[str, str]], NDArray[np.float64]]:
+        """Return the last checkpoint's groups by column, and the edge Jaccard similarity of their circuits, [G, G]."""
+        last = self.table[self.table["step"] == self.steps[-1]]
+        return last[self.group_columns].to_dict("records"), topology.similarity_map(self.edges[last.index])
+
 
 #: Sees each circuit once, with its step, epoch and group, while it is in memory.
 Visitor = Callable[[int, float, AnyGroup, Graph], None]
 
 
-def read_circuits(run: Run, setting: Setting | None = None, visit: Visitor | None = None) -> Circuits | None:
+def read_circuits(
+    run: Run, setting: Setting | None = None, visit: Visitor | None = None, kind: Kind | None = None
+) -> Circuits | None:
     """Read every checkpoint's own circuits and measure their topology; None where the run has none.
 
     Args:
         visit: is shown each circuit in turn, so that what else is wanted of the scores needs no second reading.
+        kind: of which groups; None means `main_kind`.
 
     Raises:
         InputError: a file is damaged, or is the graph of another model than the others.
     """
     rows, edges, nodes, activation, spans, layout = [], [], [], [], [], None
-    for file in tqdm(own_circuit_files(run, setting), desc="reading circuits", unit="circuit", leave=False, delay=5):
+    files = own_circuit_files(run, setting, kind)
+    for file in tqdm(files, desc="reading circuits", unit="circuit", leave=False, delay=5):
         graph = read_graph(file.path)
         layout = layout or graph.layout
         if graph.layout != layout:
@@ -128,11 +149,13 @@ def read_circuits(run: Run, setting: Setting | None = None, visit: Visitor | Non
     if layout is None:
         return None
     table, edge_rows, node_rows = pd.DataFrame(rows), np.stack(edges), np.stack(nodes)
-    last = table.groupby(GROUP_COLUMNS)["step"].transform("idxmax").to_numpy()
+    names = names_of_groups(table)
+    last = table.groupby(names)["step"].transform("idxmax").to_numpy()
     table["edge_jaccard"] = topology.jaccard(edge_rows, edge_rows[last])
     table["node_jaccard"] = topology.jaccard(node_rows, node_rows[last])
-    span_table = pd.DataFrame(spans, columns=SPAN_COLUMNS)
-    return Circuits(layout, table[CIRCUIT_COLUMNS], edge_rows, node_rows, np.stack(activation), span_table)
+    span_table = pd.DataFrame(spans, columns=["step", "epoch", *names, "span", "share"])
+    table = table[["step", "epoch", *names, *_CIRCUIT_NUMBERS]]
+    return Circuits(layout, table, edge_rows, node_rows, np.stack(activation), span_table)
 
 
 def _measures(circuit: Graph) -> dict[str, float]:
@@ -188,12 +211,33 @@ def stability_columns(details: Details, circuit: Graph) -> dict[str, float]:
     }
 
 
-def group_circuits(run: Run, group: Group, setting: Setting | None = None) -> dict[int, Path]:
+#: The study's group that is shown where none is named.
+EXAMPLE = Group(Attribute.CITY, KnowledgeType.REVISED, Band.HIGH)
+
+
+def choose_group(run: Run, name: str | None = None, setting: Setting | None = None) -> AnyGroup:
+    """Return the group of a name, such as "city / revised / high", or "capitals / europe" for facts of one's own.
+
+    Args:
+        name: None means EXAMPLE, or the first group of a run that has circuits of others only.
+
+    Raises:
+        InputError: the run has no circuits of that group; it names those that it has.
+    """
+    found = {str(file.group): file.group for file in own_circuit_files(run, setting)}
+    if name is None:
+        return EXAMPLE if not found or str(EXAMPLE) in found else next(iter(found.values()))
+    if name not in found:
+        raise InputError(f"{run.path}: no circuits of the group {name!r}, only of {'; '.join(found) or 'none'}")
+    return found[name]
+
+
+def group_circuits(run: Run, group: AnyGroup, setting: Setting | None = None) -> dict[int, Path]:
     """Return the files of one group's own circuits, by step, in whichever format they were written."""
-    return {file.step: file.path for file in own_circuit_files(run, setting) if file.group == group}
+    return {file.step: file.path for file in own_circuit_files(run, setting, type(group)) if file.group == group}
 
 
-def circuits_at(run: Run, group: Group, epoch: Sequence[float], setting: Setting | None = None) -> dict[str, Graph]:
+def circuits_at(run: Run, group: AnyGroup, epoch: Sequence[float], setting: Setting | None = None) -> dict[str, Graph]:
     """Return one group's circuits at the checkpoints nearest to the given epochs, with headings for
     `figures.circuit_graph.circuit_graph`.
 
@@ -210,3 +254,35 @@ def circuits_at(run: Run, group: Group, epoch: Sequence[float], setting: Setting
         step = last if wanted == float("inf") else min(paths, key=lambda step: abs(when[step] - wanted))
         nearest[f"epoch {when[step]:g}"] = read_graph(paths[step])
     return nearest
+
+
+def compared(circuits: Mapping[str, Graph]) -> dict[str, Graph]:
+    """Return the edges that the first and the last of some circuits share, and those of only one, with headings.
+
+    Args:
+        circuits: as `circuits_at` gives them; none gives none.
+    """
+    if not circuits:
+        return {}
+    before, *_, after = (*circuits, *circuits)
+    first, last = circuits[before], circuits[after]
+    return {"shared": first & last, f"only {before}": first - last, f"only {after}": last - first}
+
+
+def edge_changes(circuits: Circuits | None) -> pd.DataFrame:
+    """Return what each group's circuits at its first and at its last step share.
+
+    Returns:
+        the columns of the group, from_epoch, to_epoch, shared, lost, new (counts of edges) and edge_jaccard.
+    """
+    numbers = ["from_epoch", "to_epoch", "shared", "lost", "new", "edge_jaccard"]
+    if circuits is None:
+        return pd.DataFrame(columns=[*GROUP_COLUMNS, *numbers])
+    names, rows = circuits.group_columns, []
+    for _, one in circuits.table.groupby(names, sort=False):
+        order = one.sort_values("step")
+        first, last = order.iloc[0], order.iloc[-1]
+        before, after = (circuits.edges[row.name] for row in (first, last))
+        counts = ((before & after).sum(), (before & ~after).sum(), (~before & after).sum())
+        rows.append([*first[names], first["epoch"], last["epoch"], *counts, float(topology.jaccard(before, after))])
+    return pd.DataFrame(rows, columns=[*names, *numbers])

@@ -7,7 +7,7 @@ random circuits of the same size and the chance level of Hit@10, where circuit_e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,25 @@ from knowledge_circuits.analysis import circuit_tables
 from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.figures.panels import (
     By,
+    arrange,
     draw_curve,
     draw_lines,
     fact_group_looks,
+    fact_names,
+    group_grid,
     label_axes,
     line_panels,
     mark_beyond,
     share_axis,
     type_panels,
     within,
+    wrapped_grid,
 )
 from knowledge_circuits.figures.style import (
     BANDS,
     BLACK,
     GREY,
+    NOT_OF_FACTS,
     TYPES,
     Look,
     grid,
@@ -45,6 +50,7 @@ from knowledge_circuits.figures.style import (
     styled,
 )
 
+_NO_HITS = "No circuit of this run was evaluated alone on test items yet: circuit_eval.py --test_data_file does it."
 #: The y axis of every figure of faithfulness; values beyond it are marked on its edge.
 FAITHFULNESS_LIMITS = (-0.25, 1.5)
 
@@ -53,27 +59,30 @@ FAITHFULNESS_LIMITS = (-0.25, 1.5)
 def faithfulness(results: pd.DataFrame, run: str) -> Figure:
     """Draw the faithfulness of each checkpoint's own circuits, what it is a share of, and the edges needed for 0.9.
 
-    A column per band, a line per type. Faithfulness is the tasks' median; where the 95% interval of clean minus
-    corrupted contains 0 the ratio is noise and drawn as a grey cross. The second row has clean minus corrupted itself.
+    A column per band, a line per type, or a line per group of one's own facts. Faithfulness is the tasks' median; where
+    the 95% interval of clean minus corrupted contains 0 the ratio is noise and drawn as a grey cross. The second row
+    (of facts: panel) has clean minus corrupted itself.
     """
     title = "Faithfulness: the share of the logit difference that the circuit restores"
-    table = circuit_tables.own_circuits(results).reindex(columns=circuit_tables.RESULT_COLUMNS)
+    table = circuit_tables.own_circuits(results)
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *circuit_tables.RESULT_NUMBERS])))
     if table.empty or table["faithfulness"].isna().all():
         return missing(title, NO_CIRCUITS, run)
     table = table.assign(gap=table["clean_baseline_performance"] - table["corrupted_baseline_performance"])
     table["sure"] = circuit_tables.is_certain(table)
     sized = bool(table["edges_for_90"].notna().any())
-    note = f"medians of the tasks; open triangles lie beyond the axis{_saturation(table)}"
-    figure, axes = grid(
-        title, run, 3 if sized else 2, len(BANDS), height=7.4 if sized else 5.4, share_y="row", note=note
+    arranged = arrange(table, "medians of the tasks")
+    note = "; ".join(
+        part for part in (arranged.note, f"open triangles lie beyond the axis{_saturation(table)}") if part
     )
-    for column, (band, look) in zip(axes.T, BANDS.items(), strict=True):
-        part = table[table["band"] == band]
-        _draw_faithfulness(column[0], part)
-        column[0].set_title(f"{look.label}{_prompts(part)}")
-        _draw_gap(column[1], part)
+    figure, axes = group_grid(title, run, 3 if sized else 2, arranged, 7.4 if sized else 5.4, note)
+    by, looks = arranged.lines
+    for column, (look, part) in zip(axes.T, arranged.parts(), strict=True):
+        _draw_faithfulness(column[0], part, arranged.lines)
+        column[0].set_title(": ".join(text for text in (look.label, _prompts(part)) if text))
+        _draw_gap(column[1], part, arranged.lines)
         if sized:
-            draw_lines(column[2], _medians(part[part["sure"]], "edges_for_90"), "edges_for_90", "type", TYPES)
+            draw_lines(column[2], _medians(part[part["sure"]], "edges_for_90", by), "edges_for_90", by, looks)
             column[2].axhline(part["edges_num"].median(), **_REFERENCE)
             column[2].set_ylim(0, max(table["edges_num"].max(), table["edges_for_90"].max()) * 1.05)
     for ax in axes.flat:  # epochs without a certain ratio included
@@ -82,7 +91,7 @@ def faithfulness(results: pd.DataFrame, run: str) -> Figure:
     labels = ("faithfulness (1 = whole model)", "clean - corrupted (logits)", "edges needed for 0.9")
     for row, label in zip(axes, labels, strict=False):
         row[0].set_ylabel(label)
-    handles = [*handles_of(TYPES), Line2D([], [], label="clean - corrupted may be 0", **_UNSURE)]
+    handles = [*handles_of(looks), Line2D([], [], label="clean - corrupted may be 0", **_UNSURE)]
     if table["random_faithfulness"].notna().any():
         handles.append(_RANDOM.handle)
     if sized:
@@ -119,28 +128,30 @@ _RANDOM_HITS = _Level("random_hit10", "random circuits of the same size (mean of
 _CHANCE = _Level("chance_hit10", "chance: the ten commonest answers", ":")
 
 
-def _medians(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    return table.groupby(["type", "epoch"], as_index=False)[column].median()
+def _medians(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
+    return table.groupby([by, "epoch"], as_index=False)[column].median()
 
 
-def _draw_faithfulness(ax: Axes, table: pd.DataFrame) -> None:
-    """Draw one band's faithfulness: lines through the certain ratios, grey crosses for the others."""
+def _draw_faithfulness(ax: Axes, table: pd.DataFrame, lines: By) -> None:
+    """Draw one panel's faithfulness: lines through the certain ratios, grey crosses for the others."""
+    by, looks = lines
     ax.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
-    medians = _medians(table[table["sure"]], "faithfulness")
-    draw_lines(ax, medians.assign(shown=within(medians["faithfulness"], FAITHFULNESS_LIMITS)), "shown", "type", TYPES)
-    for knowledge, look in TYPES.items():
-        rows = medians[medians["type"] == knowledge]
+    medians = _medians(table[table["sure"]], "faithfulness", by)
+    draw_lines(ax, medians.assign(shown=within(medians["faithfulness"], FAITHFULNESS_LIMITS)), "shown", by, looks)
+    for name, look in looks.items():
+        rows = medians[medians[by] == name]
         mark_beyond(ax, rows["epoch"], rows["faithfulness"], FAITHFULNESS_LIMITS, look.color)
-    unsure = _medians(table[~table["sure"]], "faithfulness")
+    unsure = _medians(table[~table["sure"]], "faithfulness", by)
     ax.plot(unsure["epoch"], unsure["faithfulness"].clip(*FAITHFULNESS_LIMITS), **_UNSURE)
     _RANDOM.draw(ax, table)
 
 
-def _draw_gap(ax: Axes, table: pd.DataFrame) -> None:
-    """Draw one band's clean minus corrupted, mean of the tasks, with the mean of its 95% intervals."""
+def _draw_gap(ax: Axes, table: pd.DataFrame, lines: By) -> None:
+    """Draw one panel's clean minus corrupted, mean of the tasks, with the mean of its 95% intervals."""
+    by, looks = lines
     ax.axhline(0, color=GREY, linewidth=0.8)
-    for knowledge, look in TYPES.items():
-        rows = table[table["type"] == knowledge].groupby("epoch")[
+    for name, look in looks.items():
+        rows = table[table[by] == name].groupby("epoch")[
             ["gap", "clean_minus_corrupted_low", "clean_minus_corrupted_high"]
         ]
         mean = rows.mean()
@@ -162,7 +173,7 @@ def _prompts(table: pd.DataFrame) -> str:
     if counts.empty:
         return ""
     least, most = int(counts.min()), int(counts.max())
-    return f": {least}{'' if least == most else f' to {most}'} prompts a group"
+    return f"{least}{'' if least == most else f' to {most}'} prompts a group"
 
 
 @styled
@@ -191,7 +202,12 @@ def fact_groups(fact_circuits: pd.DataFrame, run: str) -> Figure:
 
 @styled
 def hits_by_type(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: str) -> Figure:
-    """Draw Hit@10 of each checkpoint's own circuits on their own group: a panel per band, a line per type."""
+    """Draw Hit@10 of each checkpoint's own circuits on their own group: a panel per band, a line per type.
+
+    Groups of one's own facts share a panel.
+    """
+    if "group" in circuit_predictions:
+        return _fact_hits(circuit_predictions, results, run)
     title = "Hit@10 of the circuits alone, by knowledge type within each band"
     return _own_hits(title, circuit_predictions, results, ("band", BANDS), ("type", TYPES), run)
 
@@ -200,6 +216,8 @@ def hits_by_type(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: 
 def hits_by_band(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: str) -> Figure:
     """Draw Hit@10 of each checkpoint's own circuits on their own group: a panel per type, a line per band."""
     title = "Hit@10 of the circuits alone, by frequency band within each type"
+    if "group" in circuit_predictions:
+        return missing(title, NOT_OF_FACTS, run)
     return _own_hits(title, circuit_predictions, results, ("type", TYPES), ("band", BANDS), run)
 
 
@@ -208,22 +226,52 @@ def _own_hits(
 ) -> Figure:
     table = circuit_tables.own_circuit_hits(circuit_predictions)
     if table.empty:
-        return missing(title, NO_CIRCUITS, run)
+        return missing(title, NO_CIRCUITS if results.empty else _NO_HITS, run)
     (column, looks), of_lines, own = panels, lines[1], circuit_tables.own_circuits(results)
     figure = line_panels(title, table, "hit", panels, lines, "Hit@10", run)
-    levels = [level for level in (_RANDOM_HITS, _CHANCE) if own[level.column].notna().any()]
     for ax, (key, look) in zip(figure.axes, looks.items(), strict=True):
         people = table[table[column] == key].groupby(lines[0])["full_name"].nunique()
         counts = [str(people.get(one, 0)) for one in of_lines]
         ax.set_title(f"{look.label}: {' + '.join(counts)} people")
+    parts = [own[own[column] == key] for key in looks]
+    return _with_levels(figure, parts, (_RANDOM_HITS, _CHANCE), handles_of(of_lines))
+
+
+def _with_levels(
+    figure: Figure, parts: list[pd.DataFrame], wanted: tuple[_Level, ...], handles: list[Line2D]
+) -> Figure:
+    """Draw the measured levels of each panel's rows of `results`, and the legend with them."""
+    levels = [level for level in wanted if any(part[level.column].notna().any() for part in parts)]
+    for ax, part in zip(figure.axes, parts, strict=True):
         for level in levels:
-            level.draw(ax, own[own[column] == key])
-    return legend_row(figure, [*handles_of(of_lines), *(level.handle for level in levels)]) if levels else figure
+            level.draw(ax, part)
+    return legend_row(figure, [*handles, *(level.handle for level in levels)])
+
+
+def _fact_hits(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: str) -> Figure:
+    """Draw Hit@10 of each group's own circuits on its own test items, all groups of facts in one panel."""
+    title = "Hit@10 of the circuits alone, by group of facts"
+    table = circuit_tables.own_circuit_hits(circuit_predictions)
+    if table.empty:
+        return missing(title, NO_CIRCUITS if results.empty else _NO_HITS, run)
+    arranged = arrange(table)
+    panels, lines, note = arranged.panels, arranged.lines, arranged.note
+    figure = line_panels(title, arranged.table, "hit", panels, lines, "Hit@10", run, note=note)
+    items = table.groupby([*circuit_tables.FACT_GROUP_COLUMNS])["full_name"].nunique()
+    least, most = items.min(), items.max()
+    figure.axes[0].set_title(f"{least}{'' if least == most else f' to {most}'} test items a group")
+    own = circuit_tables.own_circuits(results)
+    return _with_levels(figure, [own], (_RANDOM_HITS, _CHANCE), handles_of(lines[1]))
 
 
 @styled
 def hits_across_bands(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: str) -> Figure:
-    """Draw Hit@10 of circuits of one band on test items of another: a row per type, a column per tested band."""
+    """Draw Hit@10 of circuits of one band on test items of another: a row per type, a column per tested band.
+
+    Groups of one's own facts have a panel per tested group.
+    """
+    if "group" in circuit_predictions:
+        return _hits_across_facts(circuit_predictions, results, run)
     title = "Generalization of circuits across frequency bands"
     return _hits_across(title, circuit_predictions, results, ("band", BANDS), ("type", "--target_frequency"), run)
 
@@ -232,6 +280,8 @@ def hits_across_bands(circuit_predictions: pd.DataFrame, results: pd.DataFrame, 
 def hits_across_types(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: str) -> Figure:
     """Draw Hit@10 of circuits of one type on test items of the other: a row per tested type, a column per band."""
     title = "Generalization of circuits across knowledge types"
+    if "group" in circuit_predictions:
+        return missing(title, NOT_OF_FACTS, run)
     return _hits_across(title, circuit_predictions, results, ("type", TYPES), ("band", "--target_type"), run)
 
 
@@ -265,23 +315,42 @@ def _hits_across(
     return legend_row(figure, [title_of, *handles_of(looks), *drawn])
 
 
+def _hits_across_facts(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: str) -> Figure:
+    """Draw Hit@10 on each group's test items, a line for each group on which the circuit was found."""
+    title = "Generalization of circuits across groups of facts"
+    table, looks, left_out = fact_group_looks(circuit_tables.own_circuits(circuit_predictions))
+    table["tested"] = fact_names(table, "target_group")
+    if (table["name"] == table["tested"]).all():
+        flag = "circuit_eval.py --test_data_file, --target_group"
+        return missing(title, f"No circuit was run on the test items of another group ({flag}).", run)
+    note = "; ".join(text for text in ("lines: the group on which the circuit was found", left_out) if text)
+    panels = {name: replace(look, label=f"tested: {look.label}") for name, look in looks.items()}
+    figure = line_panels(title, table, "hit", ("tested", panels), ("name", looks), "Hit@10", run, note=note)
+    own = circuit_tables.own_circuits(results)
+    names = pd.Series(fact_names(own), index=own.index, dtype=object)
+    title_of = Line2D([], [], linestyle="none", label="circuit of:")
+    return _with_levels(figure, [own[names == name] for name in looks], (_CHANCE,), [title_of, *handles_of(looks)])
+
+
 @styled
 def hits_of_transferred_circuits(circuit_predictions: pd.DataFrame, run: str) -> Figure:
     """Draw Hit@10 of a few checkpoints' circuits in the weights of all, beside each checkpoint's own; a panel per type.
 
-    Every line counts only the tasks and bands of which circuits were transferred, so that lines can be compared.
+    Groups of one's own facts have a panel each. Every line counts only the tasks and bands (or groups) of which
+    circuits were transferred, so that lines can be compared.
     """
     title = "Transferred circuits: one checkpoint's circuit in the weights of all others"
     table = circuit_predictions
     if table.empty or (table["circuit_step"] == table["step"]).all():
         flag = "circuit_eval.py --circuit_from"
         return missing(title, f"No circuit was evaluated in another checkpoint's weights ({flag}).", run)
-    table = table[(table["type"] == table["target_type"]) & (table["band"] == table["target_band"])]
+    table = circuit_tables.on_own_group(table)
     epoch_of = table.drop_duplicates("step").set_index("step")["epoch"]
     transferred = table[table["circuit_step"] != table["step"]]
-    compared = transferred[["task", "band"]].drop_duplicates()
+    names = ["task", "group" if "group" in table else "band"]
+    compared = transferred[names].drop_duplicates()
     table = table.merge(compared)
-    tasks, bands = (sorted(set(compared[name])) for name in ("task", "band"))
+    tasks, others = (sorted(set(compared[name])) for name in names)
     origins = sorted(set(transferred["circuit_step"]))
     palette = ordered_colors(np.linspace(0, 1, len(origins)))
     own = Look("each epoch's own", BLACK, "x")
@@ -289,15 +358,16 @@ def hits_of_transferred_circuits(circuit_predictions: pd.DataFrame, run: str) ->
         step: Look(f"epoch {epoch_of.get(step, np.nan):g}", color, marker)
         for step, color, marker in zip(origins, palette, "osD^vP*X" * (len(origins) // 8 + 1), strict=False)
     }
-    note = f"circuits of {', '.join(tasks)} ({', '.join(bands)})"
-    figure, axes = grid(title, run, 1, len(TYPES), width=8.6, note=note)
-    for ax, (knowledge, look) in zip(axes[0], TYPES.items(), strict=True):
-        part = table[table["type"] == knowledge]
+    arranged = arrange(table, f"circuits of {', '.join(tasks)} ({', '.join(others)})")
+    column, kinds = ("type", TYPES) if "type" in table else arranged.lines
+    figure, axes = wrapped_grid(title, run, len(kinds), arranged.note)
+    for ax, (kind, look) in zip(figure.axes, kinds.items(), strict=True):
+        part = arranged.table[arranged.table[column] == kind]
         lines = {step: part[part["circuit_step"] == step] for step in origins}
         for rows, line in ((circuit_tables.own_circuits(part), own), *((lines[step], looks[step]) for step in origins)):
             mean = rows.groupby("epoch")["hit"].mean()
             draw_curve(ax, mean.index, mean, line)
         share_axis(ax)
-        ax.set_title(look.label, color=look.color)
+        ax.set_title(look.label, color=look.color if kinds is TYPES else BLACK)
     label_axes(axes, "Hit@10")
     return legend(figure, {"own": own, **looks}, "circuit of")

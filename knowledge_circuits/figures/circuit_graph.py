@@ -24,6 +24,7 @@ from knowledge_circuits.figures.style import (
     grid,
     legend_row,
     missing,
+    plain,
     styled,
 )
 from knowledge_circuits.files import InputError
@@ -47,6 +48,7 @@ def circuit_graph(circuits: Mapping[str, Graph], run: str, title: str = "The cir
         circuits: heading -> circuit; drawn from left to right.
         edges: how many of each circuit's strongest edges are drawn.
     """
+    title = plain(title)
     if not circuits:
         return missing(title, NO_CIRCUITS, run)
     layout = next(iter(circuits.values())).layout

@@ -40,7 +40,7 @@ KINDS: Mapping[str, Look] = {
     HeadKind.MIXTURE: Look("mixture", style.GREY, "^"),
     HeadKind.RELATION: Look("relation (from the relation)", style.PURPLE, "s"),
 }
-_NO_PROMPT = "One prompt's view needs circuits, the circuit data and the checkpoint's weights."
+_NO_PROMPT = "One prompt's view needs circuits of the study's groups, the circuit data and the checkpoint's weights."
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from knowledge_circuits.analysis.acquisition import HOLD
 from knowledge_circuits.analysis.dynamics import FactHistory
 from knowledge_circuits.analysis.relations import Correlation, SelectionRule
 from knowledge_circuits.figures import style
-from knowledge_circuits.figures.panels import label_axes, line_panels, share_axis
+from knowledge_circuits.figures.panels import arrange, label_axes, line_panels, share_axis
 from knowledge_circuits.figures.style import BANDS, BLACK, BLUE, GREEN, GREY, ORANGE, TYPES, VERMILION, Look
 
-_NO_PROBES = "This run was trained without probes: train.py --probe_file writes knowledge_dynamics.jsonl."
+_NO_PROBES = "No probes of facts about people (train.py --probe_file). Questions of probes: acquisition.ipynb."
 #: The types in legends of bars.
 _BARS = {key: Look(look.label, look.color, "s") for key, look in TYPES.items()}
 _RULES = {
@@ -289,10 +289,12 @@ def skills_text_and_circuits(
         title, run, 1, 3, share_y=False, note="reconfiguration: edges that changed since the checkpoint before"
     )
     skill_looks = _looks(skills["skill"].unique())
+    changed = arrange(reconfiguration)
+    by = changed.panels if "band" in reconfiguration else changed.lines
     panels = (
         (skills, "accuracy", "skill", skill_looks, "General skill", "no skills were probed"),
         (texts, "perplexity", "text", _looks(texts["text"].unique()), "Text outside the domain", "no text was probed"),
-        (reconfiguration, "rate", "band", BANDS, "Reconfiguration", "no circuits at two checkpoints"),
+        (changed.table, "rate", *by, "Reconfiguration", "no circuits at two checkpoints"),
     )
     for ax, (table, value, column, looks, heading, lacking) in zip(axes[0], panels, strict=True):
         if table.empty:

@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from knowledge_circuits.analysis import learning_tables
@@ -23,11 +23,25 @@ from knowledge_circuits.figures.panels import (
     draw_lines,
     draw_map,
     fact_group_looks,
+    fact_names,
     label_axes,
     line_panels,
     share_axis,
 )
-from knowledge_circuits.figures.style import ATTRIBUTES, BANDS, BLACK, GREY, TYPES, blank, grid, legend, missing, styled
+from knowledge_circuits.figures.style import (
+    ATTRIBUTES,
+    BANDS,
+    BLACK,
+    GREY,
+    NOT_OF_FACTS,
+    TYPES,
+    blank,
+    grid,
+    legend,
+    missing,
+    plain,
+    styled,
+)
 
 _PREDICT = "No query predictions in this run yet: predict.py writes them."
 
@@ -43,9 +57,12 @@ def first_token_and_query_accuracy(
     """Draw first-token accuracy on the biographies and query accuracy by type, with the paper's curves beside them.
 
     Args:
-        first_token, predictions, past_predictions: the tables of those names.
+        first_token, predictions, past_predictions: the tables of those names; predictions about one's own facts are
+            drawn by `fact_accuracy`.
         published: `learning_tables.published_first_token_accuracy`, for one of the paper's models.
     """
+    if "group" in predictions:
+        return fact_accuracy(predictions, run)
     columns = [
         ("First token in the biographies", first_token, "accuracy"),
         ("Whole answer to the query prompts", predictions, "correct"),
@@ -93,38 +110,43 @@ def query_accuracy(predictions: pd.DataFrame, run: str) -> Figure:
 @styled
 def accuracy_by_attribute(predictions: pd.DataFrame, run: str) -> Figure:
     """Draw query accuracy over epochs: a panel per type, a line per attribute that training tells."""
-    present = set(predictions["attribute"])
+    present = set(predictions.get("attribute", ()))
     looks = {attribute: look for attribute, look in ATTRIBUTES.items() if attribute in present}
     return _accuracy("Query accuracy by attribute", predictions, ("type", TYPES), ("attribute", looks), run)
 
 
 def _accuracy(title: str, predictions: pd.DataFrame, panels: By, lines: By, run: str) -> Figure:
-    if predictions.empty:
-        return missing(title, _PREDICT, run)
+    if predictions.empty or "group" in predictions:
+        return missing(title, _PREDICT if predictions.empty else NOT_OF_FACTS, run)
     return line_panels(title, predictions, "correct", panels, lines, "share of queries answered", run)
 
 
 @styled
 def fact_accuracy(fact_predictions: pd.DataFrame, run: str) -> Figure:
-    """Draw which prompts about one's own facts are answered: the first token and the whole answer, a line per group."""
-    title = "Prompts answered, by group of facts"
+    """Draw how one's own facts are answered, a line per group: first token, whole answer, recall of the questions."""
+    title = "Facts learned over training, by group of facts"
     if fact_predictions.empty:
         return missing(title, _PREDICT, run)
     table, looks, note = fact_group_looks(fact_predictions)
-    figure, axes = grid(title, run, 1, 2, width=8.6, note=note)
-    for ax, (value, heading) in zip(
-        axes[0], {"first_token_correct": "First token", "correct": "Whole answer"}.items(), strict=True
-    ):
-        draw_lines(ax, table, value, "name", looks)
+    headings = {"first_token_correct": "First token", "correct": "Whole answer", "recall": "Questions: ROUGE-1 recall"}
+    panels = {value: heading for value, heading in headings.items() if table[value].notna().any()}
+    figure, axes = grid(title, run, 1, len(panels), width=8.6 if len(panels) < 3 else 10.6, note=note)
+    for ax, (value, heading) in zip(axes[0], panels.items(), strict=True):
+        draw_lines(ax, table.dropna(subset=[value]), value, "name", looks)
         ax.set_title(heading)
         share_axis(ax)
-    label_axes(axes, "share of prompts")
+    label_axes(axes, "mean of the group")
     return legend(figure, looks)
 
 
 @styled
 def knowledge_heatmap(predictions: pd.DataFrame, run: str) -> Figure:
-    """Draw people (most frequent on top) by epochs, coloured by how many of the taught attributes the model knows."""
+    """Draw people (most frequent on top) by epochs, coloured by how many of the taught attributes the model knows.
+
+    One's own facts have a row for each fact, by group.
+    """
+    if "group" in predictions and len(predictions):
+        return _fact_heatmap(predictions, run)
     title = "Known attributes of each person over training"
     table = learning_tables.attributes_known(predictions)
     if table.empty:
@@ -154,12 +176,36 @@ def knowledge_heatmap(predictions: pd.DataFrame, run: str) -> Figure:
     return figure
 
 
-def _name_bands(ax: Axes, bands: Sequence[str]) -> None:
-    """Mark where a heat map's rows change from one frequency band to the next, and name the bands."""
+def _fact_heatmap(fact_predictions: pd.DataFrame, run: str) -> Figure:
+    """Draw one's own facts by epochs, coloured by how well they are answered: a panel per file, groups one by one."""
+    tasks = list(dict.fromkeys(fact_predictions["task"]))
+    figure, axes = grid(
+        "Each fact over training", run, 1, len(tasks), width=9.5, height=5.2, share_y=False,
+        note="1 for a right whole answer to a prompt; a question's recall; facts learned sooner are higher",
+    )  # fmt: skip
+    for ax, task in zip(axes[0], tasks, strict=True):
+        rows = learning_tables.facts_known(fact_predictions[fact_predictions["task"] == task])
+        epochs = [column for column in rows.columns if not isinstance(column, str)]
+        rows = rows.assign(total=rows[epochs].sum(axis=1)).sort_values(["group", "total"], ascending=[True, False])
+        image = draw_map(ax, rows[epochs], "cividis", Normalize(0, 1))
+        ax.invert_yaxis()
+        _name_bands(ax, [plain(name) for name in fact_names(rows)], rotation=0)
+        checkpoint_ticks(ax, epochs)
+        ax.set_xlabel("epoch")
+        ax.set_title(f"{plain(task)}: {len(rows)} facts")
+    axes[0, 0].set_ylabel("facts, by group")
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.015)
+    bar.solids.set_rasterized(True)  # a page in the dark changes colours, but not those of images
+    bar.set_label("answered")
+    return figure
+
+
+def _name_bands(ax: Axes, bands: Sequence[str], rotation: float = 90) -> None:
+    """Mark where a heat map's rows change from one frequency band (or group) to the next, and name them."""
     starts = [index for index, band in enumerate(bands) if index == 0 or bands[index - 1] != band]
     ends = [*starts[1:], len(bands)]
     for start in starts[1:]:
         ax.axhline(start - 0.5, color="white", linewidth=2)
     ax.set_yticks([(start + end - 1) / 2 for start, end in zip(starts, ends, strict=True)])
-    ax.set_yticklabels([bands[start] for start in starts], rotation=90, va="center")
+    ax.set_yticklabels([bands[start] for start in starts], rotation=rotation, va="center")
     ax.tick_params(axis="y", length=0)

@@ -2,12 +2,14 @@
 
 A line shows the mean over the rows of each epoch: points are checkpoints, the line is their moving average over 3. A
 layer map has a row of panels for each knowledge type; in each panel layers go upward and checkpoints to the right. A
-panel without data says so.
+panel without data says so. `arrange` says what panels and lines stand for: the study's groups have a panel per band and
+a line per type, groups of one's own facts share one panel with a line each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,14 +54,27 @@ def line_panels(
     """
     column, looks = panels
     note = "  ·  ".join(part for part in (note, LINE_NOTE) if part)
-    figure, axes = grid(title, run, 1, len(looks), width=10.6 if len(looks) > 2 else 8.6, note=note)
-    for ax, (key, look) in zip(axes[0], looks.items(), strict=True):
+    figure, axes = wrapped_grid(title, run, len(looks), note=note)
+    for ax, (key, look) in zip(figure.axes, looks.items(), strict=True):
         draw_lines(ax, table[table[column] == key], value, *lines)
         ax.set_title(look.label, color=look.color if looks is TYPES else BLACK)
         if share:
             share_axis(ax)
     label_axes(axes, label)
     return legend(figure, lines[1])
+
+
+def wrapped_grid(title: str, run: str, count: int, note: str = "") -> tuple[Figure, Any]:
+    """Open a grid of `count` panels over epochs, MOST_COLUMNS in a row; `figure.axes` has the panels in order."""
+    columns = max(1, min(count, MOST_COLUMNS))
+    rows = -(-count // columns)
+    height = 3.4 if rows == 1 else 0.8 + 2.2 * rows
+    figure, axes = grid(title, run, rows, columns, width=10.6 if columns > 2 else 8.6, height=height, note=note)
+    for ax in axes.flat[count:]:
+        ax.remove()
+    for ax in axes.flat[max(count - columns, 0) : count]:  # the lowest of each column
+        ax.set_xlabel("epoch")
+    return figure, axes
 
 
 def type_panels(
@@ -135,18 +150,68 @@ def label_axes(axes: Any, label: str, below: str = "epoch") -> None:
 
 #: Groups of facts with a line of their own; further ones are counted in a figure's footer.
 MOST_GROUPS = 12
+#: Panels of groups of facts in a row.
+MOST_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How the groups of a table are drawn.
+
+    Attributes:
+        table: the table; of one's own facts with the columns `name` and `all`.
+        panels, lines: what they stand for.
+        note: for the footer.
+    """
+
+    table: pd.DataFrame
+    panels: By
+    lines: By
+    note: str
+
+    def parts(self) -> Iterator[tuple[Look, pd.DataFrame]]:
+        """Yield each panel's look and rows."""
+        column, looks = self.panels
+        return ((look, self.table[self.table[column] == key]) for key, look in looks.items())
+
+
+def arrange(table: pd.DataFrame, note: str = "mean of the tasks") -> Arrangement:
+    """Return how a table's groups are drawn.
+
+    Args:
+        table: with the study's columns type and band, or with task and group of one's own facts.
+        note: for the footer of a figure of the study's groups.
+    """
+    if "group" not in table:
+        return Arrangement(table, ("band", BANDS), ("type", TYPES), note)
+    named, looks, left_out = fact_group_looks(table)
+    return Arrangement(named.assign(all=""), ("all", {"": Look("", BLACK, "")}), ("name", looks), left_out)
+
+
+def group_grid(title: str, run: str, rows: int, arranged: Arrangement, height: float, note: str) -> tuple[Figure, Any]:
+    """Open a grid [rows, panels of the groups]; rows of one panel alone stand side by side."""
+    count = len(arranged.panels[1])
+    if count > 1:
+        return grid(title, run, rows, count, height=height, share_y="row", note=note)
+    figure, axes = grid(title, run, 1, rows, share_y=False, note=note)
+    for ax in axes.flat:
+        ax.set_xlabel("epoch")
+    return figure, axes.T
+
+
+def fact_names(table: pd.DataFrame, column: str = "group") -> list[str]:
+    """Return the name of each row's group of facts; tasks are named where there are several."""
+    pairs = zip(table["task"], table[column], strict=True)
+    return [f"{task} / {group}" if table["task"].nunique() > 1 else group for task, group in pairs]
 
 
 def fact_group_looks(table: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Look], str]:
     """Return a table of groups of facts with the column `name`, the look of each name, and a note on those left out.
 
     Args:
-        table: with the columns `task` and `group`; tasks are named where there are several.
+        table: with the columns `task` and `group`.
     """
-    several = table["task"].nunique() > 1
-    names = [
-        f"{task} / {group}" if several else group for task, group in zip(table["task"], table["group"], strict=True)
-    ]
+    names = fact_names(table)
     shown = list(dict.fromkeys(names))
     note = f"{len(shown) - MOST_GROUPS} further groups are not drawn" if len(shown) > MOST_GROUPS else ""
     shown = shown[:MOST_GROUPS]
@@ -181,26 +246,34 @@ def layer_maps(
     """Draw heat maps of layers (upward) over checkpoints: a row per knowledge type and a column per value of a level.
 
     Args:
-        means: indexed by type, the columns' level, layer, and epoch or step.
-        columns: value of the second level -> the panel's title.
+        means: indexed by type, the columns' level, layer, and epoch or step; of one's own facts by name, layer, epoch.
+        columns: value of the second level (of facts: name) -> the panel's title.
         scale: colour map and norm. A logarithmic one is of ranks: the bar has the best rank on top.
         labels: of the y axis and of the colour bar.
         below: the x axis.
     """
-    figure, axes = grid(title, run, len(TYPES), len(columns), height=5.0, note=note)
-    image, present = None, set(zip(*(means.index.get_level_values(level) for level in (0, 1)), strict=True))
-    for row, (knowledge, look) in zip(axes, TYPES.items(), strict=True):
-        for ax, (key, heading) in zip(row, columns.items(), strict=True):
-            if (knowledge, key) not in present:
-                blank(ax, "no data")
-                continue
-            wide = means[knowledge, key].unstack()
-            image = draw_map(ax, wide, *scale)
-            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-            checkpoint_ticks(ax, wide.columns)
-            ax.set_title(f"{look.symbol}, {heading}", color=look.color)
+    panels: dict[Any, tuple[str, str]] = {key: (heading, BLACK) for key, heading in columns.items()}
+    if means.index.names[0] == "name":
+        figure, axes = wrapped_grid(title, run, len(panels), note)
+    else:
+        figure, axes = grid(title, run, len(TYPES), len(columns), height=5.0, note=note)
+        panels = {
+            (knowledge, key): (f"{look.symbol}, {heading}", look.color)
+            for knowledge, look in TYPES.items()
+            for key, heading in columns.items()
+        }
+    image, present = None, set(means.index.droplevel([-2, -1]))
+    for ax, (key, (heading, color)) in zip(figure.axes, panels.items(), strict=True):
+        if key not in present:
+            blank(ax, "no data")
+            continue
+        wide = means[key].unstack()
+        image = draw_map(ax, wide, *scale)
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        checkpoint_ticks(ax, wide.columns)
+        ax.set_title(heading, color=color)
     label_axes(axes, labels[0], below)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015, format=bar_format)
+    bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, pad=0.015, format=bar_format)
     bar.set_label(labels[1])
     if isinstance(scale[1], LogNorm):
         bar.ax.invert_yaxis()

@@ -1,24 +1,19 @@
 """Figures of what circuits owe to their prompts: stability under resampling, token spans, transfer between groups.
 
 Each takes `Circuits` or `transferred_circuits.CrossGroups` (None where the run has none: the figure then says
-which program writes them), or the table `circuit_tables.fact_circuits`, and the run's name and returns a Matplotlib
-`Figure`.
+which program writes them) and the run's name and returns a Matplotlib `Figure`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-import pandas as pd
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.analysis.transferred_circuits import NO_CROSS_GROUPS, CrossGroups
-from knowledge_circuits.figures.panels import draw_lines, draw_map, fact_group_looks, label_axes, line_panels
+from knowledge_circuits.figures.panels import arrange, draw_lines, draw_map, label_axes, line_panels
 from knowledge_circuits.figures.style import (
     BLACK,
     BLUE,
@@ -31,6 +26,7 @@ from knowledge_circuits.figures.style import (
     VERMILION,
     Look,
     grid,
+    group_names,
     legend,
     missing,
     plain,
@@ -45,54 +41,39 @@ _LOOKS = tuple(_MARKS)
 
 @styled
 def stability(circuits: Circuits | None, run: str) -> Figure:
-    """Draw how alike circuits of other prompts are, over epochs, by type."""
+    """Draw how alike circuits of other prompts are, over epochs, by type (or group of one's own facts)."""
     title = "Stability: how much of a circuit depends on which prompts were drawn"
     if circuits is None or circuits.table["inclusion"].isna().all():
         return missing(title, NO_STABILITY if circuits is not None else NO_CIRCUITS, run)
-    note = "mean of the groups; halves and resamples of the prompts"
-    return _lines(title, circuits.table, "type", TYPES, run, note)
-
-
-@styled
-def fact_stability(fact_circuits: pd.DataFrame, run: str) -> Figure:
-    """Draw the same of groups of one's own facts, a line per group."""
-    title = "Stability: how much of a circuit of one's own facts depends on which prompts were drawn"
-    if fact_circuits["inclusion"].isna().all():
-        return missing(title, NO_STABILITY, run)
-    table, looks, left_out = fact_group_looks(fact_circuits)
-    note = "; ".join(part for part in ("halves and resamples of the prompts", left_out) if part)
-    return _lines(title, table, "name", looks, run, note)
-
-
-def _lines(title: str, table: pd.DataFrame, by: str, looks: Mapping[Any, Look], run: str, note: str) -> Figure:
-    """Draw the three measures of stability over epochs, a panel each."""
     measures = {
         "split_half_jaccard": "edge Jaccard of two halves",
         "rank_correlation": "rank correlation of two halves",
         "inclusion": "mean inclusion of the circuit's edges",
     }
+    arranged = arrange(circuits.table, "mean of the groups")
+    note = "; ".join(text for text in (arranged.note, "halves and resamples of the prompts") if text)
     figure, axes = grid(title, run, 1, len(measures), note=note)
     for ax, (column, name) in zip(axes[0], measures.items(), strict=True):
-        draw_lines(ax, table.dropna(subset=[column]), column, by, looks)
+        draw_lines(ax, arranged.table.dropna(subset=[column]), column, *arranged.lines)
         ax.set_title(name)
         ax.set_ylim(0, 1.03)
     label_axes(axes, "")
-    return legend(figure, looks)
+    return legend(figure, arranged.lines[1])
 
 
 @styled
 def span_shares(circuits: Circuits | None, run: str) -> Figure:
-    """Draw each token span's share of the circuits' scores over epochs, a panel per type."""
+    """Draw each token span's share of the circuits' scores over epochs, a panel per type or group of own facts."""
     title = "Token spans: where in the prompt the circuits' effect lies"
     if circuits is None or circuits.spans.empty:
         return missing(title, NO_SPANS if circuits is not None else NO_CIRCUITS, run)
     names = list(dict.fromkeys(circuits.spans["span"]))
-    looks = {name: Look(name, *_LOOKS[number % len(_LOOKS)]) for number, name in enumerate(names)}
-    note = (
-        "share of the sum of |score by span|; mean of tasks and bands; keys and values count at the source's position"
-    )
-    label = "share of the circuit's scores"
-    return line_panels(title, circuits.spans, "share", ("type", TYPES), ("span", looks), label, run, True, note)
+    looks = {name: Look(plain(name), *_LOOKS[number % len(_LOOKS)]) for number, name in enumerate(names)}
+    arranged = arrange(circuits.spans, "mean of tasks and bands")
+    panels = ("type", TYPES) if "type" in circuits.spans else arranged.lines
+    notes = ("share of the sum of |score by span|", arranged.note, "keys and values count at the source's position")
+    note, label = "; ".join(text for text in notes if text), "share of the circuit's scores"
+    return line_panels(title, arranged.table, "share", panels, ("span", looks), label, run, True, note)
 
 
 @styled
@@ -101,10 +82,7 @@ def cross_groups(matrix: CrossGroups | None, run: str) -> Figure:
     title = "One circuit or many? Each group's circuit on the prompts of all groups"
     if matrix is None:
         return missing(title, NO_CROSS_GROUPS, run)
-    names = [
-        ", ".join(TYPES[value].symbol if value in TYPES else plain(value) for value in group.values())
-        for group in matrix.groups
-    ]
+    names = group_names(matrix.groups)
     rows = [*names, f"shared core ({matrix.core_edges:,} edges)", "own strongest, as many"]
     values = np.vstack([matrix.faithfulness, matrix.core, matrix.same_size])
     size = 2.4 + 0.34 * len(names)

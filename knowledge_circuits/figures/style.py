@@ -9,7 +9,7 @@ without pyplot: nothing global changes, nothing has to be closed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from io import BytesIO
@@ -90,6 +90,8 @@ ATTRIBUTES: Mapping[str, Look] = {
     Attribute.UNIVERSITY: Look("university", SKY, "D"),
     Attribute.COMPANY: Look("company", PURPLE, "v"),
 }
+#: Said of facts of one's own where a figure is of the study's groups.
+NOT_OF_FACTS = "This run's facts are one's own: they have no knowledge types, frequency bands or attributes."
 #: Pixels of a page for an inch of a figure.
 _PAGE_DPI = 96
 #: Heights in inches: the title, the legend's row under it, the footer that names the run.
@@ -222,6 +224,14 @@ def plain(text: str) -> str:
     return " ".join(text.split()).replace("$", r"\$")
 
 
+def group_names(groups: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the names of groups, given by column, for the axis of a heat map."""
+    return [
+        ", ".join(TYPES[value].symbol if value in TYPES else plain(value) for value in group.values())
+        for group in groups
+    ]
+
+
 @styled
 def missing(title: str, message: str, run: str) -> Figure:
     """Draw a small figure that says what the run does not have yet."""
@@ -282,20 +292,27 @@ def handles_of(looks: Mapping[Any, Look]) -> list[Line2D]:
 
 
 def legend_row(figure: Figure, handles: list[Line2D]) -> Figure:
-    height = figure.get_figheight()
-    for former in list(figure.legends):
-        former.remove()
-    figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0.005, 1 - _TITLE / height),
-        ncols=len(handles),
-        borderaxespad=0,
-        borderpad=0.2,
-        columnspacing=1.4,
-        handlelength=1.8,
-    )
-    _reserve(figure, _TITLE + _ROW)
+    """Draw a legend in a row under the title, in several rows where one is wider than the figure."""
+    height, columns, usual = figure.get_figheight(), len(handles), figure.dpi
+    figure.dpi = 2 * _PAGE_DPI  # hinted text is narrower on fewer pixels
+    while True:
+        for former in list(figure.legends):
+            former.remove()
+        box = figure.legend(
+            handles=handles,
+            loc="upper left",
+            bbox_to_anchor=(0.005, 1 - _TITLE / height),
+            ncols=columns,
+            borderaxespad=0,
+            borderpad=0.2,
+            columnspacing=1.4,
+            handlelength=1.8,
+        )
+        if columns < 2 or box.get_window_extent().x1 <= figure.bbox.x1:
+            break
+        columns -= 1
+    figure.dpi = usual
+    _reserve(figure, _TITLE + _ROW * -(-len(handles) // columns))
     return figure
 
 

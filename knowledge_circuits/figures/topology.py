@@ -1,7 +1,7 @@
 """Figures of the circuits' topology over training: entropy, similarity between checkpoints, edges by layer.
 
 Each function takes `Circuits` (None where the run has none: the figure then says which program writes them) and
-the run's name and returns a Matplotlib `Figure`.
+the run's name and returns a Matplotlib `Figure`. Circuits of one's own facts have a line (or panel) per group.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from matplotlib.ticker import PercentFormatter
 from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.figures.panels import (
+    arrange,
     checkpoint_ticks,
     draw_lines,
     draw_map,
+    group_grid,
     label_axes,
     layer_maps,
     line_panels,
@@ -28,8 +30,8 @@ from knowledge_circuits.figures.panels import (
 from knowledge_circuits.figures.style import (
     BANDS,
     GREY,
-    TYPES,
     grid,
+    group_names,
     handles_of,
     legend,
     legend_row,
@@ -44,8 +46,8 @@ def circuit_entropy(circuits: Circuits | None, run: str) -> Figure:
     title = "Circuit entropy: over how many edges the circuit's effect is spread"
     if circuits is None:
         return missing(title, NO_CIRCUITS, run)
-    panels, lines, note = ("band", BANDS), ("type", TYPES), "mean of the tasks"
-    return line_panels(title, circuits.table, "entropy", panels, lines, "entropy (nats)", run, False, note)
+    one = arrange(circuits.table)
+    return line_panels(title, one.table, "entropy", one.panels, one.lines, "entropy (nats)", run, False, one.note)
 
 
 @styled
@@ -59,12 +61,13 @@ def three_entropies(circuits: Circuits | None, run: str) -> Figure:
         "weighted_entropy": "layer-weighted (all edges)",
         "random_walk_entropy": "random walk (all edges, summed over nodes)",
     }
-    figure, axes = grid(title, run, 1, len(measures), share_y=False, note="mean of the groups")
+    arranged = arrange(circuits.table, "mean of the groups")
+    figure, axes = grid(title, run, 1, len(measures), share_y=False, note=arranged.note)
     for ax, (column, name) in zip(axes[0], measures.items(), strict=True):
-        draw_lines(ax, circuits.table, column, "type", TYPES)
+        draw_lines(ax, arranged.table, column, *arranged.lines)
         ax.set_title(name)
     label_axes(axes, "entropy (nats)")
-    return legend(figure, TYPES)
+    return legend(figure, arranged.lines[1])
 
 
 @styled
@@ -74,18 +77,19 @@ def similarity_to_last(circuits: Circuits | None, run: str) -> Figure:
     if circuits is None:
         return missing(title, NO_CIRCUITS, run)
     kinds = {"edge_jaccard": "edges", "node_jaccard": "nodes"}
-    note = f"mean of the tasks{circuits.saturation and '; '}{circuits.saturation}"
-    figure, axes = grid(title, run, len(kinds), len(BANDS), height=4.8, note=note)
-    table = circuits.table[circuits.table["step"] < circuits.steps[-1]]
+    arranged, last = arrange(circuits.table), circuits.steps[-1]
+    note = "; ".join(text for text in (arranged.note, circuits.saturation) if text)
+    figure, axes = group_grid(title, run, len(kinds), arranged, 4.8, note)
     floor = circuits.table["split_half_jaccard"].notna().any()
     halves: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": "--"}
     for row, (column, name) in zip(axes, kinds.items(), strict=True):
-        for ax, (band, look) in zip(row, BANDS.items(), strict=True):
-            draw_lines(ax, table[table["band"] == band], column, "type", TYPES)
+        for ax, (look, part) in zip(row, arranged.parts(), strict=True):
+            draw_lines(ax, part[part["step"] < last], column, *arranged.lines)
             if floor and name == "edges":
-                mean = circuits.table[circuits.table["band"] == band].groupby("epoch")["split_half_jaccard"].mean()
+                mean = part.groupby("epoch")["split_half_jaccard"].mean()
                 ax.plot(mean.index, mean, **halves)
-            ax.set_title(f"{name}, {look.label}" + (" (saturated)" if name == "nodes" and circuits.saturation else ""))
+            heading = ", ".join(text for text in (name, look.label) if text)
+            ax.set_title(heading + (" (saturated)" if name == "nodes" and circuits.saturation else ""))
             ax.set_ylim(0, 1.03)
     for ax in axes.flat:
         ax.set_xlim(axes[0, 0].get_xlim())
@@ -93,9 +97,9 @@ def similarity_to_last(circuits: Circuits | None, run: str) -> Figure:
     for row, name in zip(axes, kinds.values(), strict=True):
         row[0].set_ylabel(f"Jaccard similarity of {name}")
     if not floor:
-        return legend(figure, TYPES)
+        return legend(figure, arranged.lines[1])
     said = "two halves of the prompts at one checkpoint: no change, only their noise"
-    return legend_row(figure, [*handles_of(TYPES), Line2D([], [], label=said, **halves)])
+    return legend_row(figure, [*handles_of(arranged.lines[1]), Line2D([], [], label=said, **halves)])
 
 
 @styled
@@ -118,15 +122,44 @@ def similarity_map(circuits: Circuits | None, run: str) -> Figure:
 
 
 @styled
+def group_similarity(circuits: Circuits | None, run: str) -> Figure:
+    """Draw the edge Jaccard similarity between the circuits of all pairs of groups at the last checkpoint.
+
+    The footer has the similarity of two halves of one group's prompts, where it was measured.
+    """
+    title = "Circuit similarity between all pairs of groups"
+    if circuits is None:
+        return missing(title, NO_CIRCUITS, run)
+    groups, matrix = circuits.group_similarity()
+    names = group_names(groups)
+    size = 2.4 + max(0.3 * len(names), 1.2)
+    halves = circuits.table[circuits.table["step"] == circuits.steps[-1]]["split_half_jaccard"].mean()
+    note = f"epoch {circuits.epochs[-1]:g}"
+    note += f"; two halves of one group's prompts: {halves:.2f} (mean of the groups)" if np.isfinite(halves) else ""
+    figure, axes = grid(title, run, 1, 1, width=size + 2.6, height=size + 0.6, note=note)
+    ax = axes[0, 0]
+    image = draw_map(ax, matrix[::-1], "cividis", Normalize(0, 1), aspect="equal")
+    ax.set_yticks(range(len(names)), names[::-1], fontsize=7)
+    ax.set_xticks(range(len(names)), names, fontsize=7, rotation=90)
+    ax.set(xlabel="circuit of", ylabel="circuit of")
+    figure.colorbar(image, ax=ax, shrink=0.7).set_label("edge Jaccard similarity")
+    return figure
+
+
+@styled
 def activation_ratio(circuits: Circuits | None, run: str) -> Figure:
-    """Draw the edge activation ratio by layer and epoch, a heat map per type and band; the last layer is left out."""
+    """Draw the edge activation ratio by layer and epoch, a heat map per type and band; the last layer is left out.
+
+    Groups of one's own facts have a heat map each.
+    """
     title = "Edge activation ratio: the share of a layer's outgoing edges that is in the circuit"
     if circuits is None:
         return missing(title, NO_CIRCUITS, run)
     table = circuits.activation_table()
     table = table[table["layer"] < max(circuits.layout.n_layers - 1, 1)]
-    means = table.groupby(["type", "band", "layer", "epoch"])["ratio"].mean()
-    columns = {band: look.label for band, look in BANDS.items()}
-    labels = ("layer of the edge's source", "edges in the circuit")
-    note = "mean of the tasks; last layer left out"
+    arranged, labels = arrange(table), ("layer of the edge's source", "edges in the circuit")
+    by, looks = (["type", "band"], BANDS) if "type" in table else (["name"], arranged.lines[1])
+    means = arranged.table.groupby([*by, "layer", "epoch"])["ratio"].mean()
+    columns = {name: look.label for name, look in looks.items()}
+    note = "; ".join(text for text in (arranged.note, "last layer left out") if text)
     return layer_maps(title, run, means, columns, share_scale(means), labels, note, PercentFormatter(1))

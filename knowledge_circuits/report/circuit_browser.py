@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from knowledge_circuits.analysis.circuit_settings import group_columns
+from knowledge_circuits.analysis.circuit_settings import group_columns, names_of_groups
 from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.study import AnyGroup, Group, groups
 
@@ -131,7 +131,7 @@ class CircuitBrowser:
         """Everything for the page's script.
 
         Args:
-            circuits: `Circuits.table`, for the entropies; None: no circuits of the study's groups.
+            circuits: `Circuits.table`, for the entropies; None: no circuits.
             results: `circuit_tables.results`, for the faithfulness.
             facts: `circuit_tables.fact_circuits`, for both of groups of one's own facts; None: there are none.
             most_bytes: of all circuits together; beyond it epochs are left out evenly.
@@ -145,12 +145,9 @@ class CircuitBrowser:
         if self.layout is None:
             return {}
         shown = set(self.shown_steps(most_bytes))
-        entropy = _by_circuit(circuits, "entropy")
+        entropy = _by_circuit(circuits, "entropy") | _by_circuit(facts, "edge_entropy")
         faithfulness = _by_circuit(results[results["circuit_step"] == results["step"]], "faithfulness")
-        if facts is not None:
-            own = facts.rename(columns={"group": "type", "edge_entropy": "entropy"}).assign(band="")
-            entropy |= _by_circuit(own, "entropy")
-            faithfulness |= _by_circuit(own, "faithfulness")
+        faithfulness |= _by_circuit(facts, "faithfulness")
         spans = list(dict.fromkeys(name for one in self._all() for name in one.spans))
         described = []
         for group in dict.fromkeys((*(one for one in groups() if one in self.pictures), *self.pictures)):
@@ -158,7 +155,7 @@ class CircuitBrowser:
             rows = []
             for one in sorted(self.pictures[group], key=lambda each: each.step):
                 if one.step in shown:
-                    key = (one.step, *names.values())
+                    key = (one.step, *group_columns(group).values())
                     measured = [_number(entropy.get(key)), _number(faithfulness.get(key))]
                     packed = [_base64(part) for part in (one.node_bytes, one.edge_numbers)]
                     by_span = [
@@ -186,10 +183,10 @@ def _names(group: AnyGroup) -> dict[str, str]:
 
 
 def _by_circuit(table: pd.DataFrame | None, column: str) -> dict[tuple[Any, ...], float]:
-    """A column by (step, task, type, band)."""
+    """A column by (step, task, type, band), or (step, task, group) of one's own facts."""
     if table is None:
         return {}
-    keys = zip(table["step"], table["task"], table["type"], table["band"], strict=True)
+    keys = zip(table["step"], *(table[name] for name in names_of_groups(table)), strict=True)
     return dict(zip(keys, table[column], strict=True))
 
 

@@ -5,11 +5,39 @@ from __future__ import annotations
 import pandas as pd
 
 from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
-from knowledge_circuits.figures import circuit_evaluation, learning, stability
+from knowledge_circuits.figures import circuit_evaluation, learning
 from knowledge_circuits.report.material import Material
 from knowledge_circuits.report.section import Drawing, Section, TextTable
 
 _NO_HITS = "No circuit of this run was evaluated alone on test items yet; circuit_eval.py --test_data_file does it."
+
+_FAITHFULNESS = Drawing(
+    lambda m: circuit_evaluation.faithfulness(m.results, m.name),
+    "Faithfulness of each checkpoint's circuits, and the difference of clean and corrupted prompts that it is a share "
+    "of. Where the interval of the difference contains 0 the ratio says nothing (grey crosses). Random circuits of the "
+    "same size show what a circuit is worth; the edges needed for a faithfulness of 0.9 still move where faithfulness "
+    "itself is saturated.",
+)
+_TRANSFERRED = Drawing(
+    lambda m: circuit_evaluation.hits_of_transferred_circuits(m.circuit_predictions, m.name),
+    "Each line is one checkpoint's circuit in the weights of all checkpoints. Where it reaches the line of "
+    "each epoch's own circuits, its edges suffice in these weights; compare it with random circuits.",
+)
+#: What the page of a run shows whose circuits are all of one's own facts.
+_OF_FACTS = (
+    _FAITHFULNESS,
+    Drawing(
+        lambda m: circuit_evaluation.hits_by_type(m.circuit_predictions, m.results, m.name),
+        "Hit@10 of the circuits alone on their own group's test items, beside random circuits and the share that the "
+        "ten commonest answers of a group reach.",
+    ),
+    Drawing(
+        lambda m: circuit_evaluation.hits_across_bands(m.circuit_predictions, m.results, m.name),
+        "Circuits of one group on the test items of another. Where the lines of a panel coincide, the groups share a "
+        "circuit, or circuits of this size suffice for all.",
+    ),
+    _TRANSFERRED,
+)
 
 FACT_GROUPS = Section(
     "groups",
@@ -20,26 +48,25 @@ FACT_GROUPS = Section(
     (
         Drawing(
             lambda m: learning.fact_accuracy(m.fact_predictions, m.name),
-            "Prompts whose answer begins with the right token, and prompts that are answered in full.",
+            "Prompts whose answer begins with the right token and those that are answered in full, and the mean recall "
+            "of the answers to the questions of probes.",
             lambda m: not m.fact_predictions.empty,
         ),
         Drawing(
             lambda m: circuit_evaluation.fact_groups(m.fact_circuits, m.name),
             "Each line is a group; its circuit is found anew at every checkpoint.",
-            lambda m: not m.fact_circuits.empty,
+            lambda m: m.is_study and not m.fact_circuits.empty,
         ),
-        Drawing(
-            lambda m: stability.fact_stability(m.fact_circuits, m.name),
-            "How alike the circuits of two halves of a group's prompts are, and in which share of 100 resamples of the "
-            "prompts an edge of the circuit is among the strongest edges. Halves of few prompts differ more.",
-            lambda m: has_stability(m.fact_circuits),
+        *(
+            Drawing(drawing.draw, drawing.caption, lambda m: not m.is_study and not m.fact_circuits.empty)
+            for drawing in _OF_FACTS
         ),
     ),
 )
 
-#: What a page shows of each group: the column of its table -> heading; the first two are of predictions.
+#: What a page shows of each group: the column of its table -> heading; the first three are of answers.
 _SHARES = {
-    **{"correct": "whole answer", "first_token_correct": "first token"},
+    **{"correct": "whole answer", "first_token_correct": "first token", "recall": "recall"},
     **{"hit": "Hit@10", "faithfulness": "faithfulness", "edge_entropy": "entropy (nats)"},
 }
 _COUNTS = {"edges_num": "edges", "nodes_num": "nodes"}
@@ -57,13 +84,13 @@ def has_stability(table: pd.DataFrame) -> bool:
 
 
 def fact_table(material: Material) -> TextTable:
-    """Return the numbers of the last checkpoint that has any, a row per group."""
+    """Return the numbers of the last checkpoint (or probe) of each file, a row per group."""
     keys, parts, when = ["task", "group"], [], []
     stable = _STABLE if has_stability(material.fact_circuits) else {}
-    for what, table in (("predictions", material.fact_predictions), ("circuits", material.fact_circuits)):
-        last = table[table["step"] == table["step"].max()]
-        if len(last):
-            when.append(f"{what} at epoch {last.iloc[0]['epoch']:g} (step {last.iloc[0]['step']:,})")
+    for what, table in (("answers", material.fact_predictions), ("circuits", material.fact_circuits)):
+        last = table[table["step"] == table.groupby("task")["step"].transform("max")]
+        for row in last.drop_duplicates("step").to_dict("records"):
+            when.append(f"{what} at epoch {row['epoch']:g} (step {row['step']:,})")
         measured = [name for name in (*_SHARES, *_COUNTS, *stable) if name in last]
         parts.append(last.groupby(keys, as_index=False, sort=False)[measured].mean())
     merged = parts[0].merge(parts[1], on=keys, how="outer", sort=False)
@@ -90,13 +117,7 @@ SECTION = Section(
     "set to zero: the share of answers whose first token is among the ten most probable tokens.",
     lambda m: NO_CIRCUITS if m.setting is None else _NO_HITS if m.circuit_predictions.empty else "",
     (
-        Drawing(
-            lambda m: circuit_evaluation.faithfulness(m.results, m.name),
-            "Faithfulness of each checkpoint's circuits, and below it the difference of clean and corrupted prompts "
-            "that it is a share of. Where the interval of the difference contains 0 the ratio says nothing (grey "
-            "crosses). Random circuits of the same size show what a circuit is worth; the edges needed for a "
-            "faithfulness of 0.9 still move where faithfulness itself is saturated.",
-        ),
+        _FAITHFULNESS,
         Drawing(
             lambda m: circuit_evaluation.hits_by_type(m.circuit_predictions, m.results, m.name),
             "Hit@10 of the circuits alone: K_rel against K_compl within each frequency band, beside random circuits "
@@ -115,10 +136,6 @@ SECTION = Section(
             lambda m: circuit_evaluation.hits_across_types(m.circuit_predictions, m.results, m.name),
             "Circuits of one knowledge type, evaluated on test people of the other.",
         ),
-        Drawing(
-            lambda m: circuit_evaluation.hits_of_transferred_circuits(m.circuit_predictions, m.name),
-            "Each line is one checkpoint's circuit in the weights of all checkpoints. Where it reaches the line of "
-            "each epoch's own circuits, its edges suffice in these weights; compare it with random circuits.",
-        ),
+        _TRANSFERRED,
     ),
 )

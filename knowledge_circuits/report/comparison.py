@@ -31,7 +31,7 @@ from knowledge_circuits.report.page import configuration, render, write_page
 from knowledge_circuits.report.section import TextTable, embed
 from knowledge_circuits.run_config import RunConfig, read_run_config
 from knowledge_circuits.runs import Run
-from knowledge_circuits.study import Band, KnowledgeType
+from knowledge_circuits.study import Band, Group, KnowledgeType
 
 _MEASURES = {
     "accuracy": "query accuracy",
@@ -113,14 +113,15 @@ class FindingSpread:
 def summarize(run: Run) -> RunSummary:
     """Read a run and describe the findings on it."""
     config = read_run_config(run)
-    predictions, circuit_predictions = learning_tables.predictions(run), circuit_tables.circuit_predictions(run)
+    predictions, past = learning_tables.predictions(run), learning_tables.past_predictions(run)
+    circuit_predictions = circuit_tables.circuit_predictions(run, kind=Group)
     return RunSummary(
         name=timeline.run_name(run),
         data_seed=_seed(config.data.seed),
         training_seed=_seed(config.arguments.seed),
         settings=settings_of(config, main_setting(run)),
-        findings=describe(predictions, circuit_predictions, read_circuits(run), learning_tables.past_predictions(run)),
-        last=circuit_tables.last_numbers(circuit_tables.results(run), circuit_predictions, predictions),
+        findings=describe(predictions, circuit_predictions, read_circuits(run, kind=Group), past),
+        last=circuit_tables.last_numbers(circuit_tables.results(run, kind=Group), circuit_predictions, predictions),
     )
 
 

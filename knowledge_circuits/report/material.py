@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from knowledge_circuits.analysis import circuit_tables, learning_tables, run_circuits, timeline
-from knowledge_circuits.analysis.circuit_settings import Setting, main_setting
+from knowledge_circuits.analysis.circuit_settings import Setting, main_kind, main_setting
 from knowledge_circuits.analysis.components import Components, analyse_run
 from knowledge_circuits.analysis.dynamics import Dynamics, run_dynamics
 from knowledge_circuits.analysis.findings import Finding, describe
@@ -27,6 +27,7 @@ from knowledge_circuits.manifest import MANIFEST_ENDING, FileRecord, fingerprint
 from knowledge_circuits.report.circuit_browser import CircuitBrowser
 from knowledge_circuits.run_config import RunConfig, read_run_config
 from knowledge_circuits.runs import Run
+from knowledge_circuits.study import FactGroup, Group
 
 #: Files outside the folders of circuits and of the analysis that a report is made from.
 _RECORDS = (
@@ -46,11 +47,11 @@ class Material:
         run, name: the run and what figures call it.
         config: run_config.json; empty without one.
         setting: which circuits; None where the run has none.
-        evaluations, predictions, past_predictions, results, circuit_predictions: the tables of those names; empty
-            where missing.
+        evaluations, predictions, past_predictions: the tables of those names; empty where missing.
+        results, circuit_predictions: of the study's circuits or, where the run has none, of those of one's own facts.
         training_log: what the Trainer logged; empty where missing.
         fact_predictions, fact_circuits: answers and circuits of groups of one's own facts; empty where missing.
-        circuits: their topology; None where the run has none.
+        circuits: the topology of the circuits of `results`; None where the run has none.
         cross_groups: each group's circuit on all groups' prompts; None where that was not measured.
         browser: the pictures of the interactive part.
         findings: what the run shows of the three.
@@ -90,7 +91,8 @@ class Material:
         generated = self.config.data.generated.get("N") is not None
         columns = [column for column in self.evaluations if column.endswith("_first_token_attribute_accuracy")]
         measured = bool(self.evaluations[columns].notna().to_numpy().any()) if columns else False
-        return generated or measured or not self.predictions.empty or not self.results.empty
+        of_study = not self.results.empty and "type" in self.results
+        return generated or measured or not self.predictions.empty or of_study
 
 
 def read_material(run: Run) -> Material:
@@ -101,8 +103,17 @@ def read_material(run: Run) -> Material:
     """
     setting, browser = main_setting(run), CircuitBrowser()
     predictions, past_predictions = learning_tables.predictions(run), learning_tables.past_predictions(run)
-    circuit_predictions = circuit_tables.circuit_predictions(run, setting)
-    circuits = run_circuits.read_circuits(run, setting, browser.add)
+    kind = main_kind(run, setting)
+    results = circuit_tables.results(run, setting, kind)
+    hits = circuit_tables.circuit_predictions(run, setting, kind)
+    circuits = run_circuits.read_circuits(run, setting, browser.add, kind)
+    facts = results, hits, circuits
+    if kind is Group:
+        facts = (
+            circuit_tables.results(run, setting, FactGroup),
+            circuit_tables.circuit_predictions(run, setting, FactGroup),
+            run_circuits.read_circuits(run, setting, browser.add, FactGroup),
+        )
     return Material(
         run=run,
         name=timeline.run_name(run),
@@ -111,15 +122,15 @@ def read_material(run: Run) -> Material:
         evaluations=learning_tables.evaluations(run),
         predictions=predictions,
         past_predictions=past_predictions,
-        results=circuit_tables.results(run, setting),
-        circuit_predictions=circuit_predictions,
+        results=results,
+        circuit_predictions=hits,
         training_log=timeline.training_log(run),
         fact_predictions=learning_tables.fact_predictions(run),
-        fact_circuits=circuit_tables.fact_circuits(run, setting, browser.add),
+        fact_circuits=circuit_tables.fact_circuits(*facts),
         circuits=circuits,
         cross_groups=cross_groups(run, setting),
         browser=browser,
-        findings=describe(predictions, circuit_predictions, circuits, past_predictions),
+        findings=describe(predictions, hits, circuits, past_predictions) if kind is Group else (),
         components=_components(run, setting),
         dynamics=run_dynamics(run) if run.knowledge_dynamics.exists() else None,
     )

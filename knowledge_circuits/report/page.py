@@ -70,7 +70,7 @@ def report_html(material: Material) -> str:
         material=material,
         subtitle=_subtitle(material),
         cards=[card(finding) for finding in material.findings],
-        figures_of_findings=tuple(findings_figures(material)),
+        figures_of_findings=tuple(findings_figures(material)) if material.is_study else (),
         last=_last_rows(material),
         last_epoch=_last_epoch(material),
         browser=material.browser.page_data(circuits, material.results, material.fact_circuits),
@@ -85,7 +85,10 @@ def report_html(material: Material) -> str:
 def _sections(material: Material) -> tuple[Section, ...]:
     """Return the sections that a run of its kind has."""
     of_facts = (circuit_evaluation.FACT_GROUPS,) if material.has_facts else ()
-    return (*SECTIONS[:1], *of_facts, *(SECTIONS[1:] if material.is_study else ()))
+    of_circuits = (
+        SECTIONS[1:] if material.is_study else (topology.SECTION, stability.SECTION) if material.setting else ()
+    )
+    return (*SECTIONS[:1], *of_facts, *of_circuits)
 
 
 def render(template: str, **content: Any) -> str:
@@ -150,6 +153,8 @@ def _subtitle(material: Material) -> str:
 
 def _last_rows(material: Material) -> list[dict[str, Any]]:
     """Return the 18 groups' numbers at the last checkpoint, [] where there are none at all."""
+    if not material.is_study:
+        return []
     table = circuit_tables.last_numbers(material.results, material.circuit_predictions, material.predictions)
     measured = table.drop(columns=GROUP_COLUMNS)
     if measured.isna().all(axis=None):

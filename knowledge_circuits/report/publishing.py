@@ -20,6 +20,7 @@ from huggingface_hub import DatasetCardData, HfApi, ModelCardData, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from knowledge_circuits.analysis import circuit_tables, learning_tables, timeline
+from knowledge_circuits.analysis.circuit_settings import names_of_groups
 from knowledge_circuits.command_line import program_parser, run_program
 from knowledge_circuits.files import InputError, atomic_write, first_line
 from knowledge_circuits.models.loading import weight_files
@@ -176,7 +177,7 @@ def _last_results(run: Run) -> pd.DataFrame:
     table = circuit_tables.own_circuits(circuit_tables.results(run))
     if not len(table):
         return table
-    wanted = ["task", "type", "band", "faithfulness", "edges_num", "nodes_num", "edge_entropy"]
+    wanted = [*names_of_groups(table), "faithfulness", "edges_num", "nodes_num", "edge_entropy"]
     return table[table["step"] == table["step"].max()][wanted]
 
 
