@@ -176,6 +176,8 @@ def cases() -> list[Case]:
     for noise in (0.01, 0.03, 0.05, 0.1):
         truth = f"bend at epoch 4, noise {noise:.0%}, autocorrelation 0.5, 5 seeds"
         rows.append(Case(shift, truth, False, partial(phase_shift_verdicts, bend, noise, 0.5)))
+    truth = "bend at epoch 1.5, where the search for turnover's begins, noise 3%, autocorrelation 0.5, 5 seeds"
+    rows.append(Case(shift, truth, False, partial(phase_shift_verdicts, partial(bend, at=1.5), 0.03, 0.5)))
     alike, stays = partial(depth_verdicts, 0.0, 0.0, correlation=0.7), partial(depth_verdicts, 0.5, 0.0, after=0.0)
     rows += [
         Case(depth, "no depth law, exchangeable layers, 5 seeds", True, partial(depth_verdicts, 0.0, 0.0)),

@@ -12,6 +12,7 @@ import pytest
 import synthetic_run
 import torch
 from matplotlib.figure import Figure
+from statsmodels.stats.inter_rater import cohens_kappa
 from tiny_run import TinyRun, call, make_run
 
 import circuit_discovery
@@ -46,6 +47,7 @@ from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, groups
 
+KINDS = [str(HeadKind.MOVER), str(HeadKind.RELATION), str(HeadKind.MIXTURE)]
 SHORT = synthetic_run.Truth(epochs=1, people=2)
 CITY = Group(Attribute.CITY, KnowledgeType.NEW, Band.HIGH)
 
@@ -111,11 +113,41 @@ def test_a_group_is_the_mean_of_its_prompts_taken_one_by_one(
     halves = [
         head_kinds(*(torch.stack(part)[half::2].mean(0).flatten() for part in (subject, relation))) for half in (0, 1)
     ]
-    assert heads["halves_agree"].tolist() == (halves[0] == halves[1]).astype(float).tolist()
+    assert heads["even_kind"].tolist() == halves[0].tolist() and heads["odd_kind"].tolist() == halves[1].tolist()
     lens = rows_of(analysed.lens, CITY, 4).set_index("layer")
     assert lens.index.tolist() == list(range(decoder.n_layers + 1))
     assert lens.loc[decoder.n_layers, "rank"] == pytest.approx(np.mean(ranks), rel=1e-4)
     assert lens.loc[decoder.n_layers, "prob"] == pytest.approx(np.mean(probabilities), rel=1e-4)
+
+
+def test_agreement_of_two_halves_stands_beside_that_by_chance(
+    analysed: components.Components, circuits: Circuits
+) -> None:
+    table = components.halves_agreement(analysed.heads, circuits)
+    assert table["step"].tolist() == [0, 4]
+    inside = components.circuit_heads(analysed.heads, circuits)
+    last = inside[inside["step"] == 4]
+    row = table.iloc[-1]
+    halves = (pd.Categorical(last[f"{half}_kind"], KINDS) for half in ("even", "odd"))
+    expected = cohens_kappa(pd.crosstab(*halves, dropna=False).to_numpy())
+    assert row["heads"] == len(last)
+    assert row["agreement"] == pytest.approx((last["even_kind"] == last["odd_kind"]).mean())
+    assert row["kappa"] == pytest.approx(expected.kappa)
+    assert row["low"] < row["kappa"] < row["high"]
+
+
+def test_halves_that_draw_kinds_at_random_agree_by_chance_alone(
+    analysed: components.Components, circuits: Circuits
+) -> None:
+    generator = np.random.default_rng(0)
+    drawn = {
+        f"{half}_kind": generator.choice(KINDS, len(analysed.heads), p=[0.1, 0.6, 0.3]) for half in ("even", "odd")
+    }
+    table = components.halves_agreement(analysed.heads.assign(**drawn), circuits)
+    assert (table["agreement"] > 0.35).all() and table["chance"].to_numpy() == pytest.approx([0.46] * 2, abs=0.08)
+    assert ((table["low"] < 0) & (table["high"] > 0)).all()
+    alike = components.halves_agreement(analysed.heads.assign(even_kind="mover", odd_kind="mover"), circuits)
+    assert (alike["agreement"] == 1).all() and alike["kappa"].isna().all()
 
 
 def test_subject_tokens_are_the_names(made: TinyRun, last: tuple) -> None:

@@ -54,6 +54,14 @@ def test_a_bent_line_is_found_where_it_bends() -> None:
     assert fit.line(x) == pytest.approx(bent(x), abs=0.1)
 
 
+def test_a_break_at_the_edge_of_the_search_is_told_from_one_within_it() -> None:
+    x = np.arange(11.0)
+    curves_by_break = np.stack([bent(x, at, -0.4, 0.0) for at in (1, 2, 2.3, 2.7, 5, 7.3, 7.7, 9)])
+    fit = curves.two_segment_fit(x, curves_by_break)
+    assert fit.at_edge.tolist() == [True, True, True, False, False, False, True, True]
+    assert fit.break_point[0] == 2 and fit.break_point[-1] == 8  # the first and last that can be fitted
+
+
 def noisy(curve: np.ndarray, seed: int, scale: float = 0.02, count: int = 200) -> np.ndarray:
     return curve + np.random.default_rng(seed).normal(0, scale, (count, len(curve)))
 

@@ -10,6 +10,7 @@ from knowledge_circuits.analysis import circuit_tables, findings, learning_table
 from knowledge_circuits.analysis.findings import Verdict
 from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.engine.graph import Layout
+from knowledge_circuits.figures import findings as figures
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Band, KnowledgeType, groups
 
@@ -120,6 +121,19 @@ def test_a_steep_fall_that_turns_flat_is_best_described_with_a_bend() -> None:
     assert shift is not None
     assert shift.break_low <= 7 <= shift.break_high
     assert shift.break_high - shift.break_low < 1
+
+
+def test_a_break_at_the_edge_of_the_search_is_said_and_drawn_open() -> None:
+    for at, marked in ((7.0, False), (1.0, True)):
+        circuits = made_circuits(bent(at))
+        statistics = {s.name: s for s in findings.phase_shift(circuits, resamples=20).statistics}
+        found = statistics["circuit entropy: break point (epoch)"]
+        assert (found.place == "mean of the groups; break at the edge of the search") == marked
+        figure = figures.phase_shift(circuits, "made up")
+        (point,) = [line for line in figure.axes[0].lines if line.get_marker() == "D"]
+        assert (point.get_markerfacecolor() == "white") == marked
+        assert point.get_label() == (findings.EDGE if marked else "break")
+        assert point.get_label() in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_a_smooth_decay_is_best_described_as_one() -> None:

@@ -112,11 +112,14 @@ def test_the_dose_arm_is_a_trend_per_text() -> None:
     trend = next(s for s in finding.statistics if "per text" in s.name)
     assert trend.estimate == pytest.approx(1 / 8 / 8, rel=0.25)
     assert trend.adjusted < 0.05
+    by_dose = {s.where: s.estimate for s in finding.statistics if s.where.endswith("texts in the past")}
+    main, low = finding.statistics[0].estimate, by_dose["3 texts in the past"]
+    assert set(by_dose) == {"3 texts in the past", "8 texts in the past"} and 0 < low < main
 
 
 def test_all_tests_are_counted_and_corrected() -> None:
     finding = decide_relevance(facts(lead=1.0, doses=(3, 8)))
-    assert finding.tests == 2 + 6 + 2  # deciding; two measures by three bands; two trends
+    assert finding.tests == 2 + 6 + 2 + 2  # deciding; two measures by three bands; at the other dose; two trends
     assert all(s.adjusted >= s.p for s in finding.statistics if np.isfinite(s.p))
 
 
@@ -191,6 +194,33 @@ def test_bends_at_different_epochs_are_no_phase_shift() -> None:
     assert early.wins and late.wins
     assert not study_findings.is_phase_shift([early, late], 16)
     assert study_findings.is_phase_shift([early, same, late], 16)
+
+
+def test_a_break_at_the_edge_of_the_search_in_one_seed_is_no_sign_of_the_same_epoch() -> None:
+    x = verdicts.EPOCHS
+    noise = 0.01 * verdicts.autoregressive(np.random.default_rng(0), (2, 5, len(x)), 0)
+    first, second = (study_findings.bends(x, verdicts.bend(x, 2.0) + part) for part in noise)
+    assert study_findings.is_phase_shift([first, second], 16)
+    first.at_edge[3] = True
+    assert not study_findings.is_phase_shift([first, second], 16)
+
+
+def test_a_bend_where_the_search_of_a_curve_begins_is_not_called_a_phase_shift_of_both() -> None:
+    at = 1.5  # turnover, from epoch 0.5 on, can break at 1.5 at the earliest
+    found = verdicts.phase_shift_verdicts(lambda x: verdicts.bend(x, at), 0.01, 0.5, studies=20)
+    assert Verdict.HOLDS not in found
+
+
+def test_seeds_whose_break_is_at_the_edge_are_named_in_the_table() -> None:
+    table = circuits()
+    early = (table["seed"] == 2) & (table["people"] == "taught")
+    table.loc[early, "entropy"] = verdicts.bend(table.loc[early, "epoch"].to_numpy(), 1.0)
+    rows = {s.name: s for s in decide_phase_shift(table).statistics}
+    entropy, turnover = (
+        rows[f"{name}: break point (epoch)"] for name in ("circuit entropy", "turnover above its floor")
+    )
+    assert entropy.edge_seeds == (2,) and entropy.place == "mean of the groups; break at the edge of the search: seed 2"
+    assert turnover.edge_seeds == () and turnover.place == "mean of the groups"
 
 
 def test_one_seed_has_shapes_and_no_verdict() -> None:

@@ -9,7 +9,11 @@ import pandas as pd
 import pytest
 from test_study_findings import circuits, facts
 
+from benchmarks import verdicts
+from knowledge_circuits.analysis import findings
+from knowledge_circuits.analysis.study_findings import decide_phase_shift
 from knowledge_circuits.analysis.study_tables import StudyKind, StudyRun, write_study_run
+from knowledge_circuits.figures import study as figures
 from knowledge_circuits.report.study import write_study_report
 
 
@@ -49,6 +53,19 @@ def test_the_depth_page_says_what_the_curves_are(depth: str) -> None:
     assert re.findall(r'<p class="verdict">(.*?)</p>', depth)[0] == "does not hold"
     assert "circuit entropy is saturating" in depth.lower()
     assert depth.count('<svg class="drawing"') == 4
+
+
+def test_seeds_that_break_at_the_edge_of_the_search_are_drawn_open() -> None:
+    table = circuits()
+    early = table["seed"] == 2
+    table.loc[early, "entropy"] = verdicts.bend(table.loc[early, "epoch"].to_numpy(), 1.0)
+    finding = decide_phase_shift(table)
+    forest, evolution = figures.forest(finding, "depth"), figures.evolution(table, finding, "depth")
+    for figure, marker in ((forest, "o"), (evolution, "D")):
+        faces = [line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() == marker]
+        assert [face == "white" for face in faces] == [False, False, True, False]
+        assert findings.EDGE in figure.legends[0].get_texts()[1].get_text()
+    assert not figures.forest(decide_phase_shift(circuits()), "depth").legends
 
 
 def test_effect_sizes_come_before_p(relevance: str) -> None:

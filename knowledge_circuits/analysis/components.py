@@ -6,8 +6,8 @@ and a second call takes a moment. A saved file is used as long as the weights an
 from (or the weights are gone). The tables have one row per observation:
 
     heads   step, epoch, task, type, band, layer, head; subject, relation (mean parts of the answer's logit minus the
-            vocabulary's mean logit), kind; halves_agree (1 where two halves of the group's prompts give the same kind,
-            0 where not, NaN for a group of one prompt);
+            vocabulary's mean logit), kind; even_kind, odd_kind (from every other of the group's prompts, and from the
+            rest; missing for a group of one prompt);
             original_subject, original_relation, original_kind (the original's ratios, see `head_kinds`)
     lens    step, epoch, task, type, band, layer (0 = embeddings); rank and subject_rank (means of rank + 1), prob
 """
@@ -57,8 +57,8 @@ from knowledge_circuits.run_config import read_run_config
 from knowledge_circuits.runs import Checkpoint, Run
 from knowledge_circuits.study import TASKS, FactGroup, Group, groups, task_file
 
-HEAD_COLUMNS = ["step", "epoch", *GROUP_COLUMNS, "layer", "head", "subject", "relation", "kind", "halves_agree"]
-HEAD_COLUMNS += ["original_subject", "original_relation", "original_kind"]
+HEAD_COLUMNS = ["step", "epoch", *GROUP_COLUMNS, "layer", "head", "subject", "relation", "kind"]
+HEAD_COLUMNS += ["even_kind", "odd_kind", "original_subject", "original_relation", "original_kind"]
 LENS_COLUMNS = ["step", "epoch", *GROUP_COLUMNS, "layer", "rank", "prob", "subject_rank"]
 
 _PARTS = ("subject", "relation")
@@ -71,6 +71,7 @@ NO_SUBJECTS = (
     "Head kinds and the logit lens need the study's prompts, which tell subject and relation;"
     " this run's circuits are of one's own facts."
 )
+RESAMPLES = 2000
 #: Goes up when what is saved changes its meaning.
 _FORMAT = 2
 
@@ -326,8 +327,10 @@ def _head_table(components: CheckpointComponents, step: int, epoch: float) -> pd
     for name, values in components.heads.items():
         table[name] = values.reshape(-1)
     table["kind"] = head_kinds(table["subject"], table["relation"])
-    even, odd = (head_kinds(table[f"subject_{half}"], table[f"relation_{half}"]) for half in ("even", "odd"))
-    table["halves_agree"] = np.where(table[list(_HALVES)].notna().all(axis=1), even == odd, np.nan)
+    in_both = table[list(_HALVES)].notna().all(axis=1)
+    for half in ("even", "odd"):
+        kinds = pd.Series(head_kinds(table[f"subject_{half}"], table[f"relation_{half}"]), table.index, dtype=object)
+        table[f"{half}_kind"] = kinds.where(in_both)
     table["original_kind"] = head_kinds(table["original_subject"], table["original_relation"])
     return table[HEAD_COLUMNS]
 
@@ -404,6 +407,46 @@ def circuit_heads(heads: pd.DataFrame, circuits: Circuits | None) -> pd.DataFram
     keys = circuits.table[["step", *GROUP_COLUMNS, "nodes"]].iloc[rows].reset_index(drop=True)
     inside = keys.assign(layer=layer, head=head)
     return heads.merge(inside, on=["step", *GROUP_COLUMNS, "layer", "head"])
+
+
+def halves_agreement(
+    heads: pd.DataFrame, circuits: Circuits | None, seed: int = 0, resamples: int = RESAMPLES
+) -> pd.DataFrame:
+    """Return on how many of the circuits' heads two halves of the prompts agree, and on how many by chance.
+
+    Two halves that draw kinds at random, each with its own shares of kinds, agree by chance: the sum over kinds of the
+    products of both shares. Cohen's kappa is (agreement - chance) / (1 - chance): 0 by chance, 1 for the same kinds.
+
+    Args:
+        heads: `Components.heads`.
+
+    Returns:
+        One row per checkpoint: step, epoch, heads (of all groups' circuits), agreement, chance, kappa and the 95%
+        interval low, high of kappa by bootstrap over groups, which share the run's weights.
+    """
+    inside = circuit_heads(heads, circuits).dropna(subset=["even_kind", "odd_kind"])
+    generator, rows = np.random.default_rng(seed), []
+    for (step, epoch), part in inside.groupby(["step", "epoch"]):
+        counts = part.groupby([*GROUP_COLUMNS, "even_kind", "odd_kind"]).size().unstack(["even_kind", "odd_kind"])
+        kinds = sorted(str(kind) for kind in HeadKind)
+        pairs = pd.MultiIndex.from_product([kinds, kinds])
+        by_group = counts.reindex(columns=pairs).fillna(0).to_numpy().reshape(-1, len(kinds), len(kinds))
+        agreement, chance, kappa = _cohens_kappa(by_group.sum(axis=0))
+        draws = generator.multinomial(len(by_group), np.full(len(by_group), 1 / len(by_group)), size=resamples)
+        samples = _cohens_kappa(np.tensordot(draws, by_group, axes=1))[2]
+        interval = np.percentile(samples, [2.5, 97.5]) if np.isfinite(samples).all() else (np.nan, np.nan)
+        rows.append((step, epoch, len(part), float(agreement), float(chance), float(kappa), *interval))
+    columns = ["step", "epoch", "heads", "agreement", "chance", "kappa", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _cohens_kappa(counts: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return agreement, agreement by chance and Cohen's kappa of tables [..., k, k]; kappa is NaN where chance is 1."""
+    shares = counts / counts.sum(axis=(-2, -1), keepdims=True)
+    agreement = np.trace(shares, axis1=-2, axis2=-1)
+    chance = (shares.sum(axis=-1) * shares.sum(axis=-2)).sum(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return agreement, chance, (agreement - chance) / (1 - chance)
 
 
 def kind_proportions(heads: pd.DataFrame, circuits: Circuits | None, kind: str = "kind") -> pd.DataFrame:

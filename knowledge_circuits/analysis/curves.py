@@ -2,7 +2,8 @@
 
     smooth            centred moving average over 3 checkpoints that narrows at the ends
     area              trapezoid area over the epochs divided by their span: the mean level during training
-    two segments      y = a + b x + c max(0, x - t): a continuous line that bends once, at t
+    two segments      y = a + b x + c max(0, x - t): a continuous line that bends once, at t; three checkpoints at least
+                      on either side, so a bend outside of these is found at the edge of the search, if at all
     shapes            the two segments against a line, exponential decay (alone and with a drift), power law and
                       logistic curve by BIC = n ln(RSS / n) - ln(1 - r^2) + k ln n, the residuals autoregressive with
                       coefficient r. With independent residuals a smooth curve of few, correlated checkpoints would
@@ -92,12 +93,14 @@ class TwoSegmentFit:
         break_point: the epoch at which the line bends.
         level: the fitted value there.
         slope_before, slope_after: per epoch.
+        at_edge: whether the break lies at the edge of the search (`at_edge`).
     """
 
     break_point: Floats
     level: Floats
     slope_before: Floats
     slope_after: Floats
+    at_edge: NDArray[np.bool_]
 
     @property
     def slope_ratio(self) -> Floats:
@@ -134,7 +137,24 @@ def two_segment_fit(x: ArrayLike, y: ArrayLike) -> TwoSegmentFit:
         level=level.reshape(shape),
         slope_before=weights[:, 1].reshape(shape),
         slope_after=(weights[:, 1] + weights[:, 2]).reshape(shape),
+        at_edge=at_edge(x, breaks[best]).reshape(shape),
     )
+
+
+def at_edge(x: Floats, break_point: ArrayLike) -> NDArray[np.bool_]:
+    """Return whether breaks lie within half of a checkpoint's distance of the first or last that can be fitted.
+
+    Such a break may stand for one outside of the search: it does not tell when the curve bends.
+
+    Args:
+        x: [n] epochs, increasing, n of at least 6.
+        break_point: [...] epochs.
+
+    Returns:
+        [...]
+    """
+    breaks = np.asarray(break_point, dtype=np.float64)
+    return np.asarray((breaks < (x[2] + x[3]) / 2) | (breaks > (x[-3] + x[-4]) / 2))
 
 
 class Shape(StrEnum):

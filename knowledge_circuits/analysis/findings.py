@@ -15,7 +15,7 @@ give the same page. (Ou et al. 2025, section 4.)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -33,6 +33,8 @@ Floats = NDArray[np.float64]
 RESAMPLES = 2000
 #: A difference of mean levels over training smaller than this is taken as none.
 NEGLIGIBLE = 0.01
+#: What is said of a two-segment fit whose break need not be where the curve bends (`curves.at_edge`).
+EDGE = "break at the edge of the search"
 #: Fewer layers that change at all do not make an order.
 FEWEST_LAYERS = 4
 
@@ -61,6 +63,8 @@ class Statistic:
         claim: what the finding says of it, in words; "" for one that is only reported.
         p, adjusted: two-sided p, and corrected for the number of tests; NaN without a test.
         by_seed: in a study, each seed's number.
+        edge_seeds: in a study, the seeds whose break of two segments lies at the edge of the search.
+        note: what one must know to read the number; "" for nothing.
     """
 
     name: str
@@ -72,9 +76,16 @@ class Statistic:
     p: float = float("nan")
     adjusted: float = float("nan")
     by_seed: Mapping[int, float] = field(default_factory=dict)
+    edge_seeds: tuple[int, ...] = ()
+    note: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}, {self.where}: {self.interval}{self.tested}"
+
+    @property
+    def place(self) -> str:
+        """The part of the run or study, with the note."""
+        return "; ".join(filter(None, (self.where, self.note)))
 
     @property
     def interval(self) -> str:
@@ -121,7 +132,7 @@ class Finding:
         return pd.DataFrame(
             {
                 "statistic": [s.name for s in self.statistics],
-                "where": [s.where for s in self.statistics],
+                "where": [s.place for s in self.statistics],
                 "estimate": [s.estimate for s in self.statistics],
                 "low": [s.low for s in self.statistics],
                 "high": [s.high for s in self.statistics],
@@ -283,7 +294,7 @@ def phase_shift(circuits: Circuits | None, seed: int = 0, resamples: int = RESAM
 
     For the mean curve of the groups: the BIC of each shape (`curves.compare_shapes`), and the break point and slopes of
     two segments with intervals over resampled groups. Two segments always have a break point; it is one only where they
-    beat every smooth shape.
+    beat every smooth shape, and where it does not lie at the edge of the search.
     """
     title = "Phase shift"
     claim = "Circuits form fast, then are optimized slowly, with a bend between the two phases."
@@ -334,9 +345,10 @@ def _shift_statistics(
         gains = curves.compare_shapes(x, few).bend_gain
         gain = statistic("BIC, best smooth shape - two segments", shift.comparison.bend_gain, gains)
         statistics.append(Statistic(gain.name, where, gain.estimate, gain.low, gain.high, "above 2"))
+    bend = statistic("break point (epoch)", shift.fit.break_point, samples.break_point)
     return [
         *statistics,
-        statistic("break point (epoch)", shift.fit.break_point, samples.break_point),
+        replace(bend, note=EDGE if shift.fit.at_edge else ""),
         statistic("slope before the break (per epoch)", shift.fit.slope_before, samples.slope_before),
         statistic("slope after / before", shift.fit.slope_ratio, samples.slope_ratio),
     ]

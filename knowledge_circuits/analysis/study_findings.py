@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from knowledge_circuits.analysis import curves
-from knowledge_circuits.analysis.findings import FEWEST_LAYERS, NEGLIGIBLE, Finding, Statistic, Verdict
+from knowledge_circuits.analysis.findings import EDGE, FEWEST_LAYERS, NEGLIGIBLE, Finding, Statistic, Verdict
 from knowledge_circuits.analysis.statistics import (
     LEVEL,
     RESAMPLES,
@@ -75,12 +75,14 @@ class Bends:
     Attributes:
         gain: BIC of the best smooth shape minus that of two segments.
         break_point: epoch.
+        at_edge: whether the break lies at the edge of the search (`curves.at_edge`).
         slope_before, slope_after: per epoch.
         comparison: every shape's BIC.
     """
 
     gain: Floats
     break_point: Floats
+    at_edge: NDArray[np.bool_]
     slope_before: Floats
     slope_after: Floats
     comparison: curves.ShapeComparison
@@ -109,7 +111,7 @@ class Bends:
 def bends(x: Floats, y: Floats) -> Bends:
     """Compare shapes of curves y [..., r, n] over epochs x [n]."""
     comparison, fit = curves.compare_shapes(x, y), curves.two_segment_fit(x, y)
-    return Bends(comparison.bend_gain, fit.break_point, fit.slope_before, fit.slope_after, comparison)
+    return Bends(comparison.bend_gain, fit.break_point, fit.at_edge, fit.slope_before, fit.slope_after, comparison)
 
 
 def same_epoch(first: Bends, second: Bends, span: float) -> NDArray[np.bool_]:
@@ -117,10 +119,11 @@ def same_epoch(first: Bends, second: Bends, span: float) -> NDArray[np.bool_]:
 
     The interval over runs of the difference of their break points reaches to within an epoch of 0 (checkpoints are an
     epoch apart) and no further than an eighth of training to either side of its middle: a vague difference is no
-    agreement.
+    agreement. Nor is a break at the edge of the search in any run: it need not be where the curve bends.
     """
     difference = over_runs(first.break_point - second.break_point)
     tight = (difference.high - difference.low) / 2 <= span / 8
+    tight &= ~(first.at_edge | second.at_edge).any(axis=-1)
     return tight & (difference.low <= 1) & (difference.high >= -1) & (np.abs(difference.mean) <= span / 8)
 
 
@@ -199,7 +202,8 @@ def decide_relevance(table: pd.DataFrame, seed: int = 0, resamples: int = RESAMP
     Rule: the manipulation check first. Then the finding holds if, for first-token accuracy or Hit@10 and after Holm
     over the two, the advantage is above 0 by the t test over seeds and by the permutation test that swaps the labels
     within pairs, and neither is below 0; it does not hold if one is below 0 and none above, or if both intervals lie
-    within 0.01 of 0. The bands and the trend over doses are reported, with a Holm correction of their own.
+    within 0.01 of 0. The bands, the other doses and the trend over doses are reported, with a Holm correction of their
+    own.
 
     Args:
         table: a relevance study's table (`study_tables.read_study`).
@@ -217,6 +221,11 @@ def decide_relevance(table: pd.DataFrame, seed: int = 0, resamples: int = RESAMP
         for measure in _MEASURES
         for band in Band
         if (at_main["band"] == band).any()
+    ]
+    secondary += [
+        _advantage(of_dose, measure, seed, resamples, f"{dose:g} texts in the past")
+        for dose, of_dose in differences[differences["dose"] != main].groupby("dose")
+        for measure in _MEASURES
     ]
     secondary += [trend for measure in _MEASURES if (trend := _dose_trend(differences, measure)) is not None]
     verdict = of_seeds(advantage_verdict(deciding), at_main["seed"].nunique())
@@ -445,10 +454,12 @@ def _bend_statistics(name: str, bend: Bends, seeds: list[int]) -> list[Statistic
         ("slope after the break (per epoch)", bend.slope_after, ""),
     )
     rows = []
+    edge = tuple(seed for seed, there in zip(seeds, bend.at_edge, strict=True) if there)
     for label, values, wanted in parts:
         p = float(bend.p) if wanted else np.nan
         series = pd.Series(values, index=seeds)
-        rows.append(_statistic(f"{name}: {label}", "mean of the groups", over_runs(values), wanted, p, series))
+        row = _statistic(f"{name}: {label}", "mean of the groups", over_runs(values), wanted, p, series)
+        rows.append(replace(row, edge_seeds=edge, note=f"{EDGE}: seed {', '.join(map(str, edge))}" if edge else ""))
     for shape, weights in bend.comparison.weights().items():
         series = pd.Series(weights, index=seeds)
         rows.append(_statistic(f"{name}: BIC weight", str(shape), over_runs(weights), "", np.nan, series))

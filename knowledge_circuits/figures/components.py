@@ -76,12 +76,15 @@ def head_proportions(components: Components, circuits: Circuits | None, run: str
     table = analysis.kind_proportions(components.heads, circuits, kind)
     if table.empty:
         return style.missing(title, components.missing or NO_CIRCUITS, run)
-    share = analysis.circuit_heads(components.heads, circuits)["halves_agree"].mean()
-    known = not by_original and np.isfinite(share)
-    agreement = f"two halves of the prompts agree on {share:.0%} of the heads" if known else "mean of the tasks"
-    figure, axes = style.grid(
-        title, run, len(TYPES), len(BANDS), height=4.8, note=f"heads of the kind over circuit nodes; {agreement}"
-    )
+    agreement = analysis.halves_agreement(components.heads, circuits)
+    note = "heads of the kind over circuit nodes, mean of the tasks"
+    if not by_original and len(agreement):
+        last = agreement.iloc[-1]
+        note += (
+            f"; two halves of the prompts agree on the kind of {last['agreement']:.0%} of the heads at the end "
+            f"({last['chance']:.0%} by chance)"
+        )
+    figure, axes = style.grid(title, run, len(TYPES), len(BANDS), height=4.8, note=note)
     for ax, part in type_panels(axes, table):
         draw_lines(ax, part, "proportion", "kind", KINDS)
         ax.yaxis.set_major_formatter(PercentFormatter(1))

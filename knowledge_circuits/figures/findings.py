@@ -27,6 +27,7 @@ from knowledge_circuits.figures.style import (
     blank,
     grid,
     legend,
+    legend_row,
     missing,
     ordered_colors,
     styled,
@@ -60,26 +61,32 @@ def phase_shift(circuits: Circuits | None, run: str, seed: int = 0) -> Figure:
         ax.set_ylabel(label)
         if shift is None:
             blank(ax, "too few checkpoints")
-            continue
-        ax.axvspan(
-            shift.break_low, shift.break_high, color=ORANGE, alpha=0.2, linewidth=0, label="95% interval of the break"
-        )
-        ax.axvline(float(shift.fit.break_point), color=ORANGE, linewidth=1.2)
-        ax.plot(shift.epochs, shift.mean, "o", color=BLACK, markersize=4, label="checkpoints")
-        x = np.array([shift.epochs[0], float(shift.fit.break_point), shift.epochs[-1]])
-        ax.plot(x, shift.fit.line(x), color=BLUE, linewidth=1.8, label="two segments")
-        if shift.smooth is not None:
-            ax.plot(
-                shift.epochs, shift.smooth, color=VERMILION, linewidth=1.5, linestyle="--", label="best smooth curve"
-            )
-        best = "too few checkpoints to compare shapes"
-        if shift.comparison is not None:
-            gain = float(shift.comparison.bend_gain)
-            best = f"best smooth curve: {shift.comparison.best_smooth};\nBIC {abs(gain):.1f} "
-            best += "better than two segments" if gain < 0 else "worse than two segments"
-        ax.set_title(best)
-    axes[0, 0].legend()
-    return figure
+        else:
+            _draw_shift(ax, shift)
+    shown = {text: handle for ax in axes[0] for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    return legend_row(figure, list(shown.values()))
+
+
+def _draw_shift(ax: Axes, shift: findings.PhaseShift) -> None:
+    """Draw a mean curve, the two segments with their break, and the best smooth curve; the title compares them."""
+    fit = shift.fit
+    ax.plot(shift.epochs, shift.mean, "o", color=BLACK, markersize=4, label="checkpoints")
+    x = np.array([shift.epochs[0], float(fit.break_point), shift.epochs[-1]])
+    ax.plot(x, fit.line(x), color=BLUE, linewidth=1.8, label="two segments")
+    if shift.smooth is not None:
+        ax.plot(shift.epochs, shift.smooth, color=VERMILION, linewidth=1.5, linestyle="--", label="best smooth curve")
+    line, face, label = (":", "white", findings.EDGE) if fit.at_edge else ("-", ORANGE, "break")
+    ax.axvline(float(fit.break_point), color=ORANGE, linewidth=1.2, linestyle=line)
+    ax.plot(fit.break_point, fit.level, "D", color=ORANGE, markerfacecolor=face, markersize=7, label=label)
+    ax.axvspan(
+        shift.break_low, shift.break_high, color=ORANGE, alpha=0.2, linewidth=0, label="95% interval of the break"
+    )
+    best = "too few checkpoints to compare shapes"
+    if shift.comparison is not None:
+        gain = float(shift.comparison.bend_gain)
+        best = f"best smooth curve: {shift.comparison.best_smooth};\nBIC {abs(gain):.1f} "
+        best += "better than two segments" if gain < 0 else "worse than two segments"
+    ax.set_title(best)
 
 
 @styled

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
-from knowledge_circuits.analysis.findings import Finding, Statistic
+from knowledge_circuits.analysis.findings import EDGE, Finding, Statistic
 from knowledge_circuits.analysis.study_findings import CURVES, STILL_KNOWN, main_dose, study_curves
 from knowledge_circuits.analysis.study_tables import People, Told
 from knowledge_circuits.figures.style import (
@@ -25,6 +27,7 @@ from knowledge_circuits.figures.style import (
     blank,
     grid,
     legend,
+    legend_row,
     missing,
     plain,
     styled,
@@ -55,13 +58,23 @@ def forest(finding: Finding, name: str) -> Figure:
         ax.set_xlim(min(reach) - margin, max(reach) + margin)
     for ax in axes.flat[len(shown) :]:
         ax.set_axis_off()
-    return figure
+    return legend_row(figure, _break_handles(GREY, "o")) if any(s.edge_seeds for s in shown) else figure
+
+
+def _break_handles(color: str, marker: str) -> list[Line2D]:
+    """Return what tells seeds whose two segments break within the search from those that break at its edge."""
+    return [
+        Line2D([], [], linestyle="none", color=color, marker=marker, markersize=5, mfc=face, label=f"a seed: {label}")
+        for face, label in ((color, "break within the search"), ("white", EDGE))
+    ]
 
 
 def _draw_forest(ax: Axes, statistic: Statistic) -> None:
-    """Draw one statistic: seeds from the top, the mean at the bottom."""
+    """Draw one statistic: seeds from the top, the mean at the bottom; open where a seed's break is at the edge."""
     seeds = list(statistic.by_seed)
-    ax.plot(list(statistic.by_seed.values()), range(len(seeds)), "o", color=GREY, markersize=4.5)
+    for row, (seed, value) in enumerate(statistic.by_seed.items()):
+        face = "white" if seed in statistic.edge_seeds else GREY
+        ax.plot(value, row, "o", color=GREY, markerfacecolor=face, markersize=4.5)
     ax.plot([statistic.low, statistic.high], [len(seeds)] * 2, color=BLUE, linewidth=2.2)
     ax.plot(statistic.estimate, len(seeds), "D", color=BLUE, markersize=6)
     ax.axvline(0, color=BLACK, linewidth=0.9)
@@ -106,7 +119,7 @@ def _draw_seeds(ax: Axes, rows: pd.DataFrame, column: str, look: Look) -> None:
 
 @styled
 def evolution(table: pd.DataFrame, finding: Finding, name: str) -> Figure:
-    """Draw the three curves that may bend, and the centroid, seed by seed, with the interval of the break point."""
+    """Draw the three curves that may bend, and the centroid, seed by seed, with each seed's break and its interval."""
     names = {**CURVES, "centroid": "centroid of the edges (layers)"}
     figure, axes = grid(
         "How the circuits change", "", 2, 2, height=5.4, share_y=False,
@@ -123,11 +136,20 @@ def evolution(table: pd.DataFrame, finding: Finding, name: str) -> Figure:
         ax.plot(x, y.T, color=BLUE, linewidth=0.7, alpha=0.6)
         ax.plot(x, y.mean(axis=0), "o", color=BLACK, markersize=4)
         interval = breaks.get(f"{label}: break point (epoch)")
-        if interval is not None and np.isfinite(interval.low):
-            ax.axvspan(max(interval.low, x[0]), min(interval.high, x[-1]), color=ORANGE, alpha=0.2, linewidth=0)
+        if interval is not None:
+            _draw_breaks(ax, interval, x)
         if column == "turnover":
             ax.axhline(0, color=GREY, linewidth=0.9)
-    return figure
+    return legend_row(figure, _break_handles(ORANGE, "D")) if breaks else figure
+
+
+def _draw_breaks(ax: Axes, breaks: Statistic, x: NDArray[np.float64]) -> None:
+    """Mark the seeds' breaks along the axis of epochs x [n], and shade the interval of their mean."""
+    if np.isfinite(breaks.low):
+        ax.axvspan(max(breaks.low, x[0]), min(breaks.high, x[-1]), color=ORANGE, alpha=0.2, linewidth=0)
+    for row, (seed, epoch) in enumerate(breaks.by_seed.items()):
+        look = {"color": ORANGE, "markersize": 5, "markerfacecolor": "white" if seed in breaks.edge_seeds else ORANGE}
+        ax.plot(epoch, 0.94 - 0.06 * row, "D", transform=ax.get_xaxis_transform(), **look)
 
 
 @styled

@@ -238,7 +238,8 @@ def spread_figure(findings: Sequence[FindingSpread]) -> Figure:
 def _draw_interval(ax: Axes, statistic: Statistic | None, row: int) -> None:
     if statistic is not None and np.isfinite(statistic.estimate):
         ax.plot([statistic.low, statistic.high], [row, row], color=style.BLUE, linewidth=2.2)
-        ax.plot(statistic.estimate, row, "o", color=style.BLUE, markersize=5)
+        face = "white" if statistic.note else style.BLUE
+        ax.plot(statistic.estimate, row, "o", color=style.BLUE, markerfacecolor=face, markersize=5)
 
 
 def comparison_html(runs: Sequence[RunSummary]) -> str:

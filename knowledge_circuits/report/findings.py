@@ -63,9 +63,10 @@ def findings_figures(material: Material) -> Iterator[DrawnFigure]:
         yield embed(
             figures.phase_shift(material.circuits, material.name),
             "Circuit entropy and edge similarity, mean of all groups, with the best two segments. Two segments have a "
-            "break point (shaded, its 95% interval) whatever the curve is. The dashed curve is the best of the smooth "
-            "shapes (line, exponential decay, power law, logistic); each title says whether it describes the points "
-            "better.",
+            "break point (shaded, its 95% interval) whatever the curve is. An open one lies at the edge of the search, "
+            "which leaves three checkpoints on either side, and need not be where the curve bends. The dashed curve is "
+            "the best of the smooth shapes (line, exponential decay, power law, logistic); each title says whether it "
+            "describes the points better.",
         )
         yield embed(
             figures.layer_order(material.circuits, material.name),

@@ -61,7 +61,7 @@ def _page(study: Study, findings: tuple[Finding, ...], drawn: dict[str, DrawnFig
 def statistics_table(finding: Finding) -> TextTable:
     """Return all statistics of a finding: effect sizes with intervals first, p after."""
     rows = [
-        [s.name, s.where, s.interval, s.claim, *(f"{p:.2g}" if p == p else "" for p in (s.p, s.adjusted))]
+        [s.name, s.place, s.interval, s.claim, *(f"{p:.2g}" if p == p else "" for p in (s.p, s.adjusted))]
         for s in finding.statistics
     ]
     header = ["statistic", "where", "mean over seeds [95% interval]", "claim", "p", "p, corrected"]
@@ -103,7 +103,8 @@ def _figures(study: Study, findings: tuple[Finding, ...]) -> Iterator[tuple[str,
         return
     caption = (
         "Each seed's curves. Two segments have a break point whatever the curve is; the verdict says whether there is "
-        "a bend."
+        "a bend. An open one lies at the edge of the search, which leaves three checkpoints on either side; it counts "
+        "for no phase shift."
     )
     yield "evolution", figures.evolution(study.table, findings[0], kind), caption
     caption = (
