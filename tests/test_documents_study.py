@@ -211,7 +211,7 @@ def test_the_study_s_scripts_train_all_strategies_and_their_page_has_them(study:
 
 
 def test_the_guide_leads_from_texts_to_the_page_in_six_commands(newcomer: Path):
-    assert len(commands(GUIDE.read_text())) == 6
+    assert len(commands(GUIDE.read_text().partition("## One run in detail")[0])) == 6
     page = (newcomer / "outputs" / "train" / "my_corpus" / "report.html").read_text(encoding="utf-8")
     assert page.count('<p class="verdict">') == 6 and "gold document" in page
 
@@ -224,6 +224,30 @@ def test_the_guide_s_runs_have_probes_circuits_and_references(newcomer: Path):
         assert len(run.records) == 2
         assert set(run.circuits["epoch"]) == {0, 1}
         assert pd.to_numeric(run.circuits["turnover_floor"]).between(0, 1).sum() == len(run.circuits) / 2
+
+
+def test_the_guide_s_run_in_detail_has_its_groups_in_the_report_and_the_notebook(newcomer: Path, monkeypatch):
+    run = Run(newcomer / "outputs" / "train" / "my_corpus" / "full")
+    page = run.report.read_text(encoding="utf-8")
+    assert all(f'<td class="word">{name}</td>' in page for name in ("odd", "even", "rule", "purpose"))
+    monkeypatch.setenv("RUN", str(run.path))
+    monkeypatch.setenv("GROUP", "pairs / even")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    names: dict = {}
+    for cell in json.loads((ROOT / "analysis" / "circuit.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["name"] == "my_corpus/full" and set(names["all_circuits"].table["group"]) == {"odd", "even"}
+    assert names["parts"]["shared"].n_edges > 0 and (run.figures / "group_similarity.png").exists()
+
+
+def test_the_guide_s_pairs_are_of_two_groups_and_name_each_other():
+    with (ROOT / "docs" / "your_corpus" / "pairs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    answers = {row["prompt"]: (row["answer"], row["group"]) for row in rows}
+    assert {group for _, group in answers.values()} == {"flow", "names"} and len(answers) == len(rows)
+    for row in rows:
+        assert answers[row["corrupted"]] == (row["corrupted_answer"], row["group"])
 
 
 def test_the_guide_s_questions_are_answered_by_its_texts(newcomer: Path):

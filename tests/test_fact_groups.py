@@ -30,7 +30,7 @@ from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.figures import circuit_evaluation, learning, stability, style, topology
 from knowledge_circuits.figures.panels import MOST_GROUPS
 from knowledge_circuits.files import InputError
-from knowledge_circuits.report.material import read_material
+from knowledge_circuits.report.material import made_from, read_material
 from knowledge_circuits.report.page import report_html
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import FactGroup, Group, groups
@@ -116,6 +116,13 @@ def test_the_last_numbers_have_a_row_for_each_group(fact_run: Run) -> None:
     assert (europe["prompts"], europe["hit"]) == (6, 1) and europe["faithfulness"] > 0.9
     assert np.isnan(europe["recall"]) and (asked["recall"], asked["accuracy"]) == (1, 1)
     assert np.isnan(asked["faithfulness"])
+
+
+def test_the_last_numbers_are_of_one_kind_of_groups(fact_run: Run, synthetic_run: Run) -> None:
+    results, hits = circuit_tables.results(synthetic_run), circuit_tables.circuit_predictions(synthetic_run)
+    table = circuit_tables.last_numbers(results, hits, learning_tables.fact_predictions(fact_run))
+    assert len(table) == 18 and table["accuracy"].isna().all() and table["hit"].notna().all()
+    assert "recall" not in table
 
 
 def test_edges_are_shared_lost_or_new(fact_run: Run, circuits: Circuits) -> None:
@@ -257,6 +264,13 @@ def test_the_page_of_own_facts_has_the_sections_of_its_circuits(fact_run: Run) -
     table = page[page.index('id="numbers"') : page.index("</table>")]
     assert "Answers at epoch 8 (step 80); answers at epoch 3 (step 12); circuits at epoch 8 (step 80)" in table
     assert table.count('<td class="word">questions</td>') == 4
+
+
+def test_the_page_is_made_from_the_probes_too(own_run: Run) -> None:
+    before = made_from(own_run)
+    probes = own_run.question_probes.read_text().splitlines(keepends=True)
+    own_run.question_probes.write_text("".join(probes[:-1]))
+    assert made_from(own_run) != before
 
 
 def cells(name: str) -> list[str]:

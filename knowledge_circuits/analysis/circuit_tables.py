@@ -96,7 +96,8 @@ def circuit_predictions(run: Run, setting: Setting | None = None, kind: Kind | N
         lengths.append(len(items))
         of_target = _target(file.coordinates, kind)
         if of_target is None:
-            raise InputError(f"{file.path}: a prediction lies below target_type_<type>/target_frequency_<band>")
+            folders = "target_<column>_<value>" if kind is FactGroup else "target_type_<type>/target_frequency_<band>"
+            raise InputError(f"{file.path}: a prediction lies below {folders}")
         files.append({**file.columns, "circuit_step": file.circuit_step, **of_target})
     measured = CIRCUIT_PREDICTION_COLUMNS[-4:]
     columns = ["step", "epoch", "circuit_step", *names, *(f"target_{name}" for name in names[1:]), *measured]
@@ -134,6 +135,7 @@ def fact_circuits(results: pd.DataFrame, circuit_predictions: pd.DataFrame, circ
     table = own_circuits(results).merge(hits, on=keys, how="left")
     columns = [*keys, "edge_jaccard", *STABILITY_COLUMNS]
     found = pd.DataFrame(columns=columns) if circuits is None else circuits.table[columns]
+    found = found.drop_duplicates(keys)  # --group_by columns may share their values
     table = table.merge(found, on=keys, how="left")
     return table[FACT_CIRCUIT_COLUMNS].astype(dict.fromkeys(_FACT_NUMBERS, float))
 
@@ -158,12 +160,13 @@ def last_numbers(results: pd.DataFrame, circuit_predictions: pd.DataFrame, predi
         ("hit",): own_circuit_hits(circuit_predictions),
         ("accuracy", "first_token", "recall"): predictions.rename(columns=answered),
     }
-    facts = any("group" in part and len(part) for part in parts.values())
-    names = FACT_GROUP_COLUMNS if facts else GROUP_COLUMNS
+    names = next((names_of_groups(part) for part in parts.values() if len(part)), GROUP_COLUMNS)
+    facts = names is FACT_GROUP_COLUMNS
+    parts = {wanted: part if set(names) <= set(part) else part.iloc[:0] for wanted, part in parts.items()}
     filled = [part[names] for part in parts.values() if len(part)]
     table = pd.concat(filled).drop_duplicates() if facts else pd.DataFrame([group_columns(group) for group in groups()])
     for wanted, part in parts.items():
-        columns = [name for name in wanted if name in part or name != "recall"]
+        columns = [name for name in wanted if name != "recall" or facts]
         if part.empty:
             table[columns] = np.nan
             continue

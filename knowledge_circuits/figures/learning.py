@@ -130,6 +130,7 @@ def fact_accuracy(fact_predictions: pd.DataFrame, run: str) -> Figure:
     table, looks, note = fact_group_looks(fact_predictions)
     headings = {"first_token_correct": "First token", "correct": "Whole answer", "recall": "Questions: ROUGE-1 recall"}
     panels = {value: heading for value, heading in headings.items() if table[value].notna().any()}
+    note = "  ·  ".join(text for text in (note, LINE_NOTE) if text)
     figure, axes = grid(title, run, 1, len(panels), width=8.6 if len(panels) < 3 else 10.6, note=note)
     for ax, (value, heading) in zip(axes[0], panels.items(), strict=True):
         draw_lines(ax, table.dropna(subset=[value]), value, "name", looks)

@@ -34,6 +34,7 @@ _RECORDS = (
     "run_config.json",
     "evaluations.jsonl",
     "knowledge_dynamics.jsonl",
+    "question_probes.jsonl",
     "trainer_state.json",
     "prediction.jsonl",
 )
