@@ -43,12 +43,27 @@ class DataOfRun(_Part):
     generated: dict[str, Any] = {}
 
 
+class StartingModel(_Part):
+    """How the weights that training started from were made, where this program made them.
+
+    Attributes:
+        made_from: the flags of `base_model_creation.py`, for random weights.
+        configuration: of the run that they are a checkpoint of.
+        epoch: that checkpoint's.
+    """
+
+    made_from: dict[str, Any] = {}
+    configuration: RunConfig | None = None
+    epoch: float | None = None
+
+
 class RunConfig(_Part):
     """A run's configuration.
 
     Attributes:
         model: the name that output paths use.
-        starting_weights: the digest of the weights that training started from.
+        starting_weights: the digest of the weights that training started from; None for weights of a hub.
+        starting_model: how these weights were made; None for foreign ones, and for runs that did not record it.
         arguments: every flag of train.py.
         data: what was learned.
         sequences_per_step: sequences that made one optimizer step.
@@ -57,6 +72,7 @@ class RunConfig(_Part):
 
     model: str = ""
     starting_weights: str | None = None
+    starting_model: StartingModel | None = None
     arguments: Flags = Flags()
     data: DataOfRun = DataOfRun()
     sequences_per_step: Count | None = None

@@ -95,6 +95,36 @@ def test_the_claim_about_the_loss_is_of_the_second_half_of_training(
     assert claims(tmp_path)["Loss and knowledge"].verdict is verdict
 
 
+def write_questions(path: Path, answer: str = "x") -> None:
+    """The file of the questions of `record`, all with one accepted answer."""
+    asked = record(0, dict.fromkeys(ENTITIES, 0.0), 1.0)["questions"]
+    rows = [{"question": "?", "answer": answer, **{key: row[key] for key in ("id", "entity", "kind")}} for row in asked]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_recall_has_a_floor_where_the_accepted_answers_are_known(tmp_path: Path):
+    rows = [record(4 * n, dict.fromkeys(ENTITIES, 0.2 * n), 4.0 - n) for n in range(3)]
+    for question in rows[-1]["questions"]:
+        question["output"] = "x y"
+    write_run(tmp_path / "full", rows)
+    gain = "gain in recall above its floor since the start"
+
+    def found() -> tuple[list[float], float]:
+        study = read_document_study(tmp_path)
+        (above,) = (s for s in claims(tmp_path)["Loss and knowledge"].statistics if (s.name, s.where) == (gain, ALL))
+        return probe_table(study.runs[0])["recall_floor"].tolist(), above.estimate
+
+    assert np.isnan([*found()[0], found()[1]]).all()
+    write_questions(tmp_path / "questions.jsonl", "y")
+    assert found() == ([0, 0, 1], pytest.approx(0.4 - 1))
+    assert reference_table(read_document_study(tmp_path)).empty
+    write_run(tmp_path / "full", rows, probe_file=str(tmp_path / "elsewhere.jsonl"))
+    (tmp_path / "questions.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    assert found()[0] == [0, 0, 1]
+    (tmp_path / "elsewhere.jsonl").write_text('{"question": "?", "answer": "y", "entity": "another"}\n')
+    assert np.isnan(found()[0]).all()  # other questions
+
+
 def test_few_entities_refute_no_claim_by_agreeing(tmp_path: Path):
     write_run(tmp_path / "full", probes(*["0011"] * 2, *["0000"] * 10))  # two are learned, and known at the end
     found = claims(tmp_path)["Consolidation"]
@@ -198,6 +228,7 @@ def test_references_are_answers_to_the_runs_questions(tmp_path: Path):
     questions = probes("0111")[1]["questions"]
     (folder / "answers_gold.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     (row,) = reference_table(read_document_study(tmp_path)).to_dict("records")
+    assert np.isnan(row.pop("recall_floor"))
     assert row == {"reference": "gold document", "recall": 1, "exact": 1, "known_share": 1, "questions": 25}
     (folder / "answers_none.jsonl").write_text(json.dumps({**questions[0], "entity": "Another"}) + "\n")
     with pytest.raises(

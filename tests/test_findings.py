@@ -128,7 +128,7 @@ def test_a_break_at_the_edge_of_the_search_is_said_and_drawn_open() -> None:
         circuits = made_circuits(bent(at))
         statistics = {s.name: s for s in findings.phase_shift(circuits, resamples=20).statistics}
         found = statistics["circuit entropy: break point (epoch)"]
-        assert (found.place == "mean of the groups; break at the edge of the search") == marked
+        assert (found.place == "mean of the groups; at the edge of the search") == marked
         figure = figures.phase_shift(circuits, "made up")
         (point,) = [line for line in figure.axes[0].lines if line.get_marker() == "D"]
         assert (point.get_markerfacecolor() == "white") == marked

@@ -10,7 +10,7 @@ import quiz
 from memorizing import memorizing_model
 
 from knowledge_circuits.corpus.answering import Prompter, abstains, answer_prompts, exact, recall
-from knowledge_circuits.corpus.questions import Document, Question
+from knowledge_circuits.corpus.questions import UNMENTIONED, Document, Question
 from knowledge_circuits.files import InputError
 from knowledge_circuits.models.scoring import text_perplexity
 from knowledge_circuits.models.tokenization import start_token_id
@@ -23,6 +23,7 @@ from knowledge_circuits.training.question_probes import (
     known_entities,
     learned_entities,
     progress,
+    recall_floors,
 )
 from knowledge_circuits.training.skills import SkillExample, read_skill_file, reasoning_examples
 
@@ -149,6 +150,31 @@ def test_progress_counts_kept_newly_learned_and_forgotten_entities_by_group():
     assert all(row["learned"] == row["kept"] + row["newly_learned"] for row in rows.values())
     assert rows[10, None, None]["recall"] == pytest.approx(2 / 3)
     assert known_entities(records, 0.6).tolist() == [[False, True], [True, False], [True, True]]
+
+
+def test_the_floor_of_recall_is_what_answers_earn_as_answers_about_others():
+    said = {"a": "master of the mint", "b": "a master of arts", "c": "", "d": "master"}
+    rows = [
+        {"id": name, "entity": name, "kind": "d" if name == "d" else "office", "frequency": "low", "output": output}
+        for name, output in said.items()
+    ]
+    nobody = {"id": "e", "entity": "e", "kind": "office", "frequency": UNMENTIONED, "output": "master of the mint"}
+    answers = {
+        "a": ("master of the mint",),
+        "b": ("doctor", "lady of letters"),
+        "c": ("mayor",),
+        "d": ("king",),
+        "e": (),
+    }
+    floors = recall_floors({"questions": [*rows, nobody]}, answers)
+    assert floors == pytest.approx({"a": (1 / 3 + 0) / 2, "b": (2 / 4 + 0) / 2, "c": 0, "d": np.nan}, nan_ok=True)
+
+
+def test_the_floor_of_many_questions_is_taken_over_some(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("knowledge_circuits.training.question_probes.MOST_OTHERS", 2)
+    rows = [{"id": n, "entity": f"{n}", "kind": "k", "frequency": "low", "output": "0"} for n in range(6)]
+    floors = recall_floors({"questions": rows}, {n: (f"{n}",) for n in range(6)})
+    assert floors[5] == 0.5 and floors[0] == 0  # of 5 others the first and the third
 
 
 def test_agreement_is_that_of_paraphrases_of_questions_that_are_answered_right():

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from knowledge_circuits.analysis.dynamics import fact_history, read_dynamics
 from knowledge_circuits.command_line import run_program
 from knowledge_circuits.files import InputError, read_jsonl, write_json, write_jsonl
 from knowledge_circuits.manifest import Status, check, finish
-from knowledge_circuits.report.comparison import comparison_html, spread, summarize, write_comparison
+from knowledge_circuits.report.comparison import comparison_html, settings_of, spread, summarize, write_comparison
 from knowledge_circuits.report.material import Material, made_from, manifest_of_report, read_material
 from knowledge_circuits.report.page import configuration, report_html, write_report
 from knowledge_circuits.run_config import RunConfig, read_run_config, write_run_config
@@ -255,6 +256,51 @@ def test_runs_of_other_settings_stand_side_by_side_and_are_not_averaged(two_runs
     page = comparison_html(summaries)
     assert page.count("mean ± standard deviation over") == 1
     assert "quick $ rate_$" in page
+
+
+def trained_from(weights: str | None, seed: int, **made: object) -> RunConfig:
+    """The configuration of a run of a seed, with what it tells of the weights that it started from."""
+    start = {"starting_weights": weights, **({"starting_model": made} if made else {})}
+    arguments = {"model_name_or_path": f"models/seed_{seed}", "seed": seed}
+    return RunConfig.model_validate({**start, "model": "nano", "arguments": arguments, "data": {"seed": seed}})
+
+
+def base(seed: int, epochs: float = 8.0, texts: str = "a") -> RunConfig:
+    """The configuration of a run from a base model that was made from random weights of the same seed."""
+    past = trained_from(texts, seed, made_from={"seed": seed, "texts": texts, "n_layer": 6})
+    return trained_from(f"after {seed}", seed, configuration=past.as_dict(), epoch=epochs)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (trained_from("a", 0), trained_from("a", 1), True),
+        (trained_from("a", 0), trained_from("b", 1), False),  # two models of one architecture
+        (trained_from(None, 0), trained_from(None, 1), False),  # of a hub: other names
+        (base(0), base(1, texts="b"), True),  # each seed has a base model of its own
+        (base(0), base(1, epochs=4.0), False),
+        (base(0), trained_from("a", 1), False),
+        (RunConfig(), RunConfig(), True),  # not recorded
+    ],
+)
+def test_seeds_are_of_one_experiment_if_their_base_models_were_made_alike(
+    one: RunConfig, other: RunConfig, alike: bool
+) -> None:
+    assert (settings_of(one, None) == settings_of(other, None)) == alike
+
+
+def test_runs_of_other_strategies_and_optimizers_are_no_seeds_of_one_experiment() -> None:
+    plain = RunConfig.model_validate({"arguments": {"weight_decay": 0.1, "seed": 0}})
+    for flags in ({"weight_decay": 0.0}, {"weight_decay": 0.1, "lora_rank": 8}):
+        other = RunConfig.model_validate({"arguments": {**flags, "seed": 1}})
+        assert settings_of(plain, None) != settings_of(other, None)
+
+
+def test_runs_that_do_not_record_their_starting_weights_are_named(two_runs: list[Run]) -> None:
+    page = comparison_html([summarize(run) for run in two_runs])
+    assert "The weights that nano/first, nano/second started from are not recorded" in page
+    recorded = [replace(summarize(run), start_unknown=False) for run in two_runs]
+    assert "are not recorded" not in comparison_html(recorded)
 
 
 @pytest.mark.parametrize(("chosen", "reason"), [([0], "two runs or more"), ([0, 0], "named twice")])

@@ -18,6 +18,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from knowledge_circuits.corpus.documents import hub_documents, read_text_rows
 from knowledge_circuits.files import BOUNDS, InputError, read_jsonl
+from knowledge_circuits.manifest import FOLDER_MANIFEST, finish
+from knowledge_circuits.models.loading import weights_digest
+from knowledge_circuits.run_config import read_run_config
 from knowledge_circuits.runs import Run, checkpoints
 from knowledge_circuits.study import KnowledgeType
 from knowledge_circuits.training.arguments import ModelArguments, parse_arguments
@@ -26,7 +29,7 @@ from knowledge_circuits.training.checkpoints import has_resume_state
 from knowledge_circuits.training.data import IGNORED, TrainingBlocks, choose_block_size
 from knowledge_circuits.training.packing import TYPE_CODES, read_blocks
 from knowledge_circuits.training.run import Flags, evaluate, train
-from knowledge_circuits.training.starting_model import training_tokenizer
+from knowledge_circuits.training.starting_model import starting_model, training_tokenizer
 from knowledge_circuits.training.trainer import CheckpointTrainer, block_counts
 from train import main
 
@@ -162,6 +165,25 @@ def test_a_run_says_its_whole_configuration_and_the_seed_of_its_data(flags):
     assert said["model"] == "tiny" and said["data"]["seed"] == 77 and said["sequences_per_step"] == 4
     assert said["arguments"]["learning_rate"] == 1e-2 and said["arguments"]["block_size"] == 128
     assert set(said["versions"]) >= {"torch", "transformers", "knowledge_circuits"}
+
+
+def test_a_run_says_how_the_weights_that_it_starts_from_were_made(flags, tmp_path):
+    first = train(flags(max_steps=1)).run
+    start = first.checkpoints()[-1]
+    second = train(flags(model_name_or_path=start.path, output_dir=tmp_path / "second", max_steps=1)).run
+    config = read_run_config(second)
+    assert config.starting_weights == weights_digest(start.path) and config.starting_model is not None
+    assert config.starting_model.configuration == read_run_config(first)
+    assert config.starting_model.epoch == pytest.approx(1 / 6)
+    assert read_run_config(first).starting_model is None  # of another program
+
+
+def test_random_weights_are_told_by_the_flags_that_made_them(tmp_path):
+    (tmp_path / "model").mkdir()
+    finish(tmp_path / "model" / FOLDER_MANIFEST, "model", {"seed": 3, "n_layer": 2}, [])
+    made = starting_model(tmp_path / "model")
+    assert made is not None and made.made_from == {"seed": 3, "n_layer": 2}
+    assert starting_model(tmp_path) is None
 
 
 def test_a_finished_run_is_left_as_it_is(flags):

@@ -126,6 +126,12 @@ def _gain(run: DocumentRun) -> Floats:
     return run.knowledge.recall[:, -1] - run.knowledge.recall[:, 0]
 
 
+def _gain_above_floor(run: DocumentRun) -> Floats:
+    """Return the gains [e] less what the floor of recall has gained; NaN where the floor is not known."""
+    above = run.knowledge.recall - run.recall_floor
+    return above[:, -1] - above[:, 0]
+
+
 def _forgotten(run: DocumentRun) -> Floats:
     """Whether [e] was forgotten; NaN for entities never known, or first at the last probe."""
     known = run.knowledge.known
@@ -176,6 +182,7 @@ CLAIMS = (
             Number("gain in recall in the second half of training", _late_gain, f"below {SMALL_GAIN}"),
             Number("loss at the end / in the middle", _late_loss, kind=Kind.RUN),
             Number("gain in recall since the start", _gain),
+            Number("gain in recall above its floor since the start", _gain_above_floor),
             Number("share of the epochs with falling loss in which recall does not rise", _flat_epochs, kind=Kind.RUN),
         ),
     ),

@@ -29,10 +29,10 @@ def probe_table(run: DocumentRun) -> pd.DataFrame:
     """Return one row per probe of a run.
 
     Returns:
-        Columns strategy, seed, step, epoch, documents_seen, minutes, loss, perplexity, recall, exact, entities,
-        learned, kept, newly_learned, forgotten, known_share, known_twice, agreement, borrowed, invented (shares of
-        the questions about unmentioned entities), skill (mean accuracy), text_perplexity (mean), and skill_<name> for
-        each skill. NaN where something was not measured.
+        Columns strategy, seed, step, epoch, documents_seen, minutes, loss, perplexity, recall, recall_floor
+        (`recall_floors`), exact, entities, learned, kept, newly_learned, forgotten, known_share, known_twice,
+        agreement, borrowed, invented (shares of the questions about unmentioned entities), skill (mean accuracy),
+        text_perplexity (mean), and skill_<name> for each skill. NaN where something was not measured.
     """
     overall = [row for row in progress(run.records, run.threshold) if row["frequency"] is row["kind"] is None]
     twice = known_in_a_row_counts(run.knowledge.known, CONSOLIDATED)
@@ -46,6 +46,7 @@ def probe_table(run: DocumentRun) -> pd.DataFrame:
                 **{name: record[name] for name in ("step", "epoch", "documents_seen")},
                 "minutes": record["seconds"] / 60,
                 **{name: record[name] for name in ("loss", "perplexity")},
+                "recall_floor": mean_of(run.floors_of(record).values()),
                 **{name: row[name] for name in ("recall", "exact", "entities", "learned", "kept", "newly_learned")},
                 "forgotten": row["forgotten"],
                 "known_share": row["learned"] / row["entities"],
@@ -93,9 +94,9 @@ def cost_table(study: DocumentStudy) -> pd.DataFrame:
     """Return what each strategy taught and what that cost, mean over seeds.
 
     Returns:
-        One row per strategy: strategy, seeds, epochs, documents_seen, minutes, loss, recall, gain (since the first
-        probe), gain_per_100 (documents), known_share, forgotten (events: an entity learned at one probe and not at the
-        next), skill_change, text_perplexity (ratio to the first probe), borrowed and invented (at the end).
+        One row per strategy: strategy, seeds, epochs, documents_seen, minutes, loss, recall, recall_floor, gain (since
+        the first probe), gain_per_100 (documents), known_share, forgotten (events: an entity learned at one probe and
+        not at the next), skill_change, text_perplexity (ratio to the first probe), borrowed and invented (at the end).
     """
     rows = []
     for run in study.runs:
@@ -106,7 +107,7 @@ def cost_table(study: DocumentStudy) -> pd.DataFrame:
             {
                 "strategy": run.strategy,
                 "epochs": last["epoch"],
-                **last[["documents_seen", "minutes", "loss", "recall"]],
+                **last[["documents_seen", "minutes", "loss", "recall", "recall_floor"]],
                 "gain": gain,
                 "gain_per_100": 100 * gain / seen if seen else math.nan,
                 "known_share": last["known_share"],
@@ -123,14 +124,19 @@ def cost_table(study: DocumentStudy) -> pd.DataFrame:
 
 
 def reference_table(study: DocumentStudy) -> pd.DataFrame:
-    """Return what the model answers without training: columns reference, recall, exact, known_share, questions."""
+    """Return what the model answers without training.
+
+    Returns:
+        Columns reference, recall, recall_floor, exact, known_share, questions.
+    """
     rows = []
     for name, record in study.references.items():
         threshold = study.runs[0].threshold
         row = next(row for row in progress([record], threshold) if row["frequency"] is row["kind"] is None)
         known = row["learned"] / row["entities"]
-        rows.append((name, row["recall"], row["exact"], known, len(record["questions"])))
-    return pd.DataFrame(rows, columns=["reference", "recall", "exact", "known_share", "questions"])
+        floor = mean_of(study.runs[0].floors_of(record).values())
+        rows.append((name, row["recall"], floor, row["exact"], known, len(record["questions"])))
+    return pd.DataFrame(rows, columns=["reference", "recall", "recall_floor", "exact", "known_share", "questions"])
 
 
 def choice_table(study: DocumentStudy) -> pd.DataFrame:

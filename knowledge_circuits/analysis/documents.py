@@ -5,6 +5,7 @@ A study is a folder of runs on the same documents and questions, one or more for
     <study>/<run>/question_probes.jsonl   the answers at every probe (`training.question_probes`)
     <study>/<run>/run_config.json         which flags, and so which strategy
     <study>/<run>/circuits.csv            circuits at every checkpoint, where measured (`fact_circuits`)
+    <study>/questions.jsonl               the questions with their accepted answers; default: the runs' --probe_file
     <study>/references/answers_*.jsonl    answers without training (predict.py --context; also in <run>'s checkpoint-0)
 
 `document_tables` counts what happened, `document_claims` judges claims about it. Shape letters: e entities, t probes.
@@ -23,10 +24,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from knowledge_circuits.analysis.fact_circuits import CIRCUIT_COLUMNS
+from knowledge_circuits.corpus.questions import read_questions
 from knowledge_circuits.files import InputError, read_jsonl
 from knowledge_circuits.run_config import read_run_config
 from knowledge_circuits.runs import Run
-from knowledge_circuits.training.question_probes import entity_recalls, known_entities, read_question_probes
+from knowledge_circuits.training.question_probes import (
+    entity_recalls,
+    known_entities,
+    read_question_probes,
+    recall_floors,
+)
 from knowledge_circuits.training.strategies import chosen
 
 Floats = NDArray[np.float64]
@@ -62,6 +69,7 @@ class DocumentRun:
         records: its question probes in step order, at least one.
         circuits: one row per checkpoint and group of prompts (CIRCUIT_COLUMNS); empty where none were measured.
         settings: flags that decide the weights, but for the strategy's.
+        accepted: the accepted answers by question id; empty where the file of questions is not there.
     """
 
     name: str
@@ -70,6 +78,7 @@ class DocumentRun:
     records: tuple[Mapping[str, Any], ...]
     circuits: pd.DataFrame
     settings: Mapping[str, Any]
+    accepted: Mapping[str, tuple[str, ...]]
 
     @property
     def threshold(self) -> float:
@@ -87,6 +96,17 @@ class DocumentRun:
             known_entities(self.records, self.threshold),
             np.array([record["loss"] for record in self.records]),
         )
+
+    @cached_property
+    def recall_floor(self) -> Floats:
+        """The floor [e, t] of `knowledge.recall` (`recall_floors`); NaN without the accepted answers."""
+        asked = {row["id"]: row["entity"] for row in self.records[0]["questions"]}
+        floors = [pd.Series(self.floors_of(record), dtype=float).groupby(asked).mean() for record in self.records]
+        return np.array([floor.reindex(list(entity_recalls(self.records[0]))) for floor in floors], dtype=float).T
+
+    def floors_of(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """Return the floor of each answer's recall in a record, by question id; empty without accepted answers."""
+        return recall_floors(record, self.accepted) if self.accepted else {}
 
 
 @dataclass(frozen=True)
@@ -196,14 +216,29 @@ def _read_run(path: Path) -> DocumentRun:
     named = ("model_name_or_path", "train_file", "probe_file", "learning_rate", "lr_scheduler_type", "num_train_epochs")
     settings = {name: flags[name] for name in (*named, "block_size", "instruct") if flags.get(name) is not None}
     seed = configuration.arguments.seed
+    records = tuple(read_question_probes(path / "question_probes.jsonl"))
     return DocumentRun(
         path.resolve().name,
         strategy_name(flags),
         42 if seed is None else seed,  # the Trainer's own
-        tuple(read_question_probes(path / "question_probes.jsonl")),
+        records,
         circuits,
         settings,
+        _accepted_answers(path, flags.get("probe_file"), records),
     )
+
+
+def _accepted_answers(
+    path: Path, probe_file: str | None, records: Sequence[Mapping[str, Any]]
+) -> dict[str, tuple[str, ...]]:
+    """Return the accepted answers to a run's questions by id; empty where no file has them all."""
+    asked = {(row["id"], row["entity"]) for record in records for row in record["questions"]}
+    for file in (path.resolve().parent / "questions.jsonl", probe_file and Path(probe_file)):
+        if file and file.is_file():
+            questions = read_questions(file)
+            if asked <= {(question.id, question.entity) for question in questions}:
+                return {question.id: question.answers for question in questions}
+    return {}
 
 
 def _read_references(folder: Path, runs: Sequence[DocumentRun]) -> dict[str, Mapping[str, Any]]:

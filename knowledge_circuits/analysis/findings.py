@@ -348,7 +348,7 @@ def _shift_statistics(
     bend = statistic("break point (epoch)", shift.fit.break_point, samples.break_point)
     return [
         *statistics,
-        replace(bend, note=EDGE if shift.fit.at_edge else ""),
+        replace(bend, note=EDGE.removeprefix("break ") if shift.fit.at_edge else ""),
         statistic("slope before the break (per epoch)", shift.fit.slope_before, samples.slope_before),
         statistic("slope after / before", shift.fit.slope_ratio, samples.slope_ratio),
     ]

@@ -77,7 +77,8 @@ def over_epochs(study: DocumentStudy) -> Figure:
     }
     figure, axes = grid(
         "Knowledge, loss and skill over epochs", "", 2, 4, width=13.0, height=6.2, share_y=False,
-        note=f"{plain(study.name)}: mean over seeds; dashed, answers without training",
+        note=f"{plain(study.name)}: mean over seeds; dashed, answers without training; dotted, floor of recall: the "
+        "same answers scored as answers about other entities (mean of the strategies)",
     )  # fmt: skip
     for ax, (column, title) in zip(axes.flat, panels.items(), strict=True):
         _draw_strategies(ax, table, column, study)
@@ -85,6 +86,9 @@ def over_epochs(study: DocumentStudy) -> Figure:
         ax.set_xlabel("epoch")
         if column in references:
             _draw_references(ax, references, column)
+        if column == "recall":
+            floor = table.groupby("epoch")["recall_floor"].mean()
+            ax.plot(floor.index, floor, color=BLACK, linestyle=":", linewidth=1.8)
         if column not in ("loss", "text_perplexity"):
             ax.set_ylim(-0.02, 1.02)
     return legend(figure, looks(study))
@@ -101,14 +105,15 @@ def _draw_strategies(ax: Axes, table: pd.DataFrame, column: str, study: Document
 
 
 def _draw_references(ax: Axes, references: pd.DataFrame, column: str) -> None:
-    """Draw a line for each reference; those that nearly coincide share a label."""
+    """Draw a line for each reference; those that nearly coincide share a label, the lowest's is clear of the curves."""
     labels: dict[float, list[str]] = {}
     for row in references.sort_values(column).to_dict("records"):
         ax.axhline(row[column], color=GREY, linestyle="--", linewidth=0.9)
         near = [value for value in labels if abs(value - row[column]) < 0.06]
         labels.setdefault(near[0] if near else row[column], []).append(plain(row["reference"]))
     for value, names in labels.items():
-        where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        below = 0.05 < value == min(labels)
+        where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top" if below else "bottom"}
         ax.annotate(",\n".join(names), (1, value), fontsize=6.5, color=GREY, **where)
 
 

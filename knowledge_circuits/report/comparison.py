@@ -32,6 +32,8 @@ from knowledge_circuits.report.section import TextTable, embed
 from knowledge_circuits.run_config import RunConfig, read_run_config
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Band, Group, KnowledgeType
+from knowledge_circuits.training.resume import RECIPE
+from knowledge_circuits.training.strategies import chosen as strategy_flags
 
 _MEASURES = {
     "accuracy": "query accuracy",
@@ -44,6 +46,10 @@ _MEASURES = {
 _NOT_COMPARED = {"Trained from", "Training file", "Seed of the data", "Seed of the training", "Probes", "Versions"}
 #: "Tokens an epoch" depends on the people, who depend on the seed.
 _NOT_COMPARED |= {"Tokens an epoch"}
+#: Flags of the recipe that stand among these rows, are of the seed, or name a path (see `_start_of`).
+_SHOWN_OR_SEEDED = {"learning_rate", "lr_scheduler_type", "seed", "data_seed", "model_name_or_path", "skill_examples"}
+#: Of what made random weights, what depends on the seed.
+_SEEDED = {"seed", "texts"}
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,14 @@ class RunSummary:
         findings: what the run shows of the three.
         last: the 18 groups' numbers at the last checkpoint (`circuit_tables.last_numbers`).
         settings: everything but the seeds that makes the run what it is, in words (`settings_of`).
+        start_unknown: its configuration does not tell from which weights it started.
     """
 
     name: str
     data_seed: str
     training_seed: str
     settings: dict[str, str]
+    start_unknown: bool
     findings: tuple[Finding, ...]
     last: pd.DataFrame
 
@@ -120,6 +128,7 @@ def summarize(run: Run) -> RunSummary:
         data_seed=_seed(config.data.seed),
         training_seed=_seed(config.arguments.seed),
         settings=settings_of(config, main_setting(run)),
+        start_unknown="starting_weights" not in config.as_dict(),
         findings=describe(predictions, circuit_predictions, read_circuits(run, kind=Group), past),
         last=circuit_tables.last_numbers(circuit_tables.results(run, kind=Group), circuit_predictions, predictions),
     )
@@ -132,11 +141,33 @@ def _seed(seed: int | None) -> str:
 def settings_of(config: RunConfig, setting: Setting | None) -> dict[str, str]:
     """Return what must be equal in two runs if their numbers are to be averaged: all settings but seeds and paths."""
     chosen = {name: value for name, value in configuration(config) if name not in _NOT_COMPARED}
+    flags = config.arguments.as_dict()
+    recipe = {flag: flags[flag] for flag in RECIPE if flag in flags and flag not in _SHOWN_OR_SEEDED}
+    chosen |= {f"--{flag}": json.dumps(value) for flag, value in {**recipe, **strategy_flags(flags)}.items()}
     for program, flags in config.data.generated.items():
         for flag, value in flags.items() if isinstance(flags, dict) else ():
-            if flag != "seed" and not flag.endswith(("_dir", "_file")):
+            if flag != "seed" and not flag.endswith(("_dir", "_file", "_path")):
                 chosen[f"{program} --{flag}"] = json.dumps(value)
-    return chosen | {"Circuits": str(setting) if setting else "none"}
+    return chosen | _start_of(config) | {"Circuits": str(setting) if setting else "none"}
+
+
+def _start_of(config: RunConfig) -> dict[str, str]:
+    """Return what must be equal in the weights that two runs start from.
+
+    Weights that this program made may differ by their seed: how they were made counts. All others are told apart by
+    their digest, weights of a hub by their name and revision.
+    """
+    made, flags = config.starting_model, config.arguments.as_dict()
+    if made is not None and made.configuration is not None:
+        made_like = settings_of(made.configuration, None) | {"Epoch": "" if made.epoch is None else f"{made.epoch:.3g}"}
+        return {f"Starting model: {name}": value for name, value in made_like.items() if name != "Circuits"}
+    if made is not None:
+        known = {flag: value for flag, value in made.made_from.items() if flag not in _SEEDED}
+        return {f"Starting model: --{flag}": json.dumps(value) for flag, value in known.items()}
+    if config.starting_weights is not None:
+        return {"Starting weights": config.starting_weights}
+    name = flags.get("model_name_or_path") if "starting_weights" in config.as_dict() else None
+    return {"Starting weights": f"{name}, revision {flags.get('model_revision')}"} if name else {}
 
 
 def experiments(runs: Sequence[RunSummary]) -> list[Experiment]:
@@ -253,6 +284,7 @@ def comparison_html(runs: Sequence[RunSummary]) -> str:
         "comparison.html.j2",
         runs=runs,
         experiments=alike,
+        start_unknown=[run.name for run in runs if run.start_unknown],
         findings=findings,
         learned=[learned_table(experiment) for experiment in alike],
         figure_of_all=embed(spread_figure(findings), caption),

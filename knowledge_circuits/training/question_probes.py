@@ -6,6 +6,7 @@ when the mean recall of its questions is at least `--learned_threshold`. Everyth
 function of the records:
 
     progress        learned, kept, newly learned and forgotten entities of each probe, by frequency and kind
+    recall_floors   the recall that the answers have as answers about other entities
     agreement       of the questions that are answered right, the share of paraphrases that are answered right too
     hallucination   of the questions about entities that no document mentions, the share that get an answer all the same
 
@@ -17,6 +18,7 @@ The study is that of Mousavi et al. (2026), arXiv 2601.03858.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,6 +52,9 @@ Record = Mapping[str, Any]
 
 #: The loss is the mean over at most so many documents, evenly spaced in the training file.
 MOST_DOCUMENTS = 500
+
+#: The floor of an answer's recall is taken over so many other questions at most.
+MOST_OTHERS = 50
 
 #: A held-out text is read up to this token.
 MOST_TOKENS = 1024
@@ -217,6 +222,33 @@ def entity_recalls(record: Record, frequency: str | None = None, kind: str | Non
     for row in _mentioned(record, frequency, kind):
         recalls[row["entity"]].append(row["recall"])
     return {entity: sum(values) / len(values) for entity, values in recalls.items()}
+
+
+def recall_floors(record: Record, accepted: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Return the recall of each answer about a mentioned entity, scored as one about others: what knows nothing earns.
+
+    The mean over the questions of the same kind about other mentioned entities, of which at most `MOST_OTHERS`, evenly
+    spaced, are taken. Words that stand in many answers ("of the") and right guesses of frequent ones are in it.
+
+    Args:
+        record: one probe.
+        accepted: the accepted answers by question id.
+
+    Returns:
+        By question id; NaN where no other entity has a question of the kind.
+    """
+    by_kind: dict[str | None, list[dict[str, Any]]] = defaultdict(list)
+    for row in _mentioned(record, None, None):
+        by_kind[row["kind"]].append(row)
+    floors = {}
+    for rows in by_kind.values():
+        for row in rows:
+            others = [other["id"] for other in rows if other["entity"] != row["entity"]]
+            count = min(MOST_OTHERS, len(others))
+            chosen = [others[number * len(others) // count] for number in range(count)]
+            scores = [recall(row["output"], accepted[id]) for id in chosen]
+            floors[row["id"]] = _mean(scores) if scores else math.nan
+    return floors
 
 
 def learned_entities(

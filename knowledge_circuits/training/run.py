@@ -65,7 +65,12 @@ from knowledge_circuits.training.packing import token_stream
 from knowledge_circuits.training.probe_files import probe_callbacks
 from knowledge_circuits.training.probes import ProbeArguments, Schedule
 from knowledge_circuits.training.resume import finished_step, prepare_folder, settings_fingerprint
-from knowledge_circuits.training.starting_model import model_configuration, training_model, training_tokenizer
+from knowledge_circuits.training.starting_model import (
+    model_configuration,
+    starting_model,
+    training_model,
+    training_tokenizer,
+)
 from knowledge_circuits.training.strategies import StrategyArguments, annotate
 from knowledge_circuits.training.trainer import CheckpointTrainer, loading
 
@@ -286,10 +291,13 @@ def run_configuration(flags: Flags, data: TrainingData, block_size: int) -> dict
     """Return all that a run is: its flags, what its data are, and the versions of what it ran on."""
     arguments = flags.training
     generated = data_configuration(flags.data.train_file)
+    base = flags.model.model_name_or_path
+    start = starting_model(Path(base)) if base else None
     training = {key: value for key, value in arguments.to_dict().items() if key not in ("local_rank", "eval_on_start")}
     return {
         "model": flags.model.model,
-        "starting_weights": weights_digest(flags.model.model_name_or_path) if flags.model.model_name_or_path else None,
+        "starting_weights": weights_digest(base) if base else None,
+        "starting_model": start.as_dict() if start else None,
         "arguments": {
             **asdict(flags.model),
             **asdict(flags.data),

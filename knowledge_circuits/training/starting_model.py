@@ -14,9 +14,12 @@ from transformers import (
 )
 
 from knowledge_circuits.files import InputError, first_line
-from knowledge_circuits.manifest import FOLDER_MANIFEST, check, read_manifest
+from knowledge_circuits.manifest import FOLDER_MANIFEST, Manifest, check, read_manifest
 from knowledge_circuits.models.loading import DTYPES, load_configuration, load_model
 from knowledge_circuits.models.tokenization import load_tokenizer
+from knowledge_circuits.records import LoggedState, shape
+from knowledge_circuits.run_config import StartingModel, read_run_config
+from knowledge_circuits.runs import Run
 from knowledge_circuits.training.arguments import ModelArguments
 from knowledge_circuits.training.checkpoints import UNIT
 
@@ -71,10 +74,7 @@ def check_start(folder: Path) -> None:
     Raises:
         InputError: with the file, or that the program that makes it was interrupted.
     """
-    try:
-        manifest = read_manifest(folder / FOLDER_MANIFEST)
-    except InputError:
-        manifest = None  # of another program, or damaged: the weights are checked where they are loaded
+    manifest = _manifest(folder)
     if manifest is not None and manifest.unit in (UNIT, "model"):
         state = check(folder / FOLDER_MANIFEST, verify=True)
         if not state.is_whole:
@@ -82,6 +82,26 @@ def check_start(folder: Path) -> None:
                 f"{folder}: {state.detail}; make it again or start from another checkpoint, or remove "
                 f"{FOLDER_MANIFEST} if you changed it on purpose"
             )
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    """Return a folder's manifest; None for one of another program, or a damaged one: loading checks the weights."""
+    try:
+        return read_manifest(folder / FOLDER_MANIFEST)
+    except InputError:
+        return None
+
+
+def starting_model(folder: Path) -> StartingModel | None:
+    """Return how a checkpoint's weights were made; None for a checkpoint of another program."""
+    manifest = _manifest(folder)
+    if manifest is not None and manifest.unit == "model":
+        return StartingModel(made_from=dict(manifest.made_from))
+    run, state = Run(folder.resolve().parent.parent), folder / "trainer_state.json"
+    if folder.resolve().parent != run.checkpoints_folder or not run.config.exists():
+        return None
+    epoch = shape(LoggedState).file(state).get("epoch") if state.exists() else None
+    return StartingModel(configuration=read_run_config(run), epoch=epoch)
 
 
 def _from_scratch(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
