@@ -198,6 +198,14 @@ def test_figures_of_circuits_have_a_line_for_each_group(fact_run: Run, circuits:
     assert "--target_group" in said(circuit_evaluation.hits_across_bands(alone, results, "run"))
 
 
+def test_faithfulness_that_is_nowhere_certain_is_crosses_on_its_axis(fact_run: Run) -> None:
+    results = circuit_tables.results(fact_run)
+    unsure = results.assign(clean_minus_corrupted_low=-1.0, clean_minus_corrupted_high=1.0)
+    ax = circuit_evaluation.faithfulness(unsure, "run").axes[0]
+    (crosses,) = (line for line in ax.lines if line.get_marker() == "x")
+    assert ax.axison and not ax.texts and len(crosses.get_xdata()) == len(results)
+
+
 def test_transferred_circuits_of_own_facts_have_a_panel_for_each_group() -> None:
     rows = [
         {

@@ -137,7 +137,8 @@ def _draw_faithfulness(ax: Axes, table: pd.DataFrame, lines: By) -> None:
     by, looks = lines
     ax.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
     medians = _medians(table[table["sure"]], "faithfulness", by)
-    draw_lines(ax, medians.assign(shown=within(medians["faithfulness"], FAITHFULNESS_LIMITS)), "shown", by, looks)
+    if len(medians) or table.empty:  # else there are crosses alone
+        draw_lines(ax, medians.assign(shown=within(medians["faithfulness"], FAITHFULNESS_LIMITS)), "shown", by, looks)
     for name, look in looks.items():
         rows = medians[medians[by] == name]
         mark_beyond(ax, rows["epoch"], rows["faithfulness"], FAITHFULNESS_LIMITS, look.color)
