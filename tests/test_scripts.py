@@ -120,7 +120,9 @@ def checkout(tmp_path: Path) -> Path:
 def installations(checkout: Path, options: str = "") -> list[str]:
     """Source environment.sh and return the pip commands of it."""
     (checkout / "record").write_text("")
-    subprocess.run(["bash", "-c", f"{options}source scripts/environment.sh"], cwd=checkout, timeout=60)
+    environment = {name: value for name, value in os.environ.items() if name != "VENV"}
+    command = ["bash", "-c", f"{options}source scripts/environment.sh"]
+    subprocess.run(command, cwd=checkout, env=environment, timeout=60)
     return re.findall(r"pip install .*", (checkout / "record").read_text())
 
 
