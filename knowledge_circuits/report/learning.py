@@ -42,8 +42,8 @@ SECTION = Section(
         ),
         Drawing(
             lambda m: learning.knowledge_heatmap(m.predictions, m.name),
-            "Each row is a person, each column a checkpoint. Facts of frequent people turn bright first. Dark cells to "
-            "the right of bright ones are facts that were forgotten.",
+            "Each row is a person, frequent ones on top, each column a checkpoint. Dark cells to the right of bright "
+            "ones are facts that were forgotten.",
             _of_the_study,
         ),
         Drawing(
