@@ -19,8 +19,8 @@ SECTION = Section(
         Drawing(
             lambda m: topology.similarity_to_last(m.circuits, m.name),
             "Jaccard similarity of each circuit with the last checkpoint's circuit of its group. Circuits that two "
-            "halves of the prompts give in the same weights differ by the noise of the prompts alone (dashed), which is "
-            "larger in halves than in all prompts.",
+            "halves of the prompts give in the same weights differ by the noise of the prompts alone (dashed), which "
+            "is larger in halves than in all prompts.",
         ),
         Drawing(
             lambda m: topology.similarity_map(m.circuits, m.name),
