@@ -11,6 +11,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,21 @@ def best_seconds(work: Callable[[], Any], repeats: int, device: str = "cpu", war
     return min(times)
 
 
-def matrix_peak(device: str, dtype: torch.dtype, seconds: float = 3.0) -> float:
+def matrix_peak(
+    device: str,
+    dtype: torch.dtype,
+    seconds: float = 3.0,
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.mm,
+) -> float:
     """The most operations per second that square matrix products of several sizes reach."""
     sizes = (512, 1024, 1536, 2048, 3072) if device == "cpu" else (2048, 4096, 8192, 12288)
     best = 0.0
     for size in sizes:
-        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        out = torch.empty(size, size, device=device, dtype=dtype)
+        multiply = partial(product, *(torch.randn(size, size, device=device).to(dtype) for _ in range(2)))
         deadline = time.perf_counter() + seconds / len(sizes)
-        torch.mm(left, right, out=out)
+        multiply()
         while time.perf_counter() < deadline:
-            best = max(best, 2 * size**3 / best_seconds(lambda: torch.mm(left, right, out=out), 3, device, False))  # noqa: B023
+            best = max(best, 2 * size**3 / best_seconds(multiply, 3, device, False))
     return best
 
 

@@ -121,6 +121,18 @@ def test_a_block_of_memory_serves_one_tensor_at_a_time() -> None:
     assert second.data_ptr() != place
     del first, second
     assert workspace((5, 2), like).data_ptr() == place
+
+
+def test_kept_memory_made_in_inference_mode_is_written_outside_of_it() -> None:
+    like = torch.zeros(())
+    with torch.inference_mode():
+        first = workspace((2000, 1000), like)
+        first.zero_()
+    place = first.data_ptr()
+    del first
+    second = workspace((2000, 1000), like)
+    assert second.data_ptr() == place
+    second[0] = 1  # PyTorch refuses this for memory of inference mode
     assert workspace((2,), like.double()).dtype == torch.float64
 
 

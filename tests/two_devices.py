@@ -6,7 +6,7 @@ is an error, as it is with real ones; copies from one to the other are not.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -41,7 +41,19 @@ class Placed(Tensor):
 
 
 class TwoDevices(TorchDispatchMode):
-    """Runs operations on placed tensors, and makes new ones where a device is named."""
+    """Runs operations on placed tensors, and makes new ones where a device is named.
+
+    PyTorch has no inference mode for tensors such as `Placed`; `no_grad` stands in.
+    """
+
+    def __enter__(self) -> Self:
+        self._inference_mode = torch.inference_mode
+        torch.inference_mode = torch.no_grad
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        torch.inference_mode = self._inference_mode
+        super().__exit__(*raised)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(function, args, kwargs or {})

@@ -6,6 +6,7 @@ In the order in which data meet them:
     architecture    what a configuration says: whether the engine computes it, activation, rotary positions
     weights         read a Hugging Face checkpoint into that form, checked against the model's own logits
     prompts         clean and corrupted prompts with labels, batched by length
+    products        matrix products, by BLAS or oneDNN
     forward         the forward pass, keeping the activations that the backward pass needs
     backward        the backward pass, written out: gradients at every target's input
     options         methods, interventions and metrics by name, without importing torch

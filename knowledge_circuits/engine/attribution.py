@@ -55,7 +55,6 @@ from knowledge_circuits.engine.forward import (
     Trace,
     among_last,
     at_least_float32,
-    batched_product,
     cap_slope,
     embed,
     forward,
@@ -71,6 +70,7 @@ from knowledge_circuits.engine.memory import (
 )
 from knowledge_circuits.engine.metrics import MetricFunction, as_metric, losses, metric_name, pairs_for, read
 from knowledge_circuits.engine.options import GradientRule, Method, Metric
+from knowledge_circuits.engine.products import batched_product
 from knowledge_circuits.engine.prompts import Batch, PromptPairs
 from knowledge_circuits.files import InputError
 

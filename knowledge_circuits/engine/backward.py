@@ -36,11 +36,11 @@ from knowledge_circuits.engine.forward import (
     apply_activation,
     cap_slope,
     head_scale,
-    linear,
     normalize_heads,
     secant,
 )
 from knowledge_circuits.engine.options import GradientRule
+from knowledge_circuits.engine.products import linear
 
 
 @dataclass(frozen=True)

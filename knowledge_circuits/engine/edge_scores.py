@@ -17,8 +17,9 @@ from torch import Tensor
 
 from knowledge_circuits.engine.backward import HeadGradients, LayerGradients
 from knowledge_circuits.engine.decoder import Decoder
-from knowledge_circuits.engine.forward import Normalized, among_last, batched_product
+from knowledge_circuits.engine.forward import Normalized, among_last
 from knowledge_circuits.engine.graph import Layout
+from knowledge_circuits.engine.products import batched_product, linear
 from knowledge_circuits.engine.prompts import Batch, PromptPairs
 from knowledge_circuits.files import InputError
 
@@ -197,6 +198,8 @@ def _products(differences: Tensor, gradients: Tensor, cells: int) -> Tensor:
 
     The b p positions, in order, are divided into c cells of one size: all of them, one item each, or one position each.
     """
+    if cells == 1:
+        return linear(differences.flatten(1), gradients.flatten(1).T).unsqueeze(0)
     right = differences.reshape(len(differences), cells, -1).permute(1, 2, 0)
     return (gradients.reshape(len(gradients), cells, -1).transpose(0, 1) @ right).transpose(1, 2)
 

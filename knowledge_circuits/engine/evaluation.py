@@ -120,7 +120,7 @@ def evaluate(
         means = mean_outputs(decoder, pairs, positional, batch_size, memory_gb)
     prefixes = Prefixes(decoder)
     results = torch.zeros(2 + len(circuits), len(pairs), dtype=torch.float64)
-    with torch.no_grad():
+    with torch.inference_mode():
         for batch, positions in _batches(decoder, pairs, batch_size, memory_gb, progress, "evaluation"):
             values = torch.stack(_values(decoder, prefixes, runners, batch, positions, intervention, metric, means))
             results[:, batch.index] = values.double().cpu()
@@ -157,7 +157,7 @@ def standalone(
     probabilities = torch.zeros(len(pairs), dtype=torch.float64)
     ranks = torch.zeros(len(pairs), dtype=torch.long)
     zero = Reference.zero(decoder)
-    with torch.no_grad():
+    with torch.inference_mode():
         for batch, positions in _batches(decoder, pairs, batch_size, memory_gb, progress, "standalone"):
             reference = zero if means is None else _cut(means, batch)
             logits = at_least_float32(runner.logits(embed(decoder, batch.clean), reference, positions)[:, -1])

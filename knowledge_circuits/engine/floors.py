@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from knowledge_circuits.engine import topology
 from knowledge_circuits.engine.graph import Graph, Layout
@@ -122,7 +122,8 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float,
     sample = np.asarray(values, dtype=float)
     if len(sample) < 2:
         return float(sample.mean()), -np.inf, np.inf
-    half = stats.sem(sample) * stats.t.ppf((1 + level) / 2, len(sample) - 1)
+    error = sample.std(ddof=1) / np.sqrt(len(sample))
+    half = error * special.stdtrit(len(sample) - 1, (1 + level) / 2)
     return float(sample.mean()), float(sample.mean() - half), float(sample.mean() + half)
 
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from knowledge_circuits.engine.decoder import GELU, MLP, Activation, Attention, Decoder
+from knowledge_circuits.engine.products import linear
 
 
 @dataclass(frozen=True)
@@ -298,21 +299,6 @@ def capped(x: Tensor, cap: float | None) -> Tensor:
 def cap_slope(x: Tensor, cap: float) -> Tensor:
     """Return the derivative of `capped` at x, before the cap."""
     return 1 - torch.tanh(x / cap).square()
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x [..., in] times weight [in, out], plus bias [out] if there is one."""
-    rows = x.reshape(-1, x.shape[-1])
-    product = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
-    return product.view(*x.shape[:-1], weight.shape[1])
-
-
-def batched_product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """Write left [k, n, i] times right [k, i, o] to `out` [k, n, o], which may be on another device."""
-    if out.device == left.device:
-        torch.bmm(left, right, out=out)
-    else:
-        out.copy_(left @ right)
 
 
 def normalize(x: Tensor, decoder: Decoder) -> Normalized:

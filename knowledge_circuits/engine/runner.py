@@ -35,8 +35,6 @@ from knowledge_circuits.engine.forward import (
     Rotations,
     among_last,
     attend,
-    batched_product,
-    linear,
     logits_of,
     mlp_output,
     normalize,
@@ -47,6 +45,7 @@ from knowledge_circuits.engine.forward import (
 )
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.memory import workspace
+from knowledge_circuits.engine.products import batched_product, linear
 
 #: Bytes of inputs summed and projected at a time on a CPU, so that they stay in its cache.
 _BLOCK_BYTES = 4e6
@@ -151,6 +150,7 @@ class _LayerCircuit:
 
     Attributes:
         heads: [a] the heads in the circuit, or all heads of the layer if they share a norm's scale.
+        kv_heads: [a] the key/value heads that they read.
         rows: the heads' rows among the terms.
         everywhere: the inputs read at every position, with the sources that attention reads.
         at_last: those read at the last positions only: in the last layer, queries and MLP.
@@ -160,6 +160,7 @@ class _LayerCircuit:
     """
 
     heads: Tensor
+    kv_heads: Tensor
     rows: slice
     everywhere: _Targets
     at_last: _Targets | None
@@ -242,6 +243,7 @@ class CircuitRunner:
         first = self._rows_before(sources.start)
         return _LayerCircuit(
             heads=heads.to(w_o.device),
+            kv_heads=kv_heads.to(w_o.device),
             rows=slice(first, first + len(heads)),
             everywhere=targets(1, 2, with_mlp=False) if last else targets(0, 1, 2, with_mlp=mlp_runs),
             at_last=targets(0, with_mlp=mlp_runs) if last else None,
@@ -418,7 +420,7 @@ class CircuitRunner:
         q, k, v = (part.unflatten(1, (b, -1)).transpose(0, 1) for part in parts)
         heads = prepare_heads(decoder, decoder.blocks[index].attention, q, k, v, rotary)
         if past is None:
-            past = _prefix_of_heads(prefix, index, layer.heads // (decoder.n_heads // decoder.n_kv_heads))
+            past = _prefix_of_heads(prefix, index, layer.kv_heads)
         if past is None:
             return heads
         return replace(heads, k=torch.cat((past.keys[0], heads.k), 2), v=torch.cat((past.values[0], heads.v), 2))

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from knowledge_circuits.engine.graph import Graph, Layout
@@ -136,7 +136,7 @@ def stability(
     halves, rest = 2 * resampling.splits, slice(2 * resampling.splits, None)
     first, second = members[:halves:2].numpy(), members[1:halves:2].numpy()
     correlations = [
-        stats.spearmanr(one.numpy(), other.numpy()).statistic
+        scipy.stats.spearmanr(one.numpy(), other.numpy()).statistic
         for one, other in zip(ranked[:halves:2], ranked[1:halves:2], strict=True)
     ]
     signs = flat[rest].sign()

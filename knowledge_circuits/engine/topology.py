@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from knowledge_circuits.engine.graph import Graph, Layout
 
@@ -78,12 +78,13 @@ def random_walk_entropy(graph: Graph) -> float:
     """
     scores = np.where(real_edges(graph.layout), _array(graph.scores).astype(np.float64), -np.inf)
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return float(stats.entropy(weights, axis=1).sum())
+    return float(special.entr(weights / weights.sum(axis=1, keepdims=True)).sum())
 
 
 def _entropy(scores: NDArray[Any]) -> float:
     magnitudes = np.abs(scores.astype(np.float64))
-    return float(stats.entropy(magnitudes)) if magnitudes.sum() > 0 else float("nan")
+    total = magnitudes.sum()
+    return float(special.entr(magnitudes / total).sum()) if total > 0 else float("nan")
 
 
 def jaccard(first: Mask, second: Mask) -> Floats:

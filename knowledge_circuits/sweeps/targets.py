@@ -67,6 +67,7 @@ class TestItems:
         encoded = iter(
             encode_continuations(tokenizer, [item.prompt for item in answered], [item.value for item in answered])
         )
+        space = label_text(tokenizer, "")
         prompts, labels, said = [], [], []
         for item in self.items:
             if item.label is None:
@@ -77,7 +78,7 @@ class TestItems:
                 answer = tokenizer.decode([label]).strip()
             prompts.append(prompt)
             labels.append((label, label))
-            said.append({"ground_truth": answer, "clean_label": label_text(tokenizer, answer)})
+            said.append({"ground_truth": answer, "clean_label": space + answer})
         return PromptPairs(prompts, prompts, labels), said
 
 
