@@ -132,7 +132,7 @@ def test_kept_memory_made_in_inference_mode_is_written_outside_of_it() -> None:
     del first
     second = workspace((2000, 1000), like)
     assert second.data_ptr() == place
-    second[0] = 1  # PyTorch refuses this for memory of inference mode
+    second[0] = 1  # PyTorch refuses this for tensors of inference mode
     assert workspace((2,), like.double()).dtype == torch.float64
 
 

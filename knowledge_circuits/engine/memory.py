@@ -78,8 +78,7 @@ def workspace(shape: Sequence[int], like: Tensor) -> Tensor:
     if like.device.type != "cpu" or count > _KEPT_WORKSPACE or _workspace.user() is not None:
         return like.new_empty(shape)
     if len(_workspace.block) < count:
-        with torch.inference_mode(False):  # else no pass outside of it could write there
-            _workspace.block = torch.empty(count, dtype=torch.uint8)
+        _workspace.block = torch.empty(count, dtype=torch.uint8)
     tensor = _workspace.block[:count].view(like.dtype).view(shape)
     _workspace.user = weakref.ref(tensor)
     return tensor
