@@ -127,6 +127,7 @@ class Setting:
     threads: int | None
     parameter_gradients: bool
     tf32: bool = False
+    blas: bool = False
 
     def config(self) -> PreTrainedConfig:
         """The model's configuration; `layers` and `heads` replace the shape's own (heads keep their width)."""
@@ -451,6 +452,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<n> (cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number type of both sides (float32)")
     parser.add_argument("--tf32", action="store_true", help="let float32 products on a GPU round to TF32 (no)")
+    parser.add_argument("--blas", action="store_true", help="products on a CPU by BLAS alone, without oneDNN (no)")
     parser.add_argument("--batch", type=int, default=8, help="prompts per batch (8)")
     parser.add_argument("--positions", type=int, default=16, help="tokens per prompt (16)")
     parser.add_argument("--steps", type=int, default=5, help="interpolation steps m (5)")
@@ -480,10 +482,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def prepare(setting: Setting) -> None:
-    """Set the number of threads and the precision of float32 products."""
+    """Set the number of threads, and the precision and kernel of float32 products."""
     if setting.threads:
         torch.set_num_threads(setting.threads)
     torch.set_float32_matmul_precision("high" if setting.tf32 else "highest")
+    torch.backends.mkldnn.set_flags(not setting.blas)
 
 
 def main() -> None:
@@ -494,7 +497,7 @@ def main() -> None:
         prepare(setting)
         print(json.dumps(peak_memory(setting, request["side"], request["work"])))
         return
-    names = ("shape", "layers", "heads", "batch", "positions", "steps", "dtype", "device", "threads", "tf32")
+    names = ("shape", "layers", "heads", "batch", "positions", "steps", "dtype", "device", "threads", "tf32", "blas")
     setting = Setting(
         **{name: getattr(arguments, name) for name in names}, parameter_gradients=arguments.parameter_gradients
     )

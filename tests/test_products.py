@@ -37,6 +37,8 @@ def test_which_products_onednn_makes() -> None:
     assert not products._for_onednn(x[:8], weight)  # too small
     assert not products._for_onednn(x.double(), weight.double())
     assert not products._for_onednn(x, torch.randn(200, 600)[:, :300])
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not products._for_onednn(x, weight)
 
 
 def test_a_product_that_autograd_follows_has_a_gradient() -> None:

@@ -3,6 +3,7 @@
 In float32 on a CPU, PyTorch leaves products to its BLAS (MKL), and in float16 and bfloat16 to oneDNN. On AMD processors
 oneDNN is faster in float32 too, most of all with few rows (docs/benchmarks.md); there `linear` calls the operator
 that compiled models use for their linear layers. Small products stay with BLAS, whose calls cost less.
+`torch.backends.mkldnn.enabled = False` leaves all of them to BLAS.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 
 #: Multiplications from which oneDNN's call is worth its cost.
 _ONEDNN_FROM = 1_500_000
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -32,6 +33,7 @@ def _for_onednn(x: Tensor, weight: Tensor) -> bool:
     """
     return (
         _HAS_ONEDNN
+        and bool(torch.backends.mkldnn.enabled)
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and len(x) * weight.numel() >= _ONEDNN_FROM
