@@ -11,8 +11,8 @@ for file in EAP-IG/src/eap/attribute.py auto-circuit/auto_circuit/prune.py; do
     [[ -f $sources/$file ]] || { echo "$sources/$file is missing: clone the peers' sources there" >&2; exit 1; }
 done
 "${PYTHON:-python3}" -m venv "$environment"
-# numpy below 2 is TransformerLens 2's; pandas and pyarrow are the last that take it.
-"$environment/bin/pip" install torch==2.13.0 transformer-lens==2.18.0 'numpy<2' pandas==2.2.3 pyarrow==20.0.0 \
+# numpy below 2 is TransformerLens 2's; pandas and pyarrow are the last that take it (pandas by the version of Python).
+"$environment/bin/pip" install torch==2.13.0 transformer-lens==2.18.0 'numpy<2' 'pandas<2.3' pyarrow==20.0.0 \
     matplotlib einops attrs ordered-set plotly kaleido==0.2.1 blobfile word2word tracr-pypi vscode-tqdm
 site=$("$environment/bin/python" -c 'import site; print(site.getsitepackages()[0])')
 printf '%s\n' "$sources/EAP-IG/src" "$sources/auto-circuit" >"$site/peers.pth"
