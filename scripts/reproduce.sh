@@ -2,7 +2,7 @@
 # Run the paper's pipeline, from data to figures, on nano, a GPT-2 of 2.4 million parameters.
 #
 # What: makes .venv, then runs scripts/nano/{data,train,predict,eap,circuit_eval,figures,report}.sh in this order.
-# How long: about 16 minutes on 2 CPU cores, under 6 GB of memory; the first time 2 minutes more for the installation.
+# How long: about 15 minutes on 2 CPU cores, under 6 GB of memory; the first time 2 minutes more for the installation.
 # Output: progress bars; at the end the table of what was learned and the paths of the figures and the report.
 # An interrupted call continues when it is repeated. Repeating a finished one prints the table again.
 # SEED=1 bash scripts/reproduce.sh uses other people and other weights, in a run of its own (seed_1).
