@@ -486,7 +486,7 @@ def prepare(setting: Setting) -> None:
     if setting.threads:
         torch.set_num_threads(setting.threads)
     torch.set_float32_matmul_precision("high" if setting.tf32 else "highest")
-    torch.backends.mkldnn.set_flags(not setting.blas)
+    torch.backends.mkldnn.enabled = not setting.blas  # type: ignore[assignment]
 
 
 def main() -> None:

@@ -260,7 +260,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         for work in ("attribution", "evaluation"):
             files = [Path(folder) / f"{side}.{work}.pt" for side in ("engine", "eap")]
             if all(file.exists() for file in files):
-                ours, theirs = (torch.load(file) for file in files)
+                ours, theirs = (torch.load(file, weights_only=True) for file in files)
                 differences[work] = float((ours - theirs.view_as(ours)).abs().max() / theirs.abs().max())
     content |= {"best": best, "differences_from_eap": differences}
     content["ratios"] = {

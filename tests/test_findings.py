@@ -116,7 +116,7 @@ def test_a_steep_fall_that_turns_flat_is_best_described_with_a_bend() -> None:
     circuits = made_circuits(bent())
     finding = findings.phase_shift(circuits)
     assert finding.verdict == Verdict.ONE_RUN
-    assert "circuit entropy is best described as two segments with a bend" in finding.reason.lower()
+    assert "circuit entropy: the bic is lowest for the shape two segments with a bend" in finding.reason.lower()
     shift = findings.fit_phase_shift(circuits)
     assert shift is not None
     assert shift.break_low <= 7 <= shift.break_high
@@ -137,8 +137,12 @@ def test_a_break_at_the_edge_of_the_search_is_said_and_drawn_open() -> None:
 
 
 def test_a_smooth_decay_is_best_described_as_one() -> None:
-    reason = findings.phase_shift(made_circuits(8 + 2 * np.exp(-EPOCHS / 4))).reason.lower()
-    assert "circuit entropy is best described as saturating" in reason and "two segments worse" in reason
+    finding = findings.phase_shift(made_circuits(8 + 2 * np.exp(-EPOCHS / 4)))
+    (gain,) = [s for s in finding.statistics if s.name == "circuit entropy: BIC, best smooth shape - two segments"]
+    assert gain.estimate < 0
+    reason = finding.reason.lower()
+    assert "circuit entropy: the bic is lowest for the shape saturating" in reason
+    assert f"two segments gain {gain.interval} over the best smooth curve" in reason
 
 
 def test_groups_that_disagree_widen_the_interval_of_the_break() -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import families
 import pytest
 import torch
+from test_attribution_oracles import prompt_pairs
 
 from knowledge_circuits.engine import products
+from knowledge_circuits.engine.attribution import attribute
+from knowledge_circuits.engine.evaluation import evaluate, standalone
 from knowledge_circuits.engine.products import linear
+from knowledge_circuits.engine.selection import prune, top_n
+from knowledge_circuits.engine.weights import decoder_from_model
 
 WEIGHTS = {
     "as it is": lambda w: w,
@@ -46,3 +52,24 @@ def test_a_product_that_autograd_follows_has_a_gradient() -> None:
     weight = torch.randn(200, 300)
     linear(x, weight).sum().backward()
     torch.testing.assert_close(x.grad, weight.sum(1).expand(64, -1))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi"])
+def test_scores_and_evaluations_by_onednn_are_those_in_double_precision(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = prompt_pairs(families.random_pairs((7, 10, 7), seed=3))
+    config = families.FAMILIES[family]()
+    single, double = (
+        decoder_from_model(families.random_model(config, 0, torch.float32).to(dtype))
+        for dtype in (torch.float32, torch.float64)
+    )
+    expected = attribute(double, pairs, ig_steps=2)
+    circuit = prune(top_n(expected, expected.n_edges // 3))
+    monkeypatch.setattr(products, "_ONEDNN_FROM", 0)  # tiny models have no larger products
+    scores = attribute(single, pairs, ig_steps=2).scores
+    torch.testing.assert_close(scores.double(), expected.scores, rtol=1e-4, atol=1e-5 * expected.scores.abs().max())
+    (found,), (exact,) = evaluate(single, [circuit], pairs), evaluate(double, [circuit], pairs)
+    torch.testing.assert_close(found.circuit, exact.circuit, rtol=1e-4, atol=1e-5)
+    alone, alone_exact = standalone(single, circuit, pairs), standalone(double, circuit, pairs)
+    torch.testing.assert_close(alone.token_prob, alone_exact.token_prob, rtol=1e-4, atol=1e-6)

@@ -35,6 +35,7 @@ RESAMPLES = 2000
 NEGLIGIBLE = 0.01
 #: What is said of a two-segment fit whose break need not be where the curve bends (`curves.at_edge`).
 EDGE = "break at the edge of the search"
+_BEND_GAIN = "BIC, best smooth shape - two segments"
 #: Fewer layers that change at all do not make an order.
 FEWEST_LAYERS = 4
 
@@ -306,8 +307,9 @@ def phase_shift(circuits: Circuits | None, seed: int = 0, resamples: int = RESAM
     for column, name in names.items():
         shift = fit_phase_shift(circuits, column, seed, resamples)
         if shift is not None:
-            statistics += _shift_statistics(circuits, column, name, shift, seed, resamples)
-            shapes += [f"{name} is best described as {_best(shift.comparison)}"] if shift.comparison else []
+            measured = _shift_statistics(circuits, column, name, shift, seed, resamples)
+            statistics += measured
+            shapes += [f"{name}: {_best(shift.comparison, measured)}"] if shift.comparison else []
     if not statistics:
         reason = "Too few groups have circuits at every checkpoint."
         return Finding(title, claim, Verdict.ONE_RUN, reason, ())
@@ -315,11 +317,11 @@ def phase_shift(circuits: Circuits | None, seed: int = 0, resamples: int = RESAM
     return Finding(title, claim, Verdict.ONE_RUN, f"{reason[:1].upper()}{reason[1:]}.", tuple(statistics))
 
 
-def _best(comparison: curves.ShapeComparison) -> str:
-    """Return the shape of lowest BIC, and by how much two segments fall behind or lead."""
+def _best(comparison: curves.ShapeComparison, measured: Sequence[Statistic]) -> str:
+    """Return the shape of lowest BIC, and what two segments gain over the best smooth curve, with its interval."""
     shape = min(comparison.bic, key=lambda name: float(comparison.bic[name]))
-    gain = float(comparison.bend_gain)
-    return f"{shape} (BIC of two segments {'better' if gain > 0 else 'worse'} by {abs(gain):.1f} than the best smooth)"
+    gain = next(statistic for statistic in measured if statistic.name.endswith(_BEND_GAIN))
+    return f"the BIC is lowest for the shape {shape}; two segments gain {gain.interval} over the best smooth curve"
 
 
 def _shift_statistics(
@@ -343,7 +345,7 @@ def _shift_statistics(
             statistics.append(Statistic(label, where, above, np.nan, np.nan, ""))
         few = _resampled_groups(len(y), seed, min(resamples, 500)) @ y
         gains = curves.compare_shapes(x, few).bend_gain
-        gain = statistic("BIC, best smooth shape - two segments", shift.comparison.bend_gain, gains)
+        gain = statistic(_BEND_GAIN, shift.comparison.bend_gain, gains)
         statistics.append(Statistic(gain.name, where, gain.estimate, gain.low, gain.high, "above 2"))
     bend = statistic("break point (epoch)", shift.fit.break_point, samples.break_point)
     return [
@@ -425,7 +427,7 @@ def deep_to_shallow(circuits: Circuits | None, seed: int = 0, resamples: int = R
     low, high = _interval(usable) if enough and len(usable) > len(order.samples) / 2 else (np.nan, np.nan)
     p = permuted_layers_p(order.epochs[None], seed) if enough else np.nan
     name = "rank correlation of half-change epoch with depth"
-    statistics = [Statistic(name, f"{moved} layers", order.correlation, low, high, "below 0", p=p)]
+    statistics = [Statistic(name, f"{moved} layer{'s' * (moved != 1)}", order.correlation, low, high, "below 0", p=p)]
     for layer, epoch, early, late in zip(order.layers, order.epochs, order.low, order.high, strict=True):
         statistics.append(Statistic("half-change epoch", f"layer {layer}", float(epoch), early, late, ""))
     reason = f"Over {moved} layers the {name} is {statistics[0].interval}{statistics[0].tested}."

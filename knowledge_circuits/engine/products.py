@@ -1,9 +1,9 @@
 """Matrix products, by the faster of the kernels that PyTorch brings.
 
-In float32 on a CPU, PyTorch leaves products to its BLAS (MKL), and in float16 and bfloat16 to oneDNN. On AMD processors
-oneDNN is faster in float32 too, most of all with few rows (docs/benchmarks.md); there `linear` calls the operator
-that compiled models use for their linear layers. Small products stay with BLAS, whose calls cost less.
-`torch.backends.mkldnn.enabled = False` leaves all of them to BLAS.
+In float32 on a CPU, PyTorch uses its BLAS library (MKL), and in float16 and bfloat16 oneDNN. On the processor of
+docs/benchmarks.md oneDNN is faster in float32 too, most of all with few rows. `linear` therefore calls the oneDNN
+operator of compiled models, on every CPU. Small products use BLAS, whose calls cost less.
+`torch.backends.mkldnn.enabled = False` makes all products use BLAS.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _for_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN multiplies x [n, in] and weight [in, out].
+    """Return whether oneDNN multiplies x [n, in] and weight [in, out].
 
-    It keeps no graph for autograd, and is a thousand times slower for weights that are columns of larger ones.
+    Not where autograd needs a graph, and not for a weight that is a block of columns of a larger one, for which oneDNN
+    took a thousand times as long as BLAS.
     """
     return (
         _HAS_ONEDNN
