@@ -171,12 +171,13 @@ transfer_circuits() { # arguments of circuit_eval.py...
 # Forgetting ----------------------------------------------------------------------------------------------------------
 
 # Continue the finished run on N other people, with each replay ratio (the share of training examples that are replaced by
-# examples of the run). Checkpoints lie at exponential gaps; old biographies are evaluated every 5 steps.
+# examples of the run). Checkpoints lie at exponential gaps; old biographies are evaluated every 5 steps. FORGET_DATA: flags
+# of data/forget_data_generation.py.
 # Output: outputs/forget/<MODEL>/replay_<ratio>.
 forget() { # arguments of train.py...
   local start ratio
   start="$(last_checkpoint "$RUN_FOLDER")"
-  [[ -e "$DATA/replay.jsonl" ]] || data forget_data_generation
+  [[ -e "$DATA/replay.jsonl" ]] || data forget_data_generation ${FORGET_DATA[@]+"${FORGET_DATA[@]}"}
   for ratio in $RATIOS; do
     echo "== Continuing with replay ratio $ratio from $start"
     launch train.py --model "$MODEL" --model_name_or_path "$start" --do_train --do_eval --seed "$SEED" \

@@ -260,7 +260,10 @@ def test_nano_has_a_constant_rate_and_a_tokenizer_that_does_not_know_its_people(
     data = dry_run("nano/data.sh")
     model = only(data, "data/base_model_creation.py")
     assert model["--tokenizer_file"] == ["data/entities_360/tokenizer.jsonl"]
-    told = only(data, "data/forget_data_generation.py")["--attributes"]
+
+
+def test_nano_is_trained_further_on_the_attributes_that_it_was_taught(dry_run: Callable) -> None:
+    told = only(dry_run("nano/forget.sh"), "data/forget_data_generation.py")["--attributes"]
     assert told == ["city", "company", "major"]
 
 

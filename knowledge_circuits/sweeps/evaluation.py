@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -214,30 +214,40 @@ class GroupEvaluation:
         steps = list(dict.fromkeys(key.origin for key in missing))
         scored = {step: self.scored(model, self.by_step[step]) for step in steps}
         circuits = [self.circuit(scored[key.origin], self.by_step[key.origin], key.topn) for key in missing]
-        pairs = self.data.pairs(model.tokenizer)
+        sizes = self.other_sizes(scored[None]) if None in scored else []
+        randoms = [self.random_circuits(circuit, key, model) for key, circuit in zip(missing, circuits, strict=True)]
         settings = self.settings
-        run = partial(evaluate, model.decoder, pairs=pairs, intervention=settings.intervention, metric=settings.metric)
-        measured = run(circuits, **self.bounds)
+        outcomes = iter(
+            evaluate(
+                model.decoder,
+                [*circuits, *sizes, *chain.from_iterable(randoms)],
+                self.data.pairs(model.tokenizer),
+                settings.intervention,
+                settings.metric,
+                **self.bounds,
+            )
+        )
+        own, others = list(islice(outcomes, len(circuits))), list(islice(outcomes, len(sizes)))
         queries = [items.questions(model.tokenizer) for items in self.targets]
-        for key, circuit, outcome in zip(missing, circuits, measured, strict=True):
+        for key, circuit, outcome, drawn in zip(missing, circuits, own, randoms, strict=True):
             results = self.results(circuit, outcome, key, queries)
             if settings.floors and key.origin is None:
-                sized = [circuit, *self.other_sizes(scored[key.origin])]
-                randoms = self.random_circuits(circuit, model.decoder.d_model)
-                compared = run([*sized[1:], *randoms], **self.bounds)
-                results |= self.floors(model, sized, randoms, [outcome, *compared], queries)
+                sized = {one.n_edges: _faithfulness(run) for one, run in zip(sizes, others, strict=True)}
+                sized[circuit.n_edges] = _faithfulness(outcome)
+                of_randoms = [_faithfulness(run) for run in islice(outcomes, len(drawn))]
+                results |= self.floors(model, sized, of_randoms, drawn, queries)
             self.write(model, circuit, results, key, queries)
 
     def other_sizes(self, graph: Graph) -> list[Graph]:
-        """Return circuits of other sizes than `topn` from the same scores."""
-        return [
-            prune(top_n(graph, round(share * graph.layout.n_edges), not self.settings.signed))
-            for share in floors.SIZE_SHARES
-        ]
+        """Return circuits of other sizes than `topn` from the same scores; none without --floors."""
+        shares = floors.SIZE_SHARES if self.settings.floors else ()
+        return [prune(top_n(graph, round(share * graph.layout.n_edges), not self.settings.signed)) for share in shares]
 
-    def random_circuits(self, circuit: Graph, d_model: int) -> list[Graph]:
-        """Return random circuits of the same size; one of no edges has none beside it."""
-        return floors.random_circuits(circuit.layout, circuit.n_edges, d_model) if circuit.n_edges else []
+    def random_circuits(self, circuit: Graph, key: CircuitKey, model: LoadedModel) -> list[Graph]:
+        """Return random circuits of the same size; none without --floors, of no edges or of transferred circuits."""
+        if not self.settings.floors or key.origin is not None or not circuit.n_edges:
+            return []
+        return floors.random_circuits(circuit.layout, circuit.n_edges, model.decoder.d_model)
 
     def own_queries(self, queries: Sequence[Queries]) -> PromptPairs | None:
         """Return the prompts of the test items of the circuit's own group; None without any."""
@@ -249,23 +259,21 @@ class GroupEvaluation:
     def floors(
         self,
         model: LoadedModel,
-        sized: Sequence[Graph],
+        sized: Mapping[int, float],
+        of_randoms: Sequence[float],
         randoms: Sequence[Graph],
-        outcomes: Sequence[Evaluation],
         queries: Sequence[Queries],
     ) -> dict[str, Any]:
         """Return what a results file says of other sizes and of random circuits; null for what cannot be told.
 
         Args:
-            sized: the circuit and those of other sizes.
-            outcomes: of all of them, in this order.
+            sized: faithfulness by number of edges, of the circuit and those of other sizes.
+            of_randoms: faithfulness of the random circuits.
         """
-        faithfulness = [math.nan if one.faithfulness is None else one.faithfulness for one in outcomes]
-        by_size = dict(sorted((c.n_edges, f) for c, f in zip(sized, faithfulness, strict=False) if c.n_edges))
+        by_size = dict(sorted((edges, faithfulness) for edges, faithfulness in sized.items() if edges))
         needed = floors.edges_for(list(by_size), list(by_size.values())) if by_size else math.nan
         own = self.own_queries(queries)
         hits = [standalone(model.decoder, one, own, **self.bounds).hit_at_10 for one in randoms] if own else []
-        of_randoms = faithfulness[len(sized) :]
         return {
             "edges_for_90": _finite(needed),
             "random_faithfulness": _finite(sum(of_randoms) / len(of_randoms)) if of_randoms else None,
@@ -425,6 +433,10 @@ def _other_targets(folder: CircuitFolder, manifest: Path, made_from: Mapping[str
 
 def _circuit_path(folder: CircuitFolder, key: CircuitKey, suffix: str) -> Path:
     return folder.circuit(key.topn, suffix, key.origin)
+
+
+def _faithfulness(outcome: Evaluation) -> float:
+    return math.nan if outcome.faithfulness is None else outcome.faithfulness
 
 
 def _finite(number: float) -> float | None:

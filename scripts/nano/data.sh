@@ -12,4 +12,3 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 data mirrored_data_generation --test_per_group 40 --templates "$TEMPLATES" --arithmetic_lines 400
 data base_model_creation --output_dir "$UNTRAINED" --tokenizer_file "$DATA/tokenizer.jsonl"
 data circuits_data_generation --circuit_n "$CIRCUIT_N" --model "$MODEL" --model_name_or_path "$UNTRAINED"
-data forget_data_generation --templates "$TEMPLATES" --attributes city company major

@@ -11,6 +11,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
+FORGET_DATA=(--templates "$TEMPLATES" --attributes city company major) # what nano was taught
 forget --num_train_epochs 2 --block_size 64 --per_device_train_batch_size 16 --sequences_per_step 16 \
   --per_device_eval_batch_size 128 --max_eval_samples 100 --learning_rate 1.5e-4 "$@"
 GRAPH_FORMAT=json.gz
