@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import families
 import pytest
 import torch
@@ -19,7 +21,9 @@ from knowledge_circuits.engine.evaluation import (
     faithfulness_curve,
     mean_outputs,
     standalone,
+    standalones,
 )
+from knowledge_circuits.engine.floors import random_circuits
 from knowledge_circuits.engine.forward import Prefixes, all_logits, embed, forward
 from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.prompts import PromptPairs
@@ -75,6 +79,41 @@ def test_several_circuits_at_once_are_each_alone_and_batches_change_nothing(deco
         assert torch.allclose(alone.circuit, result.circuit, atol=1e-10)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi", "gemma2", "olmo2"])
+@pytest.mark.parametrize("positions", [100, 3])
+def test_circuits_that_run_together_are_each_alone(
+    family: str, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = decoder_from_model(families.random_model(FAMILIES[family](), 0, torch.float64))
+    scored = attribute(decoder, PAIRS)
+    drawn = random_circuits(scored.layout, 30, decoder.d_model, count=2)
+    circuits = [
+        *drawn,
+        graph_of(decoder, "none"),
+        *(prune(top_n(scored, n)) for n in (60, 10)),
+        graph_of(decoder, "all"),
+    ]
+    alone = [[evaluate(decoder, [circuit], PAIRS, kind)[0] for circuit in circuits] for kind in Intervention]
+    hits = [standalone(decoder, circuit, PAIRS) for circuit in circuits]
+    monkeypatch.setattr(runner, "_NEEDED", 0.0)  # whatever sources they need
+    monkeypatch.setattr(evaluation, "plan_circuit", lambda *_: (100, positions))
+    assert [len(members) for members, _ in runner.shared_runners(decoder, circuits, 4)] == [4, 2]
+    for kind, expected in zip(Intervention, alone, strict=True):
+        for one, together in zip(expected, evaluate(decoder, circuits, PAIRS, kind), strict=True):
+            assert torch.allclose(one.circuit, together.circuit, rtol=0, atol=1e-10)
+    for one, together in zip(hits, standalones(decoder, circuits, PAIRS), strict=True):
+        assert torch.allclose(one.token_prob, together.token_prob, rtol=0, atol=1e-12)
+        assert torch.equal(one.token_rank, together.token_rank)
+
+
+def test_circuits_run_together_that_need_nearly_the_same_sources(decoder: Decoder) -> None:
+    scored = attribute(decoder, PAIRS)
+    sized = [prune(top_n(scored, n)) for n in (scored.layout.n_edges, 3, 3, scored.layout.n_edges, 0)]
+    groups = [sorted(members) for members, _ in runner.shared_runners(decoder, sized, 8)]
+    assert [0, 3] in groups and sorted(chain.from_iterable(groups)) == [0, 1, 2, 3, 4]
+    assert all(len(members) == 1 for members, _ in runner.shared_runners(decoder, sized, 1))
+
+
 def test_the_size_of_a_block_changes_nothing(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     circuit = top_n(attribute(decoder, PAIRS), 60)
     (whole,) = evaluate(decoder, [circuit], PAIRS)
@@ -115,7 +154,7 @@ def test_adding_an_edge_that_is_already_inside_changes_nothing(decoder: Decoder)
     again = circuit.in_graph.clone()
     again[source, target] = True
     first, second = evaluate(decoder, [circuit, circuit.with_edges(again)], PAIRS)
-    assert torch.equal(first.circuit, second.circuit)
+    assert torch.allclose(first.circuit, second.circuit, rtol=1e-14, atol=1e-14)
 
 
 def test_pruning_a_circuit_changes_nothing_that_it_computes(decoder: Decoder) -> None:

@@ -44,7 +44,7 @@ from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_dat
 from knowledge_circuits.engine import floors, topology
 from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.decoder import Decoder
-from knowledge_circuits.engine.evaluation import evaluate, standalone
+from knowledge_circuits.engine.evaluation import evaluate, standalone, standalones
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.selection import prune, top_n
@@ -211,7 +211,7 @@ def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> tuple[d
         (c.n_edges, _value(e.faithfulness)) for c, e in zip((circuit, *others), (main, *evaluations), strict=False)
     )
     random_faithfulness = [_value(evaluation.faithfulness) for evaluation in evaluations[len(others) :]]
-    random_hits = [standalone(decoder, graph, pairs).hit_at_10 for graph in randoms]
+    random_hits = [one.hit_at_10 for one in standalones(decoder, randoms, pairs)]
     row = {
         "prompts": len(pairs),
         "edges": circuit.n_edges,

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +43,7 @@ from knowledge_circuits.engine.metrics import (
 )
 from knowledge_circuits.engine.options import Intervention, Metric
 from knowledge_circuits.engine.prompts import Batch, PromptPairs
-from knowledge_circuits.engine.runner import CircuitRunner, Reference
+from knowledge_circuits.engine.runner import CircuitRunner, Reference, circuits_at_once, shared_runners
 from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.files import InputError
 
@@ -93,7 +95,7 @@ def evaluate(
     memory_gb: float | None = None,
     progress: bool = False,
 ) -> list[Evaluation]:
-    """Evaluate circuits on the same prompts; the clean and the corrupted run are shared.
+    """Evaluate circuits on the same prompts; the clean and the corrupted run are shared, and passes of few rows.
 
     Args:
         circuits: graphs of the model's layout.
@@ -113,7 +115,8 @@ def evaluate(
     intervention, metric = Intervention(intervention), as_metric(metric)
     pairs = pairs_for(metric, pairs)
     _check(decoder, pairs)
-    runners = [_runner(decoder, circuit) for circuit in circuits]
+    passes = _passes(decoder, pairs, batch_size, memory_gb)
+    runners = _runners(decoder, circuits, passes)
     means = None
     if intervention in (Intervention.MEAN, Intervention.MEAN_POSITIONAL):
         positional = intervention is Intervention.MEAN_POSITIONAL
@@ -121,7 +124,7 @@ def evaluate(
     prefixes = Prefixes(decoder)
     results = torch.zeros(2 + len(circuits), len(pairs), dtype=torch.float64)
     with torch.inference_mode():
-        for batch, positions in _batches(decoder, pairs, batch_size, memory_gb, progress, "evaluation"):
+        for batch, positions in _run(decoder, passes, progress, "evaluation"):
             values = torch.stack(_values(decoder, prefixes, runners, batch, positions, intervention, metric, means))
             results[:, batch.index] = values.double().cpu()
     _refuse_infinite(results, metric_name(metric).replace("_", " "), pairs)
@@ -145,27 +148,44 @@ def standalone(
     Raises:
         InputError: `patching`, which needs the corrupted prompt, or what `evaluate` raises.
     """
+    return standalones(decoder, [circuit], pairs, intervention, batch_size, memory_gb, progress)[0]
+
+
+def standalones(
+    decoder: Decoder,
+    circuits: Sequence[Graph],
+    pairs: PromptPairs,
+    intervention: Intervention | str = Intervention.ZERO,
+    batch_size: int = 64,
+    memory_gb: float | None = None,
+    progress: bool = False,
+) -> list[Standalone]:
+    """Run several circuits alone on the same prompts; see `standalone`."""
     intervention = Intervention(intervention)
     if intervention is Intervention.PATCHING:
         raise InputError("a circuit on its own has no corrupted prompt to patch from; use zero or mean")
     _check(decoder, pairs_for(Metric.LOGIT_DIFFERENCE, pairs))
-    runner = _runner(decoder, circuit)
+    passes = _passes(decoder, pairs, batch_size, memory_gb)
+    runners = _runners(decoder, circuits, passes)
     means = None
     if intervention is not Intervention.ZERO:
         positional = intervention is Intervention.MEAN_POSITIONAL
         means = mean_outputs(decoder, pairs, positional, batch_size, memory_gb)
-    probabilities = torch.zeros(len(pairs), dtype=torch.float64)
-    ranks = torch.zeros(len(pairs), dtype=torch.long)
+    probabilities = torch.zeros(len(circuits), len(pairs), dtype=torch.float64)
+    ranks = torch.zeros(len(circuits), len(pairs), dtype=torch.long)
     zero = Reference.zero(decoder)
     with torch.inference_mode():
-        for batch, positions in _batches(decoder, pairs, batch_size, memory_gb, progress, "standalone"):
+        for batch, positions in _run(decoder, passes, progress, "standalone"):
             reference = zero if means is None else _cut(means, batch)
-            logits = at_least_float32(runner.logits(embed(decoder, batch.clean), reference, positions)[:, -1])
-            label = batch.labels[:, :1]
-            probabilities[batch.index] = logits.softmax(-1).gather(1, label)[:, 0].double().cpu()
-            ranks[batch.index] = (logits > logits.gather(1, label)).sum(1).cpu()
+            clean, label = embed(decoder, batch.clean), batch.labels[:, :1]
+            for members, runner in runners:
+                together = at_least_float32(runner.logits(clean, reference, positions)[:, :, -1])
+                for circuit, logits in zip(members, together, strict=True):
+                    probability = logits.softmax(-1).gather(1, label)[:, 0]
+                    probabilities[circuit, batch.index] = probability.double().cpu()
+                    ranks[circuit, batch.index] = (logits > logits.gather(1, label)).sum(1).cpu()
     _refuse_infinite(probabilities, "probability", pairs)
-    return Standalone(probabilities, ranks)
+    return [Standalone(*measured) for measured in zip(probabilities, ranks, strict=True)]
 
 
 #: Circuit sizes of the MIB benchmark's curve (arXiv 2504.13151), as shares of all edges.
@@ -251,7 +271,7 @@ def mean_outputs(
 
     n = decoder.n_layers
     with torch.no_grad():
-        for batch, _ in _batches(decoder, pairs, batch_size, memory_gb, False, "means"):
+        for batch, _ in _run(decoder, _passes(decoder, pairs, batch_size, memory_gb), False, "means"):
             embedded = embed(decoder, batch.clean)
             add(0, embedded)
             for index, layer in enumerate(run_layers(decoder, embedded, queries=None)):
@@ -280,31 +300,54 @@ def _refuse_infinite(values: Tensor, what: str, pairs: PromptPairs) -> None:
         raise InputError(f"{pairs.name(item)}: its {what} is not a finite number; a wider --dtype may help")
 
 
-def _runner(decoder: Decoder, circuit: Graph) -> CircuitRunner:
+class _Pass(NamedTuple):
+    """Prompts that are run together, on the CPU.
+
+    Attributes:
+        positions: how many of their positions a circuit runs at once.
+        circuits: how many circuits may run together.
+    """
+
+    batch: Batch
+    positions: int
+    circuits: int
+
+
+def _passes(decoder: Decoder, pairs: PromptPairs, batch_size: int, memory_gb: float | None) -> list[_Pass]:
+    """Divide prompts into passes that fit the memory."""
+    budget = budget_bytes(memory_gb, decoder.device)
+    passes = []
+    for batch in pairs.batches(batch_size):
+        items, positions = plan_circuit(decoder, batch.clean.shape[1], budget, batch.queries)
+        for part in batch.split(items):
+            circuits = min(circuits_at_once(decoder, part.clean.numel()), items // len(part.index))
+            passes.append(_Pass(part, positions, circuits))
+    return passes
+
+
+def _runners(
+    decoder: Decoder, circuits: Sequence[Graph], passes: Sequence[_Pass]
+) -> list[tuple[list[int], CircuitRunner]]:
+    """Return runners of all circuits, with the circuits' indices."""
     try:
-        return CircuitRunner(decoder, circuit)
+        return shared_runners(decoder, circuits, min(one.circuits for one in passes))
     except ValueError as error:
         raise InputError(f"the graph is of another model: {error}") from None
 
 
-def _batches(
-    decoder: Decoder, pairs: PromptPairs, batch_size: int, memory_gb: float | None, progress: bool, what: str
-) -> Iterator[tuple[Batch, int]]:
-    """Yield batches that fit the memory, each with how many positions a circuit runs at once."""
+def _run(decoder: Decoder, passes: Sequence[_Pass], progress: bool, what: str) -> Iterator[tuple[Batch, int]]:
+    """Yield each pass's prompts on the model's device, with how many positions a circuit runs at once."""
     reuse_freed_memory()
-    budget = budget_bytes(memory_gb, decoder.device)
-    with tqdm(total=len(pairs), unit="prompt", disable=not progress, desc=what) as bar:
-        for batch in pairs.batches(batch_size):
-            items, positions = plan_circuit(decoder, batch.clean.shape[1], budget, batch.queries)
-            for part in batch.split(items):
-                yield part.to(decoder.device), positions
-                bar.update(len(part.index))
+    with tqdm(total=sum(len(one.batch.index) for one in passes), unit="prompt", disable=not progress, desc=what) as bar:
+        for batch, positions, _ in passes:
+            yield batch.to(decoder.device), positions
+            bar.update(len(batch.index))
 
 
 def _values(
     decoder: Decoder,
     prefixes: Prefixes,
-    runners: Sequence[CircuitRunner],
+    runners: Sequence[tuple[list[int], CircuitRunner]],
     batch: Batch,
     positions: int,
     intervention: Intervention,
@@ -321,12 +364,15 @@ def _values(
     )
     if intervention is Intervention.PATCHING:
         # The circuit's run equals the corrupted one where the prompts agree, so the shared prefix is left out.
-        circuits = [runner.final(embedded[:items], corrupted, shared, positions, queries) for runner in runners]
+        run = partial(CircuitRunner.final, embedded=embedded[:items], reference=corrupted, prefix=shared)
     else:
         reference = Reference.zero(decoder) if means is None else _cut(means, batch)
-        clean = embed(decoder, batch.clean)
-        circuits = [runner.final(clean, reference, None, positions, queries) for runner in runners]
-    outputs = [read(metric, output) for output in (normalized[:items], normalized[items:], *circuits)]
+        run = partial(CircuitRunner.final, embedded=embed(decoder, batch.clean), reference=reference)
+    circuits: dict[int, Tensor] = {}
+    for members, runner in runners:
+        circuits |= zip(members, run(runner, positions=positions, queries=queries), strict=True)
+    in_order = [output for _, output in sorted(circuits.items())]
+    outputs = [read(metric, output) for output in (normalized[:items], normalized[items:], *in_order)]
     if metric is Metric.LOGIT_DIFFERENCE:
         return [_logit_difference(decoder, output, batch.labels) for output in outputs]
     clean_logits = logits_of(decoder, outputs[0])

@@ -2,7 +2,7 @@
 
     score(u->v) = mean over items of  ell(v's input reads z_u(corrupted))  -  ell(clean)
 
-One circuit run per edge: slow, and the reference for the gradient methods.
+One circuit per edge: slow, and the reference for the gradient methods.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from knowledge_circuits.engine.forward import embed
 from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.metrics import Metric, MetricFunction, losses, read
 from knowledge_circuits.engine.prompts import Batch
-from knowledge_circuits.engine.runner import CircuitRunner, Reference
+from knowledge_circuits.engine.runner import CircuitRunner, Reference, circuits_at_once
 
 
 def exact_effects(
@@ -28,14 +28,18 @@ def exact_effects(
     clean = embed(decoder, batch.clean)
     edges = layout.real_edges
 
-    def logits_without(*edge: int) -> Tensor:
-        membership = edges.clone()
-        if edge:
-            membership[edge] = False
-        circuit = Graph(layout, torch.zeros(edges.shape), membership, decoder.d_model)
-        return read(metric, CircuitRunner(decoder, circuit).logits(clean, corrupted, queries=batch.queries))
+    def logits_without(*missing: list[int]) -> Tensor:
+        membership = edges.expand(max(1, len(missing)), -1, -1).clone()
+        for circuit, (source, target) in enumerate(missing):
+            membership[circuit, source, target] = False
+        circuits = [Graph(layout, torch.zeros(edges.shape), members, decoder.d_model) for members in membership]
+        return CircuitRunner(decoder, circuits).logits(clean, corrupted, queries=batch.queries)
 
-    clean_logits = logits_without()
+    (whole,) = logits_without()
+    clean_logits = read(metric, whole)
     baseline = losses(metric, clean_logits, clean_logits, batch.targets)
-    for source, target in edges.nonzero().tolist():
-        yield source, target, losses(metric, logits_without(source, target), clean_logits, batch.targets) - baseline
+    every, count = edges.nonzero().tolist(), circuits_at_once(decoder, batch.clean.numel())
+    for start in range(0, len(every), count):
+        chosen = every[start : start + count]
+        for (source, target), logits in zip(chosen, logits_without(*chosen), strict=True):
+            yield source, target, losses(metric, read(metric, logits), clean_logits, batch.targets) - baseline

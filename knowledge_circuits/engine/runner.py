@@ -1,10 +1,13 @@
-"""Run a circuit: every target reads the circuit's edges from this run and all other edges from a reference.
+"""Run circuits: every target reads a circuit's edges from this run and all other edges from a reference.
 
     x_v = x_v(reference) + sum over edges u->v in the circuit of (z_u - z_u(reference))
 
 The reference is the corrupted run (`patching`), zero outputs (`zero`; biases and positional embeddings stay) or mean
 outputs (`mean`). Each layer takes one dense product with the membership matrix, whatever the circuit's size. Heads and
 MLPs outside the circuit are not run.
+
+Circuits of like size run together, as if their prompts were one batch: a pass of few rows spends most of its time on
+calls. What is in any of them is run for all; where it is not in a circuit, its membership is 0.
 
 Where heads share a norm's scale (a post-norm, or OLMo 2's query/key norm), the scale is that of this run: all heads of
 a layer with any head in the circuit are run, each on its own input.
@@ -14,9 +17,9 @@ run, z_u - z_u(reference). Before a layer norm they are centred, so that the inp
 a factor per input, from its length, and is applied behind the projection. Where memory is short, positions are run some
 at a time, each part with the keys and values of those before it.
 
-Shapes: b items, p positions, q queries (p, or those of a metric in the last layer), n positions of all items together,
-d d_model, h heads, a heads that are run, g key/value heads, e d_head, u sources that are run, u' the first few of them,
-t targets.
+Shapes: c circuits, b items, p positions, q queries (p, or those of a metric in the last layer), n positions of all
+items together, d d_model, h heads, a heads that are run, g key/value heads, e d_head, u sources that are run, u' the
+first few of them, t targets.
 """
 
 from __future__ import annotations
@@ -51,6 +54,12 @@ from knowledge_circuits.engine.products import batched_product, linear
 _BLOCK_BYTES = 4e6
 #: The weights of a circuit's heads are copies; where the projections have more bytes, each pass makes them again.
 _KEPT_BYTES = 1e9
+#: Rows of a pass (circuits x items x positions) up to which circuits run together. On a CPU more gain nothing; on other
+#: devices, where a call costs more and a row less, this is an estimate.
+_SHARED_ROWS = {"cpu": 512}
+_SHARED_ROWS_ELSEWHERE = 4096
+#: Share of the sources that are run which circuits that run together need on average, at least.
+_NEEDED = 0.75
 
 
 @dataclass(frozen=True)
@@ -134,8 +143,8 @@ class _Targets:
     """Some inputs of a layer that are read at the same positions.
 
     Attributes:
-        membership: [t, 1 + u'] of edges into the heads' inputs, kind by kind, then into the MLP's if it is among them,
-            behind a column of ones for the reference's residual.
+        membership: [c, t, 1 + u'] of edges into the heads' inputs, kind by kind, then into the MLP's if it is among
+            them, behind a column of ones for the reference's residual.
         weights: [a, d, e] and biases: [a, 1, e] of the heads' projections, one per kind (query, key, value).
     """
 
@@ -146,16 +155,17 @@ class _Targets:
 
 @dataclass(frozen=True)
 class _LayerCircuit:
-    """One layer's part of a circuit, on the model's device.
+    """One layer's part of some circuits, on the model's device.
 
     Attributes:
-        heads: [a] the heads in the circuit, or all heads of the layer if they share a norm's scale.
+        heads: [a] the heads in any circuit, or all heads of the layer if they share a norm's scale.
         kv_heads: [a] the key/value heads that they read.
         rows: the heads' rows among the terms.
         everywhere: the inputs read at every position, with the sources that attention reads.
         at_last: those read at the last positions only: in the last layer, queries and MLP.
-        own_heads: [a] membership of edges from the layer's heads into its MLP; None under parallel attention and MLP.
-        mlp_row: the MLP's row among the terms, or None if it is outside the circuit.
+        own_heads: [c, a] membership of edges from the layer's heads into its MLP; None under parallel attention and
+            MLP.
+        mlp_row: the MLP's row among the terms, or None if it is outside all circuits.
         w_o: [a, e, d], centred before a layer norm.
     """
 
@@ -170,31 +180,22 @@ class _LayerCircuit:
 
 
 class CircuitRunner:
-    """A circuit prepared to run in a model's weights.
+    """Circuits prepared to run together in a model's weights.
 
     Args:
-        circuit: a graph of the model's layout.
+        circuits: graphs of the model's layout.
 
     Raises:
-        ValueError: the graph is of another model shape.
+        ValueError: a graph is of another model shape.
     """
 
-    def __init__(self, decoder: Decoder, circuit: Graph) -> None:
-        layout = circuit.layout
-        shape = (decoder.n_layers, decoder.n_heads, decoder.parallel)
-        if (layout.n_layers, layout.n_heads, layout.parallel) != shape:
-            raise ValueError(f"a circuit of {layout} does not fit a model of {shape} (layers, heads, parallel)")
+    def __init__(self, decoder: Decoder, circuits: Sequence[Graph]) -> None:
+        self._runs = torch.stack([_sources_run(decoder, circuit) for circuit in circuits]).any(0)
         self.decoder = decoder
-        self.layout = layout
-        self._membership = circuit.in_graph & layout.real_edges
-        runs = self._membership.any(1)
-        for layer, block in enumerate(decoder.blocks):
-            heads = layout.head_sources(layer)
-            if block.attention.couples_heads and bool(runs[heads].any()):
-                runs[heads] = True
-        self._runs = runs
-        self._n_terms = 1 + int(runs.sum())
-        self._logits = self._with_base(self._membership[:, layout.logits_target, None])[0]
+        self.layout = layout = circuits[0].layout
+        self._membership = torch.stack([circuit.in_graph & layout.real_edges for circuit in circuits])
+        self._n_terms = 1 + int(self._runs.sum())
+        self._logits = self._with_base(self._membership[:, :, layout.logits_target, None])
         projections = sum(block.attention.w_qkv.nbytes for block in decoder.blocks)
         self._kept = tuple(self._layers()) if projections < _KEPT_BYTES else None
 
@@ -206,10 +207,10 @@ class CircuitRunner:
         return 1 + int(self._runs[:source].sum())
 
     def _with_base(self, membership: Tensor) -> Tensor:
-        """Return membership [sources, t] as numbers behind a column of ones for the residual: [t, 1 + u']."""
-        chosen = membership[self._runs[: len(membership)]]
-        rows = torch.cat((membership.new_ones(1, membership.shape[1]), chosen))
-        return rows.T.to(self.decoder.device, self.decoder.dtype).contiguous()
+        """Return membership [c, sources, t] as numbers behind a column of ones for the residual: [c, t, 1 + u']."""
+        chosen = membership[:, self._runs[: membership.shape[1]]]
+        rows = torch.cat((torch.ones_like(membership[:, :1]), chosen), 1)
+        return rows.transpose(1, 2).to(self.decoder.device, self.decoder.dtype).contiguous()
 
     def _prepare(self, layer: int) -> _LayerCircuit:
         decoder, layout, membership = self.decoder, self.layout, self._membership
@@ -225,15 +226,15 @@ class CircuitRunner:
         ):
             weights.append(_chosen(weight.view(d, -1, e).transpose(0, 1), chosen))
             biases.append(_chosen(bias.view(-1, 1, e), chosen))
-        into_heads = membership[:reads, layout.head_targets(layer)].view(reads, 3, h)[:, :, heads]
-        into_mlp = membership[:, layout.mlp_target(layer), None]
+        into_heads = membership[:, :reads, layout.head_targets(layer)].unflatten(2, (3, h))[..., heads]
+        into_mlp = membership[:, :, layout.mlp_target(layer), None]
         mlp = layout.mlp_source(layer)
         mlp_runs = bool(self._runs[mlp])
 
         def targets(*kinds: int, with_mlp: bool) -> _Targets:
-            columns = [into_heads[:, kind] for kind in kinds] + [into_mlp[:reads]] * with_mlp
+            columns = [into_heads[:, :, kind] for kind in kinds] + [into_mlp[:, :reads]] * with_mlp
             return _Targets(
-                self._with_base(torch.cat(columns, 1)),
+                self._with_base(torch.cat(columns, 2)),
                 tuple(weights[kind] for kind in kinds),
                 tuple(biases[kind] for kind in kinds),
             )
@@ -247,7 +248,7 @@ class CircuitRunner:
             rows=slice(first, first + len(heads)),
             everywhere=targets(1, 2, with_mlp=False) if last else targets(0, 1, 2, with_mlp=mlp_runs),
             at_last=targets(0, with_mlp=mlp_runs) if last else None,
-            own_heads=None if decoder.parallel else into_mlp[sources][heads, 0].to(decoder.device, decoder.dtype),
+            own_heads=None if decoder.parallel else into_mlp[:, sources, 0][:, heads].to(decoder.device, decoder.dtype),
             mlp_row=self._rows_before(mlp) if mlp_runs else None,
             w_o=_chosen(self._centred(w_o), heads),
         )
@@ -257,7 +258,7 @@ class CircuitRunner:
         return x - x.mean(-1, keepdim=True) if self.decoder.centred else x
 
     def logits(self, embedded: Tensor, reference: Reference, positions: int | None = None, queries: int = 1) -> Tensor:
-        """Return the circuit's logits [b, queries, vocabulary] at the last positions; arguments as for `final`."""
+        """Return the circuits' logits [c, b, queries, vocabulary] at the last positions; arguments as for `final`."""
         return logits_of(self.decoder, self.final(embedded, reference, positions=positions, queries=queries))
 
     def final(
@@ -268,7 +269,7 @@ class CircuitRunner:
         positions: int | None = None,
         queries: int = 1,
     ) -> Tensor:
-        """Run the circuit.
+        """Run the circuits.
 
         Args:
             embedded: [b, p, d] token embeddings of the prompts.
@@ -278,17 +279,19 @@ class CircuitRunner:
             queries: how many last positions are read.
 
         Returns:
-            [b, queries, d] the final norm's output at the last positions, without scale and shift.
+            [c, b, queries, d] the final norm's output at the last positions, without scale and shift.
         """
-        b, total, d = embedded.shape
+        count, (b, total, _) = len(self._membership), embedded.shape
+        if prefix is not None and count > 1:
+            prefix = prefix.repeat(count)
         past: dict[int, Prefix] = {}
         finals = []
         for start in range(0, total, positions or total):
             part = slice(start, min(start + (positions or total), total))
             rows = self._run(embedded, reference, prefix, past, part, queries)
             if rows is not None:
-                finals.append((self._logits @ rows).view(b, -1, d))
-        return normalize(torch.cat(finals, 1), self.decoder).value
+                finals.append((self._logits[:, None] @ rows).view(count, b, -1, rows.shape[-1]))
+        return normalize(torch.cat(finals, 2), self.decoder).value
 
     def _run(
         self,
@@ -299,16 +302,17 @@ class CircuitRunner:
         part: slice,
         queries: int,
     ) -> Tensor | None:
-        """Run adjacent positions; return the terms [b q, 1 + u, d] at the q of them that are read, None without any.
+        """Run adjacent positions; return the terms [c, b q, 1 + u, d] at the q of them that are read, None without any.
 
         Where none is read, the last layer's keys and values are all that is needed.
 
         Args:
-            embedded, reference, prefix, queries: of the prompts.
-            past: by layer, keys and values of the circuit's heads at all positions before, to which these are added.
+            embedded, reference, queries: of the prompts.
+            prefix: of the prompts, once for each circuit.
+            past: by layer, keys and values of the circuits' heads at all positions before, to which these are added.
             part: the positions.
         """
-        decoder, total = self.decoder, embedded.shape[1]
+        decoder, count, total = self.decoder, len(self._membership), embedded.shape[1]
         offset = part.start + (prefix.length if prefix else 0)
         chosen = among_last(part, total, queries)
         read, is_end = chosen.stop - chosen.start, part.stop == total
@@ -318,78 +322,82 @@ class CircuitRunner:
         base = reference.embedded
         if decoder.positions is not None:
             base = base + decoder.positions[offset : offset + p]
-        terms = workspace((b, p, self._n_terms, d), embedded)
+        terms = workspace((count, b, p, self._n_terms, d), embedded)
         if bool(self._runs[0]):
-            terms[:, :, 1] = self._centred(embedded - reference.embedded)
+            terms[..., 1, :] = self._centred(embedded - reference.embedded)
         for index, (layer, block) in enumerate(zip(self._kept or self._layers(), decoder.blocks, strict=True)):
             here = p if layer.at_last is None else read
-            terms[:, :, 0] = self._centred(base)
-            rows = terms.view(b * p, -1, d)
+            terms[..., 0, :] = self._centred(base)
+            rows = terms.flatten(1, 2)
             parts, x = self._read(rows, layer.everywhere)
             if layer.at_last is not None:
-                rows = terms[:, p - read :].flatten(0, 1)
+                rows = terms[:, :, p - read :].flatten(0, 2).view(count, b * read, self._n_terms, d)
                 # Before what is read nothing asks: the keys stand in for the queries.
                 query, x = self._read(rows, layer.at_last) if read else (parts[:1], None)
                 parts = query + parts
             if len(layer.heads):
-                heads = self._heads(layer, index, parts, b, rotary.of(index), prefix, past.get(index))
+                heads = self._heads(layer, index, parts, count * b, rotary.of(index), prefix, past.get(index))
                 if not is_end:
                     past[index] = Prefix((heads.k,), (heads.v,))
             if not here:
                 return None
             if len(layer.heads):
-                z = self._attend(block.attention, heads)
+                z = self._attend(block.attention, heads).view(count, -1, here, len(layer.heads), decoder.d_head)
                 outside = reference.z[index].unflatten(-1, (decoder.n_heads, -1))
                 if len(layer.heads) < decoder.n_heads:
                     outside = outside[:, :, layer.heads]
-                differences = (z.unflatten(-1, (len(layer.heads), -1)) - outside).flatten(0, 1).transpose(0, 1)
-                batched_product(differences, layer.w_o, rows[:, layer.rows].transpose(0, 1))
+                differences = (z - outside).flatten(0, 2).transpose(0, 1)
+                batched_product(differences, layer.w_o, rows.flatten(0, 1)[:, layer.rows].transpose(0, 1))
             if x is not None and layer.mlp_row is not None:
-                x = x.view(b, here, d)
+                x = x.view(count, b, here, d)
                 if layer.own_heads is not None:
                     x += reference.attention_outputs[index].to(x.device)
                     if len(layer.heads):
-                        x += (layer.own_heads @ rows[:, layer.rows]).view(b, here, d)
+                        x += (layer.own_heads[:, None, None] @ rows[:, :, layer.rows]).view(x.shape)
                 x = x.to(block.device)
                 hidden = linear(normalize_input(x, decoder).value, block.mlp.w_in, block.mlp.b_in)
                 output, _ = mlp_output(decoder, block.mlp, hidden)
-                rows[:, layer.mlp_row] = self._centred(output - reference.mlp_outputs[index]).flatten(0, 1)
+                rows[:, :, layer.mlp_row] = self._centred(output - reference.mlp_outputs[index]).flatten(1, 2)
             for output in (reference.attention_outputs[index], reference.mlp_outputs[index]):
                 base = base[:, -here:] + output.to(base.device)
-        rows.unflatten(0, (b, read))[:, :, 0] = self._centred(base)
+        rows.unflatten(1, (b, read))[..., 0, :] = self._centred(base)
         return rows
 
     def _read(self, rows: Tensor, targets: _Targets) -> tuple[list[Tensor], Tensor | None]:
         """Sum the inputs of some targets and project the heads'.
 
         Args:
-            rows: [n, 1 + u, d] the terms.
+            rows: [c, n, 1 + u, d] the terms.
 
         Returns:
-            The projections' outputs [a, n, e], one per kind, and the MLP's input [n, d] if it is among the targets.
+            The projections' outputs [a, c n, e], one per kind, and the MLP's input [c, n, d] if it is among the
+            targets.
         """
         decoder, membership = self.decoder, targets.membership
-        n, _, d = rows.shape
+        (count, n, _, d), (_, t, before) = rows.shape, membership.shape
         a = len(targets.weights[0])
         heads = a * len(targets.weights)
-        parts = [weight.new_empty(a, n, decoder.d_head) for weight in targets.weights]
-        mlp = rows.new_empty(n, d) if len(membership) > heads else None
+        parts = [weight.new_empty(a, count, n, decoder.d_head) for weight in targets.weights]
+        mlp = rows.new_empty(count, n, d) if t > heads else None
         step = n
         if rows.device.type == "cpu":
-            step = min(n, max(1, int(_BLOCK_BYTES // max(1, membership.shape[0] * d * rows.element_size()))))
-        block = rows.new_empty(step, len(membership), d)
+            step = min(n, max(1, int(_BLOCK_BYTES // max(1, count * t * d * rows.element_size()))))
+        block = rows.new_empty(count * step, t, d)
         for start in range(0, n, step):
             chosen = slice(start, min(start + step, n))
-            x = block[: chosen.stop - start]
-            torch.bmm(membership.expand(len(x), -1, -1), rows[chosen, : membership.shape[1]], out=x)
+            size = chosen.stop - start
+            x = block[: count * size]
+            for circuit, inputs in enumerate(x.view(count, size, t, d)):
+                torch.bmm(membership[circuit].expand(size, -1, -1), rows[circuit, chosen, :before], out=inputs)
             scale = self._inverse_scale(x[:, :heads]).T.unsqueeze(-1)
             for kind, (weight, bias, part) in enumerate(zip(targets.weights, targets.biases, parts, strict=True)):
                 kinds = slice(kind * a, (kind + 1) * a)
                 inputs, scales = (one.to(part.device) for one in (x[:, kinds].transpose(0, 1), scale[kinds]))
-                torch.addcmul(bias, torch.bmm(inputs, weight), scales, out=part[:, chosen])
+                product, scales = (one.unflatten(1, (count, size)) for one in (torch.bmm(inputs, weight), scales))
+                torch.addcmul(bias[:, None], product, scales, out=part[:, :, chosen])
             if mlp is not None:
-                mlp[chosen] = x[:, -1]
-        return parts, mlp
+                mlp[:, chosen] = x[:, -1].view(count, size, d)
+        return [part.flatten(1, 2) for part in parts], mlp
 
     def _inverse_scale(self, x: Tensor) -> Tensor:
         """Return the norm's inverse deviation [n, t] of centred inputs [n, t, d]; ones without a pre-norm."""
@@ -412,8 +420,9 @@ class CircuitRunner:
         """Return queries of these positions, and keys and values of these and all before, of the circuit's heads.
 
         Args:
-            parts: the projections' outputs [a, n, e].
-            prefix: of the prompt; `past` has it already.
+            parts: the projections' outputs [a, c n, e].
+            b: c b, as many prompts as there are.
+            prefix: of the prompts; `past` has it already.
             past: see `_run`.
         """
         decoder = self.decoder
@@ -426,10 +435,47 @@ class CircuitRunner:
         return replace(heads, k=torch.cat((past.keys[0], heads.k), 2), v=torch.cat((past.values[0], heads.v), 2))
 
     def _attend(self, attention: Attention, heads: Heads) -> Tensor:
-        """Return z [b, q, a e] of the circuit's heads of one layer (see `LayerTrace`)."""
+        """Return z [c b, q, a e] of the circuits' heads of one layer (see `LayerTrace`)."""
         _, z = attend(self.decoder, heads, None, 0)
         post = post_normalize(z, attention, self.decoder)
         return z if post is None else z * post.inverse_scale
+
+
+def circuits_at_once(decoder: Decoder, rows: int) -> int:
+    """Return how many circuits may run together, in passes of `rows` rows (items x positions) per circuit."""
+    return max(1, _SHARED_ROWS.get(decoder.device.type, _SHARED_ROWS_ELSEWHERE) // rows)
+
+
+def shared_runners(decoder: Decoder, circuits: Sequence[Graph], most: int) -> list[tuple[list[int], CircuitRunner]]:
+    """Return runners of all circuits, each of at most `most` that need nearly the same sources, with their indices."""
+    runs = [_sources_run(decoder, circuit) for circuit in circuits]
+    groups: list[list[int]] = []
+    for index in sorted(range(len(circuits)), key=lambda index: int(runs[index].sum())):
+        if groups and len(groups[-1]) < most:
+            together = torch.stack([runs[member] for member in (*groups[-1], index)])
+            if together.sum() >= _NEEDED * len(together) * together.any(0).sum():
+                groups[-1].append(index)
+                continue
+        groups.append([index])
+    return [(group, CircuitRunner(decoder, [circuits[index] for index in group])) for group in groups]
+
+
+def _sources_run(decoder: Decoder, circuit: Graph) -> Tensor:
+    """Return which sources a circuit runs, [sources].
+
+    Raises:
+        ValueError: the circuit is of another model shape.
+    """
+    layout = circuit.layout
+    shape = (decoder.n_layers, decoder.n_heads, decoder.parallel)
+    if (layout.n_layers, layout.n_heads, layout.parallel) != shape:
+        raise ValueError(f"a circuit of {layout} does not fit a model of {shape} (layers, heads, parallel)")
+    runs = (circuit.in_graph & layout.real_edges).any(1)
+    for layer, block in enumerate(decoder.blocks):
+        heads = layout.head_sources(layer)
+        if block.attention.couples_heads and bool(runs[heads].any()):
+            runs[heads] = True
+    return runs
 
 
 def _chosen(x: Tensor, heads: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from typing import Any
 
 from knowledge_circuits.engine import floors
 from knowledge_circuits.engine.decoder import Decoder
-from knowledge_circuits.engine.evaluation import Evaluation, evaluate, standalone
+from knowledge_circuits.engine.evaluation import Evaluation, evaluate, standalone, standalones
 from knowledge_circuits.engine.graph import Graph, Layout, layout_of
 from knowledge_circuits.engine.graph_files import read_details, read_graph
 from knowledge_circuits.engine.prompts import PromptPairs
@@ -273,7 +273,8 @@ class GroupEvaluation:
         by_size = dict(sorted((edges, faithfulness) for edges, faithfulness in sized.items() if edges))
         needed = floors.edges_for(list(by_size), list(by_size.values())) if by_size else math.nan
         own = self.own_queries(queries)
-        hits = [standalone(model.decoder, one, own, **self.bounds).hit_at_10 for one in randoms] if own else []
+        alone = standalones(model.decoder, randoms, own, **self.bounds) if own else []
+        hits = [one.hit_at_10 for one in alone]
         return {
             "edges_for_90": _finite(needed),
             "random_faithfulness": _finite(sum(of_randoms) / len(of_randoms)) if of_randoms else None,
