@@ -161,12 +161,12 @@ def attribute(
     pairs.check_fits(decoder.d_vocab, decoder.max_positions)
     layout = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)
     path = EmbeddingPath.of(method, ig_steps, first_step)
-    attribution = _Attribution(decoder, layout, method, path, metric, Backward(decoder, rules))
+    budget = budget_bytes(memory_gb, decoder.device)
+    attribution = _Attribution(decoder, layout, method, path, metric, Backward(decoder, rules), budget)
     if by_span and (method is Method.EXACT or not pairs.spans):
         raise InputError("scores by span need pairs with `spans` and a method other than exact")
     sums = ScoreSums.of(decoder, layout, pairs, per_prompt, by_span)
     reuse_freed_memory()
-    budget = budget_bytes(memory_gb, decoder.device)
     with torch.no_grad(), tqdm(total=len(pairs), unit="prompt", disable=not progress, desc=str(method)) as bar:
         for batch in pairs.batches(batch_size):
             positions = batch.clean.shape[1]
@@ -315,6 +315,7 @@ class _Attribution:
     path: EmbeddingPath
     metric: Metric | MetricFunction
     backward: Backward
+    budget: float
 
     @cached_property
     def _prefixes(self) -> Prefixes:
@@ -332,7 +333,7 @@ class _Attribution:
     def add(self, batch: Batch, plan: AttributionPlan, sums: ScoreSums) -> None:
         """Add a batch's scores."""
         if self.method is Method.EXACT:
-            for source, target, effects in exact_effects(self.decoder, self.layout, batch, self.metric):
+            for source, target, effects in exact_effects(self.decoder, self.layout, batch, self.metric, self.budget):
                 edge = slice(source, source + 1), slice(target, target + 1)
                 sums.add(batch, *edge, effects[:, None, None])
         elif self.method is Method.EAP_IG_ACTIVATIONS:

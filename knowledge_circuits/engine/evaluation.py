@@ -320,8 +320,7 @@ def _passes(decoder: Decoder, pairs: PromptPairs, batch_size: int, memory_gb: fl
     for batch in pairs.batches(batch_size):
         items, positions = plan_circuit(decoder, batch.clean.shape[1], budget, batch.queries)
         for part in batch.split(items):
-            circuits = min(circuits_at_once(decoder, part.clean.numel()), items // len(part.index))
-            passes.append(_Pass(part, positions, circuits))
+            passes.append(_Pass(part, positions, circuits_at_once(decoder, part, items)))
     return passes
 
 

@@ -15,15 +15,16 @@ from torch import Tensor
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.forward import embed
 from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.memory import plan_circuit
 from knowledge_circuits.engine.metrics import Metric, MetricFunction, losses, read
 from knowledge_circuits.engine.prompts import Batch
 from knowledge_circuits.engine.runner import CircuitRunner, Reference, circuits_at_once
 
 
 def exact_effects(
-    decoder: Decoder, layout: Layout, batch: Batch, metric: Metric | MetricFunction
+    decoder: Decoder, layout: Layout, batch: Batch, metric: Metric | MetricFunction, budget: float
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield every edge's source, target and effect on the loss, [b]."""
+    """Yield every edge's source, target and effect on the loss, [b]; the budget (bytes) is that of a pass."""
     corrupted, _ = Reference.of_run(decoder, embed(decoder, batch.corrupted), queries=batch.queries)
     clean = embed(decoder, batch.clean)
     edges = layout.real_edges
@@ -38,7 +39,8 @@ def exact_effects(
     (whole,) = logits_without()
     clean_logits = read(metric, whole)
     baseline = losses(metric, clean_logits, clean_logits, batch.targets)
-    every, count = edges.nonzero().tolist(), circuits_at_once(decoder, batch.clean.numel())
+    fitting, _ = plan_circuit(decoder, batch.clean.shape[1], budget, batch.queries)
+    every, count = edges.nonzero().tolist(), circuits_at_once(decoder, batch, fitting)
     for start in range(0, len(every), count):
         chosen = every[start : start + count]
         for (source, target), logits in zip(chosen, logits_without(*chosen), strict=True):

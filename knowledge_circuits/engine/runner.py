@@ -49,6 +49,7 @@ from knowledge_circuits.engine.forward import (
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.memory import workspace
 from knowledge_circuits.engine.products import batched_product, linear
+from knowledge_circuits.engine.prompts import Batch
 
 #: Bytes of inputs summed and projected at a time on a CPU, so that they stay in its cache.
 _BLOCK_BYTES = 4e6
@@ -441,9 +442,10 @@ class CircuitRunner:
         return z if post is None else z * post.inverse_scale
 
 
-def circuits_at_once(decoder: Decoder, rows: int) -> int:
-    """Return how many circuits may run together, in passes of `rows` rows (items x positions) per circuit."""
-    return max(1, _SHARED_ROWS.get(decoder.device.type, _SHARED_ROWS_ELSEWHERE) // rows)
+def circuits_at_once(decoder: Decoder, batch: Batch, fitting: int) -> int:
+    """Return how many circuits may run together on a batch, of whose prompts `fitting` fit the memory at once."""
+    rows = _SHARED_ROWS.get(decoder.device.type, _SHARED_ROWS_ELSEWHERE)
+    return max(1, min(rows // batch.clean.numel(), fitting // len(batch.index)))
 
 
 def shared_runners(decoder: Decoder, circuits: Sequence[Graph], most: int) -> list[tuple[list[int], CircuitRunner]]:

@@ -26,6 +26,7 @@ from transformers.utils import logging
 from knowledge_circuits import __version__
 from knowledge_circuits.corpus.documents import TEXT, Row
 from knowledge_circuits.corpus.questions import holds_questions
+from knowledge_circuits.engine.memory import reuse_freed_memory
 from knowledge_circuits.files import InputError
 from knowledge_circuits.manifest import locked
 from knowledge_circuits.models.loading import context_length, weights_digest
@@ -164,6 +165,7 @@ def _train(
     if resumed is not None:
         with loading(str(resumed)):
             TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
+    reuse_freed_memory()
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     step = trainer.state.global_step
     trainer.end()
