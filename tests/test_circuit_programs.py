@@ -383,10 +383,7 @@ def test_a_transferred_circuit_keeps_its_topology_in_other_weights(copy):
     assert results["circuit_performance"] != own["circuit_performance"]
     assert len(read_jsonl(here.predictions(40, group_columns("new", "low"), 0))) == 12
     here_again = {"model_path": str(copy.checkpoints / "checkpoint-4"), "circuit_from": 4}
-    again, expected = read_json(here.results(40, 4)), own | here_again
-    for name in ("circuit_performance", "faithfulness"):  # of the same circuit, run beside another one
-        assert again.pop(name) == pytest.approx(expected.pop(name), rel=1e-4)
-    assert again == expected
+    assert read_json(here.results(40, 4)) == own | here_again
 
 
 def test_a_transferred_circuit_may_come_from_a_folder(copy):

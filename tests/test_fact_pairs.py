@@ -509,7 +509,7 @@ def test_the_study_s_data_refuse_the_flags_of_own_facts(fresh: Path, capitals: P
     assert "one of the two data files holds facts of one's own" in capsys.readouterr().err
 
 
-def test_several_sizes_are_the_same_results_as_one_after_the_other(fresh: Path, capitals: Path, tmp_path: Path) -> None:
+def test_several_sizes_are_the_same_files_as_one_after_the_other(fresh: Path, capitals: Path, tmp_path: Path) -> None:
     assert call(circuit_discovery.main, discovery(fresh, capitals)) == 0
     other = Path(shutil.copytree(fresh, tmp_path / "other"))
     assert call(circuit_eval.main, [*evaluation(fresh, capitals), "--topn", "40", "20", "30"]) == 0
@@ -521,8 +521,6 @@ def test_several_sizes_are_the_same_results_as_one_after_the_other(fresh: Path, 
     for name, path in together.items():
         if name.name.endswith("_results.json"):
             here, there = read_json(path), read_json(apart[name])
-            for key in ("circuit_performance", "faithfulness"):  # circuits that run together differ by rounding
-                assert here.pop(key) == pytest.approx(there.pop(key), rel=1e-4), key
             assert {**here, "model_path": ""} == {**there, "model_path": ""}
         elif not name.name.endswith("_manifest.json"):
             assert path.read_bytes() == apart[name].read_bytes(), name

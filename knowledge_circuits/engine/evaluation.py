@@ -94,8 +94,9 @@ def evaluate(
     batch_size: int = 64,
     memory_gb: float | None = None,
     progress: bool = False,
+    together: Sequence[Graph] = (),
 ) -> list[Evaluation]:
-    """Evaluate circuits on the same prompts; the clean and the corrupted run are shared, and passes of few rows.
+    """Evaluate circuits on the same prompts; the clean and the corrupted run are shared.
 
     Args:
         circuits: graphs of the model's layout.
@@ -105,9 +106,11 @@ def evaluate(
         batch_size: most prompts per pass. Results do not depend on it.
         memory_gb: memory for one pass beside the weights; default: a share of what is available.
         progress: show a progress bar.
+        together: more circuits. These share passes, which is faster for few prompts; their values then depend on one
+            another by rounding, whereas those of `circuits` are the same bits alone or beside others.
 
     Returns:
-        One `Evaluation` per circuit.
+        One `Evaluation` per circuit, first of `circuits`, then of `together`.
 
     Raises:
         InputError: an unknown option, no prompts, a graph of another model, or values that are not finite.
@@ -116,13 +119,13 @@ def evaluate(
     pairs = pairs_for(metric, pairs)
     _check(decoder, pairs)
     passes = _passes(decoder, pairs, batch_size, memory_gb)
-    runners = _runners(decoder, circuits, passes)
+    runners = _runners(decoder, circuits, together, passes)
     means = None
     if intervention in (Intervention.MEAN, Intervention.MEAN_POSITIONAL):
         positional = intervention is Intervention.MEAN_POSITIONAL
         means = mean_outputs(decoder, pairs, positional, batch_size, memory_gb)
     prefixes = Prefixes(decoder)
-    results = torch.zeros(2 + len(circuits), len(pairs), dtype=torch.float64)
+    results = torch.zeros(2 + len(circuits) + len(together), len(pairs), dtype=torch.float64)
     with torch.inference_mode():
         for batch, positions in _run(decoder, passes, progress, "evaluation"):
             values = torch.stack(_values(decoder, prefixes, runners, batch, positions, intervention, metric, means))
@@ -160,13 +163,13 @@ def standalones(
     memory_gb: float | None = None,
     progress: bool = False,
 ) -> list[Standalone]:
-    """Run several circuits alone on the same prompts; see `standalone`."""
+    """Run several circuits on the clean prompts as `standalone` runs one; they share passes (see `evaluate`)."""
     intervention = Intervention(intervention)
     if intervention is Intervention.PATCHING:
         raise InputError("a circuit on its own has no corrupted prompt to patch from; use zero or mean")
     _check(decoder, pairs_for(Metric.LOGIT_DIFFERENCE, pairs))
     passes = _passes(decoder, pairs, batch_size, memory_gb)
-    runners = _runners(decoder, circuits, passes)
+    runners = _runners(decoder, (), circuits, passes)
     means = None
     if intervention is not Intervention.ZERO:
         positional = intervention is Intervention.MEAN_POSITIONAL
@@ -325,11 +328,14 @@ def _passes(decoder: Decoder, pairs: PromptPairs, batch_size: int, memory_gb: fl
 
 
 def _runners(
-    decoder: Decoder, circuits: Sequence[Graph], passes: Sequence[_Pass]
+    decoder: Decoder, alone: Sequence[Graph], together: Sequence[Graph], passes: Sequence[_Pass]
 ) -> list[tuple[list[int], CircuitRunner]]:
-    """Return runners of all circuits, with the circuits' indices."""
+    """Return runners of circuits that run alone and of those that share passes, with the circuits' indices."""
     try:
-        return shared_runners(decoder, circuits, min(one.circuits for one in passes))
+        runners = [([index], CircuitRunner(decoder, [circuit])) for index, circuit in enumerate(alone)]
+        for members, runner in shared_runners(decoder, together, min(one.circuits for one in passes)):
+            runners.append(([len(alone) + member for member in members], runner))
+        return runners
     except ValueError as error:
         raise InputError(f"the graph is of another model: {error}") from None
 

@@ -220,10 +220,11 @@ class GroupEvaluation:
         outcomes = iter(
             evaluate(
                 model.decoder,
-                [*circuits, *sizes, *chain.from_iterable(randoms)],
+                circuits,
                 self.data.pairs(model.tokenizer),
                 settings.intervention,
                 settings.metric,
+                together=[*sizes, *chain.from_iterable(randoms)],
                 **self.bounds,
             )
         )
