@@ -56,7 +56,7 @@ def main() -> int:
     prepare(args.threads, process, scored)
     loader = loader_from(args, process)
     groups = groups_of_flags(args, args.data_file, "", loader, scored[0], quiet=not process.is_main)
-    settings = DiscoverySettings.of_flags(args, ig_steps=args.ig_steps, stability=args.stability, spans=args.spans)
+    settings = DiscoverySettings.of_flags(args)
     items = discovery_items(scored, groups, loader, settings)
     return run_items(items, process, "circuit discovery", args, [checkpoint.output for checkpoint in scored])
 

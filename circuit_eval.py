@@ -82,15 +82,7 @@ def main() -> int:
     loader, quiet = loader_from(args, process), not process.is_main
     groups = groups_of_flags(args, args.eval_data_file, "source_", loader, evaluated[0], quiet)
     targets = targets_of_flags(args, groups, quiet)
-    settings = EvaluationSettings.of_flags(
-        args,
-        model=args.model,
-        topn=(),
-        same_sign=args.same_sign,
-        signed=args.signed,
-        intervention=args.intervention,
-        floors=args.floors,
-    )
+    settings = EvaluationSettings.of_flags(args, topn=())
     sizes = circuit_sizes(args.topn, settings, origins or evaluated, [data.group for data in groups])
     if args.topn is None and process.is_main:
         print(f"--topn is {sizes[0]}")

@@ -21,7 +21,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from knowledge_circuits.command_line import add_work_flags, choice, positive, program_parser, run_program
+from knowledge_circuits.command_line import (
+    add_work_flags,
+    choice,
+    positive,
+    positive_share,
+    program_parser,
+    run_program,
+)
 from knowledge_circuits.corpus.people import read_entities
 from knowledge_circuits.corpus.questions import holds_questions, read_documents, read_questions
 from knowledge_circuits.files import InputError
@@ -31,6 +38,7 @@ from knowledge_circuits.sweeps.flags import GROUP_BY_HELP, Context
 
 if TYPE_CHECKING:
     from knowledge_circuits.sweeps.prediction import Settings
+    from knowledge_circuits.sweeps.processes import Process
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,7 +72,9 @@ def parse_arguments() -> argparse.Namespace:
         help="documents in the prompt, of one or several kinds: none, gold (the one that answers), entity (all of the"
         " entity), retrieved (by BM25); default none",
     )
-    questions.add_argument("--documents", help="rows of text, entity, document: .jsonl, .json, .csv or .txt")
+    questions.add_argument(
+        "--documents", help="rows of text, entity, document: .jsonl, .json, .csv, .txt, or a folder of .txt files"
+    )
     questions.add_argument("--text_column", help="the documents' key or column of the text; default text")
     questions.add_argument(
         "--retrieved", type=positive, default=3, help="documents that BM25 gives for a question; default %(default)s"
@@ -74,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     questions.add_argument(
         "--learned_threshold",
-        type=float,
+        type=positive_share,
         default=0.6,
         help="mean recall of its questions from which an entity counts as known; default %(default)s",
     )
@@ -116,7 +126,7 @@ def main() -> int:
         delete_downloads=args.delete_downloads,
     )
     if asks:
-        return answer_questions(args, evaluated, settings)
+        return answer_questions(args, evaluated, settings, process)
     read = read_facts(args.input_file, args.group_by) if own else read_entities(args.input_file)
     items = read[: args.max_predict_samples]
     task = Path(args.input_file).stem
@@ -129,16 +139,18 @@ def main() -> int:
     return run_items([unit.item() for unit in units], process, "prediction", args, [path.parent for path in outputs])
 
 
-def answer_questions(args: argparse.Namespace, evaluated: Sequence[Checkpoint], settings: Settings) -> int:
+def answer_questions(
+    args: argparse.Namespace, evaluated: Sequence[Checkpoint], settings: Settings, process: Process
+) -> int:
     """Answer questions under every context at every checkpoint, and print what the answers come to."""
     from knowledge_circuits.sweeps.answers import Reference, ReferenceAnswers
-    from knowledge_circuits.sweeps.processes import this_process
     from knowledge_circuits.sweeps.programs import run_items
 
     questions = read_questions(args.input_file)[: args.max_predict_samples]
     documents = read_documents(args.documents, args.text_column) if args.documents else []
     contexts = dict.fromkeys(args.context or [Context.NONE])
-    references = [Reference(questions, documents, context, args.retrieved, args.instruct) for context in contexts]
+    file = args.documents or "--documents"
+    references = [Reference(questions, documents, one, args.retrieved, args.instruct, file) for one in contexts]
     units = [
         ReferenceAnswers(
             checkpoint,
@@ -150,7 +162,6 @@ def answer_questions(args: argparse.Namespace, evaluated: Sequence[Checkpoint], 
         for checkpoint in evaluated
         for reference in references
     ]
-    process = this_process()
     folders = [checkpoint.output for checkpoint in evaluated]
     status = run_items([unit.item() for unit in units], process, "answers", args, folders)
     if process.is_main:

@@ -96,12 +96,16 @@ def forward_flop(shape: Shape, positions: int, shared: int = 0) -> int:
         shared: how many of its first positions are not computed (their keys and values are at hand).
     """
     new = positions - shared
-    # Each computed query position reads the keys up to its own, in the products with keys and with values.
-    reads = sum(range(shared + 1, positions + 1))
-    everywhere = 2 * shape.layer_weights * new + 4 * shape.n_heads * shape.d_head * reads
     at_last = shape.query_weights + shape.output_weights + shape.mlp_weights
-    last = 2 * (shape.key_value_weights * new + at_last) + 4 * shape.n_heads * shape.d_head * positions
-    return (shape.n_layers - 1) * everywhere + last
+    weights = (shape.n_layers - 1) * shape.layer_weights * new + shape.key_value_weights * new + at_last
+    return 2 * weights + _attention_flop(shape, positions, shared)
+
+
+def _attention_flop(shape: Shape, positions: int, shared: int) -> int:
+    """The part of `forward_flop` that is products with keys and with values."""
+    # Each computed query position reads the keys up to its own; in the last layer only the last position's counts.
+    reads = (shape.n_layers - 1) * sum(range(shared + 1, positions + 1)) + positions
+    return 4 * shape.n_heads * shape.d_head * reads
 
 
 def attribution_flop(shape: Shape, positions: int, steps: int, shared: int = 1) -> int:
@@ -114,7 +118,7 @@ def attribution_flop(shape: Shape, positions: int, steps: int, shared: int = 1) 
     """
     new = positions - shared
     forward = forward_flop(shape, positions, shared)
-    attention = forward - _without_attention(shape, positions, shared)
+    attention = _attention_flop(shape, positions, shared)
     # No gradient with respect to the embedding is wanted, so layer 0's projections pass none on.
     below = 2 * (shape.query_weights + shape.key_value_weights) * new
     if shape.n_layers == 1:
@@ -124,14 +128,6 @@ def attribution_flop(shape: Shape, positions: int, steps: int, shared: int = 1) 
     differences = 2 * shape.output_weights * ((shape.n_layers - 1) * new + 1)
     shared_once = forward_flop(shape, shared) if shared else 0
     return (steps + 1) * forward + steps * backward + by_head + differences + shape.edge_sums(new) + shared_once
-
-
-def _without_attention(shape: Shape, positions: int, shared: int) -> int:
-    """`forward_flop` without the products with keys and with values."""
-    new = positions - shared
-    at_last = shape.query_weights + shape.output_weights + shape.mlp_weights
-    last = 2 * (shape.key_value_weights * new + at_last)
-    return (shape.n_layers - 1) * 2 * shape.layer_weights * new + last
 
 
 def circuit_flop(shape: Shape, positions: int, shared: int = 1) -> int:

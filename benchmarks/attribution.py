@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -56,14 +56,15 @@ from benchmarks.arithmetic import Shape, attribution_flop, circuit_flop
 from benchmarks.measuring import (
     best_seconds,
     matrix_peak,
+    memory_peak,
     processor,
-    reset_resident_peak,
-    resident_peak,
+    random_prompts,
+    reset_peak,
     synchronize,
 )
 from knowledge_circuits.engine.attribution import Method, attribute
 from knowledge_circuits.engine.evaluation import evaluate
-from knowledge_circuits.engine.graph import Graph
+from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.graph_files import read_graph, write_graph
 from knowledge_circuits.engine.products import linear
 from knowledge_circuits.engine.prompts import PromptPairs
@@ -147,6 +148,11 @@ class Setting:
                 config.num_key_value_heads = self.heads
         return config
 
+    def layout(self) -> Layout:
+        """The sources and targets of the model's graph."""
+        shape = Shape.of(self.config())
+        return Layout(shape.n_layers, shape.n_heads, shape.parallel)
+
     def model(self) -> PreTrainedModel:
         """Random weights, the same at every call."""
         config = self.config()
@@ -156,17 +162,9 @@ class Setting:
         return model.eval()
 
     def pairs(self) -> PromptPairs:
-        """Random prompts that begin with the same token and end with the same relation, as the study's do."""
-        generator = random.Random(0)
-        vocabulary = self.config().vocab_size
-
-        def tokens(count: int) -> list[int]:
-            return [generator.randrange(1, vocabulary) for _ in range(count)]
-
-        subject = max(1, (self.positions - 1) // 3)
-        relations = [tokens(self.positions - 1 - subject) for _ in range(self.batch)]
-        clean = [[0, *tokens(subject), *relation] for relation in relations]
-        corrupted = [[0, *tokens(subject), *relation] for relation in relations]
+        """Random prompts and labels."""
+        generator, vocabulary = random.Random(0), self.config().vocab_size
+        clean, corrupted = random_prompts(generator, self.batch, self.positions, vocabulary)
         labels = [(first, second) for first, second in (generator.sample(range(1, vocabulary), 2) for _ in clean)]
         return PromptPairs(clean, corrupted, labels)
 
@@ -188,26 +186,17 @@ class Side:
 def engine_side(setting: Setting) -> Side:
     """The library's engine."""
     decoder = decoder_from_model(setting.model())
-    pairs = setting.pairs()
+    pairs, layout = setting.pairs(), setting.layout()
 
-    def graph() -> Graph:
-        return attribute(decoder, pairs, method=Method.EAP_IG, ig_steps=setting.steps, batch_size=setting.batch)
-
-    layout = graph_layout(setting)
+    def scores() -> Tensor:
+        return attribute(decoder, pairs, method=Method.EAP_IG, ig_steps=setting.steps, batch_size=setting.batch).scores
 
     def circuit(edges: Tensor) -> Tensor:
         chosen = Graph(layout, torch.zeros(edges.shape), edges, decoder.d_model)
         (found,) = evaluate(decoder, [chosen], pairs, batch_size=setting.batch)
         return torch.stack((found.clean, found.corrupted, found.circuit))
 
-    return Side(lambda: graph().scores, circuit)
-
-
-def graph_layout(setting: Setting) -> Any:
-    from knowledge_circuits.engine.graph import Layout
-
-    shape = Shape.of(setting.config())
-    return Layout(shape.n_layers, shape.n_heads, shape.parallel)
+    return Side(scores, circuit)
 
 
 def hook_based_side(setting: Setting) -> Side:
@@ -251,17 +240,10 @@ def peak_memory(setting: Setting, side: str, work: str) -> dict[str, float]:
     made = SIDES[side](setting)
     edges = some_circuit(setting)
     gc.collect()
-    cuda = setting.device.startswith("cuda")
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        reset_resident_peak()
-        before = resident_peak()
+    before = reset_peak(setting.device)
     _ = made.scores() if work == "attribution" else made.circuit(edges)
     synchronize(setting.device)
-    peak = torch.cuda.max_memory_allocated() if cuda else resident_peak()
+    peak = memory_peak(setting.device)
     return {"peak_mb": peak / 1e6, "added_mb": (peak - before) / 1e6}
 
 
@@ -278,7 +260,7 @@ def peak_memory_of_fresh_process(setting: Setting, side: str, work: str) -> dict
 
 def some_circuit(setting: Setting) -> Tensor:
     """A quarter of the edges, drawn at random, [u, v] bool: a dense sum does not care which."""
-    real = graph_layout(setting).real_edges
+    real = setting.layout().real_edges
     return real & (torch.rand(real.shape, generator=torch.Generator().manual_seed(0)) < 0.25)
 
 
@@ -315,17 +297,17 @@ def measure(setting: Setting, sides: list[str], repeats: int, hook_repeats: int,
         "attribution": attribution_flop(shape, setting.positions, setting.steps),
         "circuit": circuit_flop(shape, setting.positions),
     }
-    result: dict[str, Any] = {"setting": asdict(setting), "edges": shape.edges, "least_gflop_per_prompt": {}}
-    result["least_gflop_per_prompt"] = {work: flop / 1e9 for work, flop in least.items()}
-    result["products_gflop_per_second"] = products_rate(setting) / 1e9
+    result: dict[str, Any] = {
+        "setting": asdict(setting),
+        "edges": shape.edges,
+        "least_gflop_per_prompt": {work: flop / 1e9 for work, flop in least.items()},
+        "products_gflop_per_second": products_rate(setting) / 1e9,
+    }
     answers: dict[str, dict[str, Tensor]] = {"attribution": {}, "circuit": {}}
     for side in sides:
         made = SIDES[side](setting)
         runs = repeats if side == "engine" else hook_repeats
-        works: dict[str, Callable[[], Tensor]] = {
-            "attribution": made.scores,
-            "circuit": partial(made.circuit, edges),
-        }
+        works: dict[str, Callable[[], Tensor]] = {"attribution": made.scores, "circuit": partial(made.circuit, edges)}
         for work, call in works.items():
             answers[work][side] = call().detach().double().cpu()  # the run that is not counted
             seconds = best_seconds(call, runs, setting.device, warm_up=False)
@@ -338,9 +320,8 @@ def measure(setting: Setting, sides: list[str], repeats: int, hook_repeats: int,
     for work, answer in answers.items():
         if len(answer) == 2:
             ours, theirs = answer["engine"], answer["hook-based"]
-            result[work]["ratio"] = (
-                result[work]["hook-based"]["seconds_per_prompt"] / result[work]["engine"]["seconds_per_prompt"]
-            )
+            times = {side: result[work][side]["seconds_per_prompt"] for side in sides}
+            result[work]["ratio"] = times["hook-based"] / times["engine"]
             result[work]["difference"] = float((ours - theirs).abs().max() / theirs.abs().max())
     if memory:
         for work in answers:
@@ -351,7 +332,7 @@ def measure(setting: Setting, sides: list[str], repeats: int, hook_repeats: int,
 
 def measure_graph_files(setting: Setting) -> dict[str, float]:
     """Seconds to write and read the graph's JSON file, and to select from it."""
-    layout = graph_layout(setting)
+    layout = setting.layout()
     scores = torch.randn(layout.n_sources, layout.n_targets, generator=torch.Generator().manual_seed(0))
     graph = Graph(layout, scores * layout.real_edges, layout.real_edges.clone(), 1)
     quarter = layout.n_edges // 4
@@ -497,10 +478,7 @@ def main() -> None:
         prepare(setting)
         print(json.dumps(peak_memory(setting, request["side"], request["work"])))
         return
-    names = ("shape", "layers", "heads", "batch", "positions", "steps", "dtype", "device", "threads", "tf32", "blas")
-    setting = Setting(
-        **{name: getattr(arguments, name) for name in names}, parameter_gradients=arguments.parameter_gradients
-    )
+    setting = Setting(**{field.name: getattr(arguments, field.name) for field in fields(Setting)})
     prepare(setting)
     sides = ["engine", "hook-based"] if arguments.hook_based and setting.shape != "phi-1_5" else ["engine"]
     content: dict[str, Any] = {"machine": machine(setting)}

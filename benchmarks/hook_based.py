@@ -70,10 +70,6 @@ def ungrouped(model: PreTrainedModel) -> PreTrainedModel:
     return twin.eval()
 
 
-def _parallel(bridge: TransformerBridge) -> bool:
-    return bool(getattr(bridge.cfg, "parallel_attn_mlp", False))
-
-
 def _source_hooks(bridge: TransformerBridge) -> list[tuple[str, int, int]]:
     """(hook name, first source, number of sources), in graph order."""
     heads = bridge.cfg.n_heads
@@ -98,7 +94,7 @@ def _target_hooks(bridge: TransformerBridge) -> list[tuple[str, int, int, int]]:
             if name not in bridge.hook_dict:  # HookedTransformer has it in the block
                 name = f"blocks.{layer}.hook_{letter}_input"
             hooks.append((name, start + part * heads, heads, earlier))
-        own = 0 if _parallel(bridge) else heads
+        own = 0 if getattr(bridge.cfg, "parallel_attn_mlp", False) else heads
         hooks.append((f"blocks.{layer}.hook_mlp_in", start + 3 * heads, 1, earlier + own))
     last = f"blocks.{layers - 1}.hook_resid_post"
     return [*hooks, (last, layers * (3 * heads + 1), 1, 1 + layers * (heads + 1))]

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.attribution import DTYPES, SHAPES, Setting, prepare
-from benchmarks.measuring import best_seconds, processor
+from benchmarks.measuring import best_seconds, processor, table_head, table_row
 from knowledge_circuits.engine.backward import Backward
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.forward import embed, forward
@@ -124,17 +124,14 @@ def main() -> None:
     decoder = decoder_from_model(setting(1).model())
     results = []
     print(f"{args.shape} on {processor(args.device)}, {args.positions} positions, m = {args.steps}, {args.dtype}")
-    print("| batch | way | s a prompt | preparation, s | difference |\n| --- | --- | --- | --- | --- |")
+    print(table_head("batch", "way", "s a prompt", "preparation, s", "difference"))
     with torch.no_grad():
         for batch in args.batch:
             for way in args.ways:
                 numbers = measure(decoder, setting(batch), way, args.repeats, args.backend)
                 results.append({"batch": batch, "way": way, **numbers})
-                print(
-                    f"| {batch} | {way} | {numbers['seconds_per_prompt']:.5f} | {numbers['preparation_seconds']:.1f}"
-                    f" | {numbers['difference']:.1e} |",
-                    flush=True,
-                )
+                seconds, preparation, difference = numbers.values()
+                print(table_row(batch, way, f"{seconds:.5f}", f"{preparation:.1f}", f"{difference:.1e}"), flush=True)
     if args.json:
         write_json(args.json, {"setting": json.loads(json.dumps(vars(args), default=str)), "results": results})
 

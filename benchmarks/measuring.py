@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -55,11 +56,16 @@ def matrix_peak(
     return best
 
 
+def status_bytes(name: str) -> int:
+    """An amount of memory in this process's status, in bytes (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
 def resident_peak() -> int:
-    """The most memory this process has held since the last reset, in bytes (Linux), else since it began."""
+    """The most memory this process has held since `reset_peak`, in bytes (Linux), else since it began."""
     try:
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+        return status_bytes("VmHWM")
     except (OSError, StopIteration):
         import resource
 
@@ -67,12 +73,36 @@ def resident_peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-def reset_resident_peak() -> None:
-    """Let `resident_peak` count anew from what this process holds now, freed memory given back to the system first."""
+def reset_peak(device: str) -> int:
+    """Let `memory_peak` count anew and return the bytes held now, freed memory given back to the system first."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
     with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's keeps what was freed
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     with contextlib.suppress(OSError):  # elsewhere than on Linux the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
+    return resident_peak()
+
+
+def memory_peak(device: str) -> int:
+    """The most bytes held on the device (on a CPU: by this process) since `reset_peak`."""
+    return torch.cuda.max_memory_allocated() if device.startswith("cuda") else resident_peak()
+
+
+def random_prompts(
+    generator: random.Random, batch: int, positions: int, vocabulary: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Clean and corrupted token ids that begin with the same token and end with the same relation, as the study's."""
+
+    def tokens(count: int) -> list[int]:
+        return [generator.randrange(1, vocabulary) for _ in range(count)]
+
+    subject = max(1, (positions - 1) // 3)
+    relations = [tokens(positions - 1 - subject) for _ in range(batch)]
+    clean, corrupted = ([[0, *tokens(subject), *relation] for relation in relations] for _ in range(2))
+    return clean, corrupted
 
 
 def processor(device: str) -> str:
@@ -84,6 +114,16 @@ def processor(device: str) -> str:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def table_row(*cells: object) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def table_head(*columns: object) -> str:
+    """The first two lines of a Markdown table."""
+    return f"{table_row(*columns)}\n{table_row(*['---'] * len(columns))}"
 
 
 class AnonymousPeak:
@@ -103,7 +143,7 @@ class AnonymousPeak:
         return self.peak - self.start
 
     def __enter__(self) -> AnonymousPeak:
-        self.start = self.peak = anonymous_bytes()
+        self.start = self.peak = status_bytes("RssAnon")
         self._thread.start()
         return self
 
@@ -113,10 +153,4 @@ class AnonymousPeak:
 
     def _sample(self) -> None:
         while not self._done.wait(0.001):
-            self.peak = max(self.peak, anonymous_bytes())
-
-
-def anonymous_bytes() -> int:
-    """Return the anonymous memory that this process holds."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+            self.peak = max(self.peak, status_bytes("RssAnon"))

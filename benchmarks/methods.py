@@ -1,7 +1,7 @@
 """Compare attribution methods: CPR and CMD as in MIB (arXiv 2504.13151), seconds per prompt, memory, known circuits.
 
     python benchmarks/methods.py --model models/SmolLM2-135M --json methods.json --figure methods.svg
-    python benchmarks/methods.py --model outputs/train/nano/default/checkpoints/checkpoint-640 --tasks biographies \\
+    python benchmarks/methods.py --model outputs/train/nano/default/checkpoints/checkpoint-1080 --tasks biographies \\
         --biographies data/entities_360/circuit_30/nano/city.jsonl --methods exact eap-ig eap-ig-gim random
     python benchmarks/methods.py --known_circuit
 
@@ -42,7 +42,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.known_circuit import Induction, roc_area
-from benchmarks.measuring import processor, reset_resident_peak, resident_peak, synchronize
+from benchmarks.measuring import memory_peak, processor, reset_peak, synchronize, table_head, table_row
 from benchmarks.tasks import TASKS, Task, load_biographies, load_mib, load_task
 from knowledge_circuits.command_line import HelpFormatter, positive, run_program
 from knowledge_circuits.engine.attribution import attribute
@@ -130,21 +130,13 @@ def scores(
 
 def measured(work: Callable[[], T], device: str) -> tuple[T, float, float]:
     """Return a call's result, its seconds, and the MB that it held at most above what was held before."""
-    cuda = device.startswith("cuda")
-    clock = time.perf_counter if cuda else time.process_time
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        reset_resident_peak()
-        before = resident_peak()
-    synchronize(device)
+    clock = time.perf_counter if device.startswith("cuda") else time.process_time
+    before = reset_peak(device)
     start = clock()
     result = work()
     synchronize(device)
     seconds = clock() - start
-    after = torch.cuda.max_memory_allocated() if cuda else resident_peak()
-    return result, seconds, (after - before) / 1e6
+    return result, seconds, (memory_peak(device) - before) / 1e6
 
 
 def curves(decoder: Decoder, graph: Graph, task: Task, batch_size: int = 16) -> tuple[FaithfulnessCurve, ...]:
@@ -198,14 +190,11 @@ def compare(model: str, decoder: Decoder, task: Task, name: str, resamples: int,
 
 def table(rows: Sequence[Row]) -> str:
     """Return rows as a Markdown table."""
-    lines = [
-        "| model | task | method | CPR | CMD | seconds per prompt | MB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = [table_head("model", "task", "method", "CPR", "CMD", "seconds per prompt", "MB")]
     for row in rows:
         areas = (f"{row.mean(name):.3f} ± {row.spread(name):.3f}" for name in ("cpr", "cmd"))
-        cost = f"{row.mean('seconds'):.3g} | {max(row.memory_mb):.0f}"
-        lines.append(f"| {row.model} | {row.task} | {row.method} | {' | '.join(areas)} | {cost} |")
+        cost = f"{row.mean('seconds'):.3g}", f"{max(row.memory_mb):.0f}"
+        lines.append(table_row(row.model, row.task, row.method, *areas, *cost))
     return "\n".join(lines)
 
 
@@ -252,13 +241,10 @@ def known_circuit_areas(
 def known_circuit_table(methods: Sequence[str], sharpness: Sequence[float] = (4, 8, 16, 32), leak: float = 0.1) -> str:
     """Return the ROC areas over the induction head's sharpness as a Markdown table (mean and least of three seeds)."""
     areas = [known_circuit_areas(methods, Induction(value, leak)) for value in sharpness]
-    lines = [
-        f"| method | {' | '.join(f'sharpness {value:g}' for value in sharpness)} |",
-        "| --- " * (1 + len(sharpness)) + "|",
-    ]
+    lines = [table_head("method", *(f"sharpness {value:g}" for value in sharpness))]
     for name in methods:
         cells = (f"{statistics.fmean(column[name]):.3f} (least {min(column[name]):.3f})" for column in areas)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(table_row(name, *cells))
     return "\n".join(lines)
 
 

@@ -34,7 +34,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import matrix_peak, processor
+from benchmarks.measuring import matrix_peak, processor, random_prompts
 
 LAYERS, HEADS, WIDTH, VOCABULARY = 12, 12, 768, 50257
 PEERS = ("eap", "auto-circuit")
@@ -44,14 +44,9 @@ Works = dict[str, Callable[[], Any]]
 def prompts(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
     """Return clean and corrupted ids [b, p], which begin alike and end with the same relation, and labels [b, 2]."""
     generator = random.Random(0)
-    subject = max(1, (arguments.positions - 1) // 3)
-
-    def tokens(count: int) -> list[int]:
-        return [generator.randrange(1, VOCABULARY) for _ in range(count)]
-
-    relations = [tokens(arguments.positions - 1 - subject) for _ in range(arguments.batch)]
-    clean, corrupted = ([[0, *tokens(subject), *relation] for relation in relations] for _ in range(2))
-    return torch.tensor(clean), torch.tensor(corrupted), torch.tensor([tokens(2) for _ in clean])
+    clean, corrupted = random_prompts(generator, arguments.batch, arguments.positions, VOCABULARY)
+    labels = [[generator.randrange(1, VOCABULARY) for _ in range(2)] for _ in clean]
+    return torch.tensor(clean), torch.tensor(corrupted), torch.tensor(labels)
 
 
 def circuit() -> Tensor:

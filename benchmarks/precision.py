@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.measuring import table_head, table_row
 from knowledge_circuits.command_line import choice, run_program
 from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_data
 from knowledge_circuits.engine.attribution import attribute
@@ -52,7 +53,7 @@ def main() -> None:
     pairs = group_pairs(rows, group, load_tokenizer(args.model_path), where=args.data_file)
     print(f"{args.model_path}: {group}, {len(pairs)} prompts")
     columns = ["dtype", "rank correlation", *(f"overlap at {share:.0%}" for share in SHARES), "faithfulness at 25%"]
-    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
+    print(table_head(*columns))
     exact: Graph | None = None
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         decoder = load_decoder(args.model_path, dtype, args.device)
@@ -65,7 +66,7 @@ def main() -> None:
         cells = [str(dtype).removeprefix("torch."), f"{correlation:.5f}"]
         cells += [f"{overlap(graph, exact, share):.3f}" for share in SHARES]
         cells.append("undefined" if faithfulness is None else f"{faithfulness:.3f}")
-        print("| " + " | ".join(cells) + " |", flush=True)
+        print(table_row(*cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.arithmetic import Shape, attribution_flop, circuit_flop, forward_flop
 from benchmarks.attribution import SHAPES
-from benchmarks.measuring import AnonymousPeak
+from benchmarks.measuring import AnonymousPeak, table_head, table_row
 from knowledge_circuits.corpus.people import DEFAULT_FREQUENCY_RATE, Stream, draw_frequencies, stream
 from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.evaluation import evaluate
@@ -63,16 +63,12 @@ class Experiment:
     checkpoints: int
 
 
-def _shape(layers: int, heads: int, kv: int, d: int, e: int, f: int, gated: bool, parallel: bool = False) -> Shape:
-    return Shape(layers, heads, kv, d, e, f, gated, parallel)
-
-
 EXPERIMENTS = (
-    Experiment("gpt2", _shape(12, 12, 12, 768, 64, 3072, False), 124e6, 26),
-    Experiment("gpt2-medium", _shape(24, 16, 16, 1024, 64, 4096, False), 355e6, 16),
-    Experiment("TinyLlama_v1.1", _shape(22, 32, 4, 2048, 64, 5632, True), 1100e6, 11),
-    Experiment("phi-1_5", _shape(24, 32, 32, 2048, 64, 8192, False, True), 1418e6, 8),
-    Experiment("8B Llama", _shape(32, 32, 8, 4096, 128, 14336, True), 8030e6, 11),
+    Experiment("gpt2", Shape.of(SHAPES["gpt2"]()), 124e6, 26),
+    Experiment("gpt2-medium", Shape.of(SHAPES["gpt2-medium"]()), 355e6, 16),
+    Experiment("TinyLlama_v1.1", Shape.of(SHAPES["tinyllama"]()), 1100e6, 11),
+    Experiment("phi-1_5", Shape.of(SHAPES["phi-1_5"]()), 1418e6, 8),
+    Experiment("8B Llama", Shape.of(SHAPES["llama-8b"]()), 8030e6, 11),
 )
 GROUPS = 18
 PEOPLE = 50_000
@@ -129,7 +125,7 @@ def measure_lengths(lengths: Sequence[int], memory_gb: float, layers: int, steps
     layout = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)
     attribution = ("runs at once", "positions at once", "CPU s", "CPU ms a token", "memory added, MB")
     columns = ("tokens", *attribution, "circuit: positions at once", "CPU s", "memory added, MB")
-    print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
+    print(table_head(*columns))
     for length in lengths:
         plan = plan_attribution(decoder, layout, length, 1, steps + 1, memory_gb * 1e9)
         _, at_once = plan_circuit(decoder, length, memory_gb * 1e9)
@@ -137,12 +133,9 @@ def measure_lengths(lengths: Sequence[int], memory_gb: float, layers: int, steps
         circuit = top_n(attribute(decoder, pairs, ig_steps=1, memory_gb=memory_gb), layout.n_edges // 4)  # not counted
         seconds, added = _cost(lambda: attribute(decoder, pairs, ig_steps=steps, memory_gb=memory_gb))  # noqa: B023
         circuit_seconds, circuit_added = _cost(lambda: evaluate(decoder, [circuit], pairs, memory_gb=memory_gb))  # noqa: B023
-        print(
-            f"| {length:,} | {plan.runs} of {steps + 1} | {plan.positions:,} | {seconds:.2f}"
-            f" | {1000 * seconds / length:.1f} | {added / 1e6:,.0f} | {at_once:,} | {circuit_seconds:.2f}"
-            f" | {circuit_added / 1e6:,.0f} |",
-            flush=True,
-        )
+        cells = [f"{length:,}", f"{plan.runs} of {steps + 1}", f"{plan.positions:,}", f"{seconds:.2f}"]
+        cells += [f"{1000 * seconds / length:.1f}", f"{added / 1e6:,.0f}", f"{at_once:,}", f"{circuit_seconds:.2f}"]
+        print(table_row(*cells, f"{circuit_added / 1e6:,.0f}"), flush=True)
 
 
 def _cost(work: Callable[[], object]) -> tuple[float, int]:
@@ -196,9 +189,7 @@ def measure_large(name: str, folder: Path, layers: int | None, steps: int) -> No
             seconds = time.perf_counter() - started
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(
-        "| layers | weights, GB | edges | loading, s | peak, GB | attribution, s | added, GB |\n" + "| --- " * 7 + "|"
-    )
+    print(table_head("layers", "weights, GB", "edges", "loading, s", "peak, GB", "attribution, s", "added, GB"))
     print(
         f"| {decoder.n_layers} | {total / 1e9:.2f} | {graph.n_edges:,} | {loaded:.0f} | {loading.added / 1e9:.2f}"
         f" | {seconds:.0f} | {peak.added / 1e9:.2f} |"
@@ -238,7 +229,7 @@ def main() -> None:
     hours = [f"{count} device{'s' if count > 1 else ''}, hours (training + circuits)" for count in args.devices]
     columns = ["model", "edges", "training, TFLOP", "attribution, TFLOP", "evaluation, TFLOP", *hours]
     columns += ["graphs .json, GB", "graphs .json.gz, GB", "checkpoints, GB"]
-    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
+    print(table_head(*columns))
     tokens = corpus_tokens(args.tokens_per_biography)
     for experiment in EXPERIMENTS:
         attribution, evaluation = tera_flop(experiment, args.prompts, args.positions, args.steps)
@@ -254,7 +245,7 @@ def main() -> None:
         cells += [f"{work:,.0f}" for work in (training, attribution, evaluation)]
         cells += [" + ".join(f"{part / 3600 / count:.2g}" for part in seconds) for count in args.devices]
         cells += [f"{size:.1f}" for size in sizes] + [f"{weights:,.0f}"]
-        print("| " + " | ".join(cells) + " |", flush=True)
+        print(table_row(*cells), flush=True)
 
 
 if __name__ == "__main__":

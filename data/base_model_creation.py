@@ -33,13 +33,8 @@ def main() -> None:
     from knowledge_circuits.models.nano import random_gpt2, save_checkpoint, train_tokenizer
 
     folder = DataFolder.of(arguments.data_dir, arguments.N)
-    shape = Shape(
-        arguments.n_layer,
-        arguments.n_head,
-        arguments.n_embd,
-        arguments.n_positions,
-        arguments.initializer_range,
-    )
+    sizes = (arguments.n_layer, arguments.n_head, arguments.n_embd, arguments.n_positions)
+    shape = Shape(*sizes, arguments.initializer_range)
     if arguments.tokenizer_file is not None:
         texts = read_texts(arguments.tokenizer_file)
     else:

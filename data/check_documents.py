@@ -23,7 +23,11 @@ from knowledge_circuits.files import InputError, write_jsonl
 def main() -> int:
     parser = program_parser(__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     add = parser.add_argument
-    add("--documents", required=True, help="the texts to train on: .jsonl, .json, .csv or .txt (--train_file)")
+    add(
+        "--documents",
+        required=True,
+        help="the texts to train on: .jsonl, .json, .csv, .txt or a folder of .txt (--train_file)",
+    )
     add("--questions", required=True, help="the questions about them: .jsonl, .json or .csv (--probe_file)")
     add("--text_column", help="the column of the text; default: text, or the only one there is")
     add("--least_share", type=float, default=0.6, help="an answer of which less stands in a text counts as missing")

@@ -1,6 +1,6 @@
 """Write an invented encyclopedia: articles to train on, questions about them, and prompt pairs for circuits.
 
-    python data/document_data_generation.py --model_name_or_path models/SmolLM2-135M-Instruct
+    python data/document_data_generation.py --model_name_or_path models/SmolLM2-135M
     python train.py --train_file data/documents_36/documents.jsonl --probe_file data/documents_36/questions.jsonl ...
 
 No person or town in it exists. Writes into documents_<entities>: documents.jsonl, held_out.jsonl (articles about
@@ -28,7 +28,7 @@ from knowledge_circuits.corpus.encyclopedia import (
     load_forms,
     make_encyclopedia,
 )
-from knowledge_circuits.corpus.folder import DataFolder
+from knowledge_circuits.corpus.folder import DataFolder, sizes_from
 from knowledge_circuits.corpus.people import load_pools
 from knowledge_circuits.files import atomic_write, write_jsonl
 from knowledge_circuits.paths import ENCYCLOPEDIA, SELECTION_POOL, shown
@@ -38,13 +38,13 @@ COLUMNS = ("prompt", "answer", "corrupted", "corrupted_answer", "group", "freque
 
 def parse_arguments() -> argparse.Namespace:
     parser = program_parser(__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
-    sizes = EncyclopediaSizes()
+    default = EncyclopediaSizes
     add = parser.add_argument
-    add("--low", type=positive, default=sizes.low, help="entities with one article; every third entity is a town")
-    add("--high", type=natural, default=sizes.high, help="entities with several articles")
-    add("--high_documents", type=positive, default=sizes.high_documents, help="articles about each of them")
-    add("--unmentioned", type=natural, default=sizes.unmentioned, help="entities that no article mentions")
-    add("--questions_per_kind", type=positive, default=sizes.questions_per_kind, help="about each entity, at most")
+    add("--low", type=positive, default=default.low, help="entities with one article; every third entity is a town")
+    add("--high", type=natural, default=default.high, help="entities with several articles")
+    add("--high_documents", type=positive, default=default.high_documents, help="articles about each of them")
+    add("--unmentioned", type=natural, default=default.unmentioned, help="entities that no article mentions")
+    add("--questions_per_kind", type=positive, default=default.questions_per_kind, help="about each entity, at most")
     add("--seed", type=natural, default=0, help="the same seed gives the same bytes everywhere")
     add("--data_dir", default="data", help="data go into its folder documents_<low + high>")
     add("--pool_dir", default=shown(SELECTION_POOL), help="folder of the pools of people's names")
@@ -55,10 +55,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    sizes = EncyclopediaSizes(
-        **{name: getattr(arguments, name) for name in ("low", "high", "unmentioned", "high_documents")},
-        questions_per_kind=arguments.questions_per_kind,
-    )
+    sizes = sizes_from(EncyclopediaSizes, arguments)
     names = load_pools(arguments.pool_dir)
     pools = load_encyclopedia_pools(Path(arguments.encyclopedia_dir) / "pools.json")
     forms = load_forms(Path(arguments.encyclopedia_dir) / "templates.json")

@@ -12,15 +12,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from knowledge_circuits.command_line import choice, run_program
+from knowledge_circuits.command_line import choice, natural, positive, run_program
 from knowledge_circuits.corpus.biographies import load_templates
 from knowledge_circuits.corpus.folder import (
     DataFolder,
     add_pool_arguments,
     add_template_argument,
     data_parser,
-    natural,
-    positive,
+    sizes_from,
 )
 from knowledge_circuits.corpus.mirrored import TAUGHT, Mirror, MirrorSizes, mirrored_corpus
 from knowledge_circuits.corpus.people import count_table, load_pools, sample_test
@@ -32,11 +31,10 @@ def main() -> None:
     parser = data_parser(__doc__)
     add_pool_arguments(parser)
     add_template_argument(parser)
-    default = MirrorSizes()
     parser.add_argument(
         "--mirror", type=choice(Mirror, tuple(Mirror)), default=Mirror.A, metavar="MIRROR", help="known half: a or b"
     )
-    parser.add_argument("--frequency_rate", type=float, default=default.frequency_rate, help="of the frequencies")
+    parser.add_argument("--frequency_rate", type=float, default=MirrorSizes.frequency_rate, help="of the frequencies")
     parser.add_argument("--validation_lines", type=positive, default=200, help="lines of validation.jsonl")
     parser.add_argument("--test_per_group", type=positive, help="people of test.jsonl per type and band; default all")
     for flag, kind, text in (
@@ -49,21 +47,10 @@ def main() -> None:
         ("untaught_people", natural, "people whom train.jsonl never mentions, half of them known"),
         ("tokenizer_people", positive, "other people, from whose biographies a tokenizer is learned"),
     ):
-        parser.add_argument(f"--{flag}", type=kind, default=getattr(default, flag), help=text)
+        parser.add_argument(f"--{flag}", type=kind, default=getattr(MirrorSizes, flag), help=text)
     arguments = parser.parse_args()
 
-    sizes = MirrorSizes(
-        people=arguments.N,
-        untaught_people=arguments.untaught_people,
-        frequency_rate=arguments.frequency_rate,
-        past_texts=arguments.past_texts,
-        dose=arguments.dose,
-        replays=arguments.replays,
-        background_people=arguments.background_people,
-        background_biographies=arguments.background_biographies,
-        arithmetic_lines=arguments.arithmetic_lines,
-        tokenizer_people=arguments.tokenizer_people,
-    )
+    sizes = sizes_from(MirrorSizes, arguments, people=arguments.N)
     pools = load_pools(arguments.pool_dir, arguments.people_file, tuple(arguments.birth_years))
     templates = load_templates(arguments.template_dir, arguments.templates)
     corpus = mirrored_corpus(pools, templates, sizes, arguments.mirror, arguments.seed, arguments.validation_lines)

@@ -12,7 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from knowledge_circuits.command_line import natural, positive, run_program
 from knowledge_circuits.corpus.biographies import load_templates
-from knowledge_circuits.corpus.folder import DataFolder, add_pool_arguments, add_template_argument, data_parser
+from knowledge_circuits.corpus.folder import (
+    DataFolder,
+    add_pool_arguments,
+    add_template_argument,
+    data_parser,
+    sizes_from,
+)
 from knowledge_circuits.corpus.other_corpora import PriorSizes, prior_corpus
 from knowledge_circuits.corpus.people import load_pools, read_people_of
 from knowledge_circuits.files import write_jsonl
@@ -22,28 +28,21 @@ def main() -> None:
     parser = data_parser(__doc__)
     add_pool_arguments(parser)
     add_template_argument(parser)
-    default = PriorSizes()
-    for flag, kind, value, text in (
-        ("biographies_per_person", positive, default.biographies_per_person, "of each revised person"),
-        ("background_people", natural, default.background_people, "people whom later corpora never mention"),
-        ("background_biographies", positive, default.background_biographies, "of each background person"),
-        ("arithmetic_lines", natural, default.arithmetic_lines, "sums, each a line of its own"),
-        ("held_out_people", natural, default.held_out_people, "background people reserved for prior_held_out.jsonl"),
+    for flag, kind, text in (
+        ("biographies_per_person", positive, "of each revised person"),
+        ("background_people", natural, "people whom later corpora never mention"),
+        ("background_biographies", positive, "of each background person"),
+        ("arithmetic_lines", natural, "sums, each a line of its own"),
+        ("held_out_people", natural, "background people reserved for prior_held_out.jsonl"),
     ):
-        parser.add_argument(f"--{flag}", type=kind, default=value, help=text)
+        parser.add_argument(f"--{flag}", type=kind, default=getattr(PriorSizes, flag), help=text)
     arguments = parser.parse_args()
 
     folder = DataFolder.of(arguments.data_dir, arguments.N)
     new, revised = read_people_of(folder)
     pools = load_pools(arguments.pool_dir, arguments.people_file, tuple(arguments.birth_years))
     templates = load_templates(arguments.template_dir, arguments.templates)
-    sizes = PriorSizes(
-        arguments.biographies_per_person,
-        arguments.background_people,
-        arguments.background_biographies,
-        arguments.arithmetic_lines,
-        arguments.held_out_people,
-    )
+    sizes = sizes_from(PriorSizes, arguments)
     texts, held_out = prior_corpus(new, revised, pools, templates, sizes, arguments.seed)
     written, read = [folder.prior, folder.prior_held_out], [folder.new, folder.revised]
     with folder.making(

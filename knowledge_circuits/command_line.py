@@ -19,6 +19,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from typing import Any, TypeVar
 from knowledge_circuits.files import BOUNDS, Bounds, InputError
 
 Choice = TypeVar("Choice", bound=StrEnum)
+Number = TypeVar("Number", int, float)
 
 
 def run_program(main: Callable[[], int | None]) -> None:
@@ -92,13 +94,7 @@ def natural(text: str) -> int:
 
 
 def _at_least(text: str, least: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-    return number
+    return _number(text, int, f"a whole number of at least {least}", lambda number: number >= least)
 
 
 def thread_count(text: str) -> int:
@@ -111,22 +107,25 @@ def thread_count(text: str) -> int:
 
 def gigabytes(text: str) -> float:
     """Parse a finite amount of memory above 0: an argparse type."""
-    return _number(text, "a number of gigabytes above 0", lambda number: 0 < number < math.inf)
+    return _number(text, float, "a number of gigabytes above 0", lambda number: 0 < number < math.inf)
 
 
 def share(text: str) -> float:
     """Parse a share from 0 to 1: an argparse type."""
-    return _number(text, "a share from 0 to 1", lambda number: 0 <= number <= 1)
+    return _number(text, float, "a share from 0 to 1", lambda number: 0 <= number <= 1)
 
 
-def _number(text: str, what: str, fits: Callable[[float], bool]) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not fits(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-    return number
+def positive_share(text: str) -> float:
+    """Parse a share above 0 and at most 1: an argparse type."""
+    return _number(text, float, "a share above 0 and at most 1", lambda number: 0 < number <= 1)
+
+
+def _number(text: str, kind: Callable[[str], Number], what: str, fits: Callable[[Number], bool]) -> Number:
+    with suppress(ValueError):
+        number = kind(text)
+        if fits(number):
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
 
 
 class _SetBound(argparse.Action):
@@ -157,6 +156,10 @@ def program_parser(description: str | None, **options: Any) -> argparse.Argument
     return parser
 
 
+_OUTPUT_HELP = (
+    "folder of the results, one folder per checkpoint if there are several; default: the checkpoint folders, of a hub"
+    " name outputs/hub/<name>, of a training history outputs/history/<name>"
+)
 _REVISIONS_HELP = (
     "a public model's training history: its revisions (or, in a local folder, subfolders) such as step0 step512, or log"
     " for steps that double; results go to outputs/history/"
@@ -166,18 +169,19 @@ _REVISIONS_HELP = (
 def add_work_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of every program that computes results of checkpoints: existing results, device, threads."""
     add = parser.add_argument
-    add("--output_dir", help="folder of the results, one folder per checkpoint; default: the checkpoint folders")
+    add("--output_dir", help=_OUTPUT_HELP)
     add("--revisions", nargs="+", default=[], metavar="NAME", help=_REVISIONS_HELP)
     add(
         "--step_pattern",
-        help=r"regular expression whose first group is the step in a revision's name; default step(\d+)",
+        help=r"regular expression whose first group is the step in a revision's name; default step[-_]?(\d+)",
     )
     add("--delete_downloads", action="store_true", help="delete each hub revision from the cache when it is done")
     add("--overwrite", action="store_true", help="recompute existing results; files that their manifests list go")
     add(
         "--adopt",
         action="store_true",
-        help="take results without a manifest (of older versions) as made with these flags",
+        help="take results of older versions (no manifest, or a digest of some bytes of the weights only) as made with "
+        "these flags and weights",
     )
     add(
         "--verify",

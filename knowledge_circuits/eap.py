@@ -198,8 +198,9 @@ class Graph:
         self.layout = graph.layout
         self.scores = graph.scores.clone()
         self.in_graph = graph.in_graph.clone()
-        self.nodes_in_graph = self._connected()
+        self.nodes_in_graph = selection.connected_nodes(self.layout, self.in_graph)[:-1]
         self.meta = dict(graph.meta)
+        self._members_given = graph.in_graph
         self.cfg = GraphConfig(graph_files.configuration(graph))
 
     @classmethod
@@ -227,12 +228,13 @@ class Graph:
     from_pt = from_json
 
     def to_json(self, filename: str | Path) -> None:
-        """Write the graph in EAP-IG's JSON; the name ends in .json or .json.gz."""
+        """Write the graph as EAP-IG does: JSON to a name that ends in .json or .json.gz, tensors to one in .pt.
+
+        A graph that was read from a circuit's own file is written as one until an edge outside it gets a score.
+        """
         graph_files.write_graph(filename, self.engine)
 
-    def to_pt(self, filename: str | Path) -> None:
-        """Write the graph in EAP-IG's tensor form; the name ends in .pt."""
-        graph_files.write_graph(filename, self.engine)
+    to_pt = to_json
 
     def to_image(self, filename: str | Path, **style: Any) -> None:
         """Draw the graph with Graphviz; the name's ending is the format. EAP-IG's style options have no effect.
@@ -254,7 +256,11 @@ class Graph:
     @property
     def engine(self) -> EngineGraph:
         """The graph as the engine takes it: `knowledge_circuits.evaluate`, `draw` and others."""
-        return EngineGraph(self.layout, self.scores, self.in_graph, self.cfg["d_model"], self.meta)
+        meta = dict(self.meta)
+        # A circuit's file leaves out the scores of other edges. Once one of these is set, the graph is a whole one.
+        if meta.get("edges") == "circuit" and bool(self.scores[~self._members_given].any()):
+            del meta["edges"]
+        return EngineGraph(self.layout, self.scores, self.in_graph, self.cfg["d_model"], meta)
 
     @property
     def real_edge_mask(self) -> Tensor:
@@ -341,14 +347,7 @@ class Graph:
 
     def _select(self, chosen: EngineGraph, prune: bool) -> None:
         self.in_graph = (selection.prune(chosen) if prune else chosen).in_graph.clone()
-        self.nodes_in_graph = self._connected()
-
-    def _connected(self) -> Tensor:
-        """[u] which nodes have an incoming and an outgoing edge; `input` needs only the latter."""
-        fed = torch.zeros(self.layout.n_sources + 1, dtype=torch.bool)
-        fed[self.layout.target_nodes[self.in_graph.any(0)]] = True
-        fed[0] = True
-        return fed[:-1] & self.in_graph.any(1)
+        self.nodes_in_graph = selection.connected_nodes(self.layout, self.in_graph)[:-1]
 
 
 def attribute(
@@ -437,7 +436,8 @@ def evaluate_graph(
     """
     if intervention == "optimal" or optimal_ablation_path is not None:
         raise InputError("the engine has no optimal ablation; choose patching, zero, mean or mean-positional")
-    if "mean" in intervention and intervention_dataloader not in (None, dataloader):
+    other = intervention_dataloader is not None and intervention_dataloader is not dataloader
+    if "mean" in intervention and other:
         raise InputError("the engine takes means over the evaluated prompts, not over another data loader")
     graph.prune()
     prompts = _Prompts.of(dataloader, model, tokenizer)

@@ -88,6 +88,12 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
+def shortened(value: Any, most: int) -> str:
+    """Return how Python writes a value, cut to at most so many characters."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary sibling of `path` for writing; on success it takes the name, on failure it goes.
@@ -112,23 +118,15 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 
 def _remove_stale_partials(path: Path) -> None:
     """Remove what a killed process of this machine left of an earlier attempt at the same file."""
+    import psutil  # 30 ms, which a program that shows its flags need not wait for
+
     host = socket.gethostname()
     prefix = f".{path.name}.{host}-"
     for partial in path.parent.iterdir():
         if partial.name.startswith(prefix) and partial.suffix == ".partial":
             pid = partial.name[len(prefix) : -len(".partial")]
-            if pid.isdecimal() and not _alive(int(pid)):
+            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
                 partial.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +34,7 @@ from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from knowledge_circuits import __version__
-from knowledge_circuits.files import InputError, read_json, write_json
+from knowledge_circuits.files import InputError, read_json, shortened, write_json
 
 #: The manifest's name where a unit is a whole folder (a data folder, a checkpoint).
 FOLDER_MANIFEST = "manifest.json"
@@ -101,6 +102,11 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
+def is_partial_digest(recorded: Any) -> bool:
+    """Return whether a digest of weights is an earlier version's: 16 digits, of some bytes; now 32, of all bytes."""
+    return isinstance(recorded, str) and re.fullmatch("[0-9a-f]{16}", recorded) is not None
+
+
 def read_manifest(path: Path) -> Manifest | None:
     """Return the manifest; None if there is none.
 
@@ -121,15 +127,20 @@ def read_manifest(path: Path) -> Manifest | None:
         ) from None
 
 
+def sound_manifest(path: Path) -> Manifest | None:
+    """Return the manifest; None if there is none that can be read."""
+    try:
+        return read_manifest(path)
+    except InputError:
+        return None
+
+
 def begin(path: Path, unit: str, made_from: Mapping[str, Any]) -> None:
     """Write an unfinished manifest, so that what an interrupted process leaves is known to be a part.
 
     Files that an earlier manifest lists stay listed until `finish`.
     """
-    try:
-        earlier = read_manifest(path)
-    except InputError:
-        earlier = None
+    earlier = sound_manifest(path)
     _write(path, unit, False, made_from, earlier.files if earlier else {})
 
 
@@ -183,7 +194,7 @@ class Status(StrEnum):
     OTHER = "of other settings"
     """Made from other settings, inputs or weights."""
     UNKNOWN = "unknown"
-    """Files without a manifest: made before there were manifests, or by another program."""
+    """Files without a manifest, or with an earlier version's digest of some bytes of the weights."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +205,14 @@ class State:
         status: see `Status`.
         path: the unit's manifest.
         detail: which file or setting; empty if whole.
+        renewed: where nothing is unknown but whether an earlier version's partial digests of weights are those of the
+            weights now, the manifest with the digests of these.
     """
 
     status: Status
     path: Path
     detail: str = ""
+    renewed: Manifest | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -237,10 +251,12 @@ def check(
     if not manifest.finished:
         return State(Status.MISSING, path, "interrupted")
     wanted = json.loads(json.dumps(dict(made_from or {})))
+    changed = {key: value for key, value in wanted.items() if manifest.made_from.get(key, value) != value}
+    partial = {key: value for key, value in changed.items() if _replaces_partial(manifest.made_from[key], value)}
     differing = [
-        f"{key} {_shown(manifest.made_from[key])}, now {_shown(value)}"
-        for key, value in wanted.items()
-        if key in manifest.made_from and manifest.made_from[key] != value
+        f"{key} {shortened(manifest.made_from[key], 80)}, now {shortened(value, 80)}"
+        for key, value in changed.items()
+        if key not in partial
     ]
     if differing:
         return State(Status.OTHER, path, "; ".join(differing))
@@ -251,7 +267,21 @@ def check(
     lacking += [file.name for file in files if file.relative_to(path.parent).as_posix() not in manifest.files]
     if lacking:
         return State(Status.MISSING, path, f"without {', '.join(lacking)}")
+    if partial:
+        renewed = manifest.model_copy(update={"made_from": manifest.made_from | partial})
+        return State(Status.UNKNOWN, path, "an earlier version compared some bytes of the weights only", renewed)
     return State(Status.WHOLE, path)
+
+
+def _replaces_partial(recorded: Any, now: Any) -> bool:
+    """Return whether a partial digest is recorded where one of all bytes is compared."""
+    return is_partial_digest(recorded) and isinstance(now, str) and re.fullmatch("[0-9a-f]{32}", now) is not None
+
+
+def renew(state: State) -> None:
+    """Write a unit's manifest with the digests of the weights now, as `--adopt` asks; see `State.renewed`."""
+    if state.renewed is not None:
+        write_json(state.path, state.renewed.model_dump())
 
 
 def _fault(path: Path, record: FileRecord, verify: bool) -> str:
@@ -266,20 +296,12 @@ def _fault(path: Path, record: FileRecord, verify: bool) -> str:
     return ""
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def remove_replaced(path: Path, files: Iterable[Path]) -> None:
     """Remove the files that a unit's manifest lists and that are not among `files`, as `--overwrite` asks.
 
     Files that no manifest lists are never removed.
     """
-    try:
-        manifest = read_manifest(path)
-    except InputError:
-        return
+    manifest = sound_manifest(path)
     keep = {file.absolute() for file in files}
     for name in manifest.files if manifest else ():
         if (file := path.parent / name).absolute() not in keep:

@@ -1,19 +1,19 @@
 """The Mechanistic Interpretability Benchmark's circuit track (MIB, arXiv 2504.13151): its folders and its data.
 
-    python -m knowledge_circuits.mib export .../city_graph.json --task ioi --model gpt2 --to submission
-    python -m knowledge_circuits.mib export .../city_graph.json --task ioi --model gpt2 --to submission --circuits
-    python -m knowledge_circuits.mib list submission
+    python -m knowledge_circuits.mib export .../city_graph.json --task ioi --model gpt2 --to scores
+    python -m knowledge_circuits.mib export .../city_graph.json --task ioi --model gpt2 --to circuits --circuits
+    python -m knowledge_circuits.mib list circuits
 
 A submission has a folder `<task>_<model>` for each task and model (`arc-easy_llama3`). It holds one file of edge
 scores, `importances.json` in EAP-IG 2.0's schema, which MIB's loader reads, or (`--circuits`) a circuit for each of
-`SHARES`, the largest shares of the model's edges that it may have. MIB selects edges by the signed score; in its
-convention, as in the engine's, a positive score means that the edge helps. `load_rows` loads its data sets, from the
-hub or from files, and `prompt_pairs` makes prompt pairs of their rows.
+`SHARES`, the largest shares of the model's edges that it may have; never both. MIB selects edges by the signed score;
+in its convention, as in the engine's, a positive score means that the edge helps. `load_rows` loads its data sets, from
+the hub or from files, and `prompt_pairs` makes prompt pairs of their rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,11 +61,12 @@ def write_submission(folder: str | Path, task: str, model: str, graph: Graph) ->
         The file, `<folder>/<task>_<model>/importances.json`.
 
     Raises:
-        InputError: a name that cannot be part of `<task>_<model>`, or a graph without the scores of all edges.
+        InputError: a name that cannot be part of `<task>_<model>`, a graph without the scores of all edges, or other
+            graph files in the folder.
     """
     from knowledge_circuits.engine.graph_files import write_graph
 
-    path = _folder(folder, task, model, graph) / "importances.json"
+    path = _folder(folder, task, model, graph, ["importances.json"]) / "importances.json"
     write_graph(path, graph)
     return path
 
@@ -87,16 +88,16 @@ def write_circuits(folder: str | Path, task: str, model: str, graph: Graph, abso
     from knowledge_circuits.engine.graph_files import write_graph
     from knowledge_circuits.engine.selection import prune, top_n
 
-    inner, paths = _folder(folder, task, model, graph), []
-    for share in SHARES:
+    names = [f"circuit_{100 * share:g}.json" for share in SHARES]
+    inner = _folder(folder, task, model, graph, names)
+    for share, name in zip(SHARES, names, strict=True):
         circuit = prune(top_n(graph, int(share * graph.layout.n_edges), absolute))
-        paths.append(inner / f"circuit_{100 * share:g}.json")
-        write_graph(paths[-1], replace(circuit, scores=torch.zeros_like(graph.scores)))
-    return paths
+        write_graph(inner / name, replace(circuit, scores=torch.zeros_like(graph.scores)))
+    return [inner / name for name in names]
 
 
-def _folder(folder: str | Path, task: str, model: str, graph: Graph) -> Path:
-    """Return a submission's folder for a task and model, made if absent."""
+def _folder(folder: str | Path, task: str, model: str, graph: Graph, names: Sequence[str]) -> Path:
+    """Return a submission's folder for a task and model, made if absent, in which graph files have only these names."""
     task = task.replace("_", "-")
     for kind, name in (("task", task), ("model", model)):
         if not name or "/" in name or "_" in name:
@@ -107,7 +108,16 @@ def _folder(folder: str | Path, task: str, model: str, graph: Graph) -> Path:
         raise InputError("the graph holds the scores of its circuit's edges only; MIB ranks all edges of the model")
     inner = Path(folder) / f"{task}_{model}"
     inner.mkdir(parents=True, exist_ok=True)
+    if others := sorted(path.name for path in _graph_files(inner) if path.name not in names):
+        raise InputError(
+            f"{inner} holds {others[0]}, and a submission's folder has either importances.json or circuits; remove it "
+            "or export to another folder"
+        )
     return inner
+
+
+def _graph_files(inner: Path) -> list[Path]:
+    return [path for path in inner.iterdir() if path.suffix in (".json", ".pt")]
 
 
 def read_submission(folder: str | Path) -> dict[tuple[str, str], list[Graph]]:
@@ -124,7 +134,7 @@ def read_submission(folder: str | Path) -> dict[tuple[str, str], list[Graph]]:
     graphs = {}
     for inner in sorted(path for path in root.iterdir() if path.is_dir()):
         task, _, model = inner.name.partition("_")
-        files = [path for path in inner.iterdir() if path.suffix in (".json", ".pt")]
+        files = _graph_files(inner)
         if not task or not model:
             raise InputError(f"{inner}: the folder's name is not <task>_<model>")
         if len(files) not in (1, len(SHARES)):
@@ -241,6 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
     listing.add_argument("folder")
     args = parser.parse_args(arguments)
     if args.command == "export":
+        if args.absolute and not args.circuits:
+            raise InputError("--absolute ranks the edges of circuits; it goes with --circuits only")
         from knowledge_circuits.engine.graph_files import read_graph
 
         where = (args.to, args.task, args.model, read_graph(args.graph))

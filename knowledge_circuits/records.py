@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar, cast
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import (
     AfterValidator,
@@ -26,10 +26,8 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from knowledge_circuits.files import InputError, numbered_jsonl, read_json
+from knowledge_circuits.files import InputError, numbered_jsonl, read_json, shortened
 from knowledge_circuits.study import Attribute, KnowledgeType
-
-Row = TypeVar("Row")
 
 #: More biographies of one person than any corpus has; beyond it a frequency is taken for a mistake.
 LARGEST_FREQUENCY = 1_000_000
@@ -69,17 +67,21 @@ TypeName = Annotated[KnowledgeType, Field(strict=False), AfterValidator(str)]
 AttributeName = Annotated[Attribute, Field(strict=False), AfterValidator(str)]
 
 
-class TextRow(TypedDict):
-    """A line of a corpus."""
+class Record(TypedDict):
+    """A record without keys: the base of all, which gives them the configuration `RECORD`."""
 
     __pydantic_config__ = RECORD  # type: ignore[misc]
+
+
+class TextRow(Record):
+    """A line of a corpus."""
+
     text: str
 
 
-class Evaluation(TypedDict):
+class Evaluation(Record):
     """A line of evaluations.jsonl."""
 
-    __pydantic_config__ = RECORD  # type: ignore[misc]
     step: Count
     epoch: float
     loss: NotRequired[float | None]
@@ -88,10 +90,9 @@ class Evaluation(TypedDict):
     revised_first_token_attribute_accuracy: NotRequired[float | None]
 
 
-class LoggedState(TypedDict):
+class LoggedState(Record):
     """What tables need of a checkpoint's trainer_state.json."""
 
-    __pydantic_config__ = RECORD  # type: ignore[misc]
     epoch: NotRequired[float | None]
     global_step: NotRequired[Count]
     log_history: NotRequired[list[dict[str, Any]]]
@@ -105,20 +106,18 @@ class TrainerStateFile(BaseModel):
     stateful_callbacks: dict[str, Any] = {}
 
 
-class LoggedLoss(TypedDict):
+class LoggedLoss(Record):
     """An entry of the log history that tells a training loss."""
 
-    __pydantic_config__ = RECORD  # type: ignore[misc]
     step: Count
     epoch: float
     loss: float
     learning_rate: NotRequired[float | None]
 
 
-class Prediction(TypedDict):
+class Prediction(Record):
     """A line of a checkpoint's prediction.jsonl."""
 
-    __pydantic_config__ = RECORD  # type: ignore[misc]
     full_name: Text
     attribute: str
     type: TypeName
@@ -127,20 +126,18 @@ class Prediction(TypedDict):
     first_token_correct: NotRequired[bool]
 
 
-class FactPrediction(TypedDict):
+class FactPrediction(Record):
     """A line of a checkpoint's predictions about facts of one's own."""
 
-    __pydantic_config__ = RECORD  # type: ignore[misc]
     group: Text
     prompt: Text
     correct: bool
     first_token_correct: bool
 
 
-class CircuitResults(TypedDict):
+class CircuitResults(Record):
     """A circuit's results.json."""
 
-    __pydantic_config__ = RECORD  # type: ignore[misc]
     clean_baseline_performance: float
     corrupted_baseline_performance: float
     circuit_performance: float
@@ -157,16 +154,14 @@ class CircuitResults(TypedDict):
     random_hit10: NotRequired[float | None]
 
 
-class CircuitPrediction(TypedDict):
+class CircuitPrediction(Record):
     """A line of a circuit's standalone predictions."""
 
-    __pydantic_config__ = RECORD  # type: ignore[misc]
     token_prob: float
     token_rank: Count
 
 
-class _Probed(TypedDict):
-    __pydantic_config__ = RECORD  # type: ignore[misc]
+class _Probed(Record):
     step: Count
     epoch: Annotated[float, Field(ge=0)]
 
@@ -205,10 +200,9 @@ class ProbedText(_Probed):
 ProbeRecord = ProbedFact | ProbedSkill | ProbedText
 
 
-class ProbedQuestion(TypedDict):
+class ProbedQuestion(Record):
     """One question of a question probe."""
 
-    __pydantic_config__ = RECORD  # type: ignore[misc]
     id: Text
     entity: Text
     kind: str | None
@@ -235,7 +229,7 @@ class QuestionProbeRecord(_Probed):
     questions: list[ProbedQuestion]
 
 
-class Shape(Generic[Row]):
+class Shape:
     """The check of one kind of record.
 
     Args:
@@ -243,9 +237,9 @@ class Shape(Generic[Row]):
     """
 
     def __init__(self, kind: Any) -> None:
-        self._adapter: TypeAdapter[Row] = TypeAdapter(kind)
+        self._adapter: TypeAdapter[Any] = TypeAdapter(kind)
 
-    def check(self, value: Any, where: str) -> Row:
+    def check(self, value: Any, where: str) -> Any:
         """Return the value as this kind of record.
 
         Raises:
@@ -256,34 +250,29 @@ class Shape(Generic[Row]):
         except ValidationError as error:
             raise InputError(f"{where}: {explain(error)}") from None
         if isinstance(record, dict):  # in the order of the file: what is written again is the same, byte for byte
-            return cast(Row, {key: record[key] for key in value})
+            return {key: record[key] for key in value}
         return record
 
-    def numbered(self, path: str | Path) -> Iterator[tuple[int, Row]]:
+    def numbered(self, path: str | Path) -> Iterator[tuple[int, Any]]:
         """Read a JSON lines file: each line's number (from 1) and record."""
         for number, row in numbered_jsonl(path):
             yield number, self.check(row, f"{path}, line {number}")
 
-    def lines(self, path: str | Path) -> list[Row]:
+    def lines(self, path: str | Path) -> list[Any]:
         """Read a JSON lines file."""
         return [row for _, row in self.numbered(path)]
 
-    def optional_lines(self, path: Path) -> list[Row]:
+    def optional_lines(self, path: Path) -> list[Any]:
         """Read a JSON lines file; [] where there is none."""
         return self.lines(path) if path.exists() else []
 
-    def file(self, path: str | Path) -> Row:
+    def file(self, path: str | Path) -> Any:
         """Read a JSON file that holds one record."""
         return self.check(read_json(path), str(path))
 
 
-def shape(kind: Any) -> Shape[Any]:
-    """Return the check of a kind of record, made once."""
-    return _shape(kind)
-
-
-_shape: Callable[[Any], Shape[Any]] = cache(Shape)
-
+#: The check of a kind of record, made once.
+shape: Callable[[Any], Shape] = cache(Shape)
 
 #: Lines of knowledge_dynamics.jsonl, told apart by their `kind`.
 PROBE_RECORD: Annotated[Any, "a type"] = Annotated[ProbeRecord, Discriminator("kind")]
@@ -302,7 +291,7 @@ def explain(error: ValidationError) -> str:
         key = str(first["ctx"]["discriminator"]).strip("'")
         if kind == "union_tag_not_found":
             return f"no key {key!r}"
-        return f"{key!r} must be one of {first['ctx']['expected_tags']}, not {_shown(first['ctx']['tag'])}"
+        return f"{key!r} must be one of {first['ctx']['expected_tags']}, not {shortened(first['ctx']['tag'], 60)}"
     if key is None and kind in ("dict_type", "model_type", "dataclass_type", "model_attributes_type"):
         return f"a JSON object is wanted, not {type(value).__name__}"
     message = first["msg"].removeprefix("Value error, ")
@@ -312,9 +301,4 @@ def explain(error: ValidationError) -> str:
     message = message.replace("a valid dictionary", "a JSON object")
     message = message.replace("List must", "must").replace("a valid list", "a list")
     message = message.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
-    return f"{repr(key) + ' ' if key else ''}{entry}{message}, not {_shown(value)}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return f"{repr(key) + ' ' if key else ''}{entry}{message}, not {shortened(value, 60)}"

@@ -9,6 +9,7 @@ outputs/train/<model>/<run>/                      run_config.json, run_config_ma
             topn_<k>/<task>_graph.json, <task>_results.json
             topn_<k>/target_type_<t>/target_frequency_<b>/<task>_prediction.jsonl
         circuit_<n>/<column>_<value>/...          the same for facts of one's own, a folder per grouping column
+outputs/hub/<name>/                           results of a hub name's model, in the form of a checkpoint's folder
 outputs/history/<model>/checkpoints/checkpoint-<step>/   results of a public model's revisions, in the same form
 
 `Coordinates` holds the variable parts of the circuit files' paths.
@@ -357,11 +358,11 @@ def checkpoints(
     folders = []
     if inner.is_dir():
         folders = [child for child in inner.iterdir() if child.is_dir() and _CHECKPOINT_NAME.fullmatch(child.name)]
-    if folders and not _is_model(root):
+    if folders and not is_model(root):
         folders.sort(key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
         return [Checkpoint(str(folder), Path(output_dir) / folder.name if output_dir else folder) for folder in folders]
     if root.is_dir():
-        if not _is_model(root):
+        if not is_model(root):
             raise InputError(
                 f"{model_path}: neither a checkpoint (no config.json) nor a folder of checkpoint-<step>; for folders of"
                 " other names give --step_pattern"
@@ -372,7 +373,7 @@ def checkpoints(
     return [Checkpoint(model_path, Path(output_dir or Path("outputs") / "hub" / model_path.replace("/", "--")))]
 
 
-def _is_model(folder: Path) -> bool:
+def is_model(folder: Path) -> bool:
     """Return whether a folder holds a checkpoint or an adapter."""
     return (folder / "config.json").exists() or (folder / "adapter_config.json").exists()
 
@@ -391,9 +392,9 @@ def _history(model_path: str, revisions: Sequence[str], step_pattern: str | None
         raise InputError(f"--step_pattern {step_pattern!r}: its first group must be the step, as in {STEP_PATTERN}")
     root = Path(model_path)
     if root.is_dir():
-        if _is_model(root) and not revisions:
+        if is_model(root) and not revisions:
             return []
-        names = [child.name for child in root.iterdir() if _is_model(child)]
+        names = [child.name for child in root.iterdir() if is_model(child)]
         if not revisions and step_pattern is None and any(_CHECKPOINT_NAME.fullmatch(name) for name in names):
             return []
     elif not revisions or means_folder(model_path):

@@ -2,9 +2,9 @@
 
     python -m knowledge_circuits.verify outputs/train/nano/default
 
-The folder is a run, a data folder or any folder above them. Prints the units that are damaged, interrupted or of
-another checkpoint than where they lie, the result files that no manifest lists, and the number of whole units. The exit
-status is 0 if everything is whole. Nothing is changed.
+The folder is a run, a data folder, a model's or an adapter's folder with results, or any folder above them. Prints the
+units that are damaged, interrupted or of other weights than those where they lie, the result files that no manifest
+lists, and the number of whole units. The exit status is 0 if everything is whole. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from knowledge_circuits.command_line import program_parser, run_program
 from knowledge_circuits.files import InputError
-from knowledge_circuits.manifest import FOLDER_MANIFEST, MANIFEST_ENDING, State, Status, check, read_manifest
-from knowledge_circuits.runs import Coordinates, checkpoints
+from knowledge_circuits.manifest import FOLDER_MANIFEST, MANIFEST_ENDING, State, Status, check, sound_manifest
+from knowledge_circuits.runs import Coordinates, is_model
 
 
 def manifests(folder: Path) -> list[Path]:
@@ -33,38 +33,38 @@ def states(folder: Path, quick: bool = False) -> Iterator[State]:
 
     Args:
         folder: a run, a data folder, or a folder above them.
-        quick: compare sizes only.
+        quick: compare sizes, and all bytes only of weights that results are of.
     """
     listed: set[Path] = set()
     for path in manifests(folder):
         state = check(path, verify=not quick)
-        if state.status is not Status.DAMAGED:
-            state = _against_weights(path, state)
-        yield state
-        try:
-            manifest = read_manifest(path)
-        except InputError:
-            continue
+        yield state if state.status is Status.DAMAGED else _against_weights(path) or state
+        manifest = sound_manifest(path)
         listed.update(path.parent / name for name in (manifest.files if manifest else ()))
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path not in listed and _is_result(path):
             yield State(Status.UNKNOWN, path, "no manifest lists it")
 
 
-def _against_weights(path: Path, state: State) -> State:
-    """Return the state of a checkpoint's result, compared with the weights that lie there now."""
-    from knowledge_circuits.models.loading import weights_digest
+def _against_weights(path: Path) -> State | None:
+    """Return what is wrong with a result of other weights than those in the model's folder where it lies; else None.
 
-    manifest = read_manifest(path)
-    checkpoint = next((parent for parent in path.parents if (parent / "config.json").is_file()), None)
-    if manifest is None or checkpoint is None or "weights" not in manifest.made_from:
-        return state
-    if not checkpoints(str(checkpoint))[0].name.startswith("checkpoint-"):
-        return state
-    weights = weights_digest(checkpoint)
-    if weights is None or weights == manifest.made_from["weights"]:
-        return state
-    return State(Status.OTHER, path, f"weights {manifest.made_from['weights']}, now {weights}")
+    An earlier version's digest of some bytes is none in a checkpoint's own manifest, which lists the weight files.
+    """
+    from knowledge_circuits.models.loading import adapter_base, weights_digest
+
+    manifest = sound_manifest(path)
+    folder = next((parent for parent in path.parents if is_model(parent)), None)
+    if manifest is None or folder is None:
+        return None
+    try:
+        base = adapter_base(str(folder))
+        now = {"weights": weights_digest(folder), "base model": weights_digest(base.path) if base else None}
+    except InputError as error:  # a damaged adapter_config.json
+        return State(Status.DAMAGED, path, str(error))
+    state = check(path, {key: digest for key, digest in now.items() if digest and key in manifest.made_from})
+    unknown = state.status is Status.UNKNOWN and path != folder / FOLDER_MANIFEST
+    return state if unknown or state.status is Status.OTHER else None
 
 
 def _is_result(path: Path) -> bool:
@@ -72,17 +72,15 @@ def _is_result(path: Path) -> bool:
     if path.name == "prediction.jsonl":
         return True
     start = next((i for i, part in enumerate(path.parts) if part.startswith("circuit_") and part[8:].isdecimal()), None)
-    return start is not None and Coordinates.read(Path(*path.parts[start:])) is not None and not _is_manifest(path)
-
-
-def _is_manifest(path: Path) -> bool:
-    return path.name.endswith(MANIFEST_ENDING)
+    if start is None or path.name.endswith(MANIFEST_ENDING):
+        return False
+    return Coordinates.read(Path(*path.parts[start:])) is not None
 
 
 def main() -> int:
     parser = program_parser(__doc__)
     parser.add_argument("folder", type=Path, help="a run's folder, a data folder, or a folder above them")
-    parser.add_argument("--quick", action="store_true", help="compare sizes only, not all bytes")
+    parser.add_argument("--quick", action="store_true", help="compare sizes; all bytes only of weights")
     args = parser.parse_args()
     if not args.folder.is_dir():
         raise InputError(f"{args.folder}: no such folder")

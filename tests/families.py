@@ -27,8 +27,10 @@ from transformers import (
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
     MixtralConfig,
+    MptConfig,
     Olmo2Config,
     Olmo3Config,
     OlmoConfig,
@@ -127,44 +129,55 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
 
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8}
 
-#: Architectures that the engine refuses, by what they are, with a part of the reason that it states.
+#: Architectures that the engine refuses, by what they are, with the reason that it states.
 REFUSED: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
-    "encoder-decoder (T5)": (T5Config, "encoder-decoder"),
-    "mixture of experts (Mixtral)": (MixtralConfig, "mixture of experts"),
-    "Granite": (lambda: GraniteConfig(residual_multiplier=0.5), "scales its residual stream"),
+    "encoder-decoder (T5)": (T5Config, "it is an encoder-decoder"),
+    "mixture of experts (Mixtral)": (MixtralConfig, "it is a mixture of experts"),
+    "Granite": (lambda: GraniteConfig(residual_multiplier=0.5), "it scales its residual stream"),
     "Phi with query/key layer norm": (
         lambda: PhiConfig(qk_layernorm=True),
-        "normalizes queries and keys with a layer norm",
+        "it normalizes queries and keys with a layer norm",
     ),
     "Gemma 2, Gemma 3 or OLMo 2 with attention biases": (
         lambda: Gemma2Config(attention_bias=True),
-        "has biases before a post-norm",
+        "it has biases before a post-norm",
     ),
-    "Gemma 3 with images": (Gemma3Config, "reads images too"),
-    "OLMo 3": (Olmo3Config, "TransformerLens names its norms otherwise"),
-    "OLMo with clipped projections": (lambda: OlmoConfig(clip_qkv=8.0), "are clipped"),
-    "OPT 350M": (lambda: OPTConfig(word_embed_proj_dim=8, hidden_size=32), "embedding has another width"),
+    "Gemma 3 with images": (Gemma3Config, "it reads images too"),
+    "OLMo 3": (Olmo3Config, "TransformerLens names its norms otherwise (OLMo 3)"),
+    "OLMo with clipped projections": (lambda: OlmoConfig(clip_qkv=8.0), "its queries, keys and values are clipped"),
+    "OPT 350M": (
+        lambda: OPTConfig(word_embed_proj_dim=8, hidden_size=32),
+        "its embedding has another width than its residual stream",
+    ),
     "OPT with norms after attention and MLP": (
         lambda: OPTConfig(do_layer_norm_before=False),
-        "norms follow the residual stream",
+        "its norms follow the residual stream",
     ),
-    "Falcon with ALiBi": (_of(FalconConfig, _FALCON, alibi=True), "ALiBi"),
+    "MPT and BLOOM": (MptConfig, "its positions are linear biases of the attention (ALiBi)"),
+    "Mamba and RWKV": (MambaConfig, "its configuration names no attention heads"),
+    "Falcon with ALiBi": (
+        _of(FalconConfig, _FALCON, alibi=True),
+        "its positions are linear biases of the attention (ALiBi)",
+    ),
     "Falcon 40B and 180B": (
         _of(FalconConfig, _FALCON, new_decoder_architecture=True, num_kv_heads=2),
-        "TransformerLens splits its grouped queries",
+        "TransformerLens splits its grouped queries otherwise (Falcon 40B)",
     ),
     "GPT-2 that scales attention by layer": (
         lambda: GPT2Config(scale_attn_by_inverse_layer_idx=True),
-        "scales attention by layer index",
+        "it scales attention by layer index",
     ),
     "GPT-2 that does not scale attention": (
         lambda: GPT2Config(scale_attn_weights=False),
-        "does not scale attention",
+        "it does not scale attention",
     ),
-    "other activations": (lambda: GPT2Config(activation_function="quick_gelu"), "'quick_gelu' is unknown"),
+    "other activations": (
+        lambda: GPT2Config(activation_function="quick_gelu"),
+        "its activation 'quick_gelu' is unknown",
+    ),
     "YaRN and other rotary scaling than linear and llama3": (
         lambda: LlamaConfig(rope_parameters=_YARN),
-        "rotary positions are of type 'yarn'",
+        "its rotary positions are of type 'yarn'",
     ),
 }
 

@@ -103,6 +103,13 @@ def test_the_program_writes_the_answers_of_every_context_once(data: Path, tmp_pa
     assert call(predict_program.main, given) == 0
     assert {path: path.stat().st_mtime_ns for path in model.glob("answers_*")} == written
     assert "checkpoint-3, context gold: recall" in capsys.readouterr().out
+    for manifest in model.glob("answers_*_manifest.json"):
+        manifest.unlink()
+    assert call(predict_program.main, [*given, "--adopt"]) == 0
+    assert "0 done, 4 were there already" in capsys.readouterr().out
+    (model / "answers_retrieved_manifest.json").unlink()
+    assert call(predict_program.main, [*given, "--adopt", "--retrieved", "1"]) == 1
+    assert "answers_retrieved.jsonl answers other queries" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -112,11 +119,14 @@ def test_the_program_writes_the_answers_of_every_context_once(data: Path, tmp_pa
         (("--instruct",), "has no chat template"),
         (("--output_file", "x.jsonl"), "--output_file is for people"),
         (("--context", "gold", "--documents", "OTHER"), "no question names a document"),
+        (("--context", "retrieved", "--documents", "SIGNS"), "signs.txt: no document has a word of two letters"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(data: Path, tmp_path: Path, more, message: str, capsys):
     (tmp_path / "other.txt").write_text("It rains.\n")
-    more = [str(tmp_path / "other.txt") if word == "OTHER" else word for word in more]
+    (tmp_path / "signs.txt").write_text("?\n")
+    paths = {name.upper(): str(tmp_path / f"{name}.txt") for name in ("other", "signs")}
+    more = [paths.get(word, word) for word in more]
     model = shutil.copytree(data / "model", tmp_path / "model")
     assert call(predict_program.main, words(data, model, *more)) == 1
     said = capsys.readouterr().err

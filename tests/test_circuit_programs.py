@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from families import save_family
 from tiny import byte_level_tokenizer, save_tiny_gpt2, save_tiny_llama
 from tiny_run import ONE_GROUP, TinyRun, call, files, make_run
 
@@ -24,6 +25,7 @@ from knowledge_circuits.analysis.run_circuits import read_circuits
 from knowledge_circuits.engine import floors
 from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.evaluation import evaluate
+from knowledge_circuits.engine.graph import layout_of
 from knowledge_circuits.engine.graph_files import read_details, read_graph
 from knowledge_circuits.engine.selection import mean_scores, prune, top_n
 from knowledge_circuits.engine.stability import Resampling
@@ -33,7 +35,7 @@ from knowledge_circuits.manifest import read_manifest
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, Run, checkpoints
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, group_columns, groups
-from knowledge_circuits.sweeps import programs
+from knowledge_circuits.sweeps import model_loader, programs
 from knowledge_circuits.sweeps.groups import GroupData, read_groups
 from knowledge_circuits.sweeps.model_loader import ModelLoader
 from knowledge_circuits.sweeps.targets import TestItems
@@ -214,6 +216,15 @@ def test_graphs_of_other_weights_are_not_taken_for_finished(copy, capsys):
     assert capsys.readouterr().err.count("weights '") >= 2
 
 
+def test_circuits_are_not_taken_from_a_graph_of_weights_that_were_edited_since(copy, capsys):
+    path = copy.checkpoints / "checkpoint-4" / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    weights["transformer.h.1.mlp.c_proj.weight"].zero_()
+    safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
+    assert call(circuit_eval.main, copy.evaluation(*CITY, "--topn", "40", "--overwrite")) == 1
+    assert "the graph is of other settings (weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("keep", [0, 300])
 def test_missing_and_cut_files_are_made_again_byte_for_byte(copy, capsys, keep):
     before = files(copy.checkpoints)
@@ -273,6 +284,16 @@ def test_results_of_an_older_version_are_adopted_if_they_agree_with_the_settings
     assert both(copy, "--adopt") == (0, 0)
     assert capsys.readouterr().out.count("0 done, 12 were there already") == 2
     assert files(copy.checkpoints) == before
+
+
+def test_a_circuit_that_says_less_of_its_scores_than_its_graph_is_not_adopted(copy, capsys):
+    path = circuits_of(copy).circuit(40)
+    content = read_json(path)
+    del content["meta"]["prompts"]
+    write_json(path, content)
+    circuits_of(copy).circuit_manifest(40).unlink()
+    sentence = refused(capsys, circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "40", "--adopt"))
+    assert "city_graph.json was made with prompts None, now '" in sentence
 
 
 def test_predictions_for_more_targets_join_those_that_are_there(copy, capsys):
@@ -538,6 +559,37 @@ def test_without_graphs_evaluation_says_what_to_run_first(fresh, capsys):
 def test_more_edges_than_there_are_is_refused(copy, capsys):
     sentence = refused(capsys, circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "100000"))
     assert "--topn 100000: the graph has only" in sentence
+    of_gpt2 = ["gpt2" if word == "tiny" else word for word in copy.evaluation(*ONE_SOURCE)]
+    sentence = refused(capsys, circuit_eval.main, of_gpt2)
+    assert re.search(
+        r"--model gpt2: the paper's circuits of it have 8000, the graph has only \d+ edges; give", sentence
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--stability", "99999"], "--stability 99999: the graph has at most "),
+        (["--method", "exact", "--gradient", "gim"], "--method exact takes no gradient, so --gradient gim does not go"),
+        (["--ensemble", "exact_gim"], "--method exact takes no gradient, so --gradient gim does not go"),
+        (["--method", "exact", "--spans"], "--method exact gives no scores by token span, so --spans does not go"),
+        (["--circuit_n", "1", "--stability", "40"], "city / new / high: stability takes at least two prompts, not 1"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_loaded(fresh, capsys, monkeypatch, flags, reason):
+    monkeypatch.setattr(model_loader, "load_decoder", None)
+    sentence = refused(capsys, circuit_discovery.main, fresh.discovery(*ONE_GROUP, *flags))
+    assert reason in sentence and "failed" not in sentence
+    assert not list(fresh.checkpoints.rglob("*_graph.json"))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "opt", "gptj", "falcon", "phi"])
+def test_a_configuration_tells_the_most_edges_of_a_graph(tmp_path: Path, family: str) -> None:
+    folder = save_family(tmp_path, family)
+    loader, checkpoint = ModelLoader(torch.device("cpu"), "float32"), Checkpoint(str(folder), folder)
+    decoder = loader.load(checkpoint).decoder
+    edges = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel).n_edges
+    assert loader.most_edges(checkpoint) > edges if decoder.parallel else loader.most_edges(checkpoint) == edges
 
 
 def test_an_unknown_source_of_circuits_is_refused(copy, capsys):
@@ -597,7 +649,8 @@ def test_stability_and_spans_are_kept_beside_a_graph_that_is_made_again_for_them
     assert torch.allclose(after.scores, before.scores, atol=1e-6)
     torch.testing.assert_close(details.span_scores.sum(0), after.scores, rtol=0, atol=1e-5)
     assert details.topn == 40 and details.stability.split_half_jaccard.shape == (5,)
-    assert details.stability.inclusion.sum() == pytest.approx(40, rel=1e-4)
+    # One of 100 resamples draws only the two prompts whose scores are 0, so it has no edges.
+    assert details.stability.inclusion.sum() == pytest.approx(0.99 * 40, rel=1e-4)
     assert set(read_manifest(folder.manifest).files) == {"city_graph.json", "city_details.safetensors"}
     evaluated = files(copy.folder)
     assert call(circuit_discovery.main, copy.discovery(*ONE_GROUP)) == 0  # what is asked for is there
@@ -660,7 +713,7 @@ def test_an_ensembles_stability_is_that_of_its_mean_in_each_resample_of_the_same
         rows = weights @ attribute(decoder, pairs, per_prompt=True, **options).prompt_scores[:, layout.real_edges]
         expected += rows / rows.abs().mean(1, keepdim=True).clamp(min=1e-12) / 2  # two prompts have scores of 0
     strongest = expected.abs().argsort(dim=1, descending=True, stable=True)[:, :40]
-    members_of = torch.zeros_like(expected).scatter_(1, strongest, 1)
+    members_of = torch.zeros_like(expected).scatter_(1, strongest, 1) * (expected != 0)
     inclusion = details.stability.inclusion[layout.real_edges]
     torch.testing.assert_close(inclusion, members_of[10:].mean(0), rtol=0, atol=1e-6)
     both, either = ((members_of[:10:2] + members_of[1:10:2]) >= least for least in (2, 1))

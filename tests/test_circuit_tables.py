@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from synthetic_run import Truth, scored_graph, write_run
 
 from knowledge_circuits.analysis import circuit_settings, circuit_tables, learning_tables, run_circuits
@@ -32,6 +33,23 @@ def test_results_keep_one_row_per_circuit_and_a_missing_faithfulness_is_no_numbe
     assert len(table) == (TRUTH.epochs + 1) * 18
     assert table[table["step"] == 0]["faithfulness"].isna().all()
     assert table[table["step"] > 0]["faithfulness"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("method", "metric"),
+    [
+        ("EAP-IG", "logit_difference"),
+        ("EAP-IG_gim_kl_divergence_signed_sign0.95", "kl_divergence"),
+        ("EAP-IG+EAP_kl_divergence", "logit_difference"),  # an ensemble is judged by --metric
+        ("EAP-IG_js_divergence+EAP_signed", "js_divergence"),
+    ],
+)
+def test_the_metric_of_results_is_that_of_their_path(copied_run: Run, method: str, metric: str) -> None:
+    folder = copied_run.checkpoints()[-1]
+    results = folder.circuit_folder(30, GROUP, method).results(10)
+    results.parent.mkdir(parents=True)
+    shutil.copy(folder.circuit_folder(30, GROUP, "EAP-IG").results(TRUTH.topn), results)
+    assert circuit_tables.results(copied_run, Setting(30, method, 10))["metric"].tolist() == [metric]
 
 
 def test_a_transferred_circuit_is_distinguished_from_a_checkpoints_own(copied_run: Run) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from knowledge_circuits import command_line, runs
 from knowledge_circuits.command_line import choice, gigabytes, run_program
 from knowledge_circuits.files import InputError
+from knowledge_circuits.runs import STEP_PATTERN
 from knowledge_circuits.study import Band
 
 
@@ -64,6 +66,17 @@ def test_other_errors_are_bugs_and_keep_their_traceback():
 def test_an_interruption_says_how_to_go_on(capsys):
     assert ending(KeyboardInterrupt()) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+def test_help_states_the_defaults_that_the_code_has(monkeypatch):
+    parser = argparse.ArgumentParser()
+    command_line.add_work_flags(parser)
+    texts = {action.dest: action.help for action in parser._actions}
+    assert texts["step_pattern"].endswith(f"default {STEP_PATTERN}")
+    monkeypatch.setattr(runs, "_hub_branches", lambda name: ["step1"])
+    for revisions, folder in (([], "outputs/hub/"), (["step1"], "outputs/history/")):
+        (checkpoint,) = runs.checkpoints("some/model", revisions=revisions)
+        assert folder + "<name>" in texts["output_dir"] and str(checkpoint.output).startswith(f"{folder}some--model")
 
 
 def test_a_choice_is_parsed_or_answered_with_the_valid_ones():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from benchmarks import verdicts
 from knowledge_circuits.analysis import curves
 
 
@@ -152,5 +153,13 @@ def test_a_curve_that_ends_where_it_began_has_no_half_change() -> None:
 def test_a_change_within_the_noise_has_no_half() -> None:
     x = np.arange(20.0)
     noise = np.random.default_rng(5).normal(0, 0.1, (2, 20))
-    found = curves.half_change_above_noise(x, np.stack([noise[0], noise[1] + 1 / (1 + np.exp(7 - x))]))
+    found = curves.half_change_above_scatter(x, np.stack([noise[0], noise[1] + 1 / (1 + np.exp(7 - x))]))
     assert np.isnan(found[0]) and found[1] == pytest.approx(7, abs=0.5)
+
+
+@pytest.mark.parametrize(("correlation", "passes"), [(0.0, 0.14), (0.5, 0.41), (0.8, 0.64)])
+def test_the_scatter_criterion_is_no_test_of_change(correlation: float, passes: float):
+    # docs/statistics.md gives these shares: curves without change that pass, on the depth study's checkpoints
+    noise = verdicts.autoregressive(np.random.default_rng(0), (4000, len(verdicts.EPOCHS)), correlation)
+    found = curves.half_change_above_scatter(verdicts.EPOCHS, noise)
+    assert np.isfinite(found).mean() == pytest.approx(passes, abs=0.03)

@@ -21,7 +21,9 @@ from knowledge_circuits.manifest import finish, locked, read_manifest
 from knowledge_circuits.runs import Run
 from knowledge_circuits.sweeps.model_loader import model_facts
 from knowledge_circuits.training.arguments import parse_arguments
+from knowledge_circuits.training.resume import differences
 from knowledge_circuits.training.run import Flags, train
+from knowledge_circuits.verify import states
 
 CHANGES = {"save_strategy": "steps", "save_steps": 3, "max_steps": 12, "eval_strategy": "steps", "eval_steps": 3}
 
@@ -289,6 +291,29 @@ def test_nothing_is_computed_from_a_checkpoint_that_is_not_as_it_was_saved(half_
         model_facts(last, "float32")
     (Path(last.path) / "manifest.json").unlink()
     assert model_facts(last, "float32")
+
+
+def test_a_checkpoint_with_an_earlier_versions_digest_is_compared_by_the_digests_of_its_files(half_finished, tmp_path):
+    _, _, whole = half_finished
+    folder = Path(shutil.copytree(whole.path, tmp_path / "run"))
+    earlier, last = Run(folder).checkpoints()[-2:]
+    manifest = json.loads((Path(last.path) / "manifest.json").read_text())
+    manifest["made_from"]["weights"] = "0f" * 8
+    (Path(last.path) / "manifest.json").write_text(json.dumps(manifest))
+    assert model_facts(last, "float32")
+    assert all(state.is_whole for state in states(Path(last.path)))
+    shutil.copy(Path(earlier.path) / "model.safetensors", last.path)
+    with pytest.raises(InputError, match=r"model.safetensors: not as it was when the checkpoint was saved"):
+        model_facts(last, "float32")
+
+
+def test_a_run_of_an_earlier_version_goes_on_from_the_start_whose_digest_it_has(half_finished):
+    _, _, whole = half_finished
+    now = json.loads(whole.config.read_text())
+    assert differences({**now, "starting_weights": "0f" * 8}, {**now, "starting_weights": "a1" * 16}) == []
+    assert differences({**now, "starting_weights": "0f" * 16}, {**now, "starting_weights": "a1" * 16}) == [
+        "other weights to start from"
+    ]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import families
@@ -10,7 +11,14 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CohereConfig, LlamaConfig, MistralConfig
+from transformers import (
+    CohereConfig,
+    LlamaConfig,
+    MistralConfig,
+    ModernBertDecoderConfig,
+    OpenAIGPTConfig,
+    Qwen3_5TextConfig,
+)
 
 from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.forward import all_logits, embed, forward
@@ -38,7 +46,7 @@ def test_an_unsupported_architecture_is_refused_with_the_reason_before_its_weigh
     config, reason = families.REFUSED[family]
     config().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(InputError, match=reason):
+    with pytest.raises(InputError, match=f"{tmp_path}: the architecture .* is not supported: {re.escape(reason)}$"):
         load_decoder(str(tmp_path))
 
 
@@ -64,8 +72,26 @@ def test_the_residual_streams_difference_is_the_sum_of_the_sources_differences(f
 def test_an_architecture_that_only_its_logits_give_away_is_refused_too() -> None:
     # Cohere's rotary positions pair neighbours and its logits are scaled; its configuration names neither as such.
     model = families.random_model(CohereConfig(**SIZES, use_qk_norm=False))
-    with pytest.raises(InputError, match="not supported"):
+    with pytest.raises(InputError, match=r"logits differ .* so the architecture 'cohere' is not supported"):
         decoder_from_model(model)
+
+
+FOUR_LAYERS = {**SIZES, "num_hidden_layers": 4}
+#: Architectures that only reading them gives away, and what reading raises.
+UNREADABLE = {
+    "openai-gpt": (OpenAIGPTConfig(vocab_size=90, n_embd=32, n_layer=2, n_head=4), "AttributeError: .*'ln_final'"),
+    "qwen3_5_text": (Qwen3_5TextConfig(**FOUR_LAYERS, num_key_value_heads=2, head_dim=8), "AttributeError: .*'attn'"),
+    "modernbert-decoder": (ModernBertDecoderConfig(**FOUR_LAYERS), "RuntimeError: mat1 and mat2 shapes"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_an_architecture_that_cannot_be_read_is_refused_with_the_models_name_and_the_cause(kind: str) -> None:
+    config, cause = UNREADABLE[kind]
+    said = f"models/x: the architecture '{kind}' is not supported: reading it fails .{cause}"
+    with pytest.raises(InputError, match=said) as error:
+        decoder_from_model(families.random_model(config), "models/x")
+    assert error.value.__cause__ is not None
 
 
 def test_a_prompt_longer_than_the_sliding_window_is_refused() -> None:

@@ -20,6 +20,7 @@ from knowledge_circuits.engine.evaluation import evaluate, standalone
 from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.engine.weights import decoder_from_model, load_decoder
 from knowledge_circuits.files import InputError
+from knowledge_circuits.sweeps import model_loader
 
 PAIRS = prompt_pairs(families.random_pairs((7, 10, 7), seed=3))
 
@@ -82,7 +83,7 @@ def test_an_operation_on_two_devices_is_noticed() -> None:
         torch.ones(2, 2, device=FIRST) @ torch.ones(2, 2, device=SECOND)
 
 
-def test_a_checkpoint_is_spread_as_its_map_says(tmp_path: Path) -> None:
+def test_a_checkpoint_is_spread_as_its_map_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     families.save_family(tmp_path, "gpt2")
     plain = load_decoder(str(tmp_path))
     for device_map in (
@@ -94,14 +95,21 @@ def test_a_checkpoint_is_spread_as_its_map_says(tmp_path: Path) -> None:
         assert torch.equal(mapped.blocks[2].attention.w_qkv, plain.blocks[2].attention.w_qkv)
     for device_map, reason in (
         ({"transformer.h.0": "cpu", "transformer.wte": "cpu"}, r"names no device for transformer\.h\.1"),
-        ({"": "cpu", "transformer.h.2": "disk"}, r"but the disk for transformer\.h\.2"),
         ("balanced", "it is auto or"),
+        ({"": "foo"}, "device map foo: no such device"),
+        ({"": "cpu", "transformer.h.2": 99}, "device map cuda:99: (this machine or this torch has no|there are only)"),
     ):
         with pytest.raises(InputError, match=reason):
             load_decoder(str(tmp_path), device_map=device_map)
+    short = {"": "cpu", "transformer.h.2": "disk"}  # what accelerate says where memory is short
+    monkeypatch.setattr("accelerate.infer_auto_device_map", lambda *_, **__: short)
+    with pytest.raises(InputError, match=r"but the disk for transformer\.h\.2"):
+        load_decoder(str(tmp_path), device_map="auto")
 
 
-def test_the_programs_take_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_programs_take_a_map(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(tmp_path / "run", steps=(0,))
     one = [*ONE_GROUP, "--device_map", '{"": "cpu"}', "--output_dir", str(tmp_path / "mapped")]
     assert call(circuit_discovery.main, run.discovery(*one)) == 0
@@ -113,3 +121,6 @@ def test_the_programs_take_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert graphs[0].read_bytes() == graphs[1].read_bytes()
     assert call(circuit_discovery.main, run.discovery("--device_map", "cuda:0")) == 2
     assert "neither auto nor a JSON object" in capsys.readouterr().err
+    monkeypatch.setattr(model_loader, "load_decoder", None)  # no model is loaded
+    assert call(circuit_discovery.main, run.discovery("--overwrite", "--device_map", '{"": "foo"}')) == 1
+    assert capsys.readouterr().err == "error: device map foo: no such device; use cpu, cuda or cuda:<number>\n"

@@ -195,6 +195,20 @@ def test_seeds_that_agree_exactly_and_those_without_a_number_decide_nothing(tmp_
     assert claims(tmp_path)["Consolidation"].verdict is Verdict.FEW_SEEDS
 
 
+def test_a_share_of_entities_is_the_same_number_for_any_count_of_equal_seeds(tmp_path: Path):
+    quick, slow = probes("0111", *["0000"] * 11), probes("0100", "0111", "0110", *["0000"] * 9)
+    for seed in range(3):
+        write_run(tmp_path / f"full {seed}", quick, seed=seed)
+        write_run(tmp_path / f"lora {seed}", slow, seed=seed, lora_rank=2)
+    three = claims(tmp_path)["Consolidation"].statistics
+    for path in tmp_path.glob("* [12]/question_probes.jsonl"):
+        path.unlink()
+    one = claims(tmp_path)["Consolidation"].statistics
+    assert one[0].estimate == pytest.approx((1 / 2 + 1 + 0) / 3)  # three entities were known, one under both strategies
+    assert [(s.estimate, s.low, s.high, s.place) for s in three] == [(s.estimate, s.low, s.high, s.place) for s in one]
+    assert one[0].place == f"{ALL}; 3 entities" and one[1].place.endswith("; 1 entity")
+
+
 def test_an_interval_over_several_seeds_is_no_narrower_than_that_over_their_entities(tmp_path: Path):
     for seed in range(3):
         rows = [record(4 * n, {e: n * (0.15 + 0.001 * seed) * (i % 3) for i, e in enumerate(ENTITIES)}, 4.0 - n)

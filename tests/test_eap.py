@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from knowledge_circuits import eap
 from knowledge_circuits.eap import Graph, attribute, evaluate_baseline, evaluate_graph
+from knowledge_circuits.engine import graph_files
 from knowledge_circuits.engine.decoder import Decoder
+from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError
 
@@ -223,6 +226,26 @@ def test_files_hold_the_graph(scored: Graph, tmp_path: Path, suffix: str) -> Non
     assert read.cfg == scored.cfg
 
 
+@pytest.mark.parametrize("suffix", ["json", "pt"])
+def test_new_scores_of_a_graph_from_a_circuits_own_file_are_written(scored: Graph, tmp_path: Path, suffix: str) -> None:
+    path, again = tmp_path / f"circuit.{suffix}", tmp_path / f"again.{suffix}"
+    graph_files.write_graph(path, prune(top_n(scored.engine, 30)), edges="circuit")
+    circuit = Graph.from_json(path)
+    circuit.to_json(again)
+    assert graph_files.read_graph(again).meta["edges"] == "circuit"  # the other scores are still unknown
+    circuit.scores = scored.scores.clone()
+    circuit.apply_topn(50)
+    circuit.to_json(again)
+    read = Graph.from_json(again)
+    torch.testing.assert_close(read.scores, scored.scores)
+    assert torch.equal(read.in_graph, circuit.in_graph) and "edges" not in read.meta
+    circuit = Graph.from_json(path)
+    name = next(name for name, edge in circuit.edges.items() if not edge.in_graph)
+    circuit.edges[name].score = 2.5
+    circuit.to_json(again)
+    assert Graph.from_json(again).edges[name].score == 2.5
+
+
 def test_an_image_without_graphviz_is_refused_in_one_sentence(
     scored: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +272,19 @@ def test_what_the_engine_cannot_do_is_said(decoder: Decoder, arguments: dict[str
     graph = Graph.from_model(decoder)
     with pytest.raises(InputError, match=message):
         attribute(decoder, graph, loader(random_items(1)), logit_difference, quiet=True, **arguments)
+
+
+def test_means_are_taken_over_the_evaluated_prompts_alone(decoder: Decoder, scored: Graph) -> None:
+    batches = [(torch.tensor(clean), corrupted, labels) for clean, corrupted, labels in loader(random_items(2))]
+    means = {
+        same: evaluate_graph(
+            decoder, scored, batches, positive, True, "mean", intervention_dataloader=batches if same else None
+        )
+        for same in (True, False)
+    }
+    assert torch.equal(means[True], means[False])
+    with pytest.raises(InputError, match="not over another data loader"):
+        evaluate_graph(decoder, scored, batches, positive, True, "mean", intervention_dataloader=copy.deepcopy(batches))
 
 
 def test_neurons_nodes_and_strange_models_are_refused(decoder: Decoder, scored: Graph) -> None:

@@ -245,6 +245,21 @@ def test_a_curve_ends_near_the_model_and_its_areas_are_trapezoids(decoder: Decod
     assert curve.cmd == pytest.approx(0.4 * (abs(1 - a) + abs(1 - b)) / 2 + 0.5 * (abs(1 - b) + abs(1 - c)) / 2)
 
 
+def test_the_areas_of_a_curve_do_not_depend_on_the_order_of_its_shares(decoder: Decoder) -> None:
+    scored = attribute(decoder, PAIRS)
+    rising, falling = (
+        faithfulness_curve(decoder, scored, PAIRS, order) for order in ((0.1, 0.5, 1.0), (1.0, 0.5, 0.1))
+    )
+    assert falling.faithfulness == rising.faithfulness[::-1]
+    assert (falling.cpr, falling.cmd) == (rising.cpr, rising.cmd) and rising.cpr > 0
+
+
+@pytest.mark.parametrize("share", [1.5, -0.1, float("nan")])
+def test_a_share_of_edges_outside_0_to_1_is_refused(decoder: Decoder, share: float) -> None:
+    with pytest.raises(InputError, match=f"share {share} of all edges; a share is a number from 0 to 1"):
+        faithfulness_curve(decoder, graph_of(decoder, "all"), PAIRS, (0.5, share))
+
+
 def test_numbers_that_are_not_finite_are_refused_with_their_item() -> None:
     decoder = decoder_from_model(families.random_model(FAMILIES["gpt2"](), 0, torch.float32))
     token = next(ids for ids in PAIRS.clean[2] if all(ids not in other for other in PAIRS.clean[:2]))

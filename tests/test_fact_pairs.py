@@ -462,6 +462,7 @@ HEAD = "clean,corrupted,answer,corrupted_answer,group\n"
             "line 2: 'correct_idx' must be a whole number",
         ),
         ("clean,corrupted,correct_idx,incorrect_idx\nA b,B b,99999,3\n", [], "token id 99999 is outside the model's"),
+        (IDS + "A b,B b,2,3\n", ["--ensemble", "EAP_answer_log_probability"], "whole answers"),
         ("a,b\n1,2\n", [], "line 2: no key 'clean'"),
         ("clean,method_of\nA,b\n", ["--group_by", "method_of"], "cannot stand in a folder's name"),
     ],
@@ -485,6 +486,38 @@ def test_predictions_need_answers_in_words_and_people_no_groups(fresh: Path, tmp
     write_jsonl(people, tiny.entities(2))
     assert call(predict.main, [*asks[:3], str(people), "--group_by", "type"]) == 1
     assert "--group_by does not go with" in capsys.readouterr().err
+
+
+def test_groups_that_would_have_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    for (one, two), name in (
+        ((("x / y", "z"), ("x", "y / z")), "x / y / z"),
+        ((("x/y", "z"), ("x", "y/z")), "x/y/z"),
+    ):
+        rows = [{"prompt": f"{p} {r} is", "answer": "c", "p": p, "r": r} for p, r in (one, two, one)]
+        path.write_text(json.dumps(rows))
+        said = f"the groups p {one[0]!r}, r {one[1]!r} and p {two[0]!r}, r {two[1]!r} would both be called {name!r}"
+        with pytest.raises(InputError, match=re.escape(said)):
+            read_facts(str(path), ["p", "r"])
+        assert len({fact.group for fact in read_facts(str(path), ["p"])}) == 2
+
+
+def test_predictions_without_a_manifest_are_adopted_if_they_answer_the_same_prompts(
+    fresh: Path, capitals: Path, capsys
+) -> None:
+    asks = ["--model_name_or_path", str(fresh), "--input_file", str(capitals), "--threads", "1"]
+    assert call(predict.main, asks) == 0
+    before = files(fresh)
+    for manifest in fresh.rglob("capitals_prediction_manifest.json"):
+        manifest.unlink()
+    assert call(predict.main, asks) == 1
+    assert "--adopt" in capsys.readouterr().err
+    assert call(predict.main, [*asks, "--adopt"]) == 0
+    assert "0 done, 2 were there already" in capsys.readouterr().out and files(fresh) == before
+    next(fresh.rglob("capitals_prediction_manifest.json")).unlink()
+    for other in (["--group_by", "country"], ["--max_predict_samples", "2"]):
+        assert call(predict.main, [*asks, "--adopt", *other]) == 1
+        assert "capitals_prediction.jsonl answers other queries" in capsys.readouterr().err
 
 
 def test_a_prompt_with_two_answers_cannot_be_paired_anew(tmp_path: Path, tokenizer) -> None:

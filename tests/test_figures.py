@@ -122,7 +122,7 @@ def test_faithfulness_beyond_the_axis_is_marked_on_its_edge() -> None:
         {"step": epoch, "circuit_step": epoch, "epoch": float(epoch), "task": "city", "type": "new", "band": "low"}
         for epoch in range(4)
     ]
-    table = pd.DataFrame(rows).assign(faithfulness=[30.0, -8.0, 0.5, 0.9])
+    table = pd.DataFrame(rows).assign(faithfulness=[30.0, -8.0, 0.5, 0.9], metric="logit_difference")
     ax = circuit_evaluation.faithfulness(table, "run").axes[0]
     marked = {line.get_marker(): line.get_ydata().tolist() for line in ax.lines if line.get_marker() in "^v"}
     assert marked == {"^": [ax.get_ylim()[1]], "v": [ax.get_ylim()[0]]}
@@ -169,6 +169,32 @@ def test_faithfulness_of_nothing_is_greyed_and_stands_with_n_and_the_edges_it_ta
     unsure = table.assign(clean_minus_corrupted_low=-1.0, clean_minus_corrupted_high=1.0)
     assert crosses(figure) == 0
     assert crosses(circuit_evaluation.faithfulness(unsure, "r")) == 2 * (table["epoch"].nunique() - 1)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "title", "axis"),
+    [
+        (["logit_difference"], "the share of the logit difference that the circuit restores", "(logits)"),
+        (["kl_divergence"], "the share of the KL divergence that the circuit removes", "(nats)"),
+        (["js_divergence"], "the share of the JS divergence that the circuit removes", "(nats)"),
+        (["probability_difference"], "the probability difference that the circuit restores", "(probability)"),
+        (["answer_log_probability"], "the log probability of the answer that the circuit restores", "(nats per token)"),
+        (
+            ["kl_divergence", "logit_difference"],
+            "Faithfulness: several metrics (KL divergence, logit difference)",
+            "(each metric's own unit)",
+        ),
+    ],
+)
+def test_a_figure_of_faithfulness_names_the_metric_that_was_evaluated(
+    synthetic_run: Run, metrics: list[str], title: str, axis: str
+) -> None:
+    table = circuit_tables.results(synthetic_run)
+    assert set(table["metric"]) == {"logit_difference"}
+    parts = [table.assign(metric=metric) for metric in metrics]
+    figure = circuit_evaluation.faithfulness(pd.concat(parts), "r")
+    assert any(title in text for text in texts(figure))
+    assert f"clean - corrupted {axis}" in [ax.get_ylabel() for ax in figure.axes]
 
 
 def test_a_faithfulness_that_hardly_moves_is_said_to_be_saturated(synthetic_run: Run) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from scipy import stats
 from synthetic_forgetting import RATIOS, START, STEPS, left, write_experiment
 
 from knowledge_circuits.analysis import circuit_tables, forgetting
@@ -177,6 +178,20 @@ def test_the_summary_has_a_row_for_each_ratio(experiment: Experiment, shapes: pd
     assert table["known after"].is_monotonic_increasing
 
 
+def test_the_change_of_what_is_known_has_an_interval_over_people(experiment: Experiment, shapes: pd.DataFrame) -> None:
+    answers, results = forgetting.predictions(experiment), forgetting.results(experiment)
+    hits, evaluations = forgetting.circuit_predictions(experiment), forgetting.evaluations(experiment)
+    none = forgetting.summary(answers, evaluations, shapes, results, hits).set_index("replay ratio").loc[0.0]
+    of_ratio = answers[answers["ratio"] == 0]
+    sides = [of_ratio[of_ratio["step"] == step].set_index(["full_name", "attribute"])["correct"] for step in (0, 13)]
+    sides = [side.astype(float) for side in sides]
+    people = (sides[1] - sides[0]).groupby("full_name").mean()
+    assert (none["change, low"], none["change, high"]) == pytest.approx(
+        stats.t.interval(0.95, len(people) - 1, people.mean(), stats.sem(people))
+    )
+    assert (none["lost"], none["gained"]) == ((sides[0] > sides[1]).sum(), (sides[1] > sides[0]).sum())
+
+
 def test_a_summary_of_what_was_not_measured_is_not_a_number(tmp_path: Path) -> None:
     bare = forgetting.find_experiment(str(write_experiment(tmp_path, circuits=False)))
     shapes = forgetting.shapes(forgetting.read_circuits(bare))
@@ -242,17 +257,22 @@ def test_more_replay_changes_fewer_edges_of_each_layer(figures: dict[str, Figure
 
 def test_the_logit_lens_is_drawn_where_it_was_measured() -> None:
     rows = [
-        {"type": kind, "ratio": ratio, "layer": layer, "step": step, "rank": 1.0 + step * layer, "prob": 0.5}
+        {"type": kind, "ratio": ratio, "layer": layer, "step": step, "rank": 1.0 + step * layer}
         for kind in ("new", "revised")
         for ratio in (0.0, 1.0)
         for layer in range(4)
         for step in (0, 3)
     ]
+    table = pd.DataFrame(rows).assign(prob=0.5, subject_rank=2.0)
     for measure in ("rank", "prob"):
-        figure = forgetting_figures.lens(pd.DataFrame(rows), "", "nano", measure)
+        figure = forgetting_figures.lens(table, "", "nano", measure)
         maps = [ax.images[0].get_array() for ax in figure.axes if ax.images]
         assert [values.shape for values in maps] == [(4, 2)] * 4
     assert maps[0].max() == 0.5
+    for measure, what in (("rank", "rank + 1"), ("subject_rank", "best rank + 1")):
+        figure = forgetting_figures.lens(table, "", "nano", measure)
+        assert f"mean of {what} (1 is best)" in [ax.get_ylabel() for ax in figure.axes]
+        assert any(f"training: {what} of the original answer" in text.get_text() for text in figure.texts)
 
 
 def test_what_is_missing_is_said_instead_of_drawn(tmp_path: Path) -> None:

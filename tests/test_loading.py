@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, LlamaConfig, PreTrainedConfig
 
 from knowledge_circuits.command_line import program_parser
+from knowledge_circuits.engine.forward import all_logits
 from knowledge_circuits.engine.weights import decoder_from_model, load_decoder
 from knowledge_circuits.files import BOUNDS, InputError
-from knowledge_circuits.models.loading import load_configuration, load_model, record_base
+from knowledge_circuits.models.loading import load_configuration, load_model, record_base, weights_digest
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import checkpoints
 from knowledge_circuits.sweeps.model_loader import model_facts
@@ -209,3 +210,91 @@ def test_an_adapter_without_a_base_model_is_refused(adapter: Path) -> None:
     (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": None}))
     with pytest.raises(InputError, match="base_model_name_or_path names no model"):
         load_decoder(str(adapter))
+
+
+@pytest.mark.parametrize("tied", [["lm_head"], ["embed_tokens", "wte"], ["lm_head", "embed_tokens", "wte"]])
+@pytest.mark.parametrize("family", ["llama-biases-tied", "gpt2"])
+def test_an_adapter_of_a_head_or_an_embedding_that_share_their_weights_is_merged_into_it_alone(
+    tmp_path: Path, family: str, tied: list[str]
+) -> None:
+    families.save_family(tmp_path / "base", family)
+    adapted = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base"),
+        peft.LoraConfig(r=2, target_modules=tied, init_lora_weights=False),
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    ids = torch.arange(1, 10)[None]
+    with torch.no_grad():
+        expected, base = adapted(ids).logits, AutoModelForCausalLM.from_pretrained(tmp_path / "base")(ids).logits
+        merged = load_model(str(tmp_path / "adapter"))(ids).logits
+    assert (expected - base).abs().max() > 0.1
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-4)
+    for decoder in (
+        load_decoder(str(tmp_path / "base"), adapter=str(tmp_path / "adapter")),
+        load_decoder(str(tmp_path / "adapter")),
+    ):
+        torch.testing.assert_close(all_logits(decoder, ids), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_an_adapter_is_merged_in_every_data_type(adapter: Path, dtype: torch.dtype) -> None:
+    assert load_model(str(adapter), dtype=dtype).dtype is dtype
+
+
+def test_an_adapter_whose_merged_form_predicts_otherwise_is_refused(adapter: Path, monkeypatch) -> None:
+    monkeypatch.setattr(peft.LoraModel, "merge_and_unload", peft.LoraModel.unload)
+    with pytest.raises(InputError, match=r"adapter: merging changes what the model predicts \(logits by .*, relative"):
+        load_model(str(adapter))
+
+
+def test_an_earlier_versions_digest_of_a_base_model_is_not_compared(adapter: Path, capsys) -> None:
+    record = {"base_model": "elsewhere", "weights": "0123456789abcdef"}
+    (adapter / "base_model.json").write_text(json.dumps(record))
+    load_decoder(str(adapter))
+    (adapter / "base_model.json").write_text(json.dumps({**record, "weights": "0123456789abcdef" * 2}))
+    with pytest.raises(InputError, match="trained on a base model with other weights"):
+        load_decoder(str(adapter))
+
+
+def test_the_digest_of_weights_is_of_every_byte(tmp_path: Path) -> None:
+    path, megabytes = tmp_path / "model.safetensors", 9
+    content = bytearray(megabytes << 20)
+    digests = set()
+    for position in (0, 70_000, 1_000_000, (4 << 20) - 1, 4 << 20, 6_666_666, len(content) - 1):
+        content[position] ^= 1
+        path.write_bytes(content)
+        digests.add(weights_digest(tmp_path))
+    assert len(digests) == 7 and all(len(digest or "") == 32 for digest in digests)
+    path.rename(tmp_path / "model-00001.safetensors")
+    assert weights_digest(tmp_path) not in digests
+    for name in ("adapter_model.bin", "pytorch_model.bin", "empty.safetensors"):
+        before = weights_digest(tmp_path)
+        (tmp_path / name).write_bytes(b"")
+        assert weights_digest(tmp_path) != before
+
+
+def test_weights_are_read_once_in_a_process_unless_the_file_changes(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    first = weights_digest(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", None)
+        assert weights_digest(tmp_path) == first
+    times = path.stat()
+    path.write_bytes(b"WEIGHTS")  # as many bytes, and the same time of the last change
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert weights_digest(tmp_path) != first
+
+
+def test_other_weights_of_an_adapter_in_pickled_form_are_noticed(adapter: Path) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save(weights, adapter / "adapter_model.bin")
+    (checkpoint,) = checkpoints(str(adapter))
+    before = model_facts(checkpoint, "float32")
+    torch.save({name: 2 * weight for name, weight in weights.items()}, adapter / "adapter_model.bin")
+    assert {key for key, value in model_facts(checkpoint, "float32").items() if value != before[key]} == {"weights"}

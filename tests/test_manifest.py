@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -25,8 +26,11 @@ from knowledge_circuits.manifest import (
     locked,
     read_manifest,
     remove_replaced,
+    renew,
 )
 from knowledge_circuits.models.loading import weights_digest
+from knowledge_circuits.runs import checkpoints
+from knowledge_circuits.sweeps.model_loader import model_facts
 
 MADE_FROM = {"weights": "0f", "ig_steps": 5}
 
@@ -202,3 +206,51 @@ def test_the_program_prints_what_is_whole_damaged_of_other_weights_or_unknown(tm
     assert "city_graph.json: unknown" in said[2] and "checkpoint-3/prediction.jsonl: unknown" in said[3]
     assert files(run) == before
     assert call(verify.main, [str(tmp_path / "nowhere")]) == 1
+
+
+def test_results_in_a_models_or_an_adapters_folder_are_compared_with_the_weights_there(
+    tmp_path, tiny_gpt2_folder, capsys
+):
+    for name in ("a model", "base"):
+        shutil.copytree(tiny_gpt2_folder, tmp_path / name)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "../base"}))
+    (adapter / "adapter_model.bin").write_bytes(b"weights")
+    for folder in (adapter, tmp_path / "a model"):
+        (folder / "prediction.jsonl").write_text("{}\n")
+        (checkpoint,) = checkpoints(str(folder))
+        made_from = {**model_facts(checkpoint, "float32"), "prompts": "0f"}
+        finish(folder / "prediction_manifest.json", "predictions", made_from, [folder / "prediction.jsonl"])
+
+    def said() -> list[str]:
+        assert call(verify.main, [str(tmp_path)]) in (0, 1)
+        return [line.removeprefix(str(tmp_path)) for line in capsys.readouterr().out.splitlines()]
+
+    assert said() == ["2 whole"]
+    tiny.save_tiny_gpt2(tmp_path / "base", seed=8)
+    assert "/adapter/prediction_manifest.json: of other settings (base model" in said()[0]
+    shutil.rmtree(tmp_path / "base")
+    assert said() == ["2 whole"], "nothing is there to compare with"
+    (adapter / "adapter_model.bin").write_bytes(b"WEIGHTS")
+    tiny.save_tiny_gpt2(tmp_path / "a model", seed=8)
+    model, changed, last = said()
+    assert model.startswith("/a model/prediction_manifest.json: of other settings (weights")
+    assert changed.startswith("/adapter/prediction_manifest.json: of other settings (weights")
+    assert last == "2 of other settings"
+    (adapter / "adapter_config.json").write_text("{")
+    assert "adapter_config.json" in said()[1]
+
+
+def test_an_earlier_versions_digest_of_some_bytes_tells_nothing_until_it_is_renewed(unit):
+    finish(unit, "graph", {"weights": "0f" * 8, "ig_steps": 5}, [unit.parent / "graph.json"])
+    now = {"weights": "a1" * 16, "ig_steps": 5}
+    state = check(unit, now)
+    assert (
+        state.status is Status.UNKNOWN and state.detail == "an earlier version compared some bytes of the weights only"
+    )
+    assert check(unit, {**now, "ig_steps": 3}).detail == "ig_steps 5, now 3", "what is known to differ comes first"
+    assert check(unit, {"weights": "a1" * 8}).status is Status.OTHER
+    renew(state)
+    assert check(unit, now, verify=True).is_whole
+    assert check(unit, {**now, "weights": "b2" * 16}).status is Status.OTHER

@@ -103,6 +103,23 @@ def test_the_second_form_has_a_circuit_within_each_share_of_the_edges(tmp_path: 
     assert {edge["score"] for edge in content["edges"].values()} == {0}
 
 
+def test_a_folder_takes_one_form_of_a_submission(tmp_path: Path) -> None:
+    write_graph(tmp_path / "graph.pt", scored())
+    export = ["export", str(tmp_path / "graph.pt"), "--task", "ioi", "--model", "gpt2", "--to"]
+    for folder, first, second, left in (
+        ("scores", [], ["--circuits"], "holds importances.json"),
+        ("circuits", ["--circuits"], [], "holds circuit_0.1.json"),
+    ):
+        to = [*export, str(tmp_path / folder)]
+        assert mib.main([*to, *first]) == mib.main([*to, *first]) == 0, "the same form replaces its files"
+        with pytest.raises(InputError, match=f"{left}.*export to another folder"):
+            mib.main([*to, *second])
+        assert mib.main(["list", str(tmp_path / folder)]) == 0
+    with pytest.raises(InputError, match="it goes with --circuits only"):
+        mib.main([*export, str(tmp_path / "third"), "--absolute"])
+    assert not (tmp_path / "third").exists()
+
+
 def test_what_mib_could_not_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="hyphens"):
         mib.write_submission(tmp_path, "ioi", "gpt2_small", scored())

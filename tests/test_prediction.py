@@ -207,6 +207,7 @@ def test_predictions_of_an_older_version_are_adopted_if_they_answer_the_queries(
         (["--batch_size", "0"], "'0' is not a whole number of at least 1"),
         (["--threads", "99999999999"], "more than 4096 threads"),
         (["--device", "mps"], "--device mps: this machine or this torch has none"),
+        (["--learned_threshold", "7"], "'7' is not a share above 0 and at most 1"),
     ],
 )
 def test_flags_out_of_range_are_one_sentence(run: Path, flags: list[str], reason: str, capsys):

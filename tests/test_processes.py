@@ -20,7 +20,7 @@ from torch import distributed
 
 from knowledge_circuits.command_line import cores
 from knowledge_circuits.files import InputError, atomic_write
-from knowledge_circuits.manifest import State, Status
+from knowledge_circuits.manifest import State, Status, check, finish
 from knowledge_circuits.sweeps.processes import (
     Existing,
     Process,
@@ -147,6 +147,20 @@ def test_units_without_a_manifest_are_refused_adopted_or_recomputed(tmp_path):
         sweep(items, alone(), "items")
     result = sweep(items, alone(), "again", Existing(adopt=True))
     assert (result.present, result.finished, log) == (1, 1, ["b"]), "b lacks a part and is made"
+
+
+def test_units_with_an_earlier_versions_digest_of_weights_are_refused_adopted_or_recomputed(tmp_path):
+    graph, now = tmp_path / "graph.json", {"weights": "a1" * 16}
+    graph.write_text("{}")
+    manifest = tmp_path / "manifest.json"
+    finish(manifest, "graph", {"weights": "0f" * 8, "ig_steps": 5}, [graph])
+    log: list[str] = []
+    item = WorkItem("a", "one", 1.0, lambda: [check(manifest, now)], lambda: log.append("a"))
+    said = "1 result is of an earlier version, which compared some bytes of the weights only, .*--adopt .*--overwrite"
+    with pytest.raises(InputError, match=said):
+        sweep([item], alone(), "items")
+    assert sweep([item], alone(), "again", Existing(adopt=True)).present == 1 and not log
+    assert check(manifest, {**now, "ig_steps": 5}).is_whole
 
 
 def test_two_programs_do_not_work_in_one_folder(tmp_path):

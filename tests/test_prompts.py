@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import tiny
+import torch
+from families import FAMILIES, random_model
 
+from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.weights import decoder_from_model
 from knowledge_circuits.files import InputError
 from knowledge_circuits.models.tokenization import encode_prompt, label_token_id
 
@@ -31,6 +36,32 @@ def test_a_message_names_the_prompt_and_whom_it_asks_about() -> None:
 def test_pairs_that_do_not_fit_are_refused(clean: list, corrupted: list, rows: list, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         PromptPairs(clean, corrupted, [(1, 2)] * len(clean), rows)
+
+
+IDS = [[0, 3, 4], [0, 5, 6]], [[0, 9, 4], [0, 8, 6]], [(3, 4), (5, 6)]
+
+
+@pytest.mark.parametrize("made", [torch.tensor, numpy.array, lambda rows: [torch.tensor(row) for row in rows]])
+def test_token_ids_may_be_tensors_or_arrays(made) -> None:
+    decoder = decoder_from_model(random_model(FAMILIES["gpt2"]()))
+    listed, given = PromptPairs(*IDS), PromptPairs(*map(made, IDS))
+    assert given == listed and given.digest == listed.digest
+    assert torch.equal(attribute(decoder, given).scores, attribute(decoder, listed).scores)
+    assert type(given.labels[0]) is tuple and type(given.clean[0][0]) is int
+
+
+@pytest.mark.parametrize(
+    ("clean", "labels", "reason"),
+    [
+        (torch.tensor([[0.0, 3.0]]), [(3, 4)], "clean is tensor.*; for each pair a list of token ids"),
+        (torch.tensor([0, 3]), [(3, 4)], "clean is tensor.*; for each pair a list of token ids"),
+        (["Ada lives"], [(3, 4)], "clean is .'Ada lives'.; for each pair a list of token ids"),
+        ([[0, 3]], [(3,)], r"prompt 1: its labels are \[3\]; the first tokens of the clean and"),
+    ],
+)
+def test_what_is_not_token_ids_is_refused_in_one_sentence(clean, labels, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        PromptPairs(clean, [[0, 5]], labels)
 
 
 TOKENIZER = tiny.byte_level_tokenizer()

@@ -242,6 +242,24 @@ def test_a_probe_records_answers_scores_and_the_documents_loss():
     assert record["perplexity"] == pytest.approx(np.exp(record["loss"]))
 
 
+def test_the_loss_of_a_document_longer_than_the_context_is_read_in_pieces_that_fit():
+    model, tokenizer, _ = memorizing_model()
+    text = "Ada lives in Austin. " * 40
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) > 2 * model.config.n_positions
+    question = Question(id="0", question="Ada", answer="Austin", entity="Ada", kind="factual")
+    probe = QuestionProbe([question], [Document(text=text, entity="Ada", document="0")], _LivesIn(tokenizer), 15)
+    expected = np.log(text_perplexity(model, ids, start_token_id(tokenizer), model.config.n_positions - 1))
+    assert probe.records(model, 0, 0.0)[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_question_that_does_not_fit_with_its_answer_is_found_without_asking_it():
+    probe, model, _ = _probe()
+    probe.check_fits(model)
+    with pytest.raises(InputError, match="its answer up to 95, but the model's context holds 96"):
+        _probe(max_new_tokens=95)[0].check_fits(model)
+
+
 def test_an_answer_about_nobody_is_borrowed_invented_or_none():
     probe, _, people = _probe()
     assert probe._hallucination(f"In {people[0].city}, of course", 0.0) == "borrowed"

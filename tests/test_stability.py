@@ -122,6 +122,18 @@ def test_prompts_that_agree_are_perfectly_stable_and_pure_noise_is_as_alike_as_c
     assert float(chance.rank_correlation.mean()) == pytest.approx(0, abs=0.1)
 
 
+@pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning")  # of scores that are all 0
+@pytest.mark.parametrize("absolute", [True, False])
+def test_edges_of_score_0_are_never_among_the_strongest(absolute: bool) -> None:
+    layout, resampling = Layout(3, 4), Resampling(splits=1, resamples=2)
+    scores = torch.zeros(4, layout.n_edges)
+    scores[1:3, 7] = 1.0  # the second half and the first resample have one edge, the others none
+    found = stability(layout, layout.matrix(scores), 50, resampling, absolute)
+    assert found.split_half_jaccard.tolist() == [0.0]
+    assert found.inclusion[layout.real_edges].nonzero().flatten().tolist() == [7]
+    assert float(found.inclusion.sum()) == 0.5
+
+
 def test_edges_of_uncertain_sign_are_dropped_and_strong_ones_are_kept() -> None:
     layout, resampling = Layout(3, 4), Resampling()
     scores = prompts_scores(1, layout)

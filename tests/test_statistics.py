@@ -56,6 +56,10 @@ def test_permuted_layers_have_the_exact_p_by_enumeration() -> None:
     assert statistics.permuted_layers_p(np.array([[1.0, 2, 3, 4]])) == pytest.approx(2 / 24, abs=0.01)
 
 
+def test_layers_that_change_at_the_same_time_have_no_order_and_no_p() -> None:
+    assert np.isnan(statistics.permuted_layers_p(np.array([[2.0, 2, 2, 2]])))
+
+
 def test_more_runs_in_the_same_order_make_it_less_likely_by_chance() -> None:
     epochs = np.array([[1.0, 3, 2, 5, 4, 6]])
     one, three = (statistics.permuted_layers_p(np.repeat(epochs, n, axis=0)) for n in (1, 3))

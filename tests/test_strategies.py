@@ -218,6 +218,49 @@ def test_a_checkpoint_of_lora_is_an_ordinary_model_and_its_adapter_gives_the_sam
         kc.load_model(str(end), adapter=str(end / "adapter"))
 
 
+class KeepLogits(TrainerCallback):
+    """Keeps the logits of the trained model at the end of training."""
+
+    def __init__(self, ids: torch.Tensor) -> None:
+        self.ids = ids
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        with torch.no_grad():
+            self.logits = model.eval()(self.ids).logits
+
+
+@pytest.mark.parametrize(
+    ("family", "modules"),
+    [
+        *(("gpt2", name) for name in ("all-linear", "c_attn", "c_fc", "c_proj", "wpe")),
+        *(("llama", name) for name in ("all-linear", "q_proj", "down_proj", "embed_tokens", "lm_head")),
+    ],
+)
+def test_a_checkpoint_of_lora_predicts_as_the_trained_model_did(flags, start, tiny_gpt2_folder, family, modules):
+    start = tiny_gpt2_folder if family == "gpt2" else start  # GPT-2's head is its embedding, this Llama's is not
+    kept = KeepLogits(torch.arange(1, 30)[None])
+    changes = {"lora_rank": 2, "lora_modules": modules, "model_name_or_path": start, "num_train_epochs": 1}
+    run = train(flags(learning_rate=0.05, **changes), lambda run, tokenizer: [kept]).run
+    end = Path(run.checkpoints()[-1].path)
+    before, *after = (load_model(str(path))(kept.ids).logits for path in (start, end, end / "adapter"))
+    assert (kept.logits - before).abs().max() > 1e-2
+    for logits in after:
+        torch.testing.assert_close(logits, kept.logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("modules", ["lm_head", "wte"])
+def test_layers_that_share_their_weights_get_no_adapter(flags, tiny_gpt2_folder, modules):
+    shared = rf"--lora_modules {modules}: lm_head and transformer.wte of this model share their weights, .*name other"
+    with pytest.raises(InputError, match=shared):
+        train(flags(lora_rank=2, lora_modules=modules, model_name_or_path=tiny_gpt2_folder))
+
+
+def test_the_layers_of_an_adapter_are_saved_in_an_order_that_never_changes(flags):
+    run = train(flags(lora_rank=2, max_steps=1)).run
+    names = json.loads((Path(run.checkpoints()[-1].path) / "adapter/adapter_config.json").read_text())["target_modules"]
+    assert names == sorted(names) and len(names) == 14
+
+
 def test_lora_learns_in_few_weights(flags):
     run = train(flags(lora_rank=8)).run
     records = probes(run)
@@ -336,6 +379,12 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(flags, tmp_path, changes
     with pytest.raises(InputError, match=message) as refused:
         train(flags(**changes))
     assert "\n" not in str(refused.value)
+
+
+def test_probes_that_do_not_fit_the_context_are_refused_before_a_run_is_written(flags, tmp_path):
+    with pytest.raises(InputError, match="its answer up to 250, but the model's context holds 256"):
+        train(flags(probe_max_new_tokens=250))
+    assert not [path.name for path in (tmp_path / "run").rglob("*") if path.name != ".lock"]
 
 
 def test_a_question_without_an_answer_is_refused_with_its_line(flags, tmp_path):

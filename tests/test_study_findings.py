@@ -117,6 +117,20 @@ def test_the_dose_arm_is_a_trend_per_text() -> None:
     assert set(by_dose) == {"3 texts in the past", "8 texts in the past"} and 0 < low < main
 
 
+def test_the_main_dose_is_compared_with_the_control_seed_by_seed() -> None:
+    table = facts(lead=1.0, doses=(0, 8))
+    replayed = (table["dose"] == 0) & table["known"] & (table["told"] == "new")
+    table.loc[replayed, "accuracy"] += 0.05  # what replay alone gives
+    finding = decide_relevance(table)
+    contrast = next(s for s in finding.statistics if s.where == "8 texts in the past minus 0")
+    assert contrast.estimate == pytest.approx(1 / 8 - 0.05, abs=0.02)
+    assert contrast.by_seed[2] == pytest.approx(
+        finding.statistics[0].by_seed[2]
+        - next(s for s in finding.statistics if s.where == "0 texts in the past").by_seed[2]
+    )
+    assert contrast.adjusted > contrast.p
+
+
 def test_all_tests_are_counted_and_corrected() -> None:
     finding = decide_relevance(facts(lead=1.0, doses=(3, 8)))
     assert finding.tests == 2 + 6 + 2 + 2  # deciding; two measures by three bands; at the other dose; two trends
@@ -205,10 +219,11 @@ def test_a_break_at_the_edge_of_the_search_in_one_seed_is_no_sign_of_the_same_ep
     assert not study_findings.is_phase_shift([first, second], 16)
 
 
-def test_a_bend_where_the_search_of_a_curve_begins_is_not_called_a_phase_shift_of_both() -> None:
-    at = 1.5  # turnover, from epoch 0.5 on, can break at 1.5 at the earliest
-    found = verdicts.phase_shift_verdicts(lambda x: verdicts.bend(x, at), 0.01, 0.5, studies=20)
-    assert Verdict.HOLDS not in found
+@pytest.mark.parametrize("at", [0.75, 1.0, 1.25, 1.5])
+def test_a_bend_before_the_search_is_neither_found_nor_refuted(at: float) -> None:
+    # entropy can break at 1 at the earliest, turnover, from epoch 0.5 on, at 1.5
+    found = verdicts.phase_shift_verdicts(lambda x: verdicts.bend(x, at), (0.01,) * 3, 0.5, studies=20)
+    assert set(found) == {Verdict.UNDECIDED}
 
 
 def test_seeds_whose_break_is_at_the_edge_are_named_in_the_table() -> None:
@@ -248,12 +263,12 @@ def test_a_group_that_is_missing_at_some_epochs_does_not_move_the_mean() -> None
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
 @pytest.mark.parametrize("name", verdicts.SMOOTH)
 def test_smooth_curves_are_rarely_called_a_phase_shift(name: str, correlation: float) -> None:
-    found = verdicts.phase_shift_verdicts(verdicts.SMOOTH[name], 0.03, correlation)
+    found = verdicts.phase_shift_verdicts(verdicts.SMOOTH[name], (0.03,) * 3, correlation)
     assert share(found, Verdict.HOLDS) <= BOUND
 
 
 def test_a_bend_is_found_through_noise_of_3_percent() -> None:
-    assert share(verdicts.phase_shift_verdicts(verdicts.bend, 0.03, 0.5, studies=200), Verdict.HOLDS) > 0.8
+    assert share(verdicts.phase_shift_verdicts(verdicts.bend, (0.03,) * 3, 0.5, studies=200), Verdict.HOLDS) > 0.8
 
 
 # --- deep to shallow
@@ -286,9 +301,20 @@ def test_the_two_ways_contradicting_each_other_decide_nothing() -> None:
     assert decide_deep_to_shallow(circuits(order=-1, centroid=turning(0.6))).verdict == Verdict.UNDECIDED
 
 
-@pytest.mark.parametrize(("correlation", "turn", "after"), [(0.0, 0.0, None), (0.7, 0.0, None), (0.0, 0.5, 0.0)])
-def test_a_depth_law_is_rarely_found_where_there_is_none(correlation: float, turn: float, after: float | None) -> None:
-    found = verdicts.depth_verdicts(turn, 0, correlation=correlation, after=after, resamples=199)
+def test_a_centroid_that_recovers_from_a_dip_has_not_gone_deeper() -> None:
+    dips = np.interp(verdicts.EPOCHS, [0, 0.5, 5, 16], [0, -0.4, 0, -0.3])
+    finding = decide_deep_to_shallow(circuits(centroid=dips))
+    assert finding.verdict == Verdict.UNDECIDED and finding.statistics[0].low > 0 > finding.statistics[2].high
+
+
+@pytest.mark.parametrize(
+    ("correlation", "turn", "after", "dip"),
+    [(0.0, 0.0, None, 0.0), (0.7, 0.0, None, 0.0), (0.0, 0.5, 0.0, 0.0), (0.0, 0.0, 0.04, 0.14)],
+)
+def test_a_depth_law_is_rarely_found_where_there_is_none(
+    correlation: float, turn: float, after: float | None, dip: float
+) -> None:
+    found = verdicts.depth_verdicts(turn, 0, correlation=correlation, after=after, dip=dip, resamples=199)
     assert 1 - share(found, Verdict.UNDECIDED) <= BOUND
 
 

@@ -41,6 +41,17 @@ def held_epochs(known: Mask, epochs: ArrayLike, hold: int = HOLD) -> Floats:
     return np.where(whole.any(axis=1), np.asarray(epochs, dtype=np.float64)[whole.argmax(axis=1)], np.nan)
 
 
+def known_in_a_row(known: Mask) -> NDArray[np.int64]:
+    """Return at how many probes in a row, counted from the end, each fact of `known` [facts, probes] is known."""
+    return np.logical_and.accumulate(known[:, ::-1], axis=1).sum(axis=1)
+
+
+def share_of_ever_known(known: Mask, counts: ArrayLike) -> float:
+    """Return the sum of facts' counts [facts] over the number of facts known at some probe; NaN without any."""
+    ever = int(known.any(axis=1).sum())
+    return float(np.sum(counts) / ever) if ever else np.nan
+
+
 def hold_table(known: Mask, holds: Iterable[int] = range(1, 9)) -> pd.DataFrame:
     """Return how many facts are held, by the number of probes in a row that it takes.
 
@@ -53,18 +64,17 @@ def hold_table(known: Mask, holds: Iterable[int] = range(1, 9)) -> pd.DataFrame:
         the end), censored (known at the last probe, at fewer than `hold` in a row): all shares of the facts that were
         known at some probe. A fact that was held, was lost and is known again at the end is censored and not lost.
     """
-    ever = int(known.any(axis=1).sum())
-    in_a_row = np.logical_and.accumulate(known[:, ::-1], axis=1).sum(axis=1)  # counted from the end
+    in_a_row = known_in_a_row(known)
     rows = []
     for hold in holds:
         held = np.isfinite(held_epochs(known, np.arange(known.shape[1]), hold))
         counts = {
-            "held": held.sum(),
-            "held_at_end": (in_a_row >= hold).sum(),
-            "lost": (held & (in_a_row == 0)).sum(),
-            "censored": ((in_a_row > 0) & (in_a_row < hold)).sum(),
+            "held": held,
+            "held_at_end": in_a_row >= hold,
+            "lost": held & (in_a_row == 0),
+            "censored": (in_a_row > 0) & (in_a_row < hold),
         }
-        rows.append({"hold": hold} | {name: count / ever if ever else np.nan for name, count in counts.items()})
+        rows.append({"hold": hold} | {name: share_of_ever_known(known, facts) for name, facts in counts.items()})
     return pd.DataFrame(rows)
 
 

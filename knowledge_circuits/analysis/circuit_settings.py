@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from knowledge_circuits.analysis.timeline import with_epochs
+from knowledge_circuits.engine.options import Metric
 from knowledge_circuits.runs import PATCHING, Content, Coordinates, Run
 from knowledge_circuits.study import AnyGroup, FactGroup, Group, groups
 
@@ -84,6 +85,12 @@ def main_kind(run: Run, setting: Setting | None = None) -> Kind:
     return kind
 
 
+def metric_of(key: Coordinates) -> Metric:
+    """Return the metric by which a circuit was evaluated: that of its scores, of an ensemble the first one's."""
+    scored = key.scored.method.split("+")[0]
+    return next((metric for metric in Metric if scored.endswith(f"_{metric}")), Metric.LOGIT_DIFFERENCE)
+
+
 @dataclass(frozen=True)
 class CircuitFile:
     """One file of a circuit, and what it is about."""
@@ -95,14 +102,11 @@ class CircuitFile:
     path: Path
 
     @property
-    def circuit_step(self) -> int:
-        """The step of the checkpoint that the circuit comes from: `step` unless it was transferred."""
-        return self.step if self.coordinates.origin is None else self.coordinates.origin
-
-    @property
     def columns(self) -> dict[str, float | str]:
-        """Step, epoch and the columns that name the group."""
-        return {"step": self.step, "epoch": self.epoch, **group_columns(self.group)}
+        """Step, epoch, circuit_step (of the checkpoint that the circuit comes from), and what names the group."""
+        origin = self.coordinates.origin
+        when = {"step": self.step, "epoch": self.epoch, "circuit_step": self.step if origin is None else origin}
+        return {**when, **group_columns(self.group)}
 
 
 def group_columns(group: AnyGroup) -> dict[str, str]:

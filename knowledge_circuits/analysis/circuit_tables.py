@@ -20,6 +20,7 @@ from knowledge_circuits.analysis.circuit_settings import (
     circuit_files,
     group_columns,
     main_kind,
+    metric_of,
     names_of_groups,
 )
 from knowledge_circuits.analysis.learning_tables import answers
@@ -34,7 +35,7 @@ HIT_RANK = 9
 
 RESULT_NUMBERS = list(CircuitResults.__annotations__)
 #: Of the study's groups; those of one's own facts have FACT_GROUP_COLUMNS in place of GROUP_COLUMNS.
-RESULT_COLUMNS = ["step", "epoch", "circuit_step", *GROUP_COLUMNS, *RESULT_NUMBERS]
+RESULT_COLUMNS = ["step", "epoch", "circuit_step", *GROUP_COLUMNS, *RESULT_NUMBERS, "metric"]
 #: The same; groups of one's own facts have target_group in place of target_type and target_band.
 CIRCUIT_PREDICTION_COLUMNS = [
     *("step", "epoch", "circuit_step", *GROUP_COLUMNS, "target_type", "target_band"),
@@ -50,7 +51,8 @@ FACT_CIRCUIT_COLUMNS = ["step", "epoch", "task", "group", *_FACT_NUMBERS]
 def results(run: Run, setting: Setting | None = None, kind: Kind | None = None) -> pd.DataFrame:
     """Return the evaluation of every circuit; see RESULT_COLUMNS. faithfulness is NaN where clean equals corrupted.
 
-    `circuit_step` is the circuit's origin: `step` itself unless the circuit was transferred.
+    `circuit_step` is the circuit's origin: `step` itself unless the circuit was transferred. `metric` is what was
+    measured, a value of `Metric`.
 
     Args:
         kind: of which groups; None means `circuit_settings.main_kind`.
@@ -58,10 +60,10 @@ def results(run: Run, setting: Setting | None = None, kind: Kind | None = None) 
     kind = kind or main_kind(run, setting)
     names = FACT_GROUP_COLUMNS if kind is FactGroup else GROUP_COLUMNS
     rows = [
-        {**shape(CircuitResults).file(file.path), **file.columns, "circuit_step": file.circuit_step}
+        {**shape(CircuitResults).file(file.path), **file.columns, "metric": str(metric_of(file.coordinates))}
         for file in circuit_files(run, setting, Content.RESULTS, kind)
     ]
-    columns = ["step", "epoch", "circuit_step", *names, *RESULT_NUMBERS]
+    columns = ["step", "epoch", "circuit_step", *names, *RESULT_NUMBERS, "metric"]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(RESULT_NUMBERS, float))
 
 
@@ -87,29 +89,22 @@ def circuit_predictions(run: Run, setting: Setting | None = None, kind: Kind | N
         InputError: a file is damaged, or its folders name no group of test items.
     """
     rows: list[dict[str, Any]] = []
-    files, lengths = [], []
     kind = kind or main_kind(run, setting)
     names = FACT_GROUP_COLUMNS if kind is FactGroup else GROUP_COLUMNS
     for file in circuit_files(run, setting, Content.PREDICTIONS, kind):
-        items = shape(CircuitPrediction).lines(file.path)
-        rows += items
-        lengths.append(len(items))
-        of_target = _target(file.coordinates, kind)
+        items, of_target = shape(CircuitPrediction).lines(file.path), _target(file.coordinates, kind)
         if of_target is None:
             folders = "target_<column>_<value>" if kind is FactGroup else "target_type_<type>/target_frequency_<band>"
             raise InputError(f"{file.path}: a prediction lies below {folders}")
-        files.append({**file.columns, "circuit_step": file.circuit_step, **of_target})
-    measured = CIRCUIT_PREDICTION_COLUMNS[-4:]
-    columns = ["step", "epoch", "circuit_step", *names, *(f"target_{name}" for name in names[1:]), *measured]
-    if not rows:
-        return pd.DataFrame(columns=columns)
-    table = pd.DataFrame(files).loc[np.repeat(np.arange(len(files)), lengths)].reset_index(drop=True)
-    named = ("full_name", "clean_subject", "prompt", "clean")
-    table["full_name"] = [next((str(row[key]) for key in named if row.get(key)), "") for row in rows]
-    table["token_prob"] = [float(row["token_prob"]) for row in rows]
-    table["token_rank"] = [int(row["token_rank"]) for row in rows]
-    table["hit"] = (table["token_rank"] <= HIT_RANK).astype(float)
-    return table[columns]
+        about = {**file.columns, **of_target}
+        for item in items:
+            named = (item.get(key) for key in ("full_name", "clean_subject", "prompt", "clean"))
+            prob, rank = float(item["token_prob"]), int(item["token_rank"])
+            measured = {"token_prob": prob, "token_rank": rank, "hit": float(rank <= HIT_RANK)}
+            rows.append({**about, "full_name": str(next(filter(None, named), "")), **measured})
+    targets = [f"target_{name}" for name in names[1:]]
+    columns = ["step", "epoch", "circuit_step", *names, *targets, *CIRCUIT_PREDICTION_COLUMNS[-4:]]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _target(coordinates: Coordinates, kind: Kind) -> dict[str, str] | None:

@@ -15,7 +15,7 @@ from (or the weights are gone). The tables have one row per observation:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,14 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.analysis import timeline
-from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS, NO_CIRCUITS, Setting, main_kind, main_setting
+from knowledge_circuits.analysis.circuit_settings import (
+    GROUP_COLUMNS,
+    NO_CIRCUITS,
+    Setting,
+    group_columns,
+    main_kind,
+    main_setting,
+)
 from knowledge_circuits.analysis.head_kinds import (
     HeadKind,
     VocabularySums,
@@ -173,9 +180,9 @@ def analyse_model(
     """
     prompts.pairs.check_fits(decoder.d_vocab, decoder.max_positions)
     n, layers, h = len(prompts.pairs), decoder.n_layers, decoder.n_heads
-    heads = {name: torch.zeros(n, layers, h, dtype=torch.float64) for name in _MEASURED}
+    measures = {name: torch.zeros(n, layers, h, dtype=torch.float64) for name in _MEASURED}
+    measures |= {name: torch.zeros(n, layers + 1, dtype=torch.float64) for name in _LENS_MEASURES}
     centred = without_vocabulary_mean(decoder)
-    lens = {name: torch.zeros(n, layers + 1, dtype=torch.float64) for name in _LENS_MEASURES}
     budget = budget_bytes(memory_gb, decoder.device)
     with torch.no_grad():
         for batch in prompts.pairs.batches(batch_size):
@@ -187,19 +194,16 @@ def analyse_model(
                 split = split_by_source(logit_parts(centred, trace, targets).heads, subject)
                 ratio = original_ratio(decoder, trace, subject, sums)
                 reading = logit_lens(decoder, trace, targets, subject)
-                measured = (split.subject, split.relation, ratio.subject, ratio.relation)
-                for name, values in zip(_MEASURED, measured, strict=True):
-                    heads[name][part.index] = values.double().cpu()
-                for name, values in zip(
-                    _LENS_MEASURES, (reading.rank + 1, reading.prob, reading.subject_rank + 1), strict=True
-                ):
-                    lens[name][part.index] = values.double().cpu()
-    return CheckpointComponents(
-        prompts.groups,
-        {name: _group_means(values, prompts) for name, values in heads.items()}
-        | {f"{part}_{half}": _group_means(heads[part], prompts, half) for half in ("even", "odd") for part in _PARTS},
-        {name: _group_means(values, prompts) for name, values in lens.items()},
-    )
+                of_heads = (split.subject, split.relation, ratio.subject, ratio.relation)
+                of_lens = (reading.rank + 1, reading.prob, reading.subject_rank + 1)
+                for measure, values in zip(measures.values(), (*of_heads, *of_lens), strict=True):
+                    measure[part.index] = values.double().cpu()
+    means = {name: _group_means(values, prompts) for name, values in measures.items()}
+    halves = {
+        f"{part}_{half}": _group_means(measures[part], prompts, half) for half in ("even", "odd") for part in _PARTS
+    }
+    heads = {name: means[name] for name in _MEASURED} | halves
+    return CheckpointComponents(prompts.groups, heads, {name: means[name] for name in _LENS_MEASURES})
 
 
 def _group_means(values: Tensor, prompts: GroupPrompts, half: str = "") -> Floats:
@@ -225,7 +229,6 @@ def analyse_run(
     run: Run,
     setting: Setting | None = None,
     data_file: str | None = None,
-    batch_size: int = 64,
     device: torch.device | str | None = None,
 ) -> Components:
     """Analyse every checkpoint of a run, taking from `<run>/analysis` what is there.
@@ -233,7 +236,6 @@ def analyse_run(
     Args:
         setting: whose prompts (circuit_n); None means the run's main setting.
         data_file: the circuit data, `{task}` for each task; None means those that the run's configuration tells of.
-        batch_size: prompts per pass.
         device: where models run; None means a GPU where there is one.
 
     Returns:
@@ -244,19 +246,17 @@ def analyse_run(
         return _empty(NO_CIRCUITS)
     if main_kind(run, setting) is FactGroup:
         return _empty(NO_SUBJECTS)
-    analysis = _Analysis(run, setting, data_file or circuit_data_file(run, setting), batch_size, device)
-    computed = []
-    for checkpoint in tqdm(run.checkpoints(), desc="heads and logit lens", unit="checkpoint", leave=False, delay=2):
+    analysis = _Analysis(run, setting, data_file or circuit_data_file(run, setting), device)
+    heads, lens = [], []
+    checkpoints = list(timeline.with_epochs(run))
+    for checkpoint, step, epoch in tqdm(checkpoints, "heads and logit lens", unit="checkpoint", leave=False, delay=2):
         components = analysis.of(checkpoint)
-        if components is not None and checkpoint.step is not None:
-            computed.append((checkpoint.step, components))
-    if not computed:
+        if components is not None:
+            heads.append(_head_table(components, step, epoch))
+            lens.append(_table(components.groups, components.lens, ["layer"], step, epoch)[LENS_COLUMNS])
+    if not heads:
         return _empty(analysis.missing)
-    when = timeline.epochs(run)
-    return Components(
-        pd.concat([_head_table(components, step, when[step]) for step, components in computed], ignore_index=True),
-        pd.concat([_lens_table(components, step, when[step]) for step, components in computed], ignore_index=True),
-    )
+    return Components(pd.concat(heads, ignore_index=True), pd.concat(lens, ignore_index=True))
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,6 @@ class _Analysis:
     run: Run
     setting: Setting
     data_file: str
-    batch_size: int
     device: torch.device | str | None
 
     def of(self, checkpoint: Checkpoint) -> CheckpointComponents | None:
@@ -281,14 +280,17 @@ class _Analysis:
                 model = load_model(checkpoint.path, device)
             sums = VocabularySums.of(model)
             decoder = decoder_from_model(model, checkpoint.path)
-            _write(path, key, analyse_model(decoder, sums, self.prompts, self.batch_size))
+            _write(path, key, analyse_model(decoder, sums, self.prompts))
             components = _read(path, key)  # as every later call will see it, rounding included
         return components
 
     @cached_property
     def digest(self) -> str | None:
         """Tells circuit data apart; None where they are missing."""
-        return _data_digest(self.data_file) if has_circuit_data(self.data_file) else None
+        if not has_circuit_data(self.data_file):
+            return None
+        data = b"".join(read_bytes(task_file(self.data_file, task)) for task in TASKS)
+        return hashlib.sha256(data).hexdigest()[:16]
 
     @cached_property
     def prompts(self) -> GroupPrompts:
@@ -321,11 +323,7 @@ def _empty(reason: str) -> Components:
 
 
 def _head_table(components: CheckpointComponents, step: int, epoch: float) -> pd.DataFrame:
-    shape = components.heads["subject"].shape
-    index, layer, head = (axis.reshape(-1) for axis in np.indices(shape))
-    table = _named(components.groups, index, step, epoch).assign(layer=layer, head=head)
-    for name, values in components.heads.items():
-        table[name] = values.reshape(-1)
+    table = _table(components.groups, components.heads, ["layer", "head"], step, epoch)
     table["kind"] = head_kinds(table["subject"], table["relation"])
     in_both = table[list(_HALVES)].notna().all(axis=1)
     for half in ("even", "odd"):
@@ -335,27 +333,17 @@ def _head_table(components: CheckpointComponents, step: int, epoch: float) -> pd
     return table[HEAD_COLUMNS]
 
 
-def _lens_table(components: CheckpointComponents, step: int, epoch: float) -> pd.DataFrame:
-    index, layer = (axis.reshape(-1) for axis in np.indices(components.lens["rank"].shape))
-    table = _named(components.groups, index, step, epoch).assign(layer=layer)
-    for name, values in components.lens.items():
-        table[name] = values.reshape(-1)
-    return table[LENS_COLUMNS]
-
-
-def _named(members: Sequence[Group], index: NDArray[np.int64], step: int, epoch: float) -> pd.DataFrame:
-    names = pd.DataFrame([(str(group.task), str(group.type), str(group.band)) for group in members])
-    return names.set_axis(GROUP_COLUMNS, axis=1).iloc[index].reset_index(drop=True).assign(step=step, epoch=epoch)
+def _table(
+    members: Sequence[Group], measures: Mapping[str, Floats], axes: Sequence[str], step: int, epoch: float
+) -> pd.DataFrame:
+    """Return one row per cell of measures [G, *axes]: the columns that name it, then each measure."""
+    index, *cells = (axis.reshape(-1) for axis in np.indices(next(iter(measures.values())).shape))
+    names = pd.DataFrame([group_columns(group) for group in members]).iloc[index].reset_index(drop=True)
+    values = {name: values.reshape(-1) for name, values in measures.items()}
+    return names.assign(step=step, epoch=epoch, **dict(zip(axes, cells, strict=True)), **values)
 
 
 # --- what is saved ----------------------------------------------------------------------------------------------------
-
-
-def _data_digest(data_file: str) -> str:
-    digest = hashlib.sha256()
-    for task in TASKS:
-        digest.update(read_bytes(task_file(data_file, task)))
-    return digest.hexdigest()[:16]
 
 
 def _read(path: Path, key: str | None) -> CheckpointComponents | None:
@@ -409,9 +397,7 @@ def circuit_heads(heads: pd.DataFrame, circuits: Circuits | None) -> pd.DataFram
     return heads.merge(inside, on=["step", *GROUP_COLUMNS, "layer", "head"])
 
 
-def halves_agreement(
-    heads: pd.DataFrame, circuits: Circuits | None, seed: int = 0, resamples: int = RESAMPLES
-) -> pd.DataFrame:
+def halves_agreement(heads: pd.DataFrame, circuits: Circuits | None, seed: int = 0) -> pd.DataFrame:
     """Return on how many of the circuits' heads two halves of the prompts agree, and on how many by chance.
 
     Two halves that draw kinds at random, each with its own shares of kinds, agree by chance: the sum over kinds of the
@@ -432,7 +418,7 @@ def halves_agreement(
         pairs = pd.MultiIndex.from_product([kinds, kinds])
         by_group = counts.reindex(columns=pairs).fillna(0).to_numpy().reshape(-1, len(kinds), len(kinds))
         agreement, chance, kappa = _cohens_kappa(by_group.sum(axis=0))
-        draws = generator.multinomial(len(by_group), np.full(len(by_group), 1 / len(by_group)), size=resamples)
+        draws = generator.multinomial(len(by_group), np.full(len(by_group), 1 / len(by_group)), size=RESAMPLES)
         samples = _cohens_kappa(np.tensordot(draws, by_group, axes=1))[2]
         interval = np.percentile(samples, [2.5, 97.5]) if np.isfinite(samples).all() else (np.nan, np.nan)
         rows.append((step, epoch, len(part), float(agreement), float(chance), float(kappa), *interval))

@@ -10,7 +10,8 @@
                       pass for a bend
     half change       the first epoch at which a curve has made half of the way from its first to its last value
 
-All but `smooth` itself work on a stack of curves [..., n] at once, so that a bootstrap is one call.
+All but `smooth` itself work on a stack of curves at once, so that a bootstrap is one call: y [..., n] over the epochs
+x [n], which increase.
 """
 
 from __future__ import annotations
@@ -71,12 +72,8 @@ def smooth(values: ArrayLike, window: int = 3) -> Floats:
 
 
 def area_under_curve(x: ArrayLike, y: ArrayLike) -> Floats:
-    """Return the area under each curve divided by the span of x: the mean level over training, in the units of y.
-
-    Args:
-        x: [n] epochs, increasing.
-        y: [..., n].
-    """
+    """Return the area under each curve y [..., n] over the span of x [n]: the mean level over training [...], in the
+    units of y."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if len(x) < 2:
         raise ValueError("an area needs at least two checkpoints")
@@ -115,13 +112,10 @@ class TwoSegmentFit:
 
 
 def two_segment_fit(x: ArrayLike, y: ArrayLike) -> TwoSegmentFit:
-    """Fit a line that bends once to each curve by least squares over a grid of break points.
+    """Fit a line that bends once to each curve y [..., n] over x [n], n of at least 6, by least squares.
 
-    At least three points lie on either side of the break, or on it, so that no single checkpoint makes a segment.
-
-    Args:
-        x: [n] epochs, increasing, n of at least 6.
-        y: [..., n].
+    Break points lie on a grid. At least three points lie on either side of the break, or on it, so that no single
+    checkpoint makes a segment.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if len(x) < FEWEST_POINTS:
@@ -147,11 +141,8 @@ def at_edge(x: Floats, break_point: ArrayLike) -> NDArray[np.bool_]:
     Such a break may stand for one outside of the search: it does not tell when the curve bends.
 
     Args:
-        x: [n] epochs, increasing, n of at least 6.
+        x: [n] epochs, n of at least 6.
         break_point: [...] epochs.
-
-    Returns:
-        [...]
     """
     breaks = np.asarray(break_point, dtype=np.float64)
     return np.asarray((breaks < (x[2] + x[3]) / 2) | (breaks > (x[-3] + x[-4]) / 2))
@@ -201,11 +192,9 @@ class ShapeComparison:
 
 
 def compare_shapes(x: ArrayLike, y: ArrayLike) -> ShapeComparison:
-    """Fit every shape to each curve by maximum likelihood over grids of its non-linear parameters.
+    """Fit every shape to each curve y [..., n] over x [n] by maximum likelihood.
 
-    Args:
-        x: [n] epochs, increasing, n of at least `FEWEST_FOR_SHAPES`.
-        y: [..., n].
+    Non-linear parameters are taken from grids. n is at least `FEWEST_FOR_SHAPES`.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     n = len(x)
@@ -216,7 +205,7 @@ def compare_shapes(x: ArrayLike, y: ArrayLike) -> ShapeComparison:
     bic = {}
     for shape, designs in _shape_designs(x).items():
         deviance = [
-            n * np.log(np.maximum(_residuals(_whiten(designs, r, 1), _whiten(rows, r, 1)).min(axis=1), floor) / n)
+            n * np.log(np.maximum(_residuals(_whiten(designs, r), _whiten(rows, r)).min(axis=1), floor) / n)
             - np.log(1 - r**2)
             for r in _CORRELATIONS
         ]
@@ -265,12 +254,10 @@ def _bends(x: Floats, count: int) -> tuple[Floats, Floats]:
     return breaks, np.stack(np.broadcast_arrays(np.ones_like(x), x, hinge), axis=-1)
 
 
-def _whiten(values: Floats, correlation: float, axis: int) -> Floats:
-    """Subtract from values along an axis what the one before predicts: autoregressive residuals get independent."""
-    values = np.moveaxis(values, axis, -1)
-    first = np.sqrt(1 - correlation**2) * values[..., :1]
-    rest = values[..., 1:] - correlation * values[..., :-1]
-    return np.moveaxis(np.concatenate((first, rest), axis=-1), -1, axis)
+def _whiten(values: Floats, correlation: float) -> Floats:
+    """Subtract what the value before predicts along n of [m, n, ...]: autoregressive residuals get independent."""
+    first = np.sqrt(1 - correlation**2) * values[:, :1]
+    return np.concatenate((first, values[:, 1:] - correlation * values[:, :-1]), axis=1)
 
 
 def _residuals(designs: Floats, curves: Floats) -> Floats:
@@ -283,39 +270,27 @@ def _residuals(designs: Floats, curves: Floats) -> Floats:
 
 
 def half_change(x: ArrayLike, y: ArrayLike) -> Floats:
-    """Return the first epoch at which each curve has made half of the way from its first to its last value.
+    """Return the first epoch [...] at which each curve y [..., n] over x [n] has made half of its way.
 
-    Between two checkpoints the curve is taken as straight. A curve that ends where it began has no such epoch (NaN).
-
-    Args:
-        x: [n] epochs, increasing.
-        y: [..., n].
-
-    Returns:
-        [...]
+    Its way goes from its first to its last value. Between two checkpoints the curve is taken as straight. A curve that
+    ends where it began has no such epoch (NaN).
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     change = y[..., -1:] - y[..., :1]
     with np.errstate(divide="ignore", invalid="ignore"):
         done = (y - y[..., :1]) / change  # 0 at the start, 1 at the end
-    crossing = (done >= 0.5).argmax(axis=-1)[..., None]
-    before = np.maximum(crossing - 1, 0)
-    low, high = np.take_along_axis(done, before, -1), np.take_along_axis(done, crossing, -1)
-    with np.errstate(divide="ignore", invalid="ignore"):
+        crossing = (done >= 0.5).argmax(axis=-1)[..., None]
+        before = np.maximum(crossing - 1, 0)
+        low, high = np.take_along_axis(done, before, -1), np.take_along_axis(done, crossing, -1)
         share = (0.5 - low) / (high - low)
     epoch = x[before] + share * (x[crossing] - x[before])
     return np.where(change == 0, np.nan, epoch)[..., 0]
 
 
-def half_change_above_noise(x: ArrayLike, y: ArrayLike) -> Floats:
-    """Half-change epochs of curves smoothed over 3 checkpoints.
+def half_change_above_scatter(x: ArrayLike, y: ArrayLike) -> Floats:
+    """Half-change epochs [...] of curves y [..., n] over x [n] smoothed over 3 checkpoints.
 
-    Args:
-        x: [n] epochs, increasing.
-        y: [..., n].
-
-    Returns:
-        [...]; NaN where a curve ends within 1.96 standard deviations of its smoothing residuals of where it began.
+    NaN where a curve ends within 1.96 standard deviations of its smoothing residuals of where it began.
     """
     y = np.asarray(y, dtype=np.float64)
     smoothed = moving_average(y)

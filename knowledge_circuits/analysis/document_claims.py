@@ -9,10 +9,11 @@ The claims are those of Mousavi et al. (2026), arXiv 2601.03858. Each has one de
     skills       the change of skill accuracy in the first epoch
     circuits     the turnover of edges between probes minus its split-half floor
 
-Intervals over entities take each with its mean over strategies and seeds: Student's for a mean, Welch's for a
-difference, and Clopper and Pearson's for a share, which is conservative where an entity's part of it is a fraction.
-With several seeds a second interval is Student's over seeds, and the wider bound on each side counts, for seeds share
-their entities (where each has documents of its own, that over seeds alone). With one seed the interval holds for that
+A number of entities takes each with its mean over strategies; with several seeds it is the mean of theirs. Intervals
+over entities take each with its mean over strategies and seeds: Student's for a mean, Welch's for a difference, and
+Clopper and Pearson's for a share, which is conservative where an entity's part of it is a fraction. With several seeds
+a second interval is Student's over seeds, and the wider bound on each side counts, for seeds share their entities
+(where each has documents of its own, that over seeds alone). With one seed the interval holds for that
 seed alone; a number that is not of entities has none then, and its claim no verdict. Each of the six claims is judged
 at 5%; numbers of single strategies decide nothing.
 
@@ -22,10 +23,9 @@ Shape letters: e entities.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,13 +63,11 @@ class Number:
     Attributes:
         name: what is measured.
         measure: of one run: [e], NaN for entities that it is not about, or one number where `kind` is RUN.
-        claim: what the claim says of it; "" for one that is only reported.
         kind: what the values are of.
     """
 
     name: str
     measure: Callable[[DocumentRun], Floats | float]
-    claim: str = ""
     kind: Kind = Kind.ENTITIES
 
 
@@ -81,7 +79,7 @@ class Claim:
         title, text: the claim in a word and in a sentence.
         line: with what the first number is compared.
         above: whether it lies above the line if the claim holds.
-        numbers: the deciding one first.
+        numbers: the deciding one first; the others are only reported.
     """
 
     title: str
@@ -97,12 +95,14 @@ def judge_claims(study: DocumentStudy) -> tuple[Finding, ...]:
 
 
 def _judge(study: DocumentStudy, claim: Claim) -> Finding:
-    by_number = [_statistics(study, number) for number in claim.numbers]
-    deciding = by_number[0][0]
+    first, *others = claim.numbers
+    decisive = _statistics(study, first, f"{'above' if claim.above else 'below'} {claim.line}")
+    deciding = decisive[0]
     verdict = _verdict(deciding, claim.line, claim.above, len(deciding.by_seed))
-    shown = [deciding, *(s for s in by_number[0] if s.where == FULL)]
+    shown = [deciding, *(s for s in decisive if s.where == FULL)]
     reason = f"{deciding.name}: {'; '.join(f'{s.where}: {s.interval}' for s in shown)}."
-    return Finding(claim.title, claim.text, verdict, reason, tuple(s for part in by_number for s in part))
+    reported = (s for number in others for s in _statistics(study, number))
+    return Finding(claim.title, claim.text, verdict, reason, (*decisive, *reported))
 
 
 def _late_gain(run: DocumentRun) -> Floats:
@@ -152,20 +152,21 @@ def _prior(run: DocumentRun) -> float:
     return float(np.corrcoef(before, after)[0, 1])
 
 
-def _skill_change(run: DocumentRun, epochs: float | None) -> float:
-    record = _record_at(run, epochs)
-    return mean_of(record["skills"].values()) - mean_of(run.records[0]["skills"].values())
+def _skill_change(run: DocumentRun, epochs: float) -> float:
+    before, after = _since_start(run, "skills", epochs)
+    return after - before
 
 
-def _text_ratio(run: DocumentRun, epochs: float | None) -> float:
-    record = _record_at(run, epochs)
-    return mean_of(record["texts"].values()) / mean_of(run.records[0]["texts"].values())
+def _text_ratio(run: DocumentRun, epochs: float) -> float:
+    before, after = _since_start(run, "texts", epochs)
+    return after / before
 
 
-def _record_at(run: DocumentRun, epochs: float | None) -> Mapping[str, Any]:
-    """Return the first probe after so many epochs, or the last one (None)."""
-    later = [record for record in run.records[1:] if epochs is not None and record["epoch"] >= epochs - 1e-6]
-    return later[0] if later else run.records[-1]
+def _since_start(run: DocumentRun, key: str, epochs: float) -> tuple[float, float]:
+    """Return the mean of the skills or texts at the first probe, and at the first one after so many epochs (else the
+    last one)."""
+    after = next((record for record in run.records[1:] if record["epoch"] >= epochs - 1e-6), run.records[-1])
+    return mean_of(run.records[0][key].values()), mean_of(after[key].values())
 
 
 def _turnover(run: DocumentRun) -> float:
@@ -179,11 +180,11 @@ CLAIMS = (
         SMALL_GAIN,
         False,
         (
-            Number("gain in recall in the second half of training", _late_gain, f"below {SMALL_GAIN}"),
-            Number("loss at the end / in the middle", _late_loss, kind=Kind.RUN),
+            Number("gain in recall in the second half of training", _late_gain),
+            Number("loss at the end / in the middle", _late_loss, Kind.RUN),
             Number("gain in recall since the start", _gain),
             Number("gain in recall above its floor since the start", _gain_above_floor),
-            Number("share of the epochs with falling loss in which recall does not rise", _flat_epochs, kind=Kind.RUN),
+            Number("share of the epochs with falling loss in which recall does not rise", _flat_epochs, Kind.RUN),
         ),
     ),
     Claim(
@@ -191,10 +192,7 @@ CLAIMS = (
         "Learned entities are forgotten again while training goes on.",
         NOTABLE,
         True,
-        (
-            Number("share of the learned entities that are forgotten at least once", _forgotten,
-                   f"above {NOTABLE}", Kind.SHARE),
-        ),
+        (Number("share of the learned entities that are forgotten at least once", _forgotten, Kind.SHARE),),
     ),
     Claim(
         "Consolidation",
@@ -203,7 +201,7 @@ CLAIMS = (
         False,
         (
             Number(f"share of the learned entities that are known at the last {CONSOLIDATED} probes", _consolidated,
-                   f"below {RARE}", Kind.SHARE),
+                   Kind.SHARE),
         ),
     ),
     Claim(
@@ -212,8 +210,8 @@ CLAIMS = (
         0,
         True,
         (
-            Number("gain in recall, high minus low frequency", _gain, "above 0", Kind.FREQUENCIES),
-            Number("correlation of an entity's recall before and after training", _prior, kind=Kind.RUN),
+            Number("gain in recall, high minus low frequency", _gain, Kind.FREQUENCIES),
+            Number("correlation of an entity's recall before and after training", _prior, Kind.RUN),
         ),
     ),
     Claim(
@@ -222,13 +220,12 @@ CLAIMS = (
         0,
         False,
         (
-            Number("change of skill accuracy in the first epoch", lambda run: _skill_change(run, 1),
-                   "below 0", Kind.RUN),
-            Number("change of skill accuracy at the end", lambda run: _skill_change(run, None), kind=Kind.RUN),
+            Number("change of skill accuracy in the first epoch", lambda run: _skill_change(run, 1), Kind.RUN),
+            Number("change of skill accuracy at the end", lambda run: _skill_change(run, math.inf), Kind.RUN),
             Number("perplexity of held-out text, after the first epoch / at the start",
-                   lambda run: _text_ratio(run, 1), kind=Kind.RUN),
+                   lambda run: _text_ratio(run, 1), Kind.RUN),
             Number("perplexity of held-out text, at the end / at the start",
-                   lambda run: _text_ratio(run, None), kind=Kind.RUN),
+                   lambda run: _text_ratio(run, math.inf), Kind.RUN),
         ),
     ),
     Claim(
@@ -237,9 +234,9 @@ CLAIMS = (
         SMALL_TURNOVER,
         True,
         (
-            Number("turnover of edges minus its split-half floor", _turnover, f"above {SMALL_TURNOVER}", Kind.RUN),
+            Number("turnover of edges minus its split-half floor", _turnover, Kind.RUN),
             Number("reconfiguration rate (1 - edge Jaccard of consecutive checkpoints)",
-                   lambda run: mean_of(run.circuits["reconfiguration"]), kind=Kind.RUN),
+                   lambda run: mean_of(run.circuits["reconfiguration"]), Kind.RUN),
         ),
     ),
 )  # fmt: skip
@@ -281,51 +278,49 @@ def interval(values: Floats, frequency: NDArray[np.str_], kind: Kind) -> tuple[f
     return difference, float(bounds.low), float(bounds.high)
 
 
-def _statistics(study: DocumentStudy, number: Number) -> list[Statistic]:
+def _statistics(study: DocumentStudy, number: Number, wanted: str = "") -> list[Statistic]:
     """Return a number's mean over strategies and then that of each strategy, with intervals (module text)."""
-    values = pd.DataFrame(
-        {
-            strategy: {run.seed: _value(run, number) for run in study.runs if run.strategy == strategy}
-            for strategy in study.strategies
-        }
-    )  # [seeds, strategies]
-    by_seed = {ALL: values.dropna(axis=1, how="all").mean(axis=1, skipna=False), **dict(values.items())}
     asked = {tuple(row["id"] for row in run.records[0]["questions"]) for run in study.runs}
-    by_entity = _by_entity(study, number) if number.kind is not Kind.RUN and len(asked) == 1 else {}
-    frequency = study.runs[0].knowledge.frequency
+    frequency = {run.seed: run.knowledge.frequency for run in study.runs}
     statistics = []
-    for where, series in by_seed.items():
-        seeds = series.dropna()
-        over = over_runs(seeds.to_numpy()) if len(seeds) else None
+    for where, by_seed in _values(study, number).items():
+        told = {seed: _estimate(values, frequency[seed], number.kind) for seed, values in by_seed.items()}
+        seeds = {seed: value for seed, value in told.items() if math.isfinite(value)}
+        over = over_runs(list(seeds.values())) if seeds else None
         estimate, low, high = (float(over.mean), float(over.low), float(over.high)) if over else (math.nan,) * 3
-        if len(seeds) > 1 and np.ptp(seeds) == 0:  # seeds that agree exactly tell no spread
+        if len(seeds) > 1 and len(set(seeds.values())) == 1:  # seeds that agree exactly tell no spread
             low, high = math.nan, math.nan
-        if where in by_entity:
-            at, lowest, highest = interval(by_entity[where], frequency, number.kind)
-            if len(study.seeds) == 1:
-                estimate, low, high = at, lowest, highest
-            elif math.isfinite(low):
-                low, high = min(low, lowest), max(high, highest)
-        told = {int(seed): float(value) for seed, value in seeds.items()}
-        statistics.append(Statistic(number.name, where, estimate, low, high, number.claim, by_seed=told))
+        note = ""
+        if seeds and number.kind is not Kind.RUN and len(asked) == 1:
+            entities = pd.DataFrame(list(by_seed.values())).mean().to_numpy()
+            _, lowest, highest = interval(entities, study.runs[0].knowledge.frequency, number.kind)
+            low, high = float(np.fmin(low, lowest)), float(np.fmax(high, highest))
+            count = int(np.isfinite(entities).sum())
+            note = f"{count} entit{'y' if count == 1 else 'ies'}"
+        statistics.append(Statistic(number.name, where, estimate, low, high, wanted, by_seed=seeds, note=note))
     return statistics
 
 
-def _by_entity(study: DocumentStudy, number: Number) -> dict[str, Floats]:
-    """Return each entity's mean [e] over the seeds of each strategy, and over the strategies."""
-    parts: dict[str, list[Floats]] = {}
+def _values(study: DocumentStudy, number: Number) -> dict[str, dict[int, Floats]]:
+    """Return a number's values, [e] or [1], by seed: their mean over the strategies, and those of each strategy.
+
+    A seed that lacks a strategy has no mean.
+    """
+    values: dict[str, dict[int, Floats]] = {strategy: {} for strategy in study.strategies}
     for run in study.runs:
-        parts.setdefault(run.strategy, []).append(np.asarray(number.measure(run), dtype=float))
-    means = {strategy: pd.DataFrame(part).mean().to_numpy() for strategy, part in parts.items()}
-    return {ALL: pd.DataFrame(means).mean(axis=1).to_numpy(), **means}
+        values[run.strategy][run.seed] = np.atleast_1d(np.asarray(number.measure(run), dtype=float))
+    measured = [by_seed for by_seed in values.values() if any(np.isfinite(v).any() for v in by_seed.values())]
+    means = {
+        seed: pd.DataFrame([by_seed[seed] for by_seed in measured]).mean(skipna=number.kind is not Kind.RUN).to_numpy()
+        for seed in study.seeds
+        if measured and all(seed in by_seed for by_seed in measured)
+    }
+    return {ALL: means, **values}
 
 
-def _value(run: DocumentRun, number: Number) -> float:
-    """Return a number of one run."""
-    measured = number.measure(run)
-    if number.kind is Kind.RUN:
-        return float(measured)
-    return interval(np.asarray(measured), run.knowledge.frequency, number.kind)[0]
+def _estimate(values: Floats, frequency: NDArray[np.str_], kind: Kind) -> float:
+    """Return a number of one seed from its values."""
+    return float(values[0]) if kind is Kind.RUN else interval(values, frequency, kind)[0]
 
 
 def _verdict(deciding: Statistic, line: float, above: bool, seeds: int) -> Verdict:

@@ -12,7 +12,7 @@ from knowledge_circuits.analysis.fact_circuits import CIRCUIT_COLUMNS
 from knowledge_circuits.analysis.relations import SelectionRule, select_checkpoints
 from knowledge_circuits.analysis.statistics import mean_of
 from knowledge_circuits.training.question_probes import agreement, hallucination, progress
-from knowledge_circuits.training.stopping import StoppingRule, known_in_a_row_counts
+from knowledge_circuits.training.stopping import StoppingRule, known_in_a_row_counts, skill_lost
 
 #: Probes in a row that make an entity consolidated.
 CONSOLIDATED = 2
@@ -78,7 +78,8 @@ def group_table(study: DocumentStudy) -> pd.DataFrame:
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in progress(run.records, run.threshold):
             groups.setdefault((row["frequency"] or "all", row["kind"] or "all"), []).append(row)
-        for (frequency, kind), (start, *_, end) in ((key, [value[0], *value]) for key, value in groups.items()):
+        for (frequency, kind), probes in groups.items():
+            start, end = probes[0], probes[-1]
             rows.append(
                 {
                     **{"strategy": run.strategy, "seed": run.seed, "frequency": frequency, "kind": kind},
@@ -158,15 +159,15 @@ def choice_table(study: DocumentStudy) -> pd.DataFrame:
         picked = select_checkpoints(table).assign(strategy=run.strategy, seed=run.seed).replace({"rule": _RULES})
         rows.append(picked[[*columns, "skill_forgone"]])
         known, skill = run.knowledge.known, table["skill"].to_numpy()
+        lost = skill_lost(skill)
         for patience in PATIENCE:
             rule = StoppingRule(patience)
-            ends = [at for at in range(1, len(table) + 1) if rule.reason(known[:, :at], skill[:at])]
-            at = ends[0] - 1 if ends else len(table) - 1
+            ends = [at for at in range(len(table)) if rule.reason(known[:, : at + 1], skill[: at + 1])]
+            at = ends[0] if ends else len(table) - 1
             name = f"stop after {patience} probe{'s' if patience > 1 else ''} without growth"
-            lost = 1 - skill[at] / skill[0] if skill[0] > 0 else math.nan
             forgone = table["known_twice"].max() - table["known_twice"].iloc[at]
             row = table.iloc[at][["strategy", "seed", "step", "epoch", "loss", "known_share"]].to_dict()
-            row |= {"rule": name if ends else f"{name} (never)", "skill_lost": max(lost, 0.0), "facts_forgone": forgone}
+            row |= {"rule": name if ends else f"{name} (never)", "skill_lost": lost[at], "facts_forgone": forgone}
             rows.append(pd.DataFrame([row]))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*columns, "skill_forgone"])
 

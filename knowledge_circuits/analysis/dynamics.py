@@ -13,6 +13,8 @@ first probe is the model before training. From it:
 after "What Does Loss Optimization Actually Teach, If Anything? Knowledge Dynamics in Continual Pre-training of LLMs"
 (2026). In: the run's knowledge_dynamics.jsonl (`read_dynamics`). Out: arrays and tidy tables. Of a run whose probes are
 questions (question_probes.jsonl) only skills and texts are read here; its facts are `learning_tables.fact_predictions`.
+
+Shapes: `known` [facts, probes], `epochs` [probes].
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from knowledge_circuits.analysis.acquisition import HOLD, hold_table
+from knowledge_circuits.analysis.acquisition import HOLD, held_epochs, known_in_a_row, share_of_ever_known
 from knowledge_circuits.files import InputError
 from knowledge_circuits.records import PROBE_RECORD, QuestionProbeRecord, shape
 from knowledge_circuits.run_config import read_run_config, taught_attributes
@@ -151,60 +153,32 @@ def fact_history(facts: pd.DataFrame) -> FactHistory:
 
 
 def acquisition_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]:
-    """Return the epoch of the first probe that finds each fact known.
+    """Return the epoch [facts] of the first probe that finds each fact known; NaN for facts that are never known.
 
-    Args:
-        known: [facts, probes].
-        epochs: [probes].
-
-    Returns:
-        [facts]; NaN for facts that are never known. What the model knew before training has the first probe's epoch.
+    What the model knew before training has the first probe's epoch.
     """
-    times = np.asarray(epochs, dtype=np.float64)
-    return np.where(known.any(axis=1), times[known.argmax(axis=1)], np.nan)
+    return held_epochs(known, epochs, hold=1)
 
 
 def known_to_end_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]:
-    """Return the epoch from which each fact is known at every probe to the end.
-
-    Args:
-        known: [facts, probes].
-        epochs: [probes].
-
-    Returns:
-        [facts]; NaN for facts that are not known at the last probe.
-    """
-    times = np.asarray(epochs, dtype=np.float64)
-    run_length = np.logical_and.accumulate(known[:, ::-1], axis=1).sum(
-        axis=1
-    )  # probes known in a row, counted from the end
-    return np.where(run_length > 0, times[np.minimum(known.shape[1] - run_length, known.shape[1] - 1)], np.nan)
+    """Return the epoch [facts] from which each fact is known at every probe to the end; NaN if not at the last one."""
+    times, in_a_row = np.asarray(epochs, dtype=np.float64), known_in_a_row(known)
+    return np.where(in_a_row > 0, times[np.minimum(known.shape[1] - in_a_row, known.shape[1] - 1)], np.nan)
 
 
 def known_to_end_share(known: Known) -> float:
     """Return the share of ever-known facts that the last probe finds known; NaN where nothing was ever known."""
-    ever = int(known.any(axis=1).sum())
-    return float(known[:, -1].sum() / ever) if ever else math.nan
-
-
-def held_share(known: Known, hold: int = HOLD) -> float:
-    """Return the share of ever-known facts that the last `hold` probes find known; NaN where nothing was ever known."""
-    return float(hold_table(known, [hold])["held_at_end"].iloc[0])
+    return share_of_ever_known(known, known[:, -1])
 
 
 def forgetting_events(known: Known) -> NDArray[np.int64]:
-    """Return how often each fact [facts] was known at one probe and unknown at the next.
-
-    Args:
-        known: [facts, probes].
-    """
+    """Return how often each fact [facts] was known at one probe and unknown at the next."""
     return (known[:, :-1] & ~known[:, 1:]).sum(axis=1)
 
 
 def non_monotonic_share(known: Known) -> float:
     """Return the share of ever-known facts that were forgotten at least once; NaN where nothing was ever known."""
-    ever = int(known.any(axis=1).sum())
-    return float((forgetting_events(known) > 0).sum() / ever) if ever else math.nan
+    return share_of_ever_known(known, forgetting_events(known) > 0)
 
 
 def acquisition_window(known: Known, epochs: ArrayLike, low: float = 0.1, high: float = 0.9) -> tuple[float, float]:
@@ -213,10 +187,7 @@ def acquisition_window(known: Known, epochs: ArrayLike, low: float = 0.1, high: 
     Facts that the first probe finds known were not acquired in training and do not count.
 
     Args:
-        known: [facts, probes].
-        epochs: [probes].
-        low: the share at which the window opens.
-        high: the share at which it closes.
+        low, high: the shares at which the window opens and closes.
 
     Returns:
         Its first and last epoch; NaN twice where nothing was acquired.
@@ -257,20 +228,19 @@ def describe_groups(history: FactHistory, by: Sequence[str] = ("type", "band")) 
     rows = []
     for names, rows_of_group in _groups(history.facts, by):
         known = history.known[rows_of_group]
-        ever = int(known.any(axis=1).sum())
         start, end = acquisition_window(known, history.epochs)
         acquired = acquisition_epochs(known, history.epochs)
         rows.append(
             dict(zip(by, names, strict=True))
             | {
                 "facts": len(known),
-                "ever_known": ever / len(known),
+                "ever_known": float(known.any(axis=1).mean()),
                 "known_at_end": float(known[:, -1].mean()),
                 "known_to_end": known_to_end_share(known),
-                "held": held_share(known),
-                "forgetting_events": float(forgetting_events(known).sum() / ever) if ever else math.nan,
+                "held": share_of_ever_known(known, known_in_a_row(known) >= HOLD),
+                "forgetting_events": share_of_ever_known(known, forgetting_events(known)),
                 "non_monotonic": non_monotonic_share(known),
-                "acquisition": float(np.nanmedian(acquired)) if ever else math.nan,
+                "acquisition": float(np.nanmedian(acquired)) if known.any() else math.nan,
                 "window_start": start,
                 "window_end": end,
                 "base_prob": float(history.facts["base_prob"].to_numpy()[rows_of_group].mean()),
@@ -279,15 +249,13 @@ def describe_groups(history: FactHistory, by: Sequence[str] = ("type", "band")) 
     return pd.DataFrame(rows)
 
 
-_ORDER = {
-    name: index for kind in (KnowledgeType, Band, Attribute) for index, name in enumerate(map(str, kind))
-}  # the study's order, where alphabetical order would say high, low, medium
+#: The study's order, where alphabetical order would say high, low, medium.
+_ORDER = {name: index for kind in (KnowledgeType, Band, Attribute) for index, name in enumerate(map(str, kind))}
 
 
 def _groups(facts: pd.DataFrame, by: Sequence[str]) -> list[tuple[tuple[Any, ...], NDArray[np.int64]]]:
     """Return the groups' names and their facts' row numbers, in the study's order."""
     if not by:
         return [((), np.arange(len(facts)))] if len(facts) else []
-    keys = list(zip(*(facts[column] for column in by), strict=True))
-    names = sorted(set(keys), key=lambda key: [(_ORDER.get(part, -1), str(part)) for part in key])
-    return [(name, np.array([row for row, key in enumerate(keys) if key == name])) for name in names]
+    groups = [(names, rows.index.to_numpy()) for names, rows in facts.reset_index(drop=True).groupby(list(by))]
+    return sorted(groups, key=lambda group: [(_ORDER.get(name, -1), str(name)) for name in group[0]])

@@ -16,21 +16,20 @@ with a manifest), so that an interrupted measurement goes on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from knowledge_circuits.analysis import timeline
-from knowledge_circuits.analysis.study_runs import TOP_SHARE, Mask, MeasuredCircuits, circuit_and_halves
+from knowledge_circuits.analysis.study_runs import TOP_SHARE, MeasuredCircuits, MeasuredGroup, circuit_and_halves
 from knowledge_circuits.command_line import HelpFormatter, positive, program_parser, run_program
 from knowledge_circuits.engine import floors, topology
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError, atomic_write, read_bytes
-from knowledge_circuits.manifest import Status, begin, check, fingerprint, finish
+from knowledge_circuits.manifest import fingerprint
 from knowledge_circuits.models.loading import weights_digest
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Checkpoint, Run
@@ -40,8 +39,6 @@ CIRCUIT_COLUMNS = (
     *("step", "epoch", "group", "prompts", "edges", "nodes", "entropy", "split_half_jaccard"),
     *("reconfiguration", "turnover", "turnover_floor"),
 )
-#: In manifests.
-UNIT = "fact circuits"
 
 
 @dataclass(frozen=True)
@@ -84,12 +81,9 @@ def circuit_table(run: Run, pairs: Pairs) -> pd.DataFrame:
     epochs = timeline.epochs(run)
     for checkpoint in tqdm(run.checkpoints(), desc=run.path.name, unit="checkpoint"):
         now = measure_checkpoint(checkpoint, pairs, quiet=before is not None)
-        for index, row in enumerate(now.rows):
-            change = dict.fromkeys(("reconfiguration", "turnover", "turnover_floor"), np.nan)
-            if before is not None:
-                change["reconfiguration"] = 1 - float(topology.jaccard(before.members[index], now.members[index]))
-                change["turnover"], change["turnover_floor"] = floors.turnover(before.halves[index], now.halves[index])
-            step = checkpoint.step or 0
+        step = checkpoint.step or 0
+        for group, row in enumerate(now.rows):
+            change = dict(zip(CIRCUIT_COLUMNS[-3:], now.change_since(before, group), strict=True))
             rows.append({"step": step, "epoch": epochs[step], **row, **change})
         before = now
     return pd.DataFrame(rows, columns=list(CIRCUIT_COLUMNS))
@@ -101,32 +95,18 @@ def measure_checkpoint(checkpoint: Checkpoint, pairs: Pairs, quiet: bool = False
     Args:
         quiet: do not name pairs that are left out or paired anew.
     """
-    path = checkpoint.output / "fact_circuits.npz"
-    manifest = path.with_name("fact_circuits_manifest.json")
+
+    def measure() -> Iterator[MeasuredGroup]:
+        decoder, tokenizer = load_decoder(checkpoint.path), load_tokenizer(checkpoint.path)
+        groups = read_fact_groups(pairs.file, tokenizer, pairs.limit, pairs.group_by, None, pairs.pair_anew, quiet)
+        for group in tqdm(groups, desc=checkpoint.name, unit="group", leave=False):
+            yield _measure_group(decoder, tokenizer, group, pairs.batch_size)
+
     made_from = {"weights": weights_digest(checkpoint.path), "pairs": pairs.key}
-    state = check(manifest, made_from, [path], verify=True)
-    if state.is_whole:
-        return MeasuredCircuits.read(path)
-    if state.status is not Status.MISSING:
-        print(f"{state}; measured again")
-    begin(manifest, UNIT, made_from)
-    decoder, tokenizer = load_decoder(checkpoint.path), load_tokenizer(checkpoint.path)
-    groups = read_fact_groups(pairs.file, tokenizer, pairs.limit, pairs.group_by, None, pairs.pair_anew, quiet)
-    measured = [
-        _measure_group(decoder, tokenizer, group, pairs.batch_size)
-        for group in tqdm(groups, desc=checkpoint.name, unit="group", leave=False)
-    ]
-    rows = [row for row, _, _ in measured]
-    result = MeasuredCircuits(rows, np.stack([m for _, m, _ in measured]), np.stack([h for _, _, h in measured]))
-    result.write(path)
-    finish(manifest, UNIT, made_from, [path])
-    return result
+    return MeasuredCircuits.once(checkpoint.output / "fact_circuits.npz", "fact circuits", made_from, measure)
 
 
-def _measure_group(
-    decoder: Any, tokenizer: Any, group: FactGroupData, batch_size: int
-) -> tuple[dict[str, Any], Mask, Mask]:
-    """Return one group's row, membership [E] and the halves' membership [s, 2, E]."""
+def _measure_group(decoder: Any, tokenizer: Any, group: FactGroupData, batch_size: int) -> MeasuredGroup:
     pairs = group.pairs(tokenizer)
     if len(pairs) < 2:
         raise InputError(f"{group.file}: the group {group.group.name!r} needs at least two pairs for its two halves")

@@ -35,9 +35,12 @@ RESAMPLES = 2000
 NEGLIGIBLE = 0.01
 #: What is said of a two-segment fit whose break need not be where the curve bends (`curves.at_edge`).
 EDGE = "break at the edge of the search"
-_BEND_GAIN = "BIC, best smooth shape - two segments"
+BEND_GAIN = "BIC, best smooth shape - two segments"
 #: Fewer layers that change at all do not make an order.
 FEWEST_LAYERS = 4
+#: Title and claim of findings, of one run and of a study.
+PHASE_SHIFT = "Phase shift", "Circuits form fast, then are optimized slowly, with a bend between the two phases."
+DEEP_TO_SHALLOW = "Deep to shallow", "Circuits change in deep layers first, later in shallow layers."
 
 
 class Verdict(StrEnum):
@@ -71,9 +74,9 @@ class Statistic:
     name: str
     where: str
     estimate: float
-    low: float
-    high: float
-    claim: str
+    low: float = float("nan")
+    high: float = float("nan")
+    claim: str = ""
     p: float = float("nan")
     adjusted: float = float("nan")
     by_seed: Mapping[int, float] = field(default_factory=dict)
@@ -130,18 +133,9 @@ class Finding:
 
     def table(self) -> pd.DataFrame:
         """Return the statistics as a table for a page or a notebook."""
-        return pd.DataFrame(
-            {
-                "statistic": [s.name for s in self.statistics],
-                "where": [s.place for s in self.statistics],
-                "estimate": [s.estimate for s in self.statistics],
-                "low": [s.low for s in self.statistics],
-                "high": [s.high for s in self.statistics],
-                "the finding says": [s.claim for s in self.statistics],
-                "p": [s.p for s in self.statistics],
-                "corrected p": [s.adjusted for s in self.statistics],
-            }
-        )
+        columns = ["statistic", "where", "estimate", "low", "high", "the finding says", "p", "corrected p"]
+        rows = [(s.name, s.place, s.estimate, s.low, s.high, s.claim, s.p, s.adjusted) for s in self.statistics]
+        return pd.DataFrame(rows, columns=columns)
 
 
 def describe(
@@ -149,14 +143,12 @@ def describe(
     circuit_predictions: pd.DataFrame,
     circuits: Circuits | None,
     past_predictions: pd.DataFrame | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
 ) -> tuple[Finding, Finding, Finding]:
     """Return all three findings as one run shows them; one whose tables are empty says so."""
     return (
-        relevance(predictions, circuit_predictions, past_predictions, seed, resamples),
-        phase_shift(circuits, seed, resamples),
-        deep_to_shallow(circuits, seed, resamples),
+        relevance(predictions, circuit_predictions, past_predictions),
+        phase_shift(circuits),
+        deep_to_shallow(circuits),
     )
 
 
@@ -168,7 +160,6 @@ def relevance(
     circuit_predictions: pd.DataFrame,
     past_predictions: pd.DataFrame | None = None,
     seed: int = 0,
-    resamples: int = RESAMPLES,
 ) -> Finding:
     """Return how much better knowledge about people whom the model knew is learned than about people it did not know.
 
@@ -187,7 +178,7 @@ def relevance(
     hits = own_circuit_hits(circuit_predictions) if len(circuit_predictions) else circuit_predictions
     statistics: list[Statistic] = []
     for name, table, column in (("query accuracy", predictions, "correct"), ("Hit@10", hits, "hit")):
-        statistics += _relevance_of(name, table, column, np.random.default_rng(seed), resamples)
+        statistics += _relevance_of(name, table, column, np.random.default_rng(seed))
     pooled = [s for s in statistics if s.where == "all bands"]
     if not pooled:
         reason = "The run has neither predictions nor circuits' hits over two checkpoints."
@@ -207,12 +198,10 @@ def _past_known(past_predictions: pd.DataFrame | None) -> Statistic | None:
     if past_predictions is None or past_predictions.empty:
         return None
     least = float(past_predictions.groupby("step")["first_token_correct"].mean().min())
-    return Statistic("past facts known (first token), least of all epochs", "K_rel", least, np.nan, np.nan, "")
+    return Statistic("past facts known (first token), least of all epochs", "K_rel", least)
 
 
-def _relevance_of(
-    name: str, table: pd.DataFrame, column: str, generator: np.random.Generator, resamples: int
-) -> list[Statistic]:
+def _relevance_of(name: str, table: pd.DataFrame, column: str, generator: np.random.Generator) -> list[Statistic]:
     """Return the difference in each band that has both types, and their mean."""
     statistics: list[Statistic] = []
     differences, samples = [], []
@@ -222,7 +211,7 @@ def _relevance_of(
         if min(map(len, levels)) == 0:
             continue
         known, unknown = levels
-        sampled = _resampled_means(known, generator, resamples) - _resampled_means(unknown, generator, resamples)
+        sampled = _resampled_means(known, generator) - _resampled_means(unknown, generator)
         differences.append(float(known.mean() - unknown.mean()))
         samples.append(sampled)
         statistics.append(Statistic(label, str(band), differences[-1], *_interval(sampled), "above 0"))
@@ -241,9 +230,9 @@ def _levels(table: pd.DataFrame, column: str, knowledge: KnowledgeType, band: Ba
     return curves.area_under_curve(wide.columns.to_numpy(dtype=float), wide.to_numpy(dtype=float))
 
 
-def _resampled_means(values: Floats, generator: np.random.Generator, resamples: int) -> Floats:
-    """Means of resamples with replacement, [resamples]."""
-    return values[generator.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+def _resampled_means(values: Floats, generator: np.random.Generator) -> Floats:
+    """Means of resamples with replacement, [RESAMPLES]."""
+    return values[generator.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
 
 
 # --- 2. phase shift ---------------------------------------------------------------------------------------------------
@@ -297,11 +286,9 @@ def phase_shift(circuits: Circuits | None, seed: int = 0, resamples: int = RESAM
     two segments with intervals over resampled groups. Two segments always have a break point; it is one only where they
     beat every smooth shape, and where it does not lie at the edge of the search.
     """
-    title = "Phase shift"
-    claim = "Circuits form fast, then are optimized slowly, with a bend between the two phases."
     if circuits is None or len(circuits.steps) < curves.FEWEST_POINTS:
         reason = f"A bend needs circuits at {curves.FEWEST_POINTS} checkpoints or more."
-        return Finding(title, claim, Verdict.ONE_RUN, reason, ())
+        return Finding(*PHASE_SHIFT, Verdict.ONE_RUN, reason, ())
     names = {"entropy": "circuit entropy", "edge_jaccard": "edge Jaccard with the last"}
     statistics, shapes = [], []
     for column, name in names.items():
@@ -311,16 +298,15 @@ def phase_shift(circuits: Circuits | None, seed: int = 0, resamples: int = RESAM
             statistics += measured
             shapes += [f"{name}: {_best(shift.comparison, measured)}"] if shift.comparison else []
     if not statistics:
-        reason = "Too few groups have circuits at every checkpoint."
-        return Finding(title, claim, Verdict.ONE_RUN, reason, ())
+        return Finding(*PHASE_SHIFT, Verdict.ONE_RUN, "Too few groups have circuits at every checkpoint.", ())
     reason = "; ".join(shapes) or f"A comparison of shapes needs {curves.FEWEST_FOR_SHAPES} checkpoints"
-    return Finding(title, claim, Verdict.ONE_RUN, f"{reason[:1].upper()}{reason[1:]}.", tuple(statistics))
+    return Finding(*PHASE_SHIFT, Verdict.ONE_RUN, f"{reason[:1].upper()}{reason[1:]}.", tuple(statistics))
 
 
 def _best(comparison: curves.ShapeComparison, measured: Sequence[Statistic]) -> str:
     """Return the shape of lowest BIC, and what two segments gain over the best smooth curve, with its interval."""
     shape = min(comparison.bic, key=lambda name: float(comparison.bic[name]))
-    gain = next(statistic for statistic in measured if statistic.name.endswith(_BEND_GAIN))
+    gain = next(statistic for statistic in measured if statistic.name.endswith(BEND_GAIN))
     return f"the BIC is lowest for the shape {shape}; two segments gain {gain.interval} over the best smooth curve"
 
 
@@ -330,23 +316,20 @@ def _shift_statistics(
     """Return the bend's advantage over smooth shapes, its break point and slopes."""
     x, y = _group_curves(circuits, column)
     samples, where = _resampled_fit(x, y, seed, resamples), "mean of the groups"
-    enough = len(y) > 1
 
-    def statistic(label: str, estimate: Floats, sampled: Floats) -> Statistic:
-        low, high = _interval(sampled) if enough else (np.nan, np.nan)
-        return Statistic(f"{name}: {label}", where, float(estimate), low, high, "")
+    def statistic(label: str, estimate: Floats, sampled: Floats, claim: str = "") -> Statistic:
+        interval = _interval(sampled) if len(y) > 1 else (np.nan, np.nan)
+        return Statistic(f"{name}: {label}", where, float(estimate), *interval, claim)
 
     statistics = []
     if shift.comparison is not None:
         bic = shift.comparison.bic
         for shape in (curves.Shape.BEND, curves.Shape.DECAY):
-            label = f"{name}: BIC of {shape}, above the best shape's"
             above = float(bic[shape] - min(float(value) for value in bic.values()))
-            statistics.append(Statistic(label, where, above, np.nan, np.nan, ""))
+            statistics.append(Statistic(f"{name}: BIC of {shape}, above the best shape's", where, above))
         few = _resampled_groups(len(y), seed, min(resamples, 500)) @ y
         gains = curves.compare_shapes(x, few).bend_gain
-        gain = statistic(_BEND_GAIN, shift.comparison.bend_gain, gains)
-        statistics.append(Statistic(gain.name, where, gain.estimate, gain.low, gain.high, "above 2"))
+        statistics.append(statistic(BEND_GAIN, shift.comparison.bend_gain, gains, "above 2"))
     bend = statistic("break point (epoch)", shift.fit.break_point, samples.break_point)
     return [
         *statistics,
@@ -382,7 +365,8 @@ class LayerOrder:
 
     Attributes:
         layers: the layers looked at (all but the last, whose few edges mostly lead to `logits`), [l].
-        epochs: half-change epoch of the mean curve of the groups; NaN where the layer changes less than its noise, [l].
+        epochs: half-change epoch of the mean curve of the groups, [l]; NaN where the layer changes less than it
+            scatters.
         low, high: 95% intervals of the epochs over resampled groups, [l].
         correlation: Spearman's of epoch with depth; below 0 where deep layers change first.
         samples: the correlation in each resample.
@@ -396,14 +380,14 @@ class LayerOrder:
     samples: Floats
 
 
-def layer_order(circuits: Circuits, seed: int = 0, resamples: int = RESAMPLES) -> LayerOrder | None:
-    """Half-change epochs by layer (`curves.half_change_above_noise`); None with fewer than 3 checkpoints."""
+def layer_order(circuits: Circuits, seed: int = 0) -> LayerOrder | None:
+    """Half-change epochs by layer (`curves.half_change_above_scatter`); None with fewer than 3 checkpoints."""
     x, y = _activation_curves(circuits)
     if len(x) < 3 or len(y) == 0:
         return None
-    sampled = np.tensordot(_resampled_groups(len(y), seed, resamples), y, axes=1)
-    epochs = curves.half_change_above_noise(x, y.mean(axis=0))
-    resampled = curves.half_change_above_noise(x, sampled)
+    sampled = np.tensordot(_resampled_groups(len(y), seed, RESAMPLES), y, axes=1)
+    epochs = curves.half_change_above_scatter(x, y.mean(axis=0))
+    resampled = curves.half_change_above_scatter(x, sampled)
     low, high = np.full((2, len(epochs)), np.nan)
     for layer in np.flatnonzero(np.isfinite(epochs)):
         low[layer], high[layer] = _interval(resampled[:, layer])
@@ -411,29 +395,28 @@ def layer_order(circuits: Circuits, seed: int = 0, resamples: int = RESAMPLES) -
     return LayerOrder(np.arange(len(epochs)), epochs, low, high, correlation, depth_correlation(resampled))
 
 
-def deep_to_shallow(circuits: Circuits | None, seed: int = 0, resamples: int = RESAMPLES) -> Finding:
+def deep_to_shallow(circuits: Circuits | None) -> Finding:
     """Return whether deep layers change first: Spearman's correlation of half-change epoch with depth, below 0.
 
     Its p permutes the layers. Groups are resampled for the interval; they share the run's weights, so it is narrower
     than the spread over seeds.
     """
-    title, claim = "Deep to shallow", "Circuits change in deep layers first, later in shallow layers."
-    order = layer_order(circuits, seed, resamples) if circuits is not None else None
+    order = layer_order(circuits) if circuits is not None else None
     if order is None:
-        return Finding(title, claim, Verdict.ONE_RUN, "An order needs circuits at 3 checkpoints or more.", ())
+        return Finding(*DEEP_TO_SHALLOW, Verdict.ONE_RUN, "An order needs circuits at 3 checkpoints or more.", ())
     moved = int(np.isfinite(order.epochs).sum())
     usable = order.samples[np.isfinite(order.samples)]
     enough = moved >= FEWEST_LAYERS
     low, high = _interval(usable) if enough and len(usable) > len(order.samples) / 2 else (np.nan, np.nan)
-    p = permuted_layers_p(order.epochs[None], seed) if enough else np.nan
+    p = permuted_layers_p(order.epochs[None]) if enough else np.nan
     name = "rank correlation of half-change epoch with depth"
     statistics = [Statistic(name, f"{moved} layer{'s' * (moved != 1)}", order.correlation, low, high, "below 0", p=p)]
     for layer, epoch, early, late in zip(order.layers, order.epochs, order.low, order.high, strict=True):
-        statistics.append(Statistic("half-change epoch", f"layer {layer}", float(epoch), early, late, ""))
+        statistics.append(Statistic("half-change epoch", f"layer {layer}", float(epoch), early, late))
     reason = f"Over {moved} layers the {name} is {statistics[0].interval}{statistics[0].tested}."
     if not enough:
-        reason = f"Layers that change more than their noise: {moved}; an order needs {FEWEST_LAYERS}."
-    return Finding(title, claim, Verdict.ONE_RUN, reason, tuple(statistics))
+        reason = f"Layers that change more than they scatter: {moved}; an order needs {FEWEST_LAYERS}."
+    return Finding(*DEEP_TO_SHALLOW, Verdict.ONE_RUN, reason, tuple(statistics))
 
 
 def _activation_curves(circuits: Circuits) -> tuple[Floats, Floats]:

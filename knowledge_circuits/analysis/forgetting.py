@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from knowledge_circuits.analysis import circuit_tables, components, learning_tables, run_circuits, timeline
 from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS
 from knowledge_circuits.analysis.run_circuits import Circuits
+from knowledge_circuits.analysis.statistics import over_runs
 from knowledge_circuits.engine import topology
 from knowledge_circuits.files import InputError
 from knowledge_circuits.paths import REPOSITORY
@@ -40,8 +41,16 @@ from knowledge_circuits.study import Group
 _PREFIX = "replay_"
 SHAPE_COLUMNS = ["ratio", "step", "epoch", *GROUP_COLUMNS, "edges", "entropy", "edge_jaccard", "node_jaccard"]
 ACTIVATION_COLUMNS = ["ratio", "step", "epoch", *GROUP_COLUMNS, "layer", "activation", "change"]
-SUMMARY_COLUMNS = ["replay ratio", "known before", "known after", "lowest", "at step", "first token after"]
-SUMMARY_COLUMNS += ["loss after", "edge Jaccard", "faithfulness, rediscovered", "faithfulness, transferred"]
+SUMMARY_COLUMNS = ["replay ratio", "known before", "known after", "lowest", "at step", "change, low", "change, high"]
+SUMMARY_COLUMNS += [
+    "lost",
+    "gained",
+    "first token after",
+    "loss after",
+    "edge Jaccard",
+    "faithfulness, rediscovered",
+    "faithfulness, transferred",
+]
 SUMMARY_COLUMNS += ["Hit@10, rediscovered", "Hit@10, transferred"]
 
 
@@ -233,9 +242,8 @@ def activation(circuits: Mapping[float, Circuits]) -> pd.DataFrame:
     for ratio, own in circuits.items():
         original, has_original = _original_rows(own)
         change = np.where(has_original[:, None], own.activation - own.activation[original], np.nan)
-        for layer in range(own.layout.n_layers):
-            values = {"layer": layer, "activation": own.activation[:, layer], "change": change[:, layer]}
-            parts.append(own.table.assign(ratio=ratio, **values)[ACTIVATION_COLUMNS])
+        table = own.activation_table().rename(columns={"ratio": "activation"})
+        parts.append(table.assign(ratio=ratio, change=change.T.reshape(-1))[ACTIVATION_COLUMNS])
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=ACTIVATION_COLUMNS)
 
 
@@ -277,9 +285,10 @@ def summary(
 ) -> pd.DataFrame:
     """Return one row per replay ratio with the state before and after; see SUMMARY_COLUMNS.
 
-    "known" is the share of queries about the original people that are answered (its lowest value too, and the step);
-    everything else is about the last checkpoint. Faithfulness is the median of the groups, what is left their mean.
-    NaN where something was not measured.
+    "known" is the share of queries about the original people that are answered (its lowest value too, and the step).
+    Its change has a 95% t interval over people; "lost" and "gained" are numbers of queries. Everything else is about
+    the last checkpoint. Faithfulness is the median of the groups, what is left their mean. NaN where something was not
+    measured.
 
     Args:
         predictions, evaluations, shapes, results, circuit_predictions: the tables of those names.
@@ -295,6 +304,7 @@ def summary(
         row = [
             ratio,
             *((curve.iloc[0], curve.iloc[-1], curve.min(), curve.idxmin()) if len(curve) else (np.nan,) * 4),
+            *_changes(known),
             float(first_token.mean(axis=None)) if first_token.size else np.nan,
             float(last["loss"].iloc[0]) if len(last) else np.nan,
             _at_end(shape)["edge_jaccard"].mean(),
@@ -303,6 +313,17 @@ def summary(
         ]
         rows.append(row)
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+
+
+def _changes(known: pd.DataFrame) -> tuple[float, float, float, float]:
+    """Return the 95% t interval over people of the change in their share of known facts, and how many facts are lost
+    and gained, from the first checkpoint to the last; NaN without two."""
+    wide = known.pivot_table(index=["full_name", "attribute"], columns="step", values="correct", aggfunc="first")
+    if wide.shape[1] < 2:
+        return math.nan, math.nan, math.nan, math.nan
+    change = wide.iloc[:, -1].astype(float) - wide.iloc[:, 0].astype(float)
+    people = over_runs(change.groupby("full_name").mean().dropna().to_numpy())
+    return float(people.low), float(people.high), float((change < 0).sum()), float((change > 0).sum())
 
 
 def _at_end(table: pd.DataFrame) -> pd.DataFrame:

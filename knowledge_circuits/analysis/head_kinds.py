@@ -214,7 +214,7 @@ def original_ratio(decoder: Decoder, trace: Trace, subject: Tensor, sums: Vocabu
         sums: of the model's own unembedding, which a `Decoder` no longer has.
     """
     b, p = subject.shape
-    parts_by_layer: list[tuple[Tensor, ...]] = []
+    ratios = []
     for block, layer in zip(decoder.blocks, trace.layers, strict=True):
         if layer.z.shape[1] != p:
             raise ValueError("the original's ratio needs z at all positions: run forward with queries=None")
@@ -222,7 +222,5 @@ def original_ratio(decoder: Decoder, trace: Trace, subject: Tensor, sums: Vocabu
         logits = torch.einsum("bphe,he->bhp", layer.z.view(b, p, decoder.n_heads, decoder.d_head), writes)
         whole = logits.sum(-1) + sums.bias  # [b, h]
         parts = ((layer.pattern[:, :, -1] * logits * mask[:, None]).sum(-1) + sums.bias for mask in _masks(subject))
-        parts_by_layer.append(tuple(part / whole for part in parts))
-    return SourceParts(
-        torch.stack([part[0] for part in parts_by_layer], 1), torch.stack([part[1] for part in parts_by_layer], 1)
-    )
+        ratios.append(torch.stack([part / whole for part in parts]))  # [2, b, h]
+    return SourceParts(*torch.stack(ratios, 2))

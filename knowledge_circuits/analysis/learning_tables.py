@@ -44,15 +44,10 @@ def first_token_column(knowledge: KnowledgeType) -> str:
 
 def first_token_accuracy(run: Run) -> pd.DataFrame:
     """First-token accuracy on the validation biographies: columns step, epoch, type, accuracy."""
-    table = evaluations(run)
-    parts = [
-        table[["step", "epoch"]].assign(type=str(knowledge), accuracy=table[first_token_column(knowledge)])
-        for knowledge in KnowledgeType
-        if first_token_column(knowledge) in table
-    ]
-    if not parts:
-        return pd.DataFrame(columns=["step", "epoch", "type", "accuracy"])
-    return pd.concat(parts, ignore_index=True).dropna(subset=["accuracy"], ignore_index=True)
+    table = evaluations(run).rename(columns={first_token_column(kind): str(kind) for kind in KnowledgeType})
+    table = table[["step", "epoch", *(str(kind) for kind in KnowledgeType if kind in table)]]
+    table = table.melt(["step", "epoch"], var_name="type", value_name="accuracy")
+    return table.dropna(subset=["accuracy"], ignore_index=True)
 
 
 def published_first_token_accuracy(model: str) -> pd.DataFrame:

@@ -128,8 +128,7 @@ def view_prompt(
     if setting is None:
         return None
     when = timeline.epochs(run)
-    last = max(when, key=lambda step: when[step])
-    step = last if epoch == float("inf") else min(when, key=lambda step: abs(when[step] - epoch))
+    step = timeline.nearest_step(when, epoch)
     (checkpoint,) = [checkpoint for checkpoint in run.checkpoints() if checkpoint.step == step]
     data_file = data_file or circuit_data_file(run, setting)
     if not has_circuit_data(data_file) or not weight_files(checkpoint.path):
@@ -179,10 +178,7 @@ def _components(
     decoder: Decoder, tokenizer: PreTrainedTokenizerBase, trace: Trace, target: Tensor, top: int
 ) -> tuple[ComponentView, ...]:
     """Return every component's share of the answer's logit and the tokens that it raises most."""
-    embedded = trace.embedded[0, -1]
-    if decoder.positions is not None:
-        embedded = embedded + decoder.positions[trace.embedded.shape[1] - 1]
-    names, outputs = ["input"], [embedded[None]]
+    names, outputs = ["input"], [trace.residuals[0][:, -1]]
     for index, (block, layer) in enumerate(zip(decoder.blocks, trace.layers, strict=True)):
         z = layer.z[0, -1].view(decoder.n_heads, 1, decoder.d_head)
         outputs.append((z @ block.attention.w_o.view(decoder.n_heads, decoder.d_head, -1))[:, 0])

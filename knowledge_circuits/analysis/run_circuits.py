@@ -19,7 +19,7 @@ from knowledge_circuits.analysis.circuit_settings import (
     names_of_groups,
     own_circuit_files,
 )
-from knowledge_circuits.analysis.timeline import epochs
+from knowledge_circuits.analysis.timeline import nearest_step
 from knowledge_circuits.engine import topology
 from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.graph_files import read_details, read_graph
@@ -67,9 +67,8 @@ class Circuits:
 
     @cached_property
     def epochs(self) -> list[float]:
-        """Return the epochs of `steps`."""
-        by_step = self.table.drop_duplicates("step").set_index("step")["epoch"]
-        return [float(by_step[step]) for step in self.steps]
+        """The epochs of `steps`."""
+        return self.table.groupby("step")["epoch"].first().astype(float).tolist()
 
     @property
     def group_columns(self) -> list[str]:
@@ -232,11 +231,6 @@ def choose_group(run: Run, name: str | None = None, setting: Setting | None = No
     return found[name]
 
 
-def group_circuits(run: Run, group: AnyGroup, setting: Setting | None = None) -> dict[int, Path]:
-    """Return the files of one group's own circuits, by step, in whichever format they were written."""
-    return {file.step: file.path for file in own_circuit_files(run, setting, type(group)) if file.group == group}
-
-
 def circuits_at(run: Run, group: AnyGroup, epoch: Sequence[float], setting: Setting | None = None) -> dict[str, Graph]:
     """Return one group's circuits at the checkpoints nearest to the given epochs, with headings for
     `figures.circuit_graph.circuit_graph`.
@@ -247,13 +241,10 @@ def circuits_at(run: Run, group: AnyGroup, epoch: Sequence[float], setting: Sett
     Returns:
         "epoch <e>" -> circuit; empty where the run has none of the group.
     """
-    paths, when = group_circuits(run, group, setting), epochs(run)
-    nearest = {}
-    for wanted in epoch if paths else ():
-        last = max(paths, key=lambda step: when[step])
-        step = last if wanted == float("inf") else min(paths, key=lambda step: abs(when[step] - wanted))
-        nearest[f"epoch {when[step]:g}"] = read_graph(paths[step])
-    return nearest
+    files = {file.step: file for file in own_circuit_files(run, setting, type(group)) if file.group == group}
+    when = {step: file.epoch for step, file in files.items()}
+    nearest = [files[nearest_step(when, wanted)] for wanted in epoch if files]
+    return {f"epoch {file.epoch:g}": read_graph(file.path) for file in nearest}
 
 
 def compared(circuits: Mapping[str, Graph]) -> dict[str, Graph]:

@@ -105,8 +105,13 @@ def permuted_layers_p(epochs: Floats, seed: int = 0, resamples: int = RESAMPLES)
 
     Args:
         epochs: [r, l] one number a run and layer; NaN where a layer has none.
+
+    Returns:
+        The p; NaN where a run has no correlation.
     """
     observed = abs(depth_correlation(epochs).mean())
+    if not np.isfinite(observed):
+        return math.nan
     ranks = tuple(tuple(np.sort(stats.rankdata(row[np.isfinite(row)])).tolist()) for row in epochs)
     null = np.abs(_permuted_correlations(ranks, seed, resamples))
     return float((1 + (null >= observed - 1e-12).sum()) / (1 + resamples))

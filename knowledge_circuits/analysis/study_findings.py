@@ -15,14 +15,27 @@ A study of one seed reports its numbers and decides nothing. docs/statistics.md 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from knowledge_circuits.analysis import curves
-from knowledge_circuits.analysis.findings import EDGE, FEWEST_LAYERS, NEGLIGIBLE, Finding, Statistic, Verdict
+from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS
+from knowledge_circuits.analysis.findings import (
+    BEND_GAIN,
+    DEEP_TO_SHALLOW,
+    EDGE,
+    FEWEST_LAYERS,
+    NEGLIGIBLE,
+    PHASE_SHIFT,
+    Finding,
+    Statistic,
+    Verdict,
+)
 from knowledge_circuits.analysis.statistics import (
     LEVEL,
     RESAMPLES,
@@ -49,69 +62,62 @@ POSITIVE_EVIDENCE = 2.0
 BENDS_WANTED = 2
 #: Share of a seed's groups that a checkpoint needs to be in a curve.
 _GROUPS_NEEDED = 0.5
-_GROUP = ["task", "type", "band"]
 _MEASURES = {"accuracy": "first-token accuracy", "hit10": "Hit@10"}
 
 
-def judge_study(study: Study, seed: int = 0, resamples: int = RESAMPLES) -> tuple[Finding, ...]:
+def judge_study(study: Study) -> tuple[Finding, ...]:
     """Return the findings of a study, each with its verdict.
 
     Args:
         study: all its finished runs.
     """
     if study.kind == StudyKind.RELEVANCE:
-        return (decide_relevance(study.table, seed, resamples),)
+        return (decide_relevance(study.table),)
     shift = decide_phase_shift(study.table)
-    return shift, decide_deep_to_shallow(study.table, shift, seed, resamples)
+    return shift, decide_deep_to_shallow(study.table, shift)
 
 
 # --- rules on arrays, for studies [...] of r runs ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Bends:
-    """What the three curves of each run say of a bend; fields [..., r].
+class Bends(curves.TwoSegmentFit):
+    """What curves of each run say of a bend: two segments, and how they compare with smooth shapes; fields [..., r].
 
     Attributes:
-        gain: BIC of the best smooth shape minus that of two segments.
-        break_point: epoch.
-        at_edge: whether the break lies at the edge of the search (`curves.at_edge`).
-        slope_before, slope_after: per epoch.
         comparison: every shape's BIC.
     """
 
-    gain: Floats
-    break_point: Floats
-    at_edge: NDArray[np.bool_]
-    slope_before: Floats
-    slope_after: Floats
     comparison: curves.ShapeComparison
+
+    @cached_property
+    def gain(self) -> Estimate:
+        """BIC of the best smooth shape minus that of two segments, over runs [...]."""
+        return over_runs(self.comparison.bend_gain)
 
     @property
     def wins(self) -> NDArray[np.bool_]:
         """Whether the bend wins over all smooth shapes, by runs [...]: a mean BIC advantage of positive evidence whose
         interval lies above 0, and a change that slows down."""
-        effect = over_runs(self.gain)
         slows = np.abs(self.slope_after).mean(axis=-1) < np.abs(self.slope_before).mean(axis=-1)
-        return (effect.mean > POSITIVE_EVIDENCE) & (effect.low > 0) & slows
+        return (self.gain.mean > POSITIVE_EVIDENCE) & (self.gain.low > 0) & slows
 
     @property
     def loses(self) -> NDArray[np.bool_]:
-        """Whether a smooth shape wins, by the same rule, [...]."""
-        effect = over_runs(self.gain)
-        return (effect.mean < -POSITIVE_EVIDENCE) & (effect.high < 0)
+        """Whether a smooth shape wins, by the same rule, [...]. Not where a run's break lies at the edge of the search:
+        a bend before the edge leaves a smooth curve behind it."""
+        smooth = (self.gain.mean < -POSITIVE_EVIDENCE) & (self.gain.high < 0)
+        return smooth & ~self.at_edge.any(axis=-1)
 
     @property
-    def p(self) -> Floats:
+    def one_sided_p(self) -> Floats:
         """One-sided p of an advantage of the bend, [...]."""
-        effect = over_runs(self.gain)
-        return np.where(effect.mean > 0, effect.p / 2, 1 - effect.p / 2)
+        return np.where(self.gain.mean > 0, self.gain.p / 2, 1 - self.gain.p / 2)
 
 
 def bends(x: Floats, y: Floats) -> Bends:
     """Compare shapes of curves y [..., r, n] over epochs x [n]."""
-    comparison, fit = curves.compare_shapes(x, y), curves.two_segment_fit(x, y)
-    return Bends(comparison.bend_gain, fit.break_point, fit.at_edge, fit.slope_before, fit.slope_after, comparison)
+    return Bends(**vars(curves.two_segment_fit(x, y)), comparison=curves.compare_shapes(x, y))
 
 
 def same_epoch(first: Bends, second: Bends, span: float) -> NDArray[np.bool_]:
@@ -137,13 +143,26 @@ def is_phase_shift(bends_of_curves: list[Bends], span: float) -> NDArray[np.bool
     return np.any(shapes, axis=0) if shapes else np.zeros(bends_of_curves[0].wins.shape, dtype=bool)
 
 
-def slopes(x: Floats, y: Floats, split: float) -> tuple[Floats, Floats]:
-    """Least-squares slopes of curves y [..., n] up to an epoch and from it on, [...] each."""
-    slopes_of_halves = []
-    for part in (x <= split, x >= split):
+def turn(x: Floats, y: Floats, split: float) -> tuple[Floats, Floats, Floats]:
+    """Return how curves y [..., n] go up to an epoch and from it on, [...] each.
+
+    Returns:
+        The least-squares slope up to the split and from it on, and the change from the first checkpoint to the one
+        nearest to the split.
+    """
+
+    def slope(part: NDArray[np.bool_]) -> Floats:
         time = x[part] - x[part].mean()
-        slopes_of_halves.append((y[..., part] * time).sum(axis=-1) / (time**2).sum())
-    return slopes_of_halves[0], slopes_of_halves[1]
+        return (y[..., part] * time).sum(axis=-1) / (time**2).sum()
+
+    return slope(x <= split), slope(x >= split), y[..., np.abs(x - split).argmin()] - y[..., 0]
+
+
+def verdict_of_sides(sides: Collection[int]) -> Verdict:
+    """Return the verdict of deciding numbers on the claim's side (1), on the other (-1) or on neither (0)."""
+    if 1 in sides and -1 not in sides:
+        return Verdict.HOLDS
+    return Verdict.FAILS if -1 in sides and 1 not in sides else Verdict.UNDECIDED
 
 
 @dataclass(frozen=True)
@@ -151,14 +170,14 @@ class Depth:
     """The deciding tests of deep to shallow in one study.
 
     Attributes:
-        before, after: the centroid's slopes, over runs.
+        before: the centroid's slope up to the split, over runs.
         order: the mean rank correlation of half-change epoch with depth; None where a run has too few layers.
-        p: of the centroid's turn (the larger of both slopes') and of the order (the larger of t test and permutation).
+        p: of the centroid's turn (the largest of `turn`'s three) and of the order (the larger of t test and
+            permutation).
         adjusted: by Holm over both.
     """
 
     before: Estimate
-    after: Estimate
     order: Estimate | None
     p: tuple[float, float]
     adjusted: tuple[float, float]
@@ -168,42 +187,40 @@ class Depth:
         """By the rule of `deep_to_shallow`, whatever the number of seeds."""
         centroid = int(np.sign(self.before.mean)) if self.adjusted[0] < LEVEL else 0
         order = -int(np.sign(self.order.mean)) if self.order is not None and self.adjusted[1] < LEVEL else 0
-        sides = {centroid, order}
-        if 1 in sides and -1 not in sides:
-            return Verdict.HOLDS
-        return Verdict.FAILS if -1 in sides and 1 not in sides else Verdict.UNDECIDED
+        return verdict_of_sides({centroid, order})
 
 
 def judge_depth(
-    before: Floats, after: Floats, half_changes: Floats, seed: int = 0, resamples: int = RESAMPLES
+    centroid: tuple[Floats, Floats, Floats], half_changes: Floats, seed: int = 0, resamples: int = RESAMPLES
 ) -> Depth:
     """Test the centroid's turn and the layers' order.
 
     Args:
-        before, after: [r] slopes of the centroid in layers per epoch.
+        centroid: `turn` of the centroid over layers, [r] each.
         half_changes: [r, l] half-change epochs, NaN where a layer does not change.
     """
-    first, second = over_runs(before), over_runs(after)
-    turns = np.sign(first.mean) * np.sign(second.mean) < 0
-    p_turn, p_order, order = float(max(first.p, second.p)) if turns else 1.0, 1.0, None
-    if (np.isfinite(half_changes).sum(axis=1) >= FEWEST_LAYERS).all():
-        order = over_runs(depth_correlation(half_changes))
+    before, after, gained = map(over_runs, centroid)
+    turns = np.sign(before.mean) == np.sign(gained.mean) == -np.sign(after.mean) != 0
+    p_turn, p_order, order = float(max(before.p, after.p, gained.p)) if turns else 1.0, 1.0, None
+    correlations = depth_correlation(half_changes)
+    if (np.isfinite(half_changes).sum(axis=1) >= FEWEST_LAYERS).all() and np.isfinite(correlations).all():
+        order = over_runs(correlations)
         p_order = max(float(order.p), permuted_layers_p(half_changes, seed, resamples))
     adjusted = holm([p_turn, p_order])
-    return Depth(first, second, order, (p_turn, p_order), (float(adjusted[0]), float(adjusted[1])))
+    return Depth(before, order, (p_turn, p_order), (float(adjusted[0]), float(adjusted[1])))
 
 
 # --- 1. relevance -----------------------------------------------------------------------------------------------------
 
 
-def decide_relevance(table: pd.DataFrame, seed: int = 0, resamples: int = RESAMPLES) -> Finding:
+def decide_relevance(table: pd.DataFrame) -> Finding:
     """Are new facts learned better about people whom the model knew before?
 
     Rule: the manipulation check first. Then the finding holds if, for first-token accuracy or Hit@10 and after Holm
     over the two, the advantage is above 0 by the t test over seeds and by the permutation test that swaps the labels
     within pairs, and neither is below 0; it does not hold if one is below 0 and none above, or if both intervals lie
-    within 0.01 of 0. The bands, the other doses and the trend over doses are reported, with a Holm correction of their
-    own.
+    within 0.01 of 0. The bands, the other doses, the main dose minus dose 0 and the trend over doses are reported, with
+    a Holm correction of their own.
 
     Args:
         table: a relevance study's table (`study_tables.read_study`).
@@ -215,19 +232,20 @@ def decide_relevance(table: pd.DataFrame, seed: int = 0, resamples: int = RESAMP
     at_main = differences[differences["dose"] == main]
     if at_main.empty:
         return Finding(title, claim, Verdict.ONE_RUN, "No seed has both of its mirrored runs yet.", (check,))
-    deciding = advantages(at_main, seed, resamples)
+    deciding = corrected([_advantage(at_main, measure) for measure in _MEASURES])
     secondary = [
-        _advantage(at_main[at_main["band"] == band], measure, seed, resamples, f"{band} band")
+        _advantage(at_main[at_main["band"] == band], measure, f"{band} band")
         for measure in _MEASURES
         for band in Band
         if (at_main["band"] == band).any()
     ]
     secondary += [
-        _advantage(of_dose, measure, seed, resamples, f"{dose:g} texts in the past")
+        _advantage(of_dose, measure, f"{dose:g} texts in the past")
         for dose, of_dose in differences[differences["dose"] != main].groupby("dose")
         for measure in _MEASURES
     ]
-    secondary += [trend for measure in _MEASURES if (trend := _dose_trend(differences, measure)) is not None]
+    for measure in _MEASURES:
+        secondary += filter(None, (_dose_contrast(differences, main, measure), _dose_trend(differences, measure)))
     verdict = of_seeds(advantage_verdict(deciding), at_main["seed"].nunique())
     if check.estimate < STILL_KNOWN:
         verdict = Verdict.NOT_TESTABLE
@@ -249,24 +267,11 @@ def of_seeds(verdict: Verdict, seeds: int) -> Verdict:
     return verdict if seeds >= FEWEST_SEEDS else Verdict.FEW_SEEDS
 
 
-def advantages(differences: pd.DataFrame, seed: int = 0, resamples: int = RESAMPLES) -> list[Statistic]:
-    """Return the deciding statistics of relevance, corrected by Holm.
-
-    Args:
-        differences: `person_differences` at one dose.
-    """
-    return corrected([_advantage(differences, measure, seed, resamples) for measure in _MEASURES])
-
-
 def advantage_verdict(deciding: list[Statistic]) -> Verdict:
     """Return the verdict of relevance from its deciding statistics, once the manipulation check is passed."""
-    sides = [int(np.sign(s.estimate)) if s.adjusted < LEVEL else 0 for s in deciding]
-    if 1 in sides and -1 not in sides:
-        return Verdict.HOLDS
-    if -1 in sides and 1 not in sides:
-        return Verdict.FAILS
+    verdict = verdict_of_sides([int(np.sign(s.estimate)) if s.adjusted < LEVEL else 0 for s in deciding])
     nothing = all(s.low > -NEGLIGIBLE and s.high < NEGLIGIBLE for s in deciding)
-    return Verdict.FAILS if nothing else Verdict.UNDECIDED
+    return Verdict.FAILS if verdict is Verdict.UNDECIDED and nothing else verdict
 
 
 def main_dose(table: pd.DataFrame) -> float:
@@ -283,8 +288,7 @@ def manipulation_check(table: pd.DataFrame, dose: float) -> Statistic:
     by_seed = {int(seed): float(level) for seed, level in levels.groupby("seed").min().items()}
     lowest = float(levels.min()) if len(levels) else 0.0
     wanted = f"at least {STILL_KNOWN:g} at every checkpoint"
-    return Statistic("the past's facts known, lowest checkpoint", "all runs", lowest, np.nan, np.nan, wanted,
-                     by_seed=by_seed)  # fmt: skip
+    return Statistic("the past's facts known, lowest checkpoint", "all runs", lowest, claim=wanted, by_seed=by_seed)
 
 
 def person_differences(table: pd.DataFrame) -> pd.DataFrame:
@@ -313,28 +317,41 @@ def person_differences(table: pd.DataFrame) -> pd.DataFrame:
     return both.rename(columns={"mirror": "half"})[["seed", "dose", "half", "person", "band", *_MEASURES]]
 
 
-def seed_effects(differences: pd.DataFrame, measure: str) -> pd.Series:
-    """Return each seed's effect: the mean over its two halves of people, so that a run's own level cancels."""
-    return differences.groupby(["seed", "half"])[measure].mean().groupby("seed").mean()
+def _advantage(differences: pd.DataFrame, measure: str, where: str = "all bands") -> Statistic:
+    """Return the advantage of known people in one measure: t interval over seeds, p the larger of t and label swaps.
 
-
-def _advantage(
-    differences: pd.DataFrame, measure: str, seed: int, resamples: int, where: str = "all bands"
-) -> Statistic:
-    """Return the advantage of known people in one measure: t interval over seeds, p the larger of t and label swaps."""
-    effects = seed_effects(differences, measure)
-    effect = over_runs(effects.to_numpy())
+    A seed's effect is the mean over its two halves of people, so that a run's own level cancels.
+    """
+    effects = differences.groupby(["seed", "half"])[measure].mean().groupby("seed").mean()
     sizes = differences.groupby(["seed", "half"])[measure].transform("size")
     halves = differences.groupby("seed")["half"].transform("nunique")
     weights = (1 / (sizes * halves * len(effects))).to_numpy()
-    swapped = label_swap_p(differences[measure].to_numpy(dtype=float), weights, seed, resamples)
-    p = float(max(effect.p, swapped))
-    return _statistic(f"{_MEASURES[measure]}, known - unknown", where, effect, "above 0", p, effects)
+    swapped = label_swap_p(differences[measure].to_numpy(dtype=float), weights)
+    p = float(max(over_runs(effects.to_numpy()).p, swapped))
+    return _statistic(f"{_MEASURES[measure]}, known - unknown", where, effects, "above 0", p)
+
+
+def _effects_by_dose(differences: pd.DataFrame, measure: str) -> pd.Series:
+    """Return the advantage by seed and dose, the mean over both halves of people."""
+    return differences.groupby(["seed", "dose", "half"])[measure].mean().groupby(["seed", "dose"]).mean()
+
+
+def _dose_contrast(differences: pd.DataFrame, main: float, measure: str) -> Statistic | None:
+    """Return the advantage at the main dose less that at dose 0, per seed: what replay alone does not give; None where
+    no seed has both."""
+    effects = _effects_by_dose(differences, measure).unstack("dose")
+    if main == 0 or 0 not in effects:
+        return None
+    by_seed = (effects[main] - effects[0]).dropna()
+    if by_seed.empty:
+        return None
+    where, p = f"{main:g} texts in the past minus 0", float(over_runs(by_seed.to_numpy()).p)
+    return _statistic(f"{_MEASURES[measure]}, known - unknown", where, by_seed, "above 0", p)
 
 
 def _dose_trend(differences: pd.DataFrame, measure: str) -> Statistic | None:
     """Return the slope of the advantage over the dose, per seed; None where no seed has two doses."""
-    effects = differences.groupby(["seed", "dose", "half"])[measure].mean().groupby(["seed", "dose"]).mean()
+    effects = _effects_by_dose(differences, measure)
     slopes_of: dict[int, float] = {}
     for seed, row in effects.groupby("seed"):
         doses = row.index.get_level_values("dose").to_numpy(dtype=float)
@@ -343,9 +360,8 @@ def _dose_trend(differences: pd.DataFrame, measure: str) -> Statistic | None:
     if not slopes_of:
         return None
     by_seed = pd.Series(slopes_of)
-    effect = over_runs(by_seed.to_numpy())
-    return _statistic(f"{_MEASURES[measure]}: advantage per text in the past", "all doses", effect, "above 0",
-                      float(effect.p), by_seed)  # fmt: skip
+    p = float(over_runs(by_seed.to_numpy()).p)
+    return _statistic(f"{_MEASURES[measure]}: advantage per text in the past", "all doses", by_seed, "above 0", p)
 
 
 # --- 2. phase shift ---------------------------------------------------------------------------------------------------
@@ -381,7 +397,7 @@ def study_curves(table: pd.DataFrame, column: str) -> tuple[Floats, Floats, list
     seeds = sorted(taught["seed"].unique().tolist())
     by_seed = []
     for seed in seeds:
-        wide = taught[taught["seed"] == seed].set_index([*_GROUP, "epoch"])["value"].unstack("epoch")
+        wide = taught[taught["seed"] == seed].set_index([*GROUP_COLUMNS, "epoch"])["value"].unstack("epoch")
         wide = wide.loc[:, wide.notna().mean() >= _GROUPS_NEEDED]
         by_seed.append(pd.Series(_epoch_means(wide.to_numpy(dtype=float)), index=wide.columns))
     joined = pd.concat(by_seed, axis=1, join="inner").sort_index() if by_seed else pd.DataFrame()
@@ -408,10 +424,9 @@ def decide_phase_shift(table: pd.DataFrame) -> Finding:
     this is above 2 in the mean, above 0 by its t interval over seeds, and the change is slower after it.
 
     Rule: the finding holds if the bend wins at least two curves at the same epoch (`same_epoch`); it does not hold if a
-    smooth shape wins at least two; otherwise it is undecided. The reason says what the curves are instead.
+    smooth shape wins at least two whose breaks do not lie at the edge of the search; otherwise it is undecided. The
+    reason says what the curves are instead.
     """
-    title = "Phase shift"
-    claim = "Circuits form fast, then are optimized slowly, with a bend between the two phases."
     bends_of, spans, statistics = {}, [], []
     for column, name in CURVES.items():
         x, y, seeds = study_curves(table, column)
@@ -423,7 +438,7 @@ def decide_phase_shift(table: pd.DataFrame) -> Finding:
         reason = (
             f"It needs two curves of {curves.FEWEST_FOR_SHAPES} checkpoints or more; the study has {len(bends_of)}."
         )
-        return Finding(title, claim, Verdict.UNDECIDED, reason, tuple(statistics))
+        return Finding(*PHASE_SHIFT, Verdict.UNDECIDED, reason, tuple(statistics))
     shapes = "; ".join(f"{CURVES[column]} is {best_shape(bend)}" for column, bend in bends_of.items())
     if bool(is_phase_shift(list(bends_of.values()), max(spans))):
         verdict = Verdict.HOLDS
@@ -431,10 +446,11 @@ def decide_phase_shift(table: pd.DataFrame) -> Finding:
         smooth = sum(bool(bend.loses) for bend in bends_of.values())
         verdict = Verdict.FAILS if smooth >= BENDS_WANTED else Verdict.UNDECIDED
     verdict = of_seeds(verdict, table["seed"].nunique())
-    p = float(partial_conjunction([float(bend.p) for bend in bends_of.values()], BENDS_WANTED))
+    p = float(partial_conjunction([float(bend.one_sided_p) for bend in bends_of.values()], BENDS_WANTED))
     wins = sum(bool(bend.wins) for bend in bends_of.values())
-    count = Statistic("curves that bend", f"of {len(bends_of)}", wins, np.nan, np.nan, f"at least {BENDS_WANTED}", p=p)
-    return Finding(title, claim, verdict, f"{shapes[:1].upper()}{shapes[1:]}.", (count, *statistics))
+    count = Statistic("curves that bend", f"of {len(bends_of)}", wins, claim=f"at least {BENDS_WANTED}", p=p,
+                      note="one-sided p")  # fmt: skip
+    return Finding(*PHASE_SHIFT, verdict, f"{shapes[:1].upper()}{shapes[1:]}.", (count, *statistics))
 
 
 def best_shape(bend: Bends) -> str:
@@ -448,34 +464,32 @@ def best_shape(bend: Bends) -> str:
 def _bend_statistics(name: str, bend: Bends, seeds: list[int]) -> list[Statistic]:
     """Return a curve's advantage, break point and slopes over seeds, and the weights of the shapes."""
     parts = (
-        ("BIC, best smooth shape - two segments", bend.gain, "above 2"),
+        (BEND_GAIN, bend.comparison.bend_gain, "above 2"),
         ("break point (epoch)", bend.break_point, ""),
         ("slope before the break (per epoch)", bend.slope_before, ""),
         ("slope after the break (per epoch)", bend.slope_after, ""),
     )
     rows = []
     edge = tuple(seed for seed, there in zip(seeds, bend.at_edge, strict=True) if there)
+    note = f"{EDGE}: seed {', '.join(map(str, edge))}" if edge else ""
     for label, values, wanted in parts:
-        p = float(bend.p) if wanted else np.nan
-        series = pd.Series(values, index=seeds)
-        row = _statistic(f"{name}: {label}", "mean of the groups", over_runs(values), wanted, p, series)
-        rows.append(replace(row, edge_seeds=edge, note=f"{EDGE}: seed {', '.join(map(str, edge))}" if edge else ""))
+        p = float(bend.gain.p) if wanted else np.nan
+        row = _statistic(f"{name}: {label}", "mean of the groups", pd.Series(values, index=seeds), wanted, p)
+        rows.append(replace(row, edge_seeds=edge, note=note))
     for shape, weights in bend.comparison.weights().items():
-        series = pd.Series(weights, index=seeds)
-        rows.append(_statistic(f"{name}: BIC weight", str(shape), over_runs(weights), "", np.nan, series))
+        rows.append(_statistic(f"{name}: BIC weight", str(shape), pd.Series(weights, index=seeds)))
     return rows
 
 
 # --- 3. deep to shallow -----------------------------------------------------------------------------------------------
 
 
-def decide_deep_to_shallow(
-    table: pd.DataFrame, shift: Finding | None = None, seed: int = 0, resamples: int = RESAMPLES
-) -> Finding:
+def decide_deep_to_shallow(table: pd.DataFrame, shift: Finding | None = None) -> Finding:
     """Do circuits grow in deep layers first and in shallow layers later?
 
     Two ways to say it, both directional, both with seeds as the unit. The centroid of the circuits' edges over layers
-    goes deeper up to the split and shallower after it (t tests of both slopes; the larger p counts). And the deeper a
+    goes deeper up to the split, ends there deeper than it began, and goes shallower after it (t tests of both slopes
+    and of the change; the largest p counts). And the deeper a
     layer, the earlier it has made half of its change (mean rank correlation over seeds below 0, by t test and by
     permuting the layers within each run; the larger p counts). The split is the mean break of circuit entropy where
     there is a phase shift, otherwise a third of training.
@@ -483,34 +497,37 @@ def decide_deep_to_shallow(
     Rule: the finding holds if at least one of the two lies on the claim's side after Holm over both, and the other not
     against it; it does not hold if one lies against the claim and none with it; otherwise it is undecided.
     """
-    title, claim = "Deep to shallow", "Circuits change in deep layers first, later in shallow layers."
     x, y, seeds = study_curves(table, "centroid")
     if len(x) < curves.FEWEST_POINTS:
         reason = f"It needs circuits at {curves.FEWEST_POINTS} checkpoints or more that every seed has."
-        return Finding(title, claim, Verdict.UNDECIDED, reason, ())
+        return Finding(*DEEP_TO_SHALLOW, Verdict.UNDECIDED, reason, ())
     split = _split(shift, x)
-    before, after = slopes(x, y, split)
+    before, after, gained = centroid = turn(x, y, split)
     halves = half_change_epochs(table)
-    depth = judge_depth(before, after, halves, seed, resamples)
+    depth = judge_depth(centroid, halves)
     slope = "slope of the centroid (layers per epoch)"
     parts = [
-        (slope, f"up to epoch {split:.3g}", depth.before, "above 0", 0),
-        (slope, f"from epoch {split:.3g}", depth.after, "below 0", 0),
+        (slope, f"up to epoch {split:.3g}", before, "above 0", 0),
+        ("change of the centroid (layers)", f"from the first checkpoint to epoch {split:.3g}", gained, "above 0", 0),
+        (slope, f"from epoch {split:.3g}", after, "below 0", 0),
     ]
-    numbers = [before, after]
     if depth.order is not None:
         name = "rank correlation of half-change epoch with depth"
-        parts.append((name, f"{halves.shape[1]} layers", depth.order, "below 0", 1))
-        numbers.append(depth_correlation(halves))
+        parts.append((name, f"{halves.shape[1]} layers", depth_correlation(halves), "below 0", 1))
     statistics = [
-        _statistic(name, where, effect, wanted, depth.p[test], pd.Series(values, index=seeds), depth.adjusted[test])
-        for (name, where, effect, wanted, test), values in zip(parts, numbers, strict=True)
+        replace(
+            _statistic(name, where, pd.Series(values, index=seeds), wanted, depth.p[test], depth.adjusted[test]),
+            note="" if test else "p of all three",
+        )
+        for name, where, values, wanted, test in parts
     ]
-    reason = "; ".join(str(s) for s in statistics)
+    turns = statistics[:3]  # three numbers, one test
+    reason = "; ".join(f"{s.name}, {s.where}: {s.interval}" for s in turns) + f"; all three together{turns[0].tested}"
+    reason += "".join(f"; {s}" for s in statistics[3:])
     if depth.order is None:
-        reason += f"; fewer than {FEWEST_LAYERS} layers of a seed change more than their noise, so there is no order"
+        reason += f"; fewer than {FEWEST_LAYERS} layers of a seed change more than they scatter, so there is no order"
     verdict = of_seeds(depth.verdict, len(seeds))
-    return Finding(title, claim, verdict, f"{reason}.", tuple(statistics))
+    return Finding(*DEEP_TO_SHALLOW, verdict, f"{reason}.", tuple(statistics))
 
 
 def _split(shift: Finding | None, x: Floats) -> float:
@@ -525,15 +542,15 @@ def _split(shift: Finding | None, x: Floats) -> float:
 def half_change_epochs(table: pd.DataFrame) -> Floats:
     """Return when each layer's edge activation ratio has made half of its change, [r, l - 1].
 
-    Of the mean of the taught groups, smoothed over 3 checkpoints; NaN for a layer whose ratio ends within the noise of
-    where it began. The last layer is left out: its few edges mostly lead to `logits`.
+    Of the mean of the taught groups, smoothed over 3 checkpoints; NaN for a layer whose ratio ends within
+    its scatter of where it began. The last layer is left out: its few edges mostly lead to `logits`.
     """
     layers = sorted((c for c in table if c.startswith("layer_")), key=lambda c: int(c.removeprefix("layer_")))[:-1]
     taught = table[table["people"] == People.TAUGHT]
     rows = []
     for _, of_seed in taught.groupby("seed", sort=True):
         means = of_seed.groupby("epoch")[layers].mean()
-        rows.append(curves.half_change_above_noise(means.index.to_numpy(dtype=float), means.to_numpy(dtype=float).T))
+        rows.append(curves.half_change_above_scatter(means.index.to_numpy(dtype=float), means.to_numpy(dtype=float).T))
     return np.array(rows).reshape(-1, len(layers))
 
 
@@ -548,8 +565,9 @@ def corrected(statistics: list[Statistic]) -> list[Statistic]:
 
 
 def _statistic(
-    name: str, where: str, effect: Estimate, claim: str, p: float, by_seed: pd.Series, adjusted: float = float("nan")
+    name: str, where: str, by_seed: pd.Series, claim: str = "", p: float = np.nan, adjusted: float = np.nan
 ) -> Statistic:
-    seeds = {int(seed): float(value) for seed, value in by_seed.items()}
+    """Return the mean of the seeds' numbers with its t interval."""
+    effect, seeds = over_runs(by_seed.to_numpy()), {int(seed): float(value) for seed, value in by_seed.items()}
     return Statistic(name, where, float(effect.mean), float(effect.low), float(effect.high), claim,
                      p=p, adjusted=adjusted, by_seed=seeds)  # fmt: skip

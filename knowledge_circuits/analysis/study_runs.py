@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,13 @@ from knowledge_circuits.study import TASKS, Band, Group, KnowledgeType, groups, 
 from knowledge_circuits.training.checkpoints import is_finished
 
 Mask = NDArray[np.bool_]
+#: Of one group: its row, membership [E], and the membership [s, 2, E] of the circuits of either half of its prompts.
+MeasuredGroup = tuple[dict[str, Any], Mask, Mask]
 
 #: A circuit is this share of all edges, before pruning.
 TOP_SHARE = 0.25
-#: Sizes, as shares of all edges, at which faithfulness is measured to find the edges needed for 0.9.
-CURVE_SHARES = (0.01, 0.02, 0.04, 0.08, 0.15, 0.4, 0.7)
 #: Random circuits are run at epochs that are a multiple of this one.
 RANDOM_EVERY = 4
-_GROUP = ["task", "type", "band", "people"]
 
 
 # --- what a run is ----------------------------------------------------------------------------------------------------
@@ -83,18 +82,15 @@ def study_run(run: Run, kind: StudyKind) -> StudyRun:
     flags = configuration.data.generated.get("mirrored_data_generation")
     if not flags:
         raise InputError(f"{run.path}: not a run on data of data/mirrored_data_generation.py")
-    left_out = {"seed", "pool_dir", "people_file", "template_dir", "birth_years"}
+    varied = {}
     if kind is StudyKind.RELEVANCE:
-        left_out |= {"mirror", "dose"}
+        varied = {"mirror": flags["mirror"].upper(), "dose": flags["dose"]}
+    left_out = {"seed", "pool_dir", "people_file", "template_dir", "birth_years", *varied}
     settings: dict[str, Scalar] = {name: flags[name] for name in flags if name not in left_out}
     settings |= _training_settings(configuration, "")
     past = Run(Path(str(configuration.arguments.model_name_or_path)).parents[1])
     settings |= _training_settings(read_run_config(past), "past_")
-    if kind is StudyKind.DEPTH:
-        return StudyRun(study=kind, seed=flags["seed"], settings=settings)
-    return StudyRun(
-        study=kind, seed=flags["seed"], mirror=flags["mirror"].upper(), dose=flags["dose"], settings=settings
-    )
+    return StudyRun(study=kind, seed=flags["seed"], **varied, settings=settings)
 
 
 def _training_settings(configuration: RunConfig, prefix: str) -> dict[str, Scalar]:
@@ -153,15 +149,37 @@ class MeasuredCircuits:
     halves: Mask
 
     @classmethod
-    def read(cls, path: Path) -> MeasuredCircuits:
-        """Read what `write` wrote."""
+    def once(
+        cls, path: Path, unit: str, made_from: Mapping[str, Any], measure: Callable[[], Iterable[MeasuredGroup]]
+    ) -> MeasuredCircuits:
+        """Read what was measured before from the same things, or measure all groups and save them.
+
+        Args:
+            path: of an .npz file, which is written atomically, one bit per edge; its manifest stands beside it.
+            unit: what the manifest calls it.
+            measure: measures group by group.
+        """
+        manifest = path.with_name(f"{path.stem}_manifest.json")
+        state = check(manifest, made_from, [path], verify=True)
+        if state.is_whole:
+            return cls._read(path)
+        if state.status is not Status.MISSING:
+            print(f"{state}; measured again")
+        begin(manifest, unit, made_from)
+        rows, members, halves = zip(*measure(), strict=True)
+        measured = cls(list(rows), np.stack(members), np.stack(halves))
+        measured._write(path)
+        finish(manifest, unit, made_from, [path])
+        return measured
+
+    @classmethod
+    def _read(cls, path: Path) -> MeasuredCircuits:
         with np.load(path, allow_pickle=False) as saved:
             edges = int(saved["edges"])
             bits = [np.unpackbits(saved[name], axis=-1, count=edges) for name in ("members", "halves")]
             return cls(json.loads(str(saved["rows"])), *(part.astype(bool) for part in bits))
 
-    def write(self, path: Path) -> None:
-        """Write an .npz file, atomically, one bit per edge."""
+    def _write(self, path: Path) -> None:
         with atomic_write(path, "wb") as file:
             np.savez_compressed(
                 file,
@@ -170,6 +188,13 @@ class MeasuredCircuits:
                 halves=np.packbits(self.halves, axis=-1),
                 edges=self.members.shape[-1],
             )
+
+    def change_since(self, before: MeasuredCircuits | None, group: int) -> tuple[float, float, float]:
+        """Return a group's 1 - edge Jaccard, turnover and turnover floor (`floors.turnover`); NaN without `before`."""
+        if before is None:
+            return np.nan, np.nan, np.nan
+        alike = float(topology.jaccard(before.members[group], self.members[group]))
+        return 1 - alike, *floors.turnover(before.halves[group], self.halves[group])
 
 
 def circuit_and_halves(decoder: Decoder, pairs: PromptPairs, batch_size: int = 64) -> tuple[Graph, Graph, Mask]:
@@ -192,24 +217,21 @@ def circuit_and_halves(decoder: Decoder, pairs: PromptPairs, batch_size: int = 6
     return scored, prune(top_n(scored, topn)), halves
 
 
-def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> tuple[dict[str, Any], Mask, Mask]:
+def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> MeasuredGroup:
     """Measure one group's circuit at one checkpoint.
 
     Args:
         pairs: the group's prompts, the same at every checkpoint.
-
-    Returns:
-        its row, membership [E], and the halves' membership [s, 2, E].
     """
     scored, circuit, halves = circuit_and_halves(decoder, pairs)
-    others = [prune(top_n(scored, round(share * scored.layout.n_edges))) for share in CURVE_SHARES]
-    randoms = floors.random_circuits(scored.layout, circuit.n_edges, decoder.d_model) if _is_random(epoch) else []
+    others = [prune(top_n(scored, round(share * scored.layout.n_edges))) for share in floors.SIZE_SHARES]
+    is_random = epoch % RANDOM_EVERY == 0
+    randoms = floors.random_circuits(scored.layout, circuit.n_edges, decoder.d_model) if is_random else []
     main, *evaluations = evaluate(decoder, [circuit, *others, *randoms], pairs)
     gap = (main.clean - main.corrupted).numpy()
     mean, low, high = floors.mean_interval(gap)
-    curve = sorted(
-        (c.n_edges, _value(e.faithfulness)) for c, e in zip((circuit, *others), (main, *evaluations), strict=False)
-    )
+    measured = zip((circuit, *others), (main, *evaluations), strict=False)
+    curve = dict(sorted((c.n_edges, _value(e.faithfulness)) for c, e in measured if c.n_edges))
     random_faithfulness = [_value(evaluation.faithfulness) for evaluation in evaluations[len(others) :]]
     random_hits = [one.hit_at_10 for one in standalones(decoder, randoms, pairs)]
     row = {
@@ -217,7 +239,7 @@ def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> tuple[d
         "edges": circuit.n_edges,
         "nodes": circuit.n_nodes,
         "entropy": topology.circuit_entropy(circuit),
-        "edges_for_90": _edges_for(curve),
+        "edges_for_90": floors.edges_for(list(curve), list(curve.values())) if curve else np.nan,
         "centroid": floors.layer_centroid(circuit),
         "faithfulness": _value(main.faithfulness),
         "clean_minus_corrupted": mean,
@@ -232,18 +254,8 @@ def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> tuple[d
     return row, topology.membership(circuit), halves
 
 
-def _is_random(epoch: float) -> bool:
-    return epoch % RANDOM_EVERY == 0
-
-
 def _value(faithfulness: float | None) -> float:
     return np.nan if faithfulness is None else faithfulness
-
-
-def _edges_for(curve: Sequence[tuple[int, float]]) -> float:
-    """Return the edges needed for a faithfulness of 0.9, from (edges, faithfulness) by size without empty circuits."""
-    sizes = {edges: value for edges, value in curve if edges}
-    return floors.edges_for(list(sizes), list(sizes.values())) if sizes else np.nan
 
 
 def measure_checkpoint(checkpoint: Checkpoint, epoch: float, data_files: Mapping[People, str]) -> MeasuredCircuits:
@@ -252,35 +264,22 @@ def measure_checkpoint(checkpoint: Checkpoint, epoch: float, data_files: Mapping
     Args:
         data_files: circuit data of the taught and of the untaught people; `{task}` in them stands for each task.
     """
-    path = checkpoint.output / "study_circuits.npz"
-    manifest = path.with_name("study_circuits_manifest.json")
     files = [Path(task_file(template, task)) for template in data_files.values() for task in TASKS]
     prompts = hashlib.sha256(b"".join(read_bytes(file) for file in files)).hexdigest()
     made_from = {"weights": weights_digest(checkpoint.path), "prompts": prompts, "epoch": epoch}
-    state = check(manifest, made_from, [path], verify=True)
-    if state.is_whole:
-        return MeasuredCircuits.read(path)
-    if state.status is not Status.MISSING:
-        print(f"{state}; measured again")
-    begin(manifest, "study circuits", made_from)
-    decoder, tokenizer = load_decoder(checkpoint.path), load_tokenizer(checkpoint.path)
-    rows: list[dict[str, Any]] = []
-    members: list[Mask] = []
-    halves: list[Mask] = []
-    wanted = [(People.TAUGHT, group) for group in groups()]
-    wanted += [(People.CONTROL, Group(task, kind, Band.LOW)) for task in TASKS for kind in KnowledgeType]
-    for people, group in tqdm(wanted, desc=f"{checkpoint.name}", unit="group", leave=False):
-        pairs = group_pairs(read_circuit_data(data_files[people], group.task), group, tokenizer)
-        row, member, half = measure_group(decoder, pairs, epoch)
-        band = str(group.band) if people is People.TAUGHT else ""
-        names = {"task": str(group.task), "type": str(group.type), "band": band, "people": str(people)}
-        rows.append({**names, "step": checkpoint.step, "epoch": epoch, **row})
-        members.append(member)
-        halves.append(half)
-    measured = MeasuredCircuits(rows, np.stack(members), np.stack(halves))
-    measured.write(path)
-    finish(manifest, "study circuits", made_from, [path])
-    return measured
+
+    def measure() -> Iterator[MeasuredGroup]:
+        decoder, tokenizer = load_decoder(checkpoint.path), load_tokenizer(checkpoint.path)
+        wanted = [(People.TAUGHT, group) for group in groups()]
+        wanted += [(People.CONTROL, Group(task, kind, Band.LOW)) for task in TASKS for kind in KnowledgeType]
+        for people, group in tqdm(wanted, desc=checkpoint.name, unit="group", leave=False):
+            pairs = group_pairs(read_circuit_data(data_files[people], group.task), group, tokenizer)
+            row, members, halves = measure_group(decoder, pairs, epoch)
+            band = str(group.band) if people is People.TAUGHT else ""
+            names = {"task": str(group.task), "type": str(group.type), "band": band, "people": str(people)}
+            yield {**names, "step": checkpoint.step, "epoch": epoch, **row}, members, halves
+
+    return MeasuredCircuits.once(checkpoint.output / "study_circuits.npz", "study circuits", made_from, measure)
 
 
 def checkpoint_epoch(checkpoint: Checkpoint) -> float:
@@ -303,13 +302,9 @@ def circuit_table(measured: Sequence[tuple[float, MeasuredCircuits]]) -> pd.Data
     by_epoch = dict(measured)
     rows = []
     for epoch, now in measured:
-        before = by_epoch.get(epoch - 1)
-        for index, row in enumerate(now.rows):
-            change = {"edge_change": np.nan, "turnover": np.nan, "turnover_floor": np.nan}
-            if before is not None:
-                change["edge_change"] = 1 - float(topology.jaccard(before.members[index], now.members[index]))
-                change["turnover"], change["turnover_floor"] = floors.turnover(before.halves[index], now.halves[index])
-            rows.append({**row, **change})
+        for group, row in enumerate(now.rows):
+            change, turnover, floor = now.change_since(by_epoch.get(epoch - 1), group)
+            rows.append({**row, "edge_change": change, "turnover": turnover, "turnover_floor": floor})
     return pd.DataFrame(rows)
 
 

@@ -239,9 +239,9 @@ def _read_table(folder: Path, run: StudyRun) -> pd.DataFrame:
     if path is None:
         raise InputError(f"{folder}: no {run.study.table}; remove the folder and run the study again")
     _refuse_changed(folder, path)
-    texts = dict.fromkeys(_TEXTS, str)
+    empty = {column: [""] for column in _COLUMNS[run.study] if column not in _TEXTS}
     try:
-        table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values={c: [""] for c in _numbers(run.study)})
+        table = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=empty)
     except (ValueError, pd.errors.ParserError, UnicodeDecodeError, OSError, EOFError) as error:
         raise InputError(f"{path}: not a table of comma-separated values ({str(error).splitlines()[0]})") from None
     _check(table, run.study, str(path))
@@ -261,10 +261,6 @@ def _refuse_changed(folder: Path, path: Path) -> None:
             f"{path}: not as its manifest says; remove the folder and run the study again, or remove {FOLDER_MANIFEST} "
             "if you changed the table on purpose"
         )
-
-
-def _numbers(kind: StudyKind) -> list[str]:
-    return [column for column in _COLUMNS[kind] if column not in _TEXTS]
 
 
 def _check(table: pd.DataFrame, kind: StudyKind, where: str) -> None:

@@ -67,18 +67,11 @@ def summary_text(run: Run) -> str:
         "",
     ]
     if len(past):
-        lines += [
-            f"New facts ({_named(answers)}): told in training, about everybody; never before",
-            "",
-        ]
+        lines += [f"New facts ({_named(answers)}): told in training, about everybody; never before", ""]
     lines += _rows(table)
     if len(past):
-        lines += [
-            "",
-            f"Past facts ({_named(past)}): told before training, about K_rel people only; some texts are replayed",
-            "",
-            *_rows(_accuracies(past)),
-        ]
+        heading = f"Past facts ({_named(past)}): told before training, about K_rel people only; some texts are replayed"
+        lines += ["", heading, "", *_rows(_accuracies(past))]
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -42,8 +42,18 @@ class RunName(str):
 
     @cached_property
     def changing_rate(self) -> list[tuple[float, float]]:
-        """The spans of epochs in which the learning rate changed, which figures over time shade."""
-        return changing_rate(self.run)
+        """The spans of epochs in which the learning rate changed, which figures over time shade; none where it was
+        constant or not logged."""
+        logged = training_log(self.run).dropna(subset=["learning_rate"])
+        epochs, rates = logged["epoch"].tolist(), logged["learning_rate"].tolist()
+        spans: list[tuple[float, float]] = []
+        for index in range(1, len(rates)):
+            if abs(rates[index] - rates[index - 1]) > 1e-6 * max(rates):
+                start, end = epochs[index - 1], epochs[index]
+                if spans and spans[-1][1] == start:
+                    start = spans.pop()[0]
+                spans.append((start, end))
+        return spans
 
     @cached_property
     def is_history(self) -> bool:
@@ -103,6 +113,13 @@ def epochs(run: Run) -> dict[int, float]:
     return {step: known.get(step, step * per_step) for step in steps}
 
 
+def nearest_step(epochs: Mapping[int, float], epoch: float) -> int:
+    """Return the step whose epoch, given by step, is nearest to the wanted one; `inf` means the last one."""
+    if epoch == float("inf"):
+        return max(epochs, key=epochs.__getitem__)
+    return min(epochs, key=lambda step: abs(epochs[step] - epoch))
+
+
 def with_epochs(run: Run) -> Iterator[tuple[Checkpoint, int, float]]:
     """Yield each of the run's checkpoints with its step and epoch, in step order."""
     by_step = epochs(run)
@@ -124,17 +141,3 @@ def training_log(run: Run) -> pd.DataFrame:
     losses = [row for row in history if "loss" in row and "epoch" in row]
     rows = [shape(LoggedLoss).check(row, f"{states[-1]}, log_history") for row in losses]
     return pd.DataFrame(rows, columns=columns).astype({"learning_rate": float})
-
-
-def changing_rate(run: Run) -> list[tuple[float, float]]:
-    """Return the spans of epochs in which a run's learning rate changed; none where it was constant or not logged."""
-    logged = training_log(run).dropna(subset=["learning_rate"])
-    epochs, rates = logged["epoch"].tolist(), logged["learning_rate"].tolist()
-    spans: list[tuple[float, float]] = []
-    for index in range(1, len(rates)):
-        if abs(rates[index] - rates[index - 1]) > 1e-6 * max(rates):
-            start, end = epochs[index - 1], epochs[index]
-            if spans and spans[-1][1] == start:
-                start = spans.pop()[0]
-            spans.append((start, end))
-    return spans

@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,6 +75,17 @@ def completion_prompt(question: str) -> str:
     return f"Question: {question}\nAnswer:"
 
 
+def check_answers_fit(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raise InputError for a prompt that with its answer does not fit into the model's context."""
+    limit = context_length(model.config)
+    longest = max(map(len, prompts), default=0)
+    if limit and longest + max_new_tokens > limit:
+        raise InputError(
+            f"a question takes {longest} tokens and its answer up to {max_new_tokens}, but the model's context holds "
+            f"{limit}: shorten the question or ask for a shorter answer"
+        )
+
+
 def answer_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -94,13 +106,7 @@ def answer_prompts(
     Raises:
         InputError: a prompt that with its answer does not fit into the model's context.
     """
-    limit = context_length(model.config)
-    longest = max(map(len, prompts), default=0)
-    if limit and longest + max_new_tokens > limit:
-        raise InputError(
-            f"a question takes {longest} tokens and its answer up to {max_new_tokens}, but the model's context holds "
-            f"{limit}: shorten the question or ask for a shorter answer"
-        )
+    check_answers_fit(model, prompts, max_new_tokens)
     ends = vocabulary or Vocabulary.of(tokenizer, model)
     outputs = generate_batches(model, prompts, max_new_tokens, ends, batch_size, _MOST_TOKENS)
     return [generated_text(tokenizer, tokens).strip() for tokens in outputs]
@@ -115,20 +121,13 @@ def words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
-class _Words:
-    """The tokenizer that rouge-score asks for."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return words(text)
-
-
 @cache
 def _rouge() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer  # imports nltk, which takes a second
     except ImportError:
         raise InputError("answers are scored by the package rouge-score (pip install rouge-score)") from None
-    return RougeScorer(["rouge1"], tokenizer=_Words())
+    return RougeScorer(["rouge1"], tokenizer=SimpleNamespace(tokenize=words))
 
 
 def recall(output: str, answers: Sequence[str]) -> float:

@@ -1,13 +1,7 @@
-"""Synthetic biographies: who the people are, how often each occurs, and the sentences about them.
+"""Synthetic biographies: the sentences about the people of `people`.
 
-The protocol (Ou et al. 2025, section 3.1): N people, of whom a share are real ("revised": the model knows them, the
-facts are new) and the rest invented ("new"). Each has five attributes drawn from pools and a frequency
-round(Exp(0.4)), at least 1; revised person i has the frequency of new person floor(i n_new / n_revised), so both types
-have the same distribution. A biography is five sentences, one per attribute, each from a randomly chosen template, in
-random order; the corpus has as many biographies of a person as the frequency says, in random order.
-
-Everything is a function of a seed and of the pools: each purpose draws from its own stream (`stream`), in a fixed
-order, so the same seed gives the same bytes on every machine.
+The protocol (Ou et al. 2025, section 3.1): a biography is five sentences, one per attribute, each from a randomly
+chosen template, in random order; the corpus has as many biographies of a person as the frequency says, in random order.
 """
 
 from __future__ import annotations

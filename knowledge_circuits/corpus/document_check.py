@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 from knowledge_circuits.corpus.questions import UNMENTIONED, Document, Question, entity_frequency
 
@@ -127,11 +128,4 @@ def longest_run(answer: Sequence[str], text: Sequence[str]) -> int:
     >>> longest_run(["the", "paper", "ledger"], ["a", "paper", "ledger"])
     2
     """
-    longest = 0
-    lengths = [0] * (len(text) + 1)  # of the run that ends at each token of the text and at the answer's current one
-    for token in answer:
-        previous = 0
-        for position, other in enumerate(text, start=1):
-            previous, lengths[position] = lengths[position], previous + 1 if token == other else 0
-            longest = max(longest, lengths[position])
-    return longest
+    return SequenceMatcher(None, answer, text, autojunk=False).find_longest_match().size

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -243,26 +243,21 @@ def make_encyclopedia(
     """
     entities = _draw_entities(names, pools, sizes, seed)
     texts = stream(seed, Stream.ENCYCLOPEDIA_TEXTS)
+    asking = stream(seed, Stream.ENCYCLOPEDIA_QUESTIONS)
     documents: list[Document] = []
     held_out: list[Document] = []
-    gold: dict[str, tuple[Document, dict[int, str]]] = {}
-    for entity in entities:
-        count = sizes.high_documents if entity.frequency == HIGH else 1
-        for number in range(1, count + 1):
-            document, sentences = _article(entity, forms[entity.kind], number, texts)
-            (held_out if entity.frequency == UNMENTIONED else documents).append(document)
-            if number == 1:
-                gold[entity.name] = document, sentences
-    asking = stream(seed, Stream.ENCYCLOPEDIA_QUESTIONS)
     questions: list[Question] = []
+    completions: list[Completion] = []
     for entity in entities:
-        questions += _questions(entity, forms[entity.kind], *gold[entity.name], sizes.questions_per_kind, asking)
-    completions = [
-        completion
-        for entity in entities
-        if entity.frequency != UNMENTIONED
-        for completion in _completions(entity, forms[entity.kind])
-    ]
+        form = forms[entity.kind]
+        count = sizes.high_documents if entity.frequency == HIGH else 1
+        articles = [_article(entity, form, number, texts) for number in range(1, count + 1)]
+        questions += _questions(entity, form, *articles[0], sizes.questions_per_kind, asking)
+        if entity.frequency == UNMENTIONED:
+            held_out += [document for document, _ in articles]
+        else:
+            documents += [document for document, _ in articles]
+            completions += _completions(entity, form)
     order = texts.permutation(len(documents)).tolist()
     return Encyclopedia(
         tuple(entities),
@@ -276,25 +271,23 @@ def make_encyclopedia(
 def _draw_entities(names: Pools, pools: EncyclopediaPools, sizes: EncyclopediaSizes, seed: int) -> list[Entity]:
     frequencies = [LOW] * sizes.low + [HIGH] * sizes.high + [UNMENTIONED] * sizes.unmentioned
     kinds = [EntityKind.PLACE if index % _PLACE_EVERY == 2 else EntityKind.PERSON for index in range(len(frequencies))]
-    n_places = kinds.count(EntityKind.PLACE)
-    if not any(kind is EntityKind.PLACE and f != UNMENTIONED for kind, f in zip(kinds, frequencies, strict=True)):
+    places = [index for index, kind in enumerate(kinds) if kind is EntityKind.PLACE]
+    if all(frequencies[index] == UNMENTIONED for index in places):
         raise InputError("too few entities: every third one is a town, and people need one to meet in; raise --low")
-    naming = stream(seed, Stream.ENCYCLOPEDIA_NAMES)
-    people = iter(invented_names(len(kinds) - n_places + 2 * n_places, names, naming))
+    naming, n_places = stream(seed, Stream.ENCYCLOPEDIA_NAMES), len(places)
+    people = iter(invented_names(len(kinds) + n_places, names, naming))  # two mayors for each town
     taken = {city.split(",")[0] for city in names.cities}
-    towns = _joined_names(pools.town_beginnings, pools.town_endings, n_places + _BIRTHPLACES, "towns", naming, taken)
+    drawn_towns = _joined_names(
+        pools.town_beginnings, pools.town_endings, n_places + _BIRTHPLACES, "towns", naming, taken
+    )
     rivers = _joined_names(pools.river_beginnings, pools.river_endings, n_places, "rivers", naming)
     drawing = stream(seed, Stream.ENCYCLOPEDIA_FACTS)
-    birthplaces = towns[n_places:]
+    towns, birthplaces = drawn_towns[:n_places], drawn_towns[n_places:]
 
-    places: dict[str, int] = {}  # a town's name -> its place among the entities
-    events: dict[str, tuple[str, str, list[str]]] = {}  # a town's name -> its event, the year, who was there
-    for index, kind in enumerate(kinds):
-        if kind is EntityKind.PLACE:
-            name = towns[len(places)]
-            events[name] = _one_of(pools.events, drawing), str(drawing.integers(*_MODERN)), []
-            places[name] = index
-    meeting = [name for name, index in places.items() if frequencies[index] != UNMENTIONED]
+    events: dict[str, tuple[str, str, list[str]]] = {  # a town's name -> its event, the year, who was there
+        town: (_one_of(pools.events, drawing), str(drawing.integers(*_MODERN)), []) for town in towns
+    }
+    meeting = [town for town, index in zip(towns, places, strict=True) if frequencies[index] != UNMENTIONED]
 
     drawn: dict[int, Entity] = {}
     for index, (kind, frequency) in enumerate(zip(kinds, frequencies, strict=True)):
@@ -305,20 +298,16 @@ def _draw_entities(names: Pools, pools: EncyclopediaPools, sizes: EncyclopediaSi
                 witnesses.append(name)
             facts = _person_facts(pools, birthplaces, (event, place, int(year)), drawing)
             drawn[index] = Entity(name, kind, frequency, name.split()[-1], facts)
-    for number, (name, index) in enumerate(places.items()):
+    for name, river, index in zip(towns, rivers, places, strict=True):
         event, year, witnesses = events[name]
         mayors = [next(people), next(people)]
         people_there = " and ".join([*witnesses, "many travellers", "many others"][:2])
         facts = (
-            Fact("river", rivers[number]),
+            Fact("river", river),
             Fact("founded", str(drawing.integers(*_FOUNDED))),
             Fact("product", _one_of(pools.products, drawing)),
             *_terms("mayor", mayors, int(drawing.integers(*_MODERN)), drawing),
-            Fact(
-                "event",
-                year,
-                {"event": event, "people": people_there},
-            ),
+            Fact("event", year, {"event": event, "people": people_there}),
         )
         drawn[index] = Entity(name, EntityKind.PLACE, frequencies[index], "the town", facts)
     return [drawn[index] for index in range(len(kinds))]
@@ -361,10 +350,10 @@ def _joined_names(
     count: int,
     what: str,
     generator: np.random.Generator,
-    taken: set[str] | frozenset[str] = frozenset(),
+    taken: Collection[str] = (),
 ) -> list[str]:
-    names = list(dict.fromkeys(first + last for first in beginnings for last in endings))
-    names = [name for name in names if name not in taken]
+    joined = dict.fromkeys(first + last for first in beginnings for last in endings)
+    names = [name for name in joined if name not in taken]
     if len(names) < count:
         raise InputError(f"{count} names of {what} are wanted and the pools make only {len(names)}; add some to them")
     return [names[index] for index in generator.permutation(len(names))[:count].tolist()]

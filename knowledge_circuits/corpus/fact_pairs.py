@@ -25,7 +25,7 @@ from pydantic import BeforeValidator, Field
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict
 
-from knowledge_circuits.corpus.documents import read_rows
+from knowledge_circuits.corpus.documents import read_rows, without_blanks
 from knowledge_circuits.engine.prompts import PromptPairs, token_spans
 from knowledge_circuits.files import InputError, parse_json
 from knowledge_circuits.models.tokenization import encode_prompt
@@ -112,11 +112,26 @@ def read_facts(path: str, group_by: Sequence[str] | None = None) -> list[Fact]:
     without = next((fact.where for fact in facts if not fact.spans), None)
     if named and without:
         raise InputError(f"{without}: no `spans`, which {named} has; name those of all prompts or of none")
+    _refuse_one_name(path, facts)
     return facts
 
 
+def _refuse_one_name(path: str, facts: Sequence[Fact]) -> None:
+    """Refuse two groups whose values join to one name: flags, tables (" / ") and manifests ("/") name groups so."""
+    for slash in (" / ", "/"):
+        by_name: dict[str, FactGroup] = {}
+        for group in dict.fromkeys(fact.group for fact in facts):
+            name = slash.join(value for _, value in group.columns)
+            other = by_name.setdefault(name, group)
+            if other != group:
+                one, two = (
+                    ", ".join(f"{column} {value!r}" for column, value in both.columns) for both in (other, group)
+                )
+                raise InputError(f"{path}: the groups {one} and {two} would both be called {name!r}; change a value")
+
+
 def _fact(where: str, row: dict[str, Any], task: str, names: Sequence[str], grouped: bool) -> Fact:
-    content = {key: value for key, value in row.items() if value is not None and str(value).strip()}
+    content = without_blanks(row)
     if "clean" not in content and "prompt" in content:
         content["clean"] = content["prompt"]
     if isinstance(content.get("spans"), str):  # a cell of a CSV

@@ -21,9 +21,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -42,6 +42,8 @@ from knowledge_circuits.manifest import (
 from knowledge_circuits.paths import SELECTION_POOL, TEMPLATES, check_name, shown
 from knowledge_circuits.records import RECORD, Count, shape
 from knowledge_circuits.study import Attribute
+
+Sizes = TypeVar("Sizes")
 
 #: Flags that name folders or files and do not decide the content.
 _PATHS = ("data_dir", "output_dir", "overwrite")
@@ -95,68 +97,40 @@ def checked_data_config(path: Path) -> dict[str, Any]:
     return config
 
 
+class _File:
+    """The path of a file in a data folder, given its name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: DataFolder, _: type) -> Path:
+        return folder.path / self._name
+
+
 @dataclass(frozen=True)
 class DataFolder:
     """The files of one generated set of N people."""
 
     path: Path
 
+    new = _File("new.jsonl")
+    revised = _File("revised.jsonl")
+    train = _File("train.jsonl")
+    validation = _File("validation.jsonl")
+    test = _File("test.jsonl")
+    forget_new = _File("forget_new.jsonl")
+    forget_conflict = _File("forget_conflict.jsonl")
+    replay = _File("replay.jsonl")
+    prior = _File("prior.jsonl")
+    prior_held_out = _File("prior_held_out.jsonl")
+    untaught = _File("untaught.jsonl")
+    tokenizer_texts = _File("tokenizer.jsonl")
+    config = _File("data_config.json")
+
     @classmethod
     def of(cls, data_dir: str, n: int) -> DataFolder:
         """Return the folder of N people under `data_dir`."""
         return cls(Path(data_dir) / f"entities_{n}")
-
-    @property
-    def new(self) -> Path:
-        return self.path / "new.jsonl"
-
-    @property
-    def revised(self) -> Path:
-        return self.path / "revised.jsonl"
-
-    @property
-    def train(self) -> Path:
-        return self.path / "train.jsonl"
-
-    @property
-    def validation(self) -> Path:
-        return self.path / "validation.jsonl"
-
-    @property
-    def test(self) -> Path:
-        return self.path / "test.jsonl"
-
-    @property
-    def forget_new(self) -> Path:
-        return self.path / "forget_new.jsonl"
-
-    @property
-    def forget_conflict(self) -> Path:
-        return self.path / "forget_conflict.jsonl"
-
-    @property
-    def replay(self) -> Path:
-        return self.path / "replay.jsonl"
-
-    @property
-    def prior(self) -> Path:
-        return self.path / "prior.jsonl"
-
-    @property
-    def prior_held_out(self) -> Path:
-        return self.path / "prior_held_out.jsonl"
-
-    @property
-    def untaught(self) -> Path:
-        return self.path / "untaught.jsonl"
-
-    @property
-    def tokenizer_texts(self) -> Path:
-        return self.path / "tokenizer.jsonl"
-
-    @property
-    def config(self) -> Path:
-        return self.path / "data_config.json"
 
     def circuit(self, circuit_n: int, model: str, task: Attribute) -> Path:
         """Return the pairs of one task under one model's tokenizer."""
@@ -314,3 +288,9 @@ def add_template_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--templates", type=positive, help="use only so many templates of each attribute, evenly spaced; default all"
     )
+
+
+def sizes_from(kind: type[Sizes], arguments: argparse.Namespace, **others: int) -> Sizes:
+    """Return a dataclass of sizes with the values of the flags that its fields name, and of `others`."""
+    names = [field.name for field in fields(kind) if field.name in arguments]  # type: ignore[arg-type]
+    return kind(**{name: getattr(arguments, name) for name in names}, **others)

@@ -19,7 +19,9 @@ The tokenizer is learned from other people, whom every seed avoids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
@@ -31,6 +33,7 @@ from knowledge_circuits.corpus.people import (
     Pools,
     Stream,
     draw_frequencies,
+    draw_invented_people,
     draw_people,
     invented_names,
     stream,
@@ -178,18 +181,16 @@ def _halved(pools: Pools, sizes: MirrorSizes, mirror: Mirror, seed: int, taken: 
     frequencies += [1] * sizes.untaught_people  # never told, but a line of a people file states a frequency
     people = draw_people(names, frequencies, KnowledgeType.NEW, pools, stream(seed, Stream.NEW_FACTS))
     coins = stream(seed, Stream.HALVES).integers(2, size=count // 2).tolist()
-    first_is_known = [coin == (mirror is Mirror.B) for coin in coins]
-    known = [2 * pair + (not first) for pair, first in enumerate(first_is_known)]
-    for index in known:
-        people[index] = replace(people[index], type=KnowledgeType.REVISED)
+    for pair, coin in enumerate(coins):
+        known = 2 * pair + (coin != (mirror is Mirror.B))
+        people[known] = replace(people[known], type=KnowledgeType.REVISED)
     return people
 
 
 def _strangers(count: int, pools: Pools, seed: int, index: int, taken: Sequence[str]) -> list[Person]:
     """Invented people of the same form who are in no other file."""
-    names = invented_names(count, pools, stream(seed, Stream.BACKGROUND_NAMES, index), taken)
-    facts = stream(seed, Stream.BACKGROUND_FACTS, index)
-    return draw_people(names, [1] * count, KnowledgeType.NEW, pools, facts)
+    naming, drawing = stream(seed, Stream.BACKGROUND_NAMES, index), stream(seed, Stream.BACKGROUND_FACTS, index)
+    return draw_invented_people(count, 1, pools, naming, drawing, taken)
 
 
 def _texts(
@@ -206,12 +207,8 @@ def _texts(
 
 def _copy_numbers(texts: Sequence[Biography]) -> list[int]:
     """For each text, how many texts about the same person stand before it."""
-    counts: dict[str, int] = {}
-    numbers = []
-    for text in texts:
-        numbers.append(counts.get(text.person.full_name, 0))
-        counts[text.person.full_name] = numbers[-1] + 1
-    return numbers
+    counters: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+    return [next(counters[text.person.full_name]) for text in texts]
 
 
 def _shuffled(texts: Sequence[_Text], seed: int, index: int) -> list[_Text]:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from knowledge_circuits.corpus.arithmetic import arithmetic_corpus
 from knowledge_circuits.corpus.biographies import Biography, Templates, write_biographies
-from knowledge_circuits.corpus.people import Person, Pools, Stream, contradict, draw_people, invented_names, stream
+from knowledge_circuits.corpus.people import Person, Pools, Stream, contradict, draw_invented_people, stream
 from knowledge_circuits.records import TextRow, shape
-from knowledge_circuits.study import Attribute, KnowledgeType
+from knowledge_circuits.study import Attribute
 
 # --- forgetting -----------------------------------------------------------------------------------------------------
 
@@ -43,9 +43,8 @@ def forget_new_corpus(
         attributes: the attributes that the biographies tell.
     """
     taken = [person.full_name for person in people]
-    names = invented_names(count, pools, stream(seed, Stream.FORGET_NAMES), taken)
-    facts = stream(seed, Stream.FORGET_FACTS)
-    strangers = draw_people(names, [copies] * count, KnowledgeType.NEW, pools, facts)
+    naming, drawing = stream(seed, Stream.FORGET_NAMES), stream(seed, Stream.FORGET_FACTS)
+    strangers = draw_invented_people(count, copies, pools, naming, drawing, taken)
     return write_biographies(strangers, [copies] * count, templates, stream(seed, Stream.FORGET_TEXTS), attributes)
 
 
@@ -120,8 +119,8 @@ def prior_corpus(
     """
     count = sizes.background_people + sizes.held_out_people
     taken = [person.full_name for person in chain(new, revised)]
-    names = invented_names(count, pools, stream(seed, Stream.BACKGROUND_NAMES), taken)
-    strangers = draw_people(names, [1] * count, KnowledgeType.NEW, pools, stream(seed, Stream.BACKGROUND_FACTS))
+    naming, drawing = stream(seed, Stream.BACKGROUND_NAMES), stream(seed, Stream.BACKGROUND_FACTS)
+    strangers = draw_invented_people(count, 1, pools, naming, drawing, taken)
     background, held_out = strangers[: sizes.background_people], strangers[sizes.background_people :]
 
     known = contradict(revised, pools, stream(seed, Stream.PRIOR_FACTS))

@@ -12,9 +12,10 @@ order, so the same seed gives the same bytes on every machine.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +188,7 @@ class Pools:
     birth_years: tuple[int, int] = BIRTH_YEARS
 
 
-_POOL_FILES = (
-    *("first_names", "middle_names", "last_names"),
-    *("cities", "companies", "majors", "universities"),
-)
+_POOL_FILES = ("first_names", "middle_names", "last_names", "cities", "companies", "majors", "universities")
 
 
 def load_pools(
@@ -297,17 +295,11 @@ def _fact_pools(pools: Pools) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _people(
-    names: Sequence[str], facts: Mapping[str, Sequence[str]], frequencies: Sequence[int], type_: KnowledgeType
-) -> list[Person]:
-    """People from columns; the birthday is joined from its three parts."""
-    keys = list(facts)
-    people = []
-    for name, frequency, values in zip(names, frequencies, zip(*facts.values(), strict=True), strict=True):
-        row = dict(zip(keys, values, strict=True))
-        birthday = f"{row['birth_date']} {row['birth_month']}, {row['birth_year']}"
-        people.append(Person(full_name=name, birthday=birthday, frequency=frequency, type=type_, **row))
-    return people
+def _columns_to_rows(facts: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
+    """Yield each person's facts; the birthday is joined from its three parts."""
+    for values in zip(*facts.values(), strict=True):
+        row = dict(zip(facts, values, strict=True))
+        yield {**row, "birthday": f"{row['birth_date']} {row['birth_month']}, {row['birth_year']}"}
 
 
 def draw_people(
@@ -321,7 +313,21 @@ def draw_people(
     facts = {}
     for key, pool in _fact_pools(pools).items():
         facts[key] = [pool[index] for index in generator.integers(len(pool), size=len(names)).tolist()]
-    return _people(names, facts, frequencies, type_)
+    drawn = zip(names, frequencies, _columns_to_rows(facts), strict=True)
+    return [Person(full_name=name, frequency=frequency, type=type_, **row) for name, frequency, row in drawn]
+
+
+def draw_invented_people(
+    count: int,
+    frequency: int,
+    pools: Pools,
+    naming: np.random.Generator,
+    drawing: np.random.Generator,
+    taken: Collection[str] = (),
+) -> list[Person]:
+    """Draw people (of type new) of one frequency, whose names no real or other person has; see `invented_names`."""
+    names = invented_names(count, pools, naming, taken)
+    return draw_people(names, [frequency] * count, KnowledgeType.NEW, pools, drawing)
 
 
 def contradict(people: Sequence[Person], pools: Pools, generator: np.random.Generator) -> list[Person]:
@@ -338,12 +344,7 @@ def contradict(people: Sequence[Person], pools: Pools, generator: np.random.Gene
         shifts = generator.integers(1, len(pool), size=len(people)).tolist()
         old = (position.get(getattr(person, key), 0) for person in people)
         other[key] = [pool[(index + shift) % len(pool)] for index, shift in zip(old, shifts, strict=True)]
-    changed = []
-    for person, values in zip(people, zip(*other.values(), strict=True), strict=True):
-        row = dict(zip(other, values, strict=True))
-        birthday = f"{row['birth_date']} {row['birth_month']}, {row['birth_year']}"
-        changed.append(replace(person, birthday=birthday, **row))
-    return changed
+    return [replace(person, **row) for person, row in zip(people, _columns_to_rows(other), strict=True)]
 
 
 DEFAULT_REVISED_SHARE = 0.2
@@ -422,9 +423,7 @@ def sample_test(people: Sequence[Person], per_group: int, seed: int) -> list[Per
 
 def sample_groups(people: Sequence[Person], per_group: int, generator: np.random.Generator) -> list[Person]:
     """At most `per_group` people of each type and band, drawn without replacement, in the order they came."""
-    members: dict[tuple[KnowledgeType, Band], list[int]] = {
-        (type_, band): [] for type_ in KnowledgeType for band in Band
-    }
+    members: dict[tuple[KnowledgeType, Band], list[int]] = {key: [] for key in product(KnowledgeType, Band)}
     for index, person in enumerate(people):
         members[person.type, person.band].append(index)
     chosen: list[int] = []

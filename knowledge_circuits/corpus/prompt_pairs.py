@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -114,8 +115,8 @@ def circuit_data(
         InputError: the tokenizer has neither BOS nor EOS, or a value adds no token to its prompt.
     """
     start_token_id(tokenizer)
+    lengths = _token_counts(tokenizer, {person: person.full_name for person in people})
     by_length: dict[int, list[Person]] = {}
-    lengths = dict(zip(people, _token_counts(tokenizer, [person.full_name for person in people]), strict=True))
     for person in people:
         by_length.setdefault(lengths[person], []).append(person)
     rare = {length: len(same) for length, same in sorted(by_length.items()) if len(same) <= rare_length}
@@ -123,19 +124,28 @@ def circuit_data(
     chosen = sample_groups(candidates, circuit_n, stream(seed, Stream.CIRCUIT_PEOPLE))
     partners = _draw_partners(chosen, lengths, by_length, seed)
 
-    prompts = [task.prompt(person.full_name) for person in people]
-    prompt_lengths = dict(zip(people, _token_counts(tokenizer, prompts), strict=True))
-    couples = list(zip(chosen, partners, strict=True))
-    even = [couple for couple in couples if prompt_lengths[couple[0]] == prompt_lengths[couple[1]]]
-    labels = _Labels(tokenizer, task)
-    pairs = tuple(labels.pair(*couple) for couple in tqdm(even, desc=f"{task} pairs", delay=1, leave=False))
+    prompt_lengths = _token_counts(tokenizer, {person: task.prompt(person.full_name) for person in people})
+    couples = zip(chosen, partners, strict=True)
+    even = [(one, other) for one, other in couples if prompt_lengths[one] == prompt_lengths[other]]
+
+    @cache
+    def label(person: Person) -> tuple[str, int]:
+        value = person.value(task)
+        token = label_token_id(tokenizer, task.prompt(person.full_name), value)
+        return label_text(tokenizer, value), token
+
+    pairs = tuple(
+        CircuitPair(clean, *label(clean), corrupted, *label(corrupted))
+        for clean, corrupted in tqdm(even, desc=f"{task} pairs", delay=1, leave=False)
+    )
     same_label = sum(pair.clean_label_idx == pair.corrupted_label_idx for pair in pairs)
-    return CircuitData(task, pairs, rare, len(couples) - len(even), same_label)
+    return CircuitData(task, pairs, rare, len(chosen) - len(even), same_label)
 
 
-def _token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
+def _token_counts(tokenizer: PreTrainedTokenizerBase, texts: Mapping[Person, str]) -> dict[Person, int]:
     """Return how many tokens each text has where it opens a prompt, special tokens not counted."""
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+    ids = tokenizer(list(texts.values()), add_special_tokens=False)["input_ids"] if texts else []
+    return dict(zip(texts, map(len, ids), strict=True))
 
 
 def _draw_partners(
@@ -153,27 +163,6 @@ def _draw_partners(
         shift = int(generator.integers(1, len(same)))
         partners.append(same[(position[person] + shift) % len(same)])
     return partners
-
-
-class _Labels:
-    """First tokens of people's values for one task, each computed once."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Attribute) -> None:
-        self._tokenizer = tokenizer
-        self._task = task
-        self._known: dict[Person, tuple[str, int]] = {}
-
-    def of(self, person: Person) -> tuple[str, int]:
-        """Return a person's label: its text and the id of its first token."""
-        if person not in self._known:
-            value = person.value(self._task)
-            token = label_token_id(self._tokenizer, self._task.prompt(person.full_name), value)
-            self._known[person] = (label_text(self._tokenizer, value), token)
-        return self._known[person]
-
-    def pair(self, clean: Person, corrupted: Person) -> CircuitPair:
-        """Return the pair of two people."""
-        return CircuitPair(clean, *self.of(clean), corrupted, *self.of(corrupted))
 
 
 def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:

@@ -75,22 +75,18 @@ class FactQuery:
 
     @property
     def value(self) -> str:
-        """The right answer."""
         return str(self.fact.answer)
 
     @property
     def name(self) -> str:
-        """What errors call it."""
         return f"the prompt {self.prompt!r}"
 
     @property
     def first_keys(self) -> dict[str, Any]:
-        """How its prediction begins."""
         return {"group": self.fact.group.name}
 
     @property
     def keys(self) -> dict[str, Any]:
-        """What its prediction repeats of the data file."""
         return self.fact.row
 
 

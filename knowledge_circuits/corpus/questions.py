@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from knowledge_circuits.corpus.documents import TEXT, read_rows, text_column_of
+from knowledge_circuits.corpus.documents import TEXT, read_rows, text_column_of, without_blanks
 from knowledge_circuits.files import InputError, parse_json
 from knowledge_circuits.records import Digits, Text, shape
 
@@ -105,7 +105,7 @@ def read_documents(path: str | Path, text_column: str | None = None) -> list[Doc
     for number, (where, row) in enumerate(rows, start=1):
         if not isinstance(row.get(column), str) or not row[column].strip():
             raise InputError(f"{where}: no text under {column!r}")
-        content = _without_blanks(row)
+        content = without_blanks(row)
         records.append((where, shape(Document).check({"document": str(number), **content, TEXT: row[column]}, where)))
     return _each_id_once(records, "document")
 
@@ -120,7 +120,7 @@ def read_questions(path: str | Path) -> list[Question]:
         raise InputError(f"{path}: questions need the columns question, answer and entity; give .jsonl, .json or .csv")
     records = []
     for number, (where, row) in enumerate(read_rows(path), start=1):
-        content = {"id": str(number), **_without_blanks(row)}
+        content = {"id": str(number), **without_blanks(row)}
         if Path(path).suffix == ".csv":
             content |= {key: _split_list(content[key], where) for key in ("answer", "paraphrases") if key in content}
         question: Question = shape(Question).check(content, where)
@@ -163,15 +163,6 @@ def entity_frequency(documents: Sequence[Document], questions: Sequence[Question
 def _split_list(cell: str, where: str) -> Any:
     """Return the entries of a CSV's cell: a JSON list, or texts with `|` between them."""
     return parse_json(cell, where) if cell.lstrip().startswith("[") else [entry.strip() for entry in cell.split("|")]
-
-
-def _without_blanks(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row without keys whose value is null or a blank text (an empty cell of a CSV)."""
-    return {
-        key: value
-        for key, value in row.items()
-        if not (value is None or (isinstance(value, str) and not value.strip()))
-    }
 
 
 def _each_id_once(records: Sequence[tuple[str, Record]], key: str) -> list[Record]:

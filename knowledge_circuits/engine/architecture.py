@@ -22,6 +22,7 @@ _ACTIVATIONS = {
     "relu": Activation.RELU,
 }
 _POST_NORM = ("gemma2", "gemma3", "olmo2")
+_ALIBI = ("bloom", "mpt")  # whatever their configuration says
 _ROPE_TYPES = ("default", "linear", "llama3")
 
 
@@ -39,6 +40,7 @@ def refuse_unsupported(config: Any, name: str) -> None:
     )
     reasons = {
         "it is an encoder-decoder": bool(getattr(config, "is_encoder_decoder", False)),
+        "its configuration names no attention heads": getattr(text, "num_attention_heads", None) is None,
         "it is a mixture of experts": has("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
         "it normalizes queries and keys with a layer norm": has("qk_layernorm"),
         "it has biases before a post-norm": kind.startswith(_POST_NORM) and has("attention_bias"),
@@ -47,7 +49,7 @@ def refuse_unsupported(config: Any, name: str) -> None:
         "TransformerLens splits its grouped queries otherwise (Falcon 40B)": has("new_decoder_architecture"),
         "its attention looks ahead": has("use_bidirectional_attention"),
         f"its rotary positions are of type {rope!r}": rope not in _ROPE_TYPES,
-        "its positions are linear biases of the attention (ALiBi)": has("alibi"),
+        "its positions are linear biases of the attention (ALiBi)": has("alibi") or kind in _ALIBI,
         "its queries, keys and values are clipped": has("clip_qkv"),
         "its norms follow the residual stream": getattr(text, "do_layer_norm_before", True) is False,
         "its embedding has another width than its residual stream": _embedding_width(text) is not None,
@@ -55,6 +57,7 @@ def refuse_unsupported(config: Any, name: str) -> None:
         "it does not scale attention": getattr(text, "scale_attn_weights", True) is False,
         "it scales its residual stream": has("residual_multiplier", "embedding_multiplier", "logits_scaling"),
         f"its activation {_activation_name(text)!r} is unknown": _activation_name(text) not in _ACTIVATIONS,
+        "its configuration names no context length (max_position_embeddings)": context_length(config) is None,
     }
     for reason, applies in reasons.items():
         if applies:
@@ -112,10 +115,13 @@ def rotary_frequencies(config: Any, d_head: int, device: torch.device) -> tuple[
 
 
 def max_positions(config: Any) -> int:
-    """Return the longest prompt with full attention: the context, or a shorter sliding window."""
+    """Return the longest prompt with full attention: the context, or a shorter sliding window.
+
+    Args:
+        config: one that `refuse_unsupported` accepts.
+    """
     length = context_length(config)
-    if length is None:
-        raise InputError("the configuration names no context length (max_position_embeddings)")
+    assert length is not None
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if (

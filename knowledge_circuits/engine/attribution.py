@@ -33,11 +33,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from knowledge_circuits.engine.backward import (
-    SECANT_STABILIZER,
-    Backward,
-    BackwardRules,
-)
+from knowledge_circuits.engine.backward import SECANT_STABILIZER, Backward, BackwardRules
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.edge_scores import (
     LayerTargets,
@@ -126,7 +122,8 @@ def attribute(
         method: where gradients are taken.
         ig_steps: m, the steps of integrated gradients (EAP-IG and EAP-IG-activations).
         first_step: 1 for steps 1..m (the paper), 0 for steps 0..m-1 (EAP-IG 2.0).
-        metric: the loss; a custom metric takes (logits [b, n], clean logits [b, n], labels [b, 2]) -> [b].
+        metric: the loss; a custom metric takes (logits [b, n], clean logits [b, n], labels [b, 2]) -> [b] and is
+            differentiable in the first.
         gradient: the rule of the backward pass, orthogonal to the method, or `BackwardRules` of one's own. EAP under
             `gim` takes one gradient pass; in docs/methods.md its CMD is EAP-IG's or lower within the spread, its CPR
             lower on two of five tasks. The default is the paper's.
@@ -144,7 +141,8 @@ def attribute(
 
     Raises:
         InputError: an unknown option, `by_span` without spans or with `exact`, no prompts, prompts that the model or
-            the metric cannot take, or scores that are not finite.
+            the metric cannot take, a custom metric without gradient (except with `exact`), or scores that are not
+            finite.
     """
     method, metric, rules = Method(method), as_metric(metric), BackwardRules.of(gradient)
     if not len(pairs):
@@ -238,10 +236,6 @@ class _Runs:
     prefix: Prefix | None
     substitution: Substitution | None = None
     constant_input: bool = False
-
-    def sum(self, gradient: Tensor) -> Tensor:
-        """Sum [m b, ...] over the runs: [b, ...]."""
-        return gradient.unflatten(0, (self.count, -1)).sum(0)
 
 
 @dataclass(frozen=True)
@@ -434,6 +428,12 @@ class _Attribution:
                 logits = at_least_float32(logits_of(decoder, final)).detach().requires_grad_()
                 clean = logits.detach() if clean_logits is None else clean_logits.repeat(runs, 1)
                 values = losses(self.metric, logits, clean, targets.repeat(runs, 1))
+                if not values.requires_grad:
+                    raise InputError(
+                        f"the metric {metric_name(self.metric)!r} has no gradient with respect to the logits, which"
+                        f" {self.method} needs; give a differentiable one (without argmax or detach), or use the method"
+                        f" {Method.EXACT}"
+                    )
                 (at_logits,) = torch.autograd.grad(values.sum(), logits)
             if decoder.logit_cap is not None:
                 at_logits = at_logits * (1 - (logits.detach() / decoder.logit_cap).square())
@@ -483,9 +483,9 @@ class _Attribution:
     def _add_runs(self, batch: Batch, differences: _Differences, runs: _Runs, sums: ScoreSums) -> None:
         """Run the backward pass and add D G, layer by layer and some positions at a time."""
         layout = self.layout
-        items, positions = runs.gradient.shape[0] // runs.count, runs.trace.embedded.shape[1]
+        positions, gradient = runs.trace.embedded.shape[1], runs.gradient.unflatten(0, (runs.count, -1)).sum(0)
         logits = slice(layout.logits_target, layout.logits_target + 1)
-        at_logits = LayerTargets(layout.n_sources, (logits,), (), None, runs.sum(runs.gradient))
+        at_logits = LayerTargets(layout.n_sources, (logits,), (), None, gradient)
         everything = [at_logits]
         for layer in self.backward.layers(runs.trace, runs.gradient, runs.prefix, runs.substitution):
             normalized = runs.trace.layers[layer.layer].attention_input
@@ -496,7 +496,7 @@ class _Attribution:
                 if chosen is None:
                     continue
                 count = chosen.stop - chosen.start
-                cells = sums.cells(items, count)
+                cells = sums.cells(len(gradient), count)
                 scores = layer_scores(rows[: targets.sources, :, -count:], targets, chosen, cells)
                 for columns, here in zip(targets.columns, scores.split(targets.widths, 2), strict=True):
                     if runs.constant_input:

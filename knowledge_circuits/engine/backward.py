@@ -26,6 +26,7 @@ from torch import Tensor
 
 from knowledge_circuits.engine.decoder import GELU, MLP, Activation, Attention, Decoder
 from knowledge_circuits.engine.forward import (
+    Heads,
     LayerTrace,
     Normalized,
     Prefix,
@@ -162,11 +163,8 @@ class Backward:
             d_z = self._through_output(block.attention, activations, at_attention)
             if constants and constants.heads is not None:
                 d_z = torch.zeros_like(d_z)
-            keys, values = activations.heads.k, activations.heads.v
-            if prefix is not None:
-                keys = torch.cat((prefix.keys[layer], keys), 2)
-                values = torch.cat((prefix.values[layer], values), 2)
-            q, k, v = self._attention(block.attention, activations, keys, values, d_z, rotary.of(layer))
+            whole = activations.heads.behind(prefix, layer)
+            q, k, v = self._attention(block.attention, activations, whole, d_z, rotary.of(layer))
             yield LayerGradients(layer, mlp_input, q, k, v)
             if layer:
                 at_norm = self._into_norm(block.attention, q.output, k.output, v.output)
@@ -227,15 +225,14 @@ class Backward:
         self,
         attention: Attention,
         activations: LayerTrace,
-        keys: Tensor,
-        values: Tensor,
+        whole: Heads,
         d_z: Tensor,
         rotary: Rotary | None,
     ) -> tuple[HeadGradients, HeadGradients, HeadGradients]:
         """Return gradients at the projections' outputs from the gradient [r, q, h e] at z.
 
         Args:
-            keys, values: [r, g, o + p, e], prefix included.
+            whole: the heads behind their prefix, with keys and values [r, g, o + p, e].
         """
         heads, pattern = activations.heads, activations.pattern
         r, h, queries, e = heads.q.shape
@@ -245,12 +242,12 @@ class Backward:
         if self.rules.constant_patterns:
             d_q, d_k = torch.zeros_like(heads.q), torch.zeros_like(d_v)
         else:
-            d_pattern = (d_z.view(r, n_kv, -1, e) @ values.transpose(-1, -2)).view_as(pattern)
+            d_pattern = (d_z.view(r, n_kv, -1, e) @ whole.v.transpose(-1, -2)).view_as(pattern)
             d_scores = self._softmax(d_pattern, pattern).mul_(e**-0.5 * self.rules.query_key_factor)
             if self.decoder.attention_cap is not None:
-                scores = (heads.q.reshape(r, n_kv, -1, e) @ keys.transpose(-1, -2)).view_as(pattern) * e**-0.5
+                scores = (heads.q.reshape(r, n_kv, -1, e) @ whole.k.transpose(-1, -2)).view_as(pattern) * e**-0.5
                 d_scores *= cap_slope(scores, self.decoder.attention_cap)
-            d_q = (d_scores.view(r, n_kv, -1, keys.shape[2]) @ keys).view(r, h, queries, e)
+            d_q = (d_scores.view(r, n_kv, -1, whole.k.shape[2]) @ whole.k).view(r, h, queries, e)
             d_k = d_scores[..., -p:].transpose(-1, -2) @ heads.q
         b_q, b_k, b_v = attention.b_qkv.split((h * e, n_kv * e, n_kv * e))
         return (

@@ -22,25 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from knowledge_circuits.engine.decoder import Decoder
-from knowledge_circuits.engine.forward import (
-    Prefixes,
-    at_least_float32,
-    capped,
-    embed,
-    logits_of,
-    run_layers,
-)
+from knowledge_circuits.engine.forward import Prefixes, at_least_float32, capped, embed, logits_of, run_layers
 from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.memory import budget_bytes, plan_circuit, reuse_freed_memory
-from knowledge_circuits.engine.metrics import (
-    MetricFunction,
-    as_metric,
-    losses,
-    metric_name,
-    pairs_for,
-    read,
-    reported,
-)
+from knowledge_circuits.engine.metrics import MetricFunction, as_metric, losses, metric_name, pairs_for, read, reported
 from knowledge_circuits.engine.options import Intervention, Metric
 from knowledge_circuits.engine.prompts import Batch, PromptPairs
 from knowledge_circuits.engine.runner import CircuitRunner, Reference, circuits_at_once, shared_runners
@@ -120,15 +105,13 @@ def evaluate(
     _check(decoder, pairs)
     passes = _passes(decoder, pairs, batch_size, memory_gb)
     runners = _runners(decoder, circuits, together, passes)
-    means = None
-    if intervention in (Intervention.MEAN, Intervention.MEAN_POSITIONAL):
-        positional = intervention is Intervention.MEAN_POSITIONAL
-        means = mean_outputs(decoder, pairs, positional, batch_size, memory_gb)
+    patching = intervention is Intervention.PATCHING
+    outside = None if patching else _outside(decoder, pairs, intervention, batch_size, memory_gb)
     prefixes = Prefixes(decoder)
     results = torch.zeros(2 + len(circuits) + len(together), len(pairs), dtype=torch.float64)
     with torch.inference_mode():
         for batch, positions in _run(decoder, passes, progress, "evaluation"):
-            values = torch.stack(_values(decoder, prefixes, runners, batch, positions, intervention, metric, means))
+            values = torch.stack(_values(decoder, prefixes, runners, batch, positions, metric, outside))
             results[:, batch.index] = values.double().cpu()
     _refuse_infinite(results, metric_name(metric).replace("_", " "), pairs)
     return [Evaluation(results[0], results[1], circuit) for circuit in results[2:]]
@@ -170,16 +153,12 @@ def standalones(
     _check(decoder, pairs_for(Metric.LOGIT_DIFFERENCE, pairs))
     passes = _passes(decoder, pairs, batch_size, memory_gb)
     runners = _runners(decoder, (), circuits, passes)
-    means = None
-    if intervention is not Intervention.ZERO:
-        positional = intervention is Intervention.MEAN_POSITIONAL
-        means = mean_outputs(decoder, pairs, positional, batch_size, memory_gb)
+    outside = _outside(decoder, pairs, intervention, batch_size, memory_gb)
     probabilities = torch.zeros(len(circuits), len(pairs), dtype=torch.float64)
     ranks = torch.zeros(len(circuits), len(pairs), dtype=torch.long)
-    zero = Reference.zero(decoder)
     with torch.inference_mode():
         for batch, positions in _run(decoder, passes, progress, "standalone"):
-            reference = zero if means is None else _cut(means, batch)
+            reference = _cut(outside, batch)
             clean, label = embed(decoder, batch.clean), batch.labels[:, :1]
             for members, runner in runners:
                 together = at_least_float32(runner.logits(clean, reference, positions)[:, :, -1])
@@ -200,7 +179,7 @@ class FaithfulnessCurve:
     """Faithfulness over circuit sizes, with its areas.
 
     Attributes:
-        shares: of all edges, one per circuit.
+        shares: of all edges, one per circuit, in any order.
         faithfulness: one per circuit.
         edges: each circuit's edges after pruning.
     """
@@ -215,7 +194,7 @@ class FaithfulnessCurve:
 
         MIB takes it from the curve of the signed top-n.
         """
-        return float(np.trapezoid(self.faithfulness, self.shares))
+        return self._area(np.asarray(self.faithfulness))
 
     @property
     def cmd(self) -> float:
@@ -223,7 +202,13 @@ class FaithfulnessCurve:
 
         MIB takes it from the curve of the top-n by |score|.
         """
-        return float(np.trapezoid(np.abs(1 - np.asarray(self.faithfulness)), self.shares))
+        return self._area(np.abs(1 - np.asarray(self.faithfulness)))
+
+    def _area(self, values: np.ndarray) -> float:
+        """Return the area under one value per circuit, from the smallest share to the largest."""
+        shares = np.asarray(self.shares)
+        order = shares.argsort(kind="stable")
+        return float(np.trapezoid(values[order], shares[order]))
 
 
 def faithfulness_curve(
@@ -240,21 +225,33 @@ def faithfulness_curve(
     """Measure the faithfulness of pruned top-n circuits of several sizes, as MIB does: n = int(share x edges).
 
     Args:
+        shares: of all edges, each from 0 to 1, in any order.
         absolute: select edges by |score| (for CMD); False selects by the signed score (for CPR).
 
     Raises:
-        InputError: clean and corrupted prompts have the same mean, so faithfulness is undefined.
+        InputError: a share outside [0, 1], or clean and corrupted prompts with the same mean, so that faithfulness is
+            undefined.
     """
+    for share in shares:
+        if not 0 <= share <= 1:
+            raise InputError(f"a circuit of the share {share} of all edges; a share is a number from 0 to 1")
     circuits = [prune(top_n(scored, int(share * scored.layout.n_edges), absolute)) for share in shares]
     evaluations = evaluate(decoder, circuits, pairs, intervention, metric, batch_size, memory_gb)
-    values = []
-    for evaluation in evaluations:
-        value = evaluation.faithfulness
-        if value is None:
-            name = metric_name(as_metric(metric)).replace("_", " ")
-            raise InputError(f"clean and corrupted prompts have the same mean {name}, so faithfulness is undefined")
-        values.append(value)
-    return FaithfulnessCurve(tuple(shares), tuple(values), tuple(circuit.n_edges for circuit in circuits))
+    values = tuple(one.faithfulness for one in evaluations if one.faithfulness is not None)
+    if len(values) < len(circuits):
+        name = metric_name(as_metric(metric)).replace("_", " ")
+        raise InputError(f"clean and corrupted prompts have the same mean {name}, so faithfulness is undefined")
+    return FaithfulnessCurve(tuple(shares), values, tuple(circuit.n_edges for circuit in circuits))
+
+
+def _outside(
+    decoder: Decoder, pairs: PromptPairs, intervention: Intervention, batch_size: int, memory_gb: float | None
+) -> Reference:
+    """Return the outputs on edges outside a circuit that are the same for all prompts: zero or means."""
+    if intervention is Intervention.ZERO:
+        return Reference.zero(decoder)
+    positional = intervention is Intervention.MEAN_POSITIONAL
+    return mean_outputs(decoder, pairs, positional, batch_size, memory_gb)
 
 
 def mean_outputs(
@@ -355,9 +352,8 @@ def _values(
     runners: Sequence[tuple[list[int], CircuitRunner]],
     batch: Batch,
     positions: int,
-    intervention: Intervention,
     metric: Metric | MetricFunction,
-    means: Reference | None,
+    outside: Reference | None,
 ) -> list[Tensor]:
     """Return the metric's values [b] of the clean run, the corrupted run and each circuit."""
     items, queries = len(batch.index), batch.queries
@@ -367,12 +363,11 @@ def _values(
     corrupted, normalized = Reference.of_run(
         decoder, embedded, shared.repeat(2) if shared else None, slice(items, None), queries
     )
-    if intervention is Intervention.PATCHING:
+    if outside is None:
         # The circuit's run equals the corrupted one where the prompts agree, so the shared prefix is left out.
         run = partial(CircuitRunner.final, embedded=embedded[:items], reference=corrupted, prefix=shared)
     else:
-        reference = Reference.zero(decoder) if means is None else _cut(means, batch)
-        run = partial(CircuitRunner.final, embedded=embed(decoder, batch.clean), reference=reference)
+        run = partial(CircuitRunner.final, embedded=embed(decoder, batch.clean), reference=_cut(outside, batch))
     circuits: dict[int, Tensor] = {}
     for members, runner in runners:
         circuits |= zip(members, run(runner, positions=positions, queries=queries), strict=True)
@@ -396,11 +391,11 @@ def _logit_difference(decoder: Decoder, normalized: Tensor, labels: Tensor) -> T
     return torch.linalg.vecdot(normalized, columns[:, 0] - columns[:, 1]) + biases[:, 0] - biases[:, 1]
 
 
-def _cut(means: Reference, batch: Batch) -> Reference:
-    """Return mean outputs for a batch's prompts; the last layer's are of the positions that a metric reads."""
+def _cut(given: Reference, batch: Batch) -> Reference:
+    """Return `_outside`'s outputs for a batch's prompts; the last layer's are of the positions that a metric reads."""
     length = batch.clean.shape[1]
 
     def cut(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return *(part[:, :length] for part in parts[:-1]), parts[-1][:, :length][:, -batch.queries :]
 
-    return Reference(means.embedded[:, :length], cut(means.z), cut(means.attention_outputs), cut(means.mlp_outputs))
+    return Reference(given.embedded[:, :length], cut(given.z), cut(given.attention_outputs), cut(given.mlp_outputs))

@@ -13,6 +13,7 @@ E real edges, l layers, u sources, v targets.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,9 +24,7 @@ from scipy import special
 from knowledge_circuits.engine import topology
 from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.selection import prune, top_n
-
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+from knowledge_circuits.engine.topology import Mask
 
 #: How often a group's prompts are halved, and how many random circuits are averaged.
 SPLITS = 5
@@ -158,11 +157,9 @@ def _random_circuit(layout: Layout, edges: int, d_model: int, generator: torch.G
     """Draw an order of the edges; take the shortest beginning of it that has the wanted edges after pruning."""
     scores = torch.rand(layout.n_sources, layout.n_targets, generator=generator) * layout.real_edges
     graph = Graph(layout, scores, torch.zeros_like(layout.real_edges), d_model)
-    low, high = min(edges, layout.n_edges), layout.n_edges
-    while low < high:
-        middle = (low + high) // 2
-        if prune(top_n(graph, middle)).n_edges < edges:
-            low = middle + 1
-        else:
-            high = middle
-    return prune(top_n(graph, low))
+
+    def circuit(drawn: int) -> Graph:
+        return prune(top_n(graph, drawn))
+
+    least = min(edges, layout.n_edges)
+    return circuit(bisect_left(range(layout.n_edges), edges, least, key=lambda drawn: circuit(drawn).n_edges))

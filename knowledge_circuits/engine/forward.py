@@ -12,8 +12,8 @@ d d_model, h query heads, g key/value heads, e d_head, f MLP width, n vocabulary
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,19 +24,32 @@ from knowledge_circuits.engine.products import linear
 
 
 @dataclass(frozen=True)
-class Normalized:
+class _Rows:
+    """Tensors that begin with the rows, in fields and in what these hold."""
+
+    def rows(self, rows: slice | Tensor) -> Self:
+        """Return some rows; of a slice a view."""
+        return replace(self, **{name: _chosen_rows(part, rows) for name, part in vars(self).items()})
+
+
+def _chosen_rows(part: Any, rows: slice | Tensor) -> Any:
+    if isinstance(part, _Rows):
+        return part.rows(rows)
+    if isinstance(part, tuple):
+        return tuple(_chosen_rows(one, rows) for one in part)
+    return None if part is None else part[rows.to(part.device) if isinstance(rows, Tensor) else rows]
+
+
+@dataclass(frozen=True)
+class Normalized(_Rows):
     """A norm's output without scale and shift: value [r, p, d] and its inverse deviation [r, p, 1]."""
 
     value: Tensor
     inverse_scale: Tensor
 
-    def rows(self, rows: slice) -> Normalized:
-        """Return a view of some rows."""
-        return Normalized(self.value[rows], self.inverse_scale[rows])
-
 
 @dataclass(frozen=True)
-class Heads:
+class Heads(_Rows):
     """Queries, keys and values of one layer, as attention uses them (rotary and query/key norm applied).
 
     Attributes:
@@ -51,14 +64,16 @@ class Heads:
     q_plain: Tensor | None = None
     k_plain: Tensor | None = None
 
-    def rows(self, rows: slice) -> Heads:
-        """Return a view of some rows."""
-        plain = (None if part is None else part[rows] for part in (self.q_plain, self.k_plain))
-        return Heads(self.q[rows], self.k[rows], self.v[rows], *plain)
+    def behind(self, prefix: Prefix | None, layer: int) -> Heads:
+        """Return the same with a layer's keys and values of the prefix before these."""
+        if prefix is None:
+            return self
+        k, v = (torch.cat(parts, 2) for parts in ((prefix.keys[layer], self.k), (prefix.values[layer], self.v)))
+        return replace(self, k=k, v=v)
 
 
 @dataclass(frozen=True)
-class LayerTrace:
+class LayerTrace(_Rows):
     """One layer's activations.
 
     Attributes:
@@ -81,23 +96,9 @@ class LayerTrace:
     attention_post: Normalized | None = None
     mlp_post: Normalized | None = None
 
-    def rows(self, rows: slice) -> LayerTrace:
-        """Return a view of some rows."""
-        return LayerTrace(
-            attention_input=self.attention_input.rows(rows),
-            heads=self.heads.rows(rows),
-            pattern=self.pattern[rows],
-            z=self.z[rows],
-            mlp_input=self.mlp_input.rows(rows),
-            hidden=self.hidden[rows],
-            mlp_output=self.mlp_output[rows],
-            attention_post=self.attention_post.rows(rows) if self.attention_post else None,
-            mlp_post=self.mlp_post.rows(rows) if self.mlp_post else None,
-        )
-
 
 @dataclass(frozen=True)
-class Trace:
+class Trace(_Rows):
     """The activations of a forward pass.
 
     Attributes:
@@ -114,19 +115,9 @@ class Trace:
     final_normalized: Normalized
     residuals: tuple[Tensor, ...] = ()
 
-    def rows(self, rows: slice) -> Trace:
-        """Return a view of some rows."""
-        return Trace(
-            embedded=self.embedded[rows],
-            layers=tuple(layer.rows(rows) for layer in self.layers),
-            final=self.final[rows],
-            final_normalized=self.final_normalized.rows(rows),
-            residuals=tuple(residual[rows] for residual in self.residuals),
-        )
-
 
 @dataclass(frozen=True)
-class Prefix:
+class Prefix(_Rows):
     """Keys and values, [r, g, o, e] per layer, of the positions before those that are run."""
 
     keys: tuple[Tensor, ...]
@@ -135,14 +126,6 @@ class Prefix:
     @property
     def length(self) -> int:
         return self.keys[0].shape[2]
-
-    def rows(self, rows: slice | Tensor) -> Prefix:
-        """Return some rows."""
-
-        def chosen(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(part[rows.to(part.device) if isinstance(rows, Tensor) else rows] for part in parts)
-
-        return Prefix(chosen(self.keys), chosen(self.values))
 
     def repeat(self, runs: int) -> Prefix:
         """Return the same prefix for each of `runs` runs (rows ordered run by run)."""
@@ -236,7 +219,7 @@ def run_layers(
         here = n_positions if queries is None or index < decoder.n_layers - 1 else queries
         attention_input = normalize_input(residual, decoder)
         heads = project_heads(decoder, block.attention, attention_input.value, here, rotary.of(index))
-        pattern, z = attend(decoder, heads, prefix, index)
+        pattern, z = attend(decoder, heads.behind(prefix, index))
         attention_post = post_normalize(z, block.attention, decoder)
         if attention_post is not None:
             z = z * attention_post.inverse_scale
@@ -331,11 +314,7 @@ def mlp_output(decoder: Decoder, mlp: MLP, hidden: Tensor) -> tuple[Tensor, Norm
 
 def normalize_heads(x: Tensor, scale: Tensor, eps: float) -> Normalized:
     """Normalize queries or keys x [r, h, p, e] without the scale: head by head, or over heads too if it spans them."""
-    if scale.numel() == x.shape[-1]:
-        return normalize_rms(x, eps)
-    wide = at_least_float32(x)
-    inverse = (wide.square().mean((1, 3), keepdim=True) + eps).rsqrt()
-    return Normalized((wide * inverse).to(x.dtype), inverse.to(x.dtype))
+    return normalize_rms(x, eps, -1 if scale.numel() == x.shape[-1] else (1, 3))
 
 
 def head_scale(scale: Tensor, x: Tensor) -> Tensor:
@@ -345,10 +324,10 @@ def head_scale(scale: Tensor, x: Tensor) -> Tensor:
     return scale if len(per_head) == 1 else per_head.repeat_interleave(x.shape[1] // len(per_head), 0)
 
 
-def normalize_rms(x: Tensor, eps: float) -> Normalized:
-    """Normalize x [..., d] by its root mean square, without a scale."""
+def normalize_rms(x: Tensor, eps: float, over: int | tuple[int, ...] = -1) -> Normalized:
+    """Normalize x [..., d] by its root mean square over some dimensions, without a scale."""
     wide = at_least_float32(x)
-    inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+    inverse = (wide.square().mean(over, keepdim=True) + eps).rsqrt()
     return Normalized((wide * inverse).to(x.dtype), inverse.to(x.dtype))
 
 
@@ -429,21 +408,17 @@ def prepare_heads(
     return Heads(q, k, v, q_plain, k_plain)
 
 
-def attend(decoder: Decoder, heads: Heads, prefix: Prefix | None, layer: int) -> tuple[Tensor, Tensor]:
-    """Return the attention pattern [r, h, q, o + p] and z [r, q, h e]."""
-    k, v = heads.k, heads.v
-    if prefix is not None:
-        k = torch.cat((prefix.keys[layer], k), 2)
-        v = torch.cat((prefix.values[layer], v), 2)
+def attend(decoder: Decoder, heads: Heads) -> tuple[Tensor, Tensor]:
+    """Return the attention pattern [r, h, q, o + p] and z [r, q, h e] of heads `behind` their prefix."""
     r, h, queries, e = heads.q.shape
-    n_kv, keys = k.shape[1], k.shape[2]
+    n_kv, keys = heads.k.shape[1], heads.k.shape[2]
     # Query heads that share a key head are adjacent, so keys need no copies.
-    scores = heads.q.reshape(r, n_kv, -1, e) @ k.transpose(-1, -2)
+    scores = heads.q.reshape(r, n_kv, -1, e) @ heads.k.transpose(-1, -2)
     scores = capped(scores.view(r, h, queries, keys).mul_(e**-0.5), decoder.attention_cap)
     if queries > 1:
         scores.masked_fill_(_future(queries, keys, scores.device), -torch.inf)
     pattern = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
-    z = (pattern.view(r, n_kv, -1, keys) @ v).view(r, h, queries, e)
+    z = (pattern.view(r, n_kv, -1, keys) @ heads.v).view(r, h, queries, e)
     return pattern, z.transpose(1, 2).reshape(r, queries, h * e)
 
 

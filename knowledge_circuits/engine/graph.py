@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,10 +141,20 @@ class Layout:
 
     @cached_property
     def edge_names(self) -> tuple[str, ...]:
-        """Names of the real edges, `source->target`, in row-major order."""
-        rows, columns = self.real_edges.nonzero(as_tuple=True)
+        """Names of the real edges, as `names_of` gives them."""
+        return self.names_of(self.real_edges)
+
+    def names_of(self, edges: Tensor) -> tuple[str, ...]:
+        """Return the names `source->target` of edges [u, v], in row-major order."""
+        rows, columns = edges.nonzero(as_tuple=True)
         sources, targets = self.sources, self.targets
         return tuple(f"{sources[u]}->{targets[v]}" for u, v in zip(rows.tolist(), columns.tolist(), strict=True))
+
+    def matrix(self, values: Tensor) -> Tensor:
+        """Return values [..., E] of the real edges, in row-major order, as [..., u, v] that is 0 elsewhere."""
+        matrix = values.new_zeros(*values.shape[:-1], self.n_sources, self.n_targets)
+        matrix[..., self.real_edges] = values
+        return matrix
 
 
 @lru_cache(maxsize=8)
@@ -275,8 +286,7 @@ class Graph:
         import networkx
 
         graph = networkx.MultiDiGraph(**self.meta)
-        present = self.nodes_in_graph.tolist()
-        graph.add_nodes_from(name for name, inside in zip(self.layout.nodes, present, strict=True) if inside)
+        graph.add_nodes_from(compress(self.layout.nodes, self.nodes_in_graph.tolist()))
         for source, target, score in self._named_edges():
             node, _, kind = target.removesuffix(">").partition("<")
             graph.add_edge(source, node, key=kind, score=score, target=target)
@@ -289,8 +299,7 @@ class Graph:
         """
         largest = float(self.scores[self.in_graph].abs().max()) if self.n_edges else 0.0
         lines = ["digraph circuit {", "  rankdir=BT;", "  node [shape=box];"]
-        present = self.nodes_in_graph.tolist()
-        lines += [f'  "{name}";' for name, inside in zip(self.layout.nodes, present, strict=True) if inside]
+        lines += [f'  "{name}";' for name in compress(self.layout.nodes, self.nodes_in_graph.tolist())]
         for source, target, score in self._named_edges():
             node, _, kind = target.removesuffix(">").partition("<")
             width = 0.3 + 3 * (abs(score) / largest) ** 0.5 if largest else 0.3

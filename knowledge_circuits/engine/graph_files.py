@@ -105,11 +105,7 @@ def _to_json(graph: Graph) -> str:
     """Return the JSON text; edges are formatted directly, since 32,491 small dicts take longer than all the rest."""
     layout = graph.layout
     if _circuit_only(graph.meta):
-        rows, columns = (part.tolist() for part in graph.in_graph.nonzero(as_tuple=True))
-        written, names = (
-            graph.in_graph,
-            tuple(f"{layout.sources[u]}->{layout.targets[v]}" for u, v in zip(rows, columns, strict=True)),
-        )
+        written, names = graph.in_graph, layout.names_of(graph.in_graph)
     else:
         written, names = layout.real_edges, layout.edge_names
     scores = graph.scores[written]
@@ -210,15 +206,11 @@ class _Checked:
             self._refuse_strange(edges, names)
             ordered = [edges[name] for name in names]
         scores, members = self._edge_values(names, ordered)
-        real = layout.real_edges
         dtype = torch.float64 if meta.get("dtype") == "float64" else torch.float32
-        score_matrix = torch.zeros(real.shape, dtype=dtype)
-        score_matrix[real] = torch.from_numpy(scores).to(dtype)
-        member_matrix = torch.zeros_like(real)
-        member_matrix[real] = torch.from_numpy(members)
+        score_matrix = layout.matrix(torch.from_numpy(scores).to(dtype))
         if not bool(torch.isfinite(score_matrix).all()):
             raise InputError(f"{self.path}: a score is too large for {dtype}")
-        return Graph(layout, score_matrix, member_matrix, d_model, meta)
+        return Graph(layout, score_matrix, layout.matrix(torch.from_numpy(members)), d_model, meta)
 
     def meta(self) -> dict[str, Any]:
         """Return what the file says of itself; empty in EAP-IG's own files."""
@@ -361,24 +353,21 @@ def read_details(path: str | Path, layout: Layout) -> Details:
         raise InputError(f"{path}: not a graph's details ({error or type(error).__name__})") from None
     if shape != str(layout):
         raise InputError(f"{path}: the details of a graph of {shape}, and the graph has {layout}")
-    real, edges = layout.real_edges, layout.n_edges
     for name in ("inclusion", "same_sign", "span_scores"):
-        wanted = (len(spans), edges) if name == "span_scores" else (edges,)
+        wanted = (len(spans), layout.n_edges) if name == "span_scores" else (layout.n_edges,)
         if name in tensors and (tuple(tensors[name].shape) != wanted or not bool(tensors[name].isfinite().all())):
             raise InputError(f"{path}: {name} is not {wanted} finite numbers")
-
-    def matrix(values: torch.Tensor) -> torch.Tensor:
-        """Values [..., E] of the real edges as [..., u, v]."""
-        full = torch.zeros(*values.shape[:-1], *real.shape)
-        full[..., real] = values
-        return full
 
     measured = None
     if topn:
         names = ("split_half_jaccard", "rank_correlation", "inclusion", "same_sign")
         if lacking := [name for name in names if name not in tensors]:
             raise InputError(f"{path}: no {lacking[0]!r} in it")
-        halves, correlation = tensors["split_half_jaccard"], tensors["rank_correlation"]
-        measured = Stability(halves, correlation, matrix(tensors["inclusion"]), matrix(tensors["same_sign"]))
-    by_span = matrix(tensors["span_scores"]) if "span_scores" in tensors else None
+        measured = Stability(
+            tensors["split_half_jaccard"],
+            tensors["rank_correlation"],
+            layout.matrix(tensors["inclusion"].float()),
+            layout.matrix(tensors["same_sign"].float()),
+        )
+    by_span = layout.matrix(tensors["span_scores"].float()) if "span_scores" in tensors else None
     return Details(topn, measured, by_span, spans if by_span is not None else ())

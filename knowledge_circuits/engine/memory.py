@@ -1,4 +1,4 @@
-"""Divide the work so that a pass fits the memory: fewer items at a time, then fewer sources.
+"""Divide the work so that a pass fits the memory: fewer items at a time, then fewer runs, then fewer positions.
 
 Bytes are counted from the shapes, not measured: every tensor that lives through a pass, plus a share for temporary
 ones. Dividing changes the number of passes and nothing else.
@@ -172,8 +172,8 @@ def plan_attribution(
 ) -> AttributionPlan:
     """Divide a batch of `items` prompts of one length and `runs` runs each to fit the budget (bytes).
 
-    Items are divided first; if even one does not fit, then positions, then runs. One run at one position is always
-    tried. On a CPU a pass takes no more items than are fast.
+    Items are divided first; if even one does not fit, then runs, so far that `_FEW_POSITIONS` fit, then positions. One
+    run at one position is always tried. On a CPU a pass takes no more items than are fast.
 
     Args:
         cells: into how many cells an item's scores are divided; 0 if they are summed over items.
@@ -214,11 +214,6 @@ def logit_bytes(decoder: Decoder, positions: int) -> float:
     return _PER_LOGIT * (positions - 1) * decoder.d_vocab * max(4, decoder.embedding.element_size())
 
 
-def gradient_bytes(decoder: Decoder, positions: int) -> float:
-    """Return the bytes of one layer's target gradients G for one item."""
-    return (3 * decoder.n_heads + 1) * positions * decoder.d_model * decoder.embedding.element_size()
-
-
 def target_bytes(decoder: Decoder, positions: int) -> float:
     """Return the bytes of all layers' gradients at projections and MLPs, summed over runs, for one item."""
     per_position = 3 * decoder.n_heads * decoder.d_head + decoder.d_model
@@ -242,7 +237,8 @@ def plan_circuit(decoder: Decoder, positions: int, budget: float, queries: int =
     held = 2 * activation_bytes(decoder, positions) / decoder.n_layers + output_bytes(decoder, positions)
     held += logit_bytes(decoder, queries)
     terms_and_patterns = layout.n_sources * decoder.d_model + decoder.n_heads * positions
-    at_position = 3 * gradient_bytes(decoder, 1) + terms_and_patterns * size
+    gradients = (3 * decoder.n_heads + 1) * decoder.d_model  # of one layer's targets
+    at_position = (3 * gradients + terms_and_patterns) * size
     fitting = int(budget // (held + at_position * positions))
     if fitting >= 1:
         return int(min(fitting, _fast_items(decoder, 2 * positions))), positions

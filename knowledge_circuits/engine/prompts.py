@@ -15,13 +15,14 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from knowledge_circuits.files import InputError
+from knowledge_circuits.files import InputError, shortened
 from knowledge_circuits.models.tokenization import encode_prompt, plain_ids, value_token_ids
 
 #: Token spans of prompts that name none, in the order of a prompt.
@@ -90,6 +91,8 @@ class Batch:
 class PromptPairs:
     """Clean and corrupted prompts with the labels of their answers; `from_text` and `match_lengths` make them of text.
 
+    Token ids may also be given as tensors or arrays; they are kept as lists of whole numbers.
+
     Attributes:
         clean, corrupted: token ids, one list per pair, the start token included; equal lengths within a pair.
         labels: one pair of token ids each: the first tokens of the clean and of the corrupted prompt's answer.
@@ -101,8 +104,8 @@ class PromptPairs:
         forced: the prompts go on with the answers' tokens but the last (`teacher_forced`).
 
     Raises:
-        InputError: lengths differ within a pair, a prompt is empty, its spans do not cover it, or the lists do not
-            match.
+        InputError: token ids are not whole numbers, labels are not pairs, lengths differ within a pair, a prompt is
+            empty, its spans do not cover it, or the lists do not match.
     """
 
     clean: Sequence[Sequence[int]]
@@ -114,6 +117,8 @@ class PromptPairs:
     forced: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        for name, kind in (("clean", list), ("corrupted", list), ("labels", tuple), ("answers", list)):
+            object.__setattr__(self, name, [kind(ids) for ids in _whole_numbers(name, getattr(self, name))])
         if not len(self.clean) == len(self.corrupted) == len(self.labels):
             raise InputError(
                 f"{len(self.clean)} clean prompts, {len(self.corrupted)} corrupted ones and {len(self.labels)} pairs of"
@@ -132,6 +137,11 @@ class PromptPairs:
                 raise InputError(
                     f"{self.name(number)}: the clean prompt has {len(clean)} tokens and the corrupted one"
                     f" {len(corrupted)}; they must have the same number"
+                )
+            if len(self.labels[number]) != 2:
+                raise InputError(
+                    f"{self.name(number)}: its labels are {list(self.labels[number])}; the first tokens of the clean"
+                    " and of the corrupted answer are wanted"
                 )
         if self.spans and len(self.spans) != len(self.clean):
             raise InputError(f"spans of {len(self.spans)} prompts for {len(self.clean)}: give them for all or for none")
@@ -384,6 +394,20 @@ def token_spans(
     if twice := [name for name, _ in spans if sum(name == other for other, _ in spans) > 1]:
         raise InputError(f"two spans of {prompt!r} have the name {twice[0]!r}; give the part another one")
     return dict(spans)
+
+
+def _whole_numbers(name: str, given: Any) -> list[list[int]]:
+    """Return token ids as Python's numbers; `given` has a list, tensor or array of them for each pair."""
+
+    def listed(part: Any) -> Any:
+        return part.tolist() if hasattr(part, "tolist") else part
+
+    try:
+        return [[index(token) for token in listed(ids)] for ids in listed(given)]
+    except TypeError:
+        raise InputError(
+            f"{name} is {shortened(given, 80)}; for each pair a list of token ids (whole numbers) is wanted"
+        ) from None
 
 
 def _answer_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str | int) -> list[int]:

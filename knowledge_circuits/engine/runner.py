@@ -6,8 +6,9 @@ The reference is the corrupted run (`patching`), zero outputs (`zero`; biases an
 outputs (`mean`). Each layer takes one dense product with the membership matrix, whatever the circuit's size. Heads and
 MLPs outside the circuit are not run.
 
-Circuits of like size run together, as if their prompts were one batch: a pass of few rows spends most of its time on
-calls. What is in any of them is run for all; where it is not in a circuit, its membership is 0.
+Several circuits may run together, as if their prompts were one batch: a pass of few rows spends most of its time on
+calls. Random circuits, the other sizes of `--floors` and the circuits of `exact` do. What is in any of them is run for
+all; where it is not in a circuit, its membership is 0.
 
 Where heads share a norm's scale (a post-norm, or OLMo 2's query/key norm), the scale is that of this run: all heads of
 a layer with any head in the circuit are run, each on its own input.
@@ -25,7 +26,7 @@ first few of them, t targets.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -428,16 +429,13 @@ class CircuitRunner:
         """
         decoder = self.decoder
         q, k, v = (part.unflatten(1, (b, -1)).transpose(0, 1) for part in parts)
-        heads = prepare_heads(decoder, decoder.blocks[index].attention, q, k, v, rotary)
-        if past is None:
-            past = _prefix_of_heads(prefix, index, layer.kv_heads)
-        if past is None:
-            return heads
-        return replace(heads, k=torch.cat((past.keys[0], heads.k), 2), v=torch.cat((past.values[0], heads.v), 2))
+        if past is None and prefix is not None:
+            past = Prefix((prefix.keys[index][:, layer.kv_heads],), (prefix.values[index][:, layer.kv_heads],))
+        return prepare_heads(decoder, decoder.blocks[index].attention, q, k, v, rotary).behind(past, 0)
 
     def _attend(self, attention: Attention, heads: Heads) -> Tensor:
         """Return z [c b, q, a e] of the circuits' heads of one layer (see `LayerTrace`)."""
-        _, z = attend(self.decoder, heads, None, 0)
+        _, z = attend(self.decoder, heads)
         post = post_normalize(z, attention, self.decoder)
         return z if post is None else z * post.inverse_scale
 
@@ -485,10 +483,3 @@ def _chosen(x: Tensor, heads: Tensor) -> Tensor:
     if len(heads) == len(x) and torch.equal(heads, torch.arange(len(x))):
         return x
     return x[heads.to(x.device)]
-
-
-def _prefix_of_heads(prefix: Prefix | None, layer: int, kv_heads: Tensor) -> Prefix | None:
-    """Return one layer's prefix with the given key/value heads, repeated where they repeat."""
-    if prefix is None:
-        return None
-    return Prefix((prefix.keys[layer][:, kv_heads],), (prefix.values[layer][:, kv_heads],))

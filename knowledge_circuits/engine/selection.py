@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from knowledge_circuits.engine.graph import Graph
+from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.files import InputError
 
 
@@ -26,16 +26,13 @@ def top_n(graph: Graph, n: int, absolute: bool = True) -> Graph:
     Raises:
         ValueError: n is negative or more than the edges there are.
     """
-    edges = graph.layout.real_edges
     if not 0 <= n <= graph.layout.n_edges:
         raise ValueError(f"a circuit of {n} edges from a graph of {graph.layout.n_edges}")
-    scores = graph.scores[edges]
+    scores = graph.scores[graph.layout.real_edges]
     order = (scores.abs() if absolute else scores).argsort(descending=True, stable=True)
     chosen = torch.zeros(len(order), dtype=torch.bool)
     chosen[order[:n]] = True
-    membership = torch.zeros_like(edges)
-    membership[edges] = chosen
-    return graph.with_edges(membership)
+    return graph.with_edges(graph.layout.matrix(chosen))
 
 
 def threshold(graph: Graph, least: float) -> Graph:
@@ -84,10 +81,9 @@ def prune(graph: Graph) -> Graph:
     `input` needs no incoming and `logits` no outgoing edge.
     """
     membership = graph.in_graph & graph.layout.real_edges
-    nodes = graph.layout.target_nodes
     while True:
-        alive = _alive(membership, nodes)
-        remaining = membership & alive[:-1, None] & alive[nodes]
+        connected = connected_nodes(graph.layout, membership)
+        remaining = membership & connected[:-1, None] & connected[graph.layout.target_nodes]
         if torch.equal(remaining, membership):
             return graph.with_edges(membership)
         membership = remaining
@@ -129,12 +125,11 @@ def mean_scores(graphs: Sequence[Graph]) -> Graph:
     return replace(mean, span_scores=torch.stack(by_span).mean(0), spans=spans)
 
 
-def _alive(membership: Tensor, target_nodes: Tensor) -> Tensor:
-    """[u + 1] nodes that have both an incoming and an outgoing edge, or need not."""
-    n_sources = membership.shape[0]
-    fed = torch.zeros(n_sources + 1, dtype=torch.bool)
-    fed[target_nodes[membership.any(0)]] = True
+def connected_nodes(layout: Layout, membership: Tensor) -> Tensor:
+    """Return which nodes [u + 1] have the edges of a membership [u, v] that `prune` asks for."""
+    fed = torch.zeros(layout.n_sources + 1, dtype=torch.bool)
+    fed[layout.target_nodes[membership.any(0)]] = True
     fed[0] = True
-    read = torch.ones(n_sources + 1, dtype=torch.bool)
-    read[:n_sources] = membership.any(1)
+    read = torch.ones_like(fed)
+    read[:-1] = membership.any(1)
     return fed & read

@@ -121,6 +121,8 @@ def stability(
 ) -> Stability:
     """Measure how stable scores and the top n edges (before pruning) are under the choice of prompts.
 
+    Edges of score 0 are never among the top n, so a half or resample whose scores are all 0 has no edges.
+
     Args:
         scores: [2 splits + resamples, u, v] from `resampled`, or `Graph.prompt_scores` accumulated with
             `resampling.weights`.
@@ -132,7 +134,7 @@ def stability(
     flat = scores[:, layout.real_edges]  # [r, E]
     ranked = flat.abs() if absolute else flat
     order = ranked.argsort(dim=1, descending=True, stable=True)
-    members = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, order[:, :n], True)
+    members = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, order[:, :n], True) & (flat != 0)
     halves, rest = 2 * resampling.splits, slice(2 * resampling.splits, None)
     first, second = members[:halves:2].numpy(), members[1:halves:2].numpy()
     correlations = [
@@ -144,8 +146,8 @@ def stability(
     return Stability(
         split_half_jaccard=torch.from_numpy(np.asarray(jaccard(first, second))),
         rank_correlation=torch.tensor(correlations, dtype=torch.float64),
-        inclusion=_matrix(layout, members[rest].double().mean(0)),
-        same_sign=_matrix(layout, same_sign),
+        inclusion=layout.matrix(members[rest].double().mean(0)),
+        same_sign=layout.matrix(same_sign),
     )
 
 
@@ -179,10 +181,3 @@ def mean_resampled(graphs: Sequence[Graph]) -> Graph:
 def keep_stable_signs(graph: Graph, stability: Stability, least: float) -> Graph:
     """Return the graph without the edges whose sign fewer than the share `least` of the resamples keep."""
     return graph.with_edges(graph.in_graph & (stability.same_sign >= least))
-
-
-def _matrix(layout: Layout, values: Tensor) -> Tensor:
-    """Return values [E] of the real edges as a matrix [u, v], 0 elsewhere."""
-    matrix = torch.zeros(layout.real_edges.shape, dtype=values.dtype)
-    matrix[layout.real_edges] = values
-    return matrix

@@ -25,30 +25,20 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-def _array(matrix: Any) -> NDArray[Any]:
-    """Return a matrix of the graph (a tensor on any device, or already an array) as a NumPy array."""
-    return matrix.detach().cpu().numpy() if hasattr(matrix, "detach") else np.asarray(matrix)
-
-
-def real_edges(layout: Layout) -> Mask:
-    """Return which (source, target) pairs are edges of the model at all, [u, v]."""
-    return _array(layout.real_edges).astype(bool)
-
-
 def membership(graph: Graph) -> Mask:
     """Return which of the model's edges are in the circuit: the real edges in row-major order, [E]."""
-    return _array(graph.in_graph).astype(bool)[real_edges(graph.layout)]
+    return graph.in_graph[graph.layout.real_edges].numpy()
 
 
 def nodes(graph: Graph) -> Mask:
     """Return which of `layout.nodes` are in the circuit, [N]; a head is one node; `input` and `logits` always count."""
-    return _array(graph.nodes_in_graph).astype(bool)
+    return graph.nodes_in_graph.numpy()
 
 
 def _layers(layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the layer of each source [u] (`input` in layer 0) and target [v] (`logits` after the last layer)."""
-    sources = _array(layout.source_layers)
-    return sources, np.append(sources, layout.n_layers)[_array(layout.target_nodes)]
+    sources = layout.source_layers.numpy()
+    return sources, np.append(sources, layout.n_layers)[layout.target_nodes.numpy()]
 
 
 def circuit_entropy(graph: Graph) -> float:
@@ -56,7 +46,7 @@ def circuit_entropy(graph: Graph) -> float:
 
     0 where one edge carries all of it, ln(edges) where all carry the same; NaN without an edge or with zero scores.
     """
-    return _entropy(_array(graph.scores)[_array(graph.in_graph).astype(bool)])
+    return _entropy(graph.scores[graph.in_graph].numpy())
 
 
 def weighted_entropy(graph: Graph) -> float:
@@ -67,7 +57,7 @@ def weighted_entropy(graph: Graph) -> float:
     """
     parents, children = _layers(graph.layout)
     weights = (1 / (parents[:, None] + 1) + 1 / (children[None, :] + 1)) / 2
-    return _entropy((_array(graph.scores) * weights)[real_edges(graph.layout)])
+    return _entropy((graph.scores.numpy() * weights)[graph.layout.real_edges.numpy()])
 
 
 def random_walk_entropy(graph: Graph) -> float:
@@ -76,7 +66,7 @@ def random_walk_entropy(graph: Graph) -> float:
     At every node the walk takes an outgoing edge with the softmax of the signed scores (all scored edges, not the
     circuit's alone). Scores are small beside 1, so the value mostly counts edges; it is here for comparison.
     """
-    scores = np.where(real_edges(graph.layout), _array(graph.scores).astype(np.float64), -np.inf)
+    scores = np.where(graph.layout.real_edges.numpy(), graph.scores.numpy().astype(np.float64), -np.inf)
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     return float(special.entr(weights / weights.sum(axis=1, keepdims=True)).sum())
 
@@ -121,6 +111,6 @@ def similarity_map(members: Mask) -> Floats:
 def edge_activation_ratio(graph: Graph) -> Floats:
     """Return the share of the edges leaving each layer that is in the circuit, [l]; `input` counts as layer 0."""
     layers, _ = _layers(graph.layout)
-    members = _array(graph.in_graph).astype(bool).sum(axis=1)
-    real = real_edges(graph.layout).sum(axis=1)
+    members = graph.in_graph.numpy().sum(axis=1)
+    real = graph.layout.real_edges.numpy().sum(axis=1)
     return np.bincount(layers, weights=members) / np.bincount(layers, weights=real)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +21,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from knowledge_circuits.engine.architecture import activation, max_positions, refuse_unsupported, rotary_frequencies
 from knowledge_circuits.engine.decoder import MLP, Attention, Block, Decoder
-from knowledge_circuits.engine.forward import all_logits
+from knowledge_circuits.engine.forward import all_logits, at_least_float32
 from knowledge_circuits.files import InputError, first_line
-from knowledge_circuits.models.loading import merge_adapter, read_checkpoint, read_config
+from knowledge_circuits.models.loading import (
+    TOLERANCE,
+    find_device,
+    merge_adapter,
+    read_checkpoint,
+    read_config,
+    relative_difference,
+)
 
 
 def load_decoder(
@@ -49,12 +57,15 @@ def load_decoder(
             differences and scores are on the embedding's.
 
     Raises:
-        InputError: a map that names no device for a layer, or the disk; no weights, damaged or non-finite weights, an
-            architecture that the engine does not support, a kernel of the hub, or an adapter that does not fit the
-            model.
+        InputError: a map that names no device for a layer, one that is not there, or the disk; no weights, damaged or
+            non-finite weights, an architecture that the engine does not support, a kernel of the hub, or an adapter
+            that does not fit the model.
     """
+    if device_map is not None:
+        device_map = checked_map(device_map)
     config = read_config(path, trust_remote_code, revision)
-    refuse_unsupported(config, path)
+    with _reading(config, path):
+        refuse_unsupported(config, path)
     model = read_checkpoint(path, config, dtype, trust_remote_code, revision)
     if adapter is not None:
         model = merge_adapter(model, adapter)
@@ -78,27 +89,32 @@ def decoder_from_model(model: Any, name: str = "the model") -> Decoder:
     Raises:
         InputError: unsupported architecture, non-finite weights, or logits that differ from the model's own.
     """
-    refuse_unsupported(model.config, name)
+    with _reading(model.config, name):
+        refuse_unsupported(model.config, name)
     return _decoder_of(model, name, release=False)
 
 
-@dataclass(frozen=True)
-class _Devices:
-    """Where the parts of a spread model go: its embeddings, and each layer."""
-
-    main: torch.device
-    layers: tuple[torch.device, ...]
-
-
-def _devices(model: Any, device_map: str | Mapping[str, Any]) -> _Devices:
-    """Return where a map of modules' names to devices, or `auto`, puts the parts of a model.
+def checked_map(device_map: str | Mapping[str, Any]) -> str | dict[str, torch.device]:
+    """Return `auto` as it is, or the devices of a map of modules' names to devices, which are names or CUDA's numbers.
 
     Raises:
-        InputError: an unknown word, a layer without a device, or one on disk.
+        InputError: an unknown word, or a device that this machine does not have.
     """
     if isinstance(device_map, str):
         if device_map != "auto":
             raise InputError(f"device map {device_map!r}: it is auto or the device of each module by its name")
+        return device_map
+    names = {module: f"cuda:{device}" if isinstance(device, int) else device for module, device in device_map.items()}
+    return {module: find_device(str(name), "device map") for module, name in names.items()}
+
+
+def _devices(model: Any, device_map: str | dict[str, torch.device]) -> list[torch.device]:
+    """Return where a map of `checked_map` puts a model: its embeddings, then each layer.
+
+    Raises:
+        InputError: a layer without a device, or one on disk.
+    """
+    if isinstance(device_map, str):
         from accelerate import infer_auto_device_map
         from accelerate.utils import get_balanced_memory
 
@@ -106,7 +122,7 @@ def _devices(model: Any, device_map: str | Mapping[str, Any]) -> _Devices:
         memory = get_balanced_memory(model, dtype=model.dtype, **whole)
         given: dict[str, Any] = dict(infer_auto_device_map(model, memory, dtype=model.dtype, **whole))
     else:
-        given = dict(device_map)
+        given = device_map
     names = {module: name for name, module in model.named_modules()}
 
     def device_of(module: torch.nn.Module) -> torch.device:
@@ -120,7 +136,7 @@ def _devices(model: Any, device_map: str | Mapping[str, Any]) -> _Devices:
         return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
     _, _, layers = _layers_of(model)
-    return _Devices(device_of(model.get_input_embeddings()), tuple(map(device_of, layers)))
+    return [device_of(part) for part in (model.get_input_embeddings(), *layers)]
 
 
 def _moved(weights: Any, device: torch.device) -> Any:
@@ -129,38 +145,64 @@ def _moved(weights: Any, device: torch.device) -> Any:
     return replace(weights, **tensors)
 
 
-def _decoder_of(model: Any, name: str, release: bool, devices: _Devices | None = None) -> Decoder:
+def _decoder_of(model: Any, name: str, release: bool, devices: Sequence[torch.device] | None = None) -> Decoder:
     """Read the weights of a model.
 
     Args:
         release: let each layer give up its weights as soon as it is read.
-        devices: where they go; None leaves them where they are.
+        devices: where they go (see `_devices`); None leaves them where they are.
     """
     model.eval().requires_grad_(False)
-    probe = _probe_ids(model)
-    with torch.no_grad():
+    with torch.no_grad(), _reading(model.config, name):
+        probe = _probe_ids(model)
         expected = model(probe).logits
         decoder = _read_weights(model, release, devices)
-    return _checked(decoder, probe.to(decoder.device), expected.to(decoder.device), name)
+        kind = model.config.model_type
+        return _checked(decoder, probe.to(decoder.device), expected.to(decoder.device), name, kind)
 
 
 def decoder_from_bridge(bridge: Any, name: str = "the model") -> Decoder:
     """Read the weights of TransformerLens's `TransformerBridge`, which is not changed; else as `decoder_from_model`."""
     model = bridge.original_model
-    refuse_unsupported(model.config, name)
-    probe = _probe_ids(model)
-    with torch.no_grad():
+    with torch.no_grad(), _reading(model.config, name):
+        refuse_unsupported(model.config, name)
+        probe = _probe_ids(model)
         reader = _Reader.of(bridge, model)
         decoder = reader.decoder(bridge, [reader.block(block) for block in bridge.blocks], release=False)
-        return _checked(decoder, probe, bridge(probe), name)
+        return _checked(decoder, probe, bridge(probe), name, model.config.model_type)
 
 
-def _checked(decoder: Decoder, probe: Tensor, expected: Tensor, name: str) -> Decoder:
+@contextmanager
+def _reading(config: Any, name: str) -> Iterator[None]:
+    """Raise InputError with the model, its architecture and the cause for whatever its reading raises.
+
+    An architecture that neither TransformerLens nor the engine knows can fail anywhere. Errors of memory and files,
+    which say nothing of the architecture, stay what they are.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError, OSError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{name}: the architecture {config.model_type!r} is not supported: reading it fails"
+            f" ({type(error).__name__}: {first_line(error)})"
+        ) from error
+
+
+def _checked(decoder: Decoder, probe: Tensor, expected: Tensor, name: str, kind: str) -> Decoder:
     """Return the decoder if its weights are finite and its logits are the model's."""
     for part, tensor in decoder.tensors():
         if not all(bool(torch.isfinite(limit)) for limit in torch.aminmax(tensor)):  # NaN spreads to both
             raise InputError(f"{name}: {part} holds NaN or infinite numbers")
-    _compare_logits(decoder, probe, expected, name)
+    if not bool(torch.isfinite(expected).all()):
+        raise InputError(f"{name}: its logits are not finite; its weights are damaged or too large for {decoder.dtype}")
+    difference = relative_difference(all_logits(decoder, probe), expected)
+    if not difference <= TOLERANCE[decoder.dtype]:
+        raise InputError(
+            f"{name}: the engine's logits differ from the Hugging Face model's by {difference:.1e} (relative), so the"
+            f" architecture {kind!r} is not supported"
+        )
     return decoder
 
 
@@ -194,7 +236,7 @@ def _boot_bridge(model: Any) -> Any:
 _LAYERS_AT_ONCE = 2
 
 
-def _read_weights(model: Any, release: bool, devices: _Devices | None) -> Decoder:
+def _read_weights(model: Any, release: bool, devices: Sequence[torch.device] | None) -> Decoder:
     """Read every weight through bridges that hold a part of the layers each; arguments as for `_decoder_of`.
 
     With `release` there is never a second copy of all weights.
@@ -207,21 +249,15 @@ def _read_weights(model: Any, release: bool, devices: _Devices | None) -> Decode
         part = layers[start : start + length]
         setattr(parent, name, torch.nn.ModuleList(part))
         model.config.get_text_config().num_hidden_layers = len(part)
-        try:
-            bridge = _boot_bridge(model)
-        except Exception as error:
-            kind = model.config.model_type
-            raise InputError(
-                f"the architecture {kind!r} is not supported by TransformerLens ({first_line(error)})"
-            ) from error
+        bridge = _boot_bridge(model)
         reader = _Reader.of(bridge, model)
         if decoder is None:  # a second bridge wraps the first one's embedding
             decoder = reader.decoder(bridge, [], release)
-            decoder = _moved(decoder, devices.main) if devices else decoder
+            decoder = _moved(decoder, devices[0]) if devices else decoder
         for block in bridge.blocks:
             read = reader.block(block)
             if devices:
-                device = devices.layers[len(blocks)]
+                device = devices[1 + len(blocks)]
                 read = Block(_moved(read.attention, device), _moved(read.mlp, device))
             blocks.append(read)
             if release:
@@ -239,7 +275,10 @@ def _layers_of(model: Any) -> tuple[torch.nn.Module, str, list[torch.nn.Module]]
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             parent, _, name = path.rpartition(".")
             return model.get_submodule(parent), name, list(module)
-    raise InputError(f"the architecture {model.config.model_type!r} is not supported: it has no list of layers")
+    raise InputError(
+        f"{model.name_or_path or type(model).__name__}: the architecture {model.config.model_type!r} is not supported:"
+        " it has no list of layers"
+    )
 
 
 def _release(module: torch.nn.Module) -> None:
@@ -278,10 +317,10 @@ class _Folder:
 
     def scale(self, norm: Any) -> Tensor | None:
         """Return a norm's scale in at least float32; None without a norm or a weight in it."""
-        weight = None if norm is None else _optional(norm, "weight")
+        weight = getattr(norm, "weight", None)
         if weight is None:
             return None
-        return weight.detach().to(torch.promote_types(weight.dtype, torch.float32)) + self.offset
+        return at_least_float32(weight.detach()) + self.offset
 
     def __call__(self, norm: Any, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """(W', b') of weights [d, n_i] and biases [n_i] behind `norm`, side by side; as they are without a norm."""
@@ -301,7 +340,7 @@ class _Folder:
 
     def _add_shift(self, norm: Any, weight: Tensor, bias: Tensor) -> None:
         """Add what the norm's shift gives behind weight [d, n] to bias [n]."""
-        shift = None if norm is None else _optional(norm, "bias")
+        shift = getattr(norm, "bias", None)
         if shift is not None:
             dtype = torch.promote_types(weight.dtype, torch.float32)
             bias.copy_(bias.to(dtype) + shift.to(dtype) @ weight.to(dtype))
@@ -402,7 +441,7 @@ class _Reader:
         for name in "QKV":
             weight = getattr(attention, f"W_{name}")  # [heads, d, e]
             heads, d_model, d_head = weight.shape
-            bias = _optional(attention, f"b_{name}")
+            bias = getattr(attention, f"b_{name}", None)
             bias = weight.new_zeros(heads, d_head) if bias is None else bias.reshape(heads, d_head)
             if pairs is not None and name != "V":
                 order = [*range(0, pairs, 2), *range(1, pairs, 2), *range(pairs, d_head)]
@@ -420,7 +459,7 @@ class _Reader:
         w_o = attention.W_O
         n_heads, d_head, d_model = w_o.shape
         w_o = w_o.reshape(-1, d_model).detach().clone()
-        b_o = _optional(attention, "b_O")
+        b_o = getattr(attention, "b_O", None)
         b_o = w_o.new_zeros(d_model) if b_o is None else b_o.detach().clone()
         b_v = biases[-1].view(-1, d_head)
         b_o += b_v.repeat_interleave(n_heads // len(b_v), 0).flatten() @ w_o
@@ -443,12 +482,12 @@ class _Reader:
 
     def _mlp(self, mlp: Any, norm: Any, post_norm: Any) -> MLP:
         """Read one layer's MLP."""
-        gate = _optional(mlp, "W_gate")
+        gate = getattr(mlp, "W_gate", None)
         weights = [mlp.W_in] if gate is None else [gate, mlp.W_in]
         names = ["b_in"] if gate is None else ["b_gate", "b_in"]
-        w_in, b_in = self.fold(norm, weights, [_optional(mlp, name) for name in names])
+        w_in, b_in = self.fold(norm, weights, [getattr(mlp, name, None) for name in names])
         w_out = mlp.W_out.detach().clone().contiguous()
-        b_out = _optional(mlp, "b_out")
+        b_out = getattr(mlp, "b_out", None)
         scale = self.fold.scale(post_norm)
         return MLP(
             w_in=w_in,
@@ -458,27 +497,3 @@ class _Reader:
             gated=gate is not None,
             post_norm=None if scale is None else scale.to(w_out.dtype),
         )
-
-
-def _optional(component: Any, name: str) -> Tensor | None:
-    """Return a weight, or None where the model has none; the bridge raises for some absent weights."""
-    try:
-        return getattr(component, name)
-    except AttributeError:
-        return None
-
-
-def _compare_logits(decoder: Decoder, ids: Tensor, expected: Tensor, name: str) -> None:
-    if not bool(torch.isfinite(expected).all()):
-        raise InputError(f"{name}: its logits are not finite; its weights are damaged or too large for {decoder.dtype}")
-    difference = (all_logits(decoder, ids) - expected).abs().max().item() / max(1.0, expected.abs().max().item())
-    if not difference <= _TOLERANCE[decoder.dtype]:
-        raise InputError(
-            f"{name}: the engine's logits differ from the Hugging Face model's by {difference:.1e} (relative), so this"
-            " architecture is not supported"
-        )
-
-
-#: Largest accepted difference of logits, relative to the largest logit. Hugging Face computes rotary cos and sin in
-#: float32 even for a float64 model.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}

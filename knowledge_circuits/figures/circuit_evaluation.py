@@ -7,6 +7,7 @@ random circuits of the same size and the chance level of Hit@10, where circuit_e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from matplotlib.lines import Line2D
 
 from knowledge_circuits.analysis import circuit_tables
 from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
+from knowledge_circuits.engine.options import Metric
+from knowledge_circuits.figures import style
 from knowledge_circuits.figures.panels import (
     By,
     arrange,
@@ -34,28 +37,14 @@ from knowledge_circuits.figures.panels import (
     within,
     wrapped_grid,
 )
-from knowledge_circuits.figures.style import (
-    BANDS,
-    BLACK,
-    GREY,
-    NOT_OF_FACTS,
-    TYPES,
-    Look,
-    grid,
-    handles_of,
-    legend,
-    legend_row,
-    missing,
-    ordered_colors,
-    styled,
-)
+from knowledge_circuits.figures.style import BANDS, BLACK, GREY, NOT_OF_FACTS, TYPES, Look
 
 _NO_HITS = "No circuit of this run was evaluated alone on test items yet: circuit_eval.py --test_data_file does it."
 #: The y axis of every figure of faithfulness; values beyond it are marked on its edge.
 FAITHFULNESS_LIMITS = (-0.25, 1.5)
 
 
-@styled
+@style.styled
 def faithfulness(results: pd.DataFrame, run: str) -> Figure:
     """Draw the faithfulness of each checkpoint's own circuits, what it is a share of, and the edges needed for 0.9.
 
@@ -63,23 +52,21 @@ def faithfulness(results: pd.DataFrame, run: str) -> Figure:
     the 95% interval of clean minus corrupted contains 0 the ratio is noise and drawn as a grey cross. The second row
     (of facts: panel) has clean minus corrupted itself.
     """
-    title = "Faithfulness: the share of the logit difference that the circuit restores"
     table = circuit_tables.own_circuits(results)
+    title, unit = _measured(table)
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *circuit_tables.RESULT_NUMBERS])))
     if table.empty or table["faithfulness"].isna().all():
-        return missing(title, NO_CIRCUITS, run)
+        return style.missing(title, NO_CIRCUITS, run)
     table = table.assign(gap=table["clean_baseline_performance"] - table["corrupted_baseline_performance"])
     table["sure"] = circuit_tables.is_certain(table)
     sized = bool(table["edges_for_90"].notna().any())
     arranged = arrange(table, "medians of the tasks")
-    note = "; ".join(
-        part for part in (arranged.note, f"open triangles lie beyond the axis{_saturation(table)}") if part
-    )
+    note = style.joined(arranged.note, f"open triangles lie beyond the axis{_saturation(table)}")
     figure, axes = group_grid(title, run, 3 if sized else 2, arranged, 7.4 if sized else 5.4, note)
     by, looks = arranged.lines
     for column, (look, part) in zip(axes.T, arranged.parts(), strict=True):
         _draw_faithfulness(column[0], part, arranged.lines)
-        column[0].set_title(": ".join(text for text in (look.label, _prompts(part)) if text))
+        column[0].set_title(style.joined(look.label, _prompts(part), by=": "))
         _draw_gap(column[1], part, arranged.lines)
         if sized:
             draw_lines(column[2], _medians(part[part["sure"]], "edges_for_90", by), "edges_for_90", by, looks)
@@ -87,16 +74,33 @@ def faithfulness(results: pd.DataFrame, run: str) -> Figure:
             column[2].set_ylim(0, max(table["edges_num"].max(), table["edges_for_90"].max()) * 1.05)
     for ax in axes.flat:  # epochs without a certain ratio included
         ax.set_xlim(axes[1, 0].get_xlim())
-    label_axes(axes, "")
-    labels = ("faithfulness (1 = whole model)", "clean - corrupted (logits)", "edges needed for 0.9")
-    for row, label in zip(axes, labels, strict=False):
-        row[0].set_ylabel(label)
-    handles = [*handles_of(looks), Line2D([], [], label="clean - corrupted may be 0", **_UNSURE)]
+    label_axes(axes, ["faithfulness (1 = whole model)", f"clean - corrupted ({unit})", "edges needed for 0.9"])
+    further = [Line2D([], [], label="clean - corrupted may be 0", **_UNSURE)]
     if table["random_faithfulness"].notna().any():
-        handles.append(_RANDOM.handle)
+        further.append(_RANDOM.handle)
     if sized:
-        handles.append(Line2D([], [], label="size of the circuit", **_REFERENCE))
-    return legend_row(figure, handles)
+        further.append(Line2D([], [], label="size of the circuit", **_REFERENCE))
+    return style.legend(figure, looks, further=further)
+
+
+#: Each metric's name, what a faithful circuit does to it, and its unit.
+_METRICS = {
+    Metric.LOGIT_DIFFERENCE: ("logit difference", "restores", "logits"),
+    Metric.PROBABILITY_DIFFERENCE: ("probability difference", "restores", "probability"),
+    Metric.KL_DIVERGENCE: ("KL divergence", "removes", "nats"),
+    Metric.JS_DIVERGENCE: ("JS divergence", "removes", "nats"),
+    Metric.ANSWER_LOG_PROBABILITY: ("log probability of the answer", "restores", "nats per token"),
+}
+
+
+def _measured(table: pd.DataFrame) -> tuple[str, str]:
+    """Return the title of a figure of faithfulness and the unit of clean minus corrupted, by the rows' metrics."""
+    metrics = [_METRICS[Metric(name)] for name in table["metric"].unique()]
+    if len(metrics) == 1:
+        name, does, unit = metrics[0]
+        return f"Faithfulness: the share of the {name} that the circuit {does}", unit
+    names = ", ".join(name for name, _, _ in metrics)
+    return style.joined("Faithfulness", names and f"several metrics ({names})", by=": "), "each metric's own unit"
 
 
 #: How lines of reference and points that say little are drawn.
@@ -171,21 +175,23 @@ def _saturation(table: pd.DataFrame) -> str:
 def _prompts(table: pd.DataFrame) -> str:
     """Return how many prompts a circuit of these rows has, as a part of a title; "" if unknown."""
     counts = table["prompts"].dropna()
-    if counts.empty:
-        return ""
+    return "" if counts.empty else f"{_least_to_most(counts)} prompts a group"
+
+
+def _least_to_most(counts: pd.Series) -> str:
     least, most = int(counts.min()), int(counts.max())
-    return f"{least}{'' if least == most else f' to {most}'} prompts a group"
+    return str(least) if least == most else f"{least} to {most}"
 
 
-@styled
+@style.styled
 def fact_groups(fact_circuits: pd.DataFrame, run: str) -> Figure:
     """Draw faithfulness, Hit@10, entropy and similarity to the last circuit: a line per group of one's own facts."""
     title = "Circuits of one's own groups of facts"
     if fact_circuits.empty:
-        return missing(title, NO_CIRCUITS, run)
+        return style.missing(title, NO_CIRCUITS, run)
     table, looks, left_out = fact_group_looks(fact_circuits)
-    note = "; ".join(part for part in ("open triangles lie beyond the axis", left_out) if part)
-    figure, axes = grid(title, run, 1, 4, width=12.6, share_y=False, note=note)
+    note = style.joined("open triangles lie beyond the axis", left_out)
+    figure, axes = style.grid(title, run, 1, 4, width=12.6, share_y=False, note=note)
     table["shown"] = within(table["faithfulness"], FAITHFULNESS_LIMITS)
     panels = {"shown": "faithfulness", "hit": "Hit@10", "edge_entropy": "entropy (nats)"}
     panels["edge_jaccard"] = "edge similarity to the last circuit"
@@ -198,10 +204,10 @@ def fact_groups(fact_circuits: pd.DataFrame, run: str) -> Figure:
     for name, look in looks.items():
         rows = table[table["name"] == name]
         mark_beyond(axes[0, 0], rows["epoch"], rows["faithfulness"], FAITHFULNESS_LIMITS, look.color)
-    return legend(figure, looks)
+    return style.legend(figure, looks)
 
 
-@styled
+@style.styled
 def hits_by_type(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: str) -> Figure:
     """Draw Hit@10 of each checkpoint's own circuits on their own group: a panel per band, a line per type.
 
@@ -213,12 +219,12 @@ def hits_by_type(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: 
     return _own_hits(title, circuit_predictions, results, ("band", BANDS), ("type", TYPES), run)
 
 
-@styled
+@style.styled
 def hits_by_band(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: str) -> Figure:
     """Draw Hit@10 of each checkpoint's own circuits on their own group: a panel per type, a line per band."""
     title = "Hit@10 of the circuits alone, by frequency band within each type"
     if "group" in circuit_predictions:
-        return missing(title, NOT_OF_FACTS, run)
+        return style.missing(title, NOT_OF_FACTS, run)
     return _own_hits(title, circuit_predictions, results, ("type", TYPES), ("band", BANDS), run)
 
 
@@ -227,7 +233,7 @@ def _own_hits(
 ) -> Figure:
     table = circuit_tables.own_circuit_hits(circuit_predictions)
     if table.empty:
-        return missing(title, NO_CIRCUITS if results.empty else _NO_HITS, run)
+        return style.missing(title, NO_CIRCUITS if results.empty else _NO_HITS, run)
     (column, looks), of_lines, own = panels, lines[1], circuit_tables.own_circuits(results)
     figure = line_panels(title, table, "hit", panels, lines, "Hit@10", run)
     for ax, (key, look) in zip(figure.axes, looks.items(), strict=True):
@@ -235,18 +241,18 @@ def _own_hits(
         counts = [str(people.get(one, 0)) for one in of_lines]
         ax.set_title(f"{look.label}: {' + '.join(counts)} people")
     parts = [own[own[column] == key] for key in looks]
-    return _with_levels(figure, parts, (_RANDOM_HITS, _CHANCE), handles_of(of_lines))
+    return _with_levels(figure, parts, (_RANDOM_HITS, _CHANCE), of_lines)
 
 
 def _with_levels(
-    figure: Figure, parts: list[pd.DataFrame], wanted: tuple[_Level, ...], handles: list[Line2D]
+    figure: Figure, parts: list[pd.DataFrame], wanted: tuple[_Level, ...], looks: Mapping[Any, Look], title: str = ""
 ) -> Figure:
-    """Draw the measured levels of each panel's rows of `results`, and the legend with them."""
+    """Draw the measured levels of each panel's rows of `results`, and the legend of lines and levels."""
     levels = [level for level in wanted if any(part[level.column].notna().any() for part in parts)]
     for ax, part in zip(figure.axes, parts, strict=True):
         for level in levels:
             level.draw(ax, part)
-    return legend_row(figure, [*handles, *(level.handle for level in levels)])
+    return style.legend(figure, looks, title, [level.handle for level in levels])
 
 
 def _fact_hits(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: str) -> Figure:
@@ -254,18 +260,17 @@ def _fact_hits(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: st
     title = "Hit@10 of the circuits alone, by group of facts"
     table = circuit_tables.own_circuit_hits(circuit_predictions)
     if table.empty:
-        return missing(title, NO_CIRCUITS if results.empty else _NO_HITS, run)
+        return style.missing(title, NO_CIRCUITS if results.empty else _NO_HITS, run)
     arranged = arrange(table)
     panels, lines, note = arranged.panels, arranged.lines, arranged.note
     figure = line_panels(title, arranged.table, "hit", panels, lines, "Hit@10", run, note=note)
     items = table.groupby([*circuit_tables.FACT_GROUP_COLUMNS])["full_name"].nunique()
-    least, most = items.min(), items.max()
-    figure.axes[0].set_title(f"{least}{'' if least == most else f' to {most}'} test items a group")
+    figure.axes[0].set_title(f"{_least_to_most(items)} test items a group")
     own = circuit_tables.own_circuits(results)
-    return _with_levels(figure, [own], (_RANDOM_HITS, _CHANCE), handles_of(lines[1]))
+    return _with_levels(figure, [own], (_RANDOM_HITS, _CHANCE), lines[1])
 
 
-@styled
+@style.styled
 def hits_across_bands(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: str) -> Figure:
     """Draw Hit@10 of circuits of one band on test items of another: a row per type, a column per tested band.
 
@@ -277,12 +282,12 @@ def hits_across_bands(circuit_predictions: pd.DataFrame, results: pd.DataFrame, 
     return _hits_across(title, circuit_predictions, results, ("band", BANDS), ("type", "--target_frequency"), run)
 
 
-@styled
+@style.styled
 def hits_across_types(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: str) -> Figure:
     """Draw Hit@10 of circuits of one type on test items of the other: a row per tested type, a column per band."""
     title = "Generalization of circuits across knowledge types"
     if "group" in circuit_predictions:
-        return missing(title, NOT_OF_FACTS, run)
+        return style.missing(title, NOT_OF_FACTS, run)
     return _hits_across(title, circuit_predictions, results, ("type", TYPES), ("band", "--target_type"), run)
 
 
@@ -299,11 +304,11 @@ def _hits_across(
     table = circuit_tables.own_circuits(circuit_predictions)
     table = table[table[fixed] == table[f"target_{fixed}"]]
     if table.empty or (table[column] == table[f"target_{column}"]).all():
-        return missing(
+        return style.missing(
             title, f"No circuit was run on the test items of another {column} (circuit_eval.py {flag}).", run
         )
     note = "titles: the tested group; lines: the group on which the circuit was found"
-    figure, axes = grid(title, run, len(TYPES), len(BANDS), height=5.0, note=note)
+    figure, axes = style.grid(title, run, len(TYPES), len(BANDS), height=5.0, note=note)
     chance = circuit_tables.own_circuits(results)  # of the tested group: its own circuits' files tell it
     of_groups = type_panels(axes, chance)
     for (ax, part), (_, tested) in zip(type_panels(axes, table, prefix="target_"), of_groups, strict=True):
@@ -312,8 +317,7 @@ def _hits_across(
         share_axis(ax)
     label_axes(axes, "Hit@10")
     drawn = [_CHANCE.handle] if chance["chance_hit10"].notna().any() else []
-    title_of = Line2D([], [], linestyle="none", label="circuit of:")
-    return legend_row(figure, [title_of, *handles_of(looks), *drawn])
+    return style.legend(figure, looks, "circuit of", drawn)
 
 
 def _hits_across_facts(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: str) -> Figure:
@@ -323,17 +327,16 @@ def _hits_across_facts(circuit_predictions: pd.DataFrame, results: pd.DataFrame,
     table["tested"] = fact_names(table, "target_group")
     if (table["name"] == table["tested"]).all():
         flag = "circuit_eval.py --test_data_file, --target_group"
-        return missing(title, f"No circuit was run on the test items of another group ({flag}).", run)
-    note = "; ".join(text for text in ("lines: the group on which the circuit was found", left_out) if text)
+        return style.missing(title, f"No circuit was run on the test items of another group ({flag}).", run)
+    note = style.joined("lines: the group on which the circuit was found", left_out)
     panels = {name: replace(look, label=f"tested: {look.label}") for name, look in looks.items()}
     figure = line_panels(title, table, "hit", ("tested", panels), ("name", looks), "Hit@10", run, note=note)
     own = circuit_tables.own_circuits(results)
-    names = pd.Series(fact_names(own), index=own.index, dtype=object)
-    title_of = Line2D([], [], linestyle="none", label="circuit of:")
-    return _with_levels(figure, [own[names == name] for name in looks], (_CHANCE,), [title_of, *handles_of(looks)])
+    names = fact_names(own)
+    return _with_levels(figure, [own[names == name] for name in looks], (_CHANCE,), looks, "circuit of")
 
 
-@styled
+@style.styled
 def hits_of_transferred_circuits(circuit_predictions: pd.DataFrame, run: str) -> Figure:
     """Draw Hit@10 of a few checkpoints' circuits in the weights of all, beside each checkpoint's own; a panel per type.
 
@@ -344,7 +347,7 @@ def hits_of_transferred_circuits(circuit_predictions: pd.DataFrame, run: str) ->
     table = circuit_predictions
     if table.empty or (table["circuit_step"] == table["step"]).all():
         flag = "circuit_eval.py --circuit_from"
-        return missing(title, f"No circuit was evaluated in another checkpoint's weights ({flag}).", run)
+        return style.missing(title, f"No circuit was evaluated in another checkpoint's weights ({flag}).", run)
     table = circuit_tables.on_own_group(table)
     epoch_of = table.drop_duplicates("step").set_index("step")["epoch"]
     transferred = table[table["circuit_step"] != table["step"]]
@@ -353,12 +356,9 @@ def hits_of_transferred_circuits(circuit_predictions: pd.DataFrame, run: str) ->
     table = table.merge(compared)
     tasks, others = (sorted(set(compared[name])) for name in names)
     origins = sorted(set(transferred["circuit_step"]))
-    palette = ordered_colors(np.linspace(0, 1, len(origins)))
+    palette = style.ordered_colors(np.linspace(0, 1, len(origins)))
     own = Look("each epoch's own", BLACK, "x")
-    looks = {
-        step: Look(f"epoch {epoch_of.get(step, np.nan):g}", color, marker)
-        for step, color, marker in zip(origins, palette, "osD^vP*X" * (len(origins) // 8 + 1), strict=False)
-    }
+    looks = style.looks_of({step: f"epoch {epoch_of.get(step, np.nan):g}" for step in origins}, palette)
     arranged = arrange(table, f"circuits of {', '.join(tasks)} ({', '.join(others)})")
     column, kinds = ("type", TYPES) if "type" in table else arranged.lines
     figure, axes = wrapped_grid(title, run, len(kinds), arranged.note)
@@ -371,4 +371,4 @@ def hits_of_transferred_circuits(circuit_predictions: pd.DataFrame, run: str) ->
         share_axis(ax)
         ax.set_title(look.label, color=look.color if kinds is TYPES else BLACK)
     label_axes(axes, "Hit@10")
-    return legend(figure, {"own": own, **looks}, "circuit of")
+    return style.legend(figure, {"own": own, **looks}, "circuit of")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -14,19 +12,8 @@ from matplotlib.lines import Line2D
 
 from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.engine.graph import Graph
-from knowledge_circuits.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    Look,
-    grid,
-    legend_row,
-    missing,
-    plain,
-    styled,
-)
+from knowledge_circuits.figures import style
+from knowledge_circuits.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, Look
 from knowledge_circuits.files import InputError
 
 _INPUTS: Mapping[str, Look] = {
@@ -35,9 +22,11 @@ _INPUTS: Mapping[str, Look] = {
     "v": Look("into a value", ORANGE, ""),
     "": Look("into an MLP or the logits", GREY, ""),
 }
+#: Of negative scores.
+_DASHES = (0, (2, 1.5))
 
 
-@styled
+@style.styled
 def circuit_graph(circuits: Mapping[str, Graph], run: str, title: str = "The circuit", edges: int = 150) -> Figure:
     """Circuits drawn side by side: layers upward, heads in a row, each layer's MLP at the right and half a step higher.
 
@@ -48,14 +37,14 @@ def circuit_graph(circuits: Mapping[str, Graph], run: str, title: str = "The cir
         circuits: heading -> circuit; drawn from left to right.
         edges: how many of each circuit's strongest edges are drawn.
     """
-    title = plain(title)
+    title = style.plain(title)
     if not circuits:
-        return missing(title, NO_CIRCUITS, run)
+        return style.missing(title, NO_CIRCUITS, run)
     layout = next(iter(circuits.values())).layout
     width = max(4.9, 0.42 * layout.n_heads + 1.6) * len(circuits)
     height = min(max(5.0, 0.85 * layout.n_layers + 1.6), 16)
     note = f"the {edges} strongest edges of each circuit at most; width grows with the square root of |score|"
-    figure, axes = grid(title, run, 1, len(circuits), width=max(width, 8.0), height=height, note=note)
+    figure, axes = style.grid(title, run, 1, len(circuits), width=max(width, 8.0), height=height, note=note)
     for ax, (heading, graph) in zip(axes[0], circuits.items(), strict=True):
         _draw_circuit(ax, graph, edges)
         count = int(graph.in_graph.sum())
@@ -64,9 +53,9 @@ def circuit_graph(circuits: Mapping[str, Graph], run: str, title: str = "The cir
     handles = [Line2D([], [], color=look.color, linewidth=2, label=look.label) for look in _INPUTS.values()]
     handles += [
         Line2D([], [], color=BLACK, linewidth=1.5, label="positive score"),
-        Line2D([], [], color=BLACK, linewidth=1.5, linestyle=(0, (2, 1.5)), label="negative score"),
+        Line2D([], [], color=BLACK, linewidth=1.5, linestyle=_DASHES, label="negative score"),
     ]
-    return legend_row(figure, handles)
+    return style.legend_row(figure, handles)
 
 
 def draw(circuits: Graph | Mapping[str, Graph], title: str = "The circuit", edges: int = 150) -> Figure:
@@ -101,25 +90,20 @@ def _draw_circuit(ax: Axes, graph: Graph, edges: int) -> None:
     share = np.sqrt(strength / strength.max()) if strength.size and strength.max() > 0 else strength
 
     x, y = _node_places(layout.n_layers, layout.n_heads)
-    nodes, kinds = (
-        layout.target_nodes.numpy()[columns],
-        np.array([_input_kind(name) for name in layout.targets])[columns],
-    )
+    nodes = layout.target_nodes.numpy()[columns]
+    kinds = np.array([_input_kind(name) for name in layout.targets])[columns]
     shift = np.select([kinds == "q", kinds == "k", kinds == "v"], [-0.22, 0.0, 0.22], 0.0)
     ends = np.stack([x[nodes] + shift, y[nodes] - 0.16], axis=-1)
     starts = np.stack([x[rows], y[rows] + 0.16], axis=-1)
-    ax.add_collection(
-        LineCollection(
-            list(_bezier(starts, ends)),
-            colors=[
-                (*mpl.colors.to_rgb(_INPUTS[kind].color), alpha)
-                for kind, alpha in zip(kinds, 0.25 + 0.6 * share, strict=True)
-            ],
-            linewidths=0.4 + 3.2 * share,
-            linestyles=["solid" if positive else (0, (2, 1.5)) for positive in scores[rows, columns] >= 0],
-            zorder=1,
-        )
+    alphas = 0.25 + 0.6 * share
+    lines = LineCollection(
+        list(_bezier(starts, ends)),
+        colors=[(_INPUTS[kind].color, alpha) for kind, alpha in zip(kinds, alphas, strict=True)],
+        linewidths=0.4 + 3.2 * share,
+        linestyles=["solid" if positive else _DASHES for positive in scores[rows, columns] >= 0],
+        zorder=1,
     )
+    ax.add_collection(lines)
     _draw_nodes(ax, graph, x, y)
 
 
@@ -127,23 +111,10 @@ def _draw_nodes(ax: Axes, graph: Graph, x: np.ndarray, y: np.ndarray) -> None:
     layout, present = graph.layout, graph.nodes_in_graph.numpy()
     size = 6.5 if layout.n_heads <= 16 else 4.5
     for name, column, height, inside in zip(layout.nodes, x, y, present, strict=True):
-        look: dict[str, Any] = {"boxstyle": "round,pad=0.28", "linewidth": 0.8}
-        look |= (
-            {"facecolor": "white", "edgecolor": "#333333"}
-            if inside
-            else {"facecolor": "#F4F4F4", "edgecolor": "#DDDDDD"}
-        )
-        label = name.split(".")[-1] if "." in name else name
-        ax.text(
-            column,
-            height,
-            label,
-            fontsize=size,
-            ha="center",
-            va="center",
-            bbox=look,
-            color="#222222" if inside else "#BBBBBB",
-        )
+        text, face, frame = ("#222222", "white", "#333333") if inside else ("#BBBBBB", "#F4F4F4", "#DDDDDD")
+        box = {"boxstyle": "round,pad=0.28", "linewidth": 0.8, "facecolor": face, "edgecolor": frame}
+        label = name.split(".")[-1]
+        ax.text(column, height, label, fontsize=size, ha="center", va="center", bbox=box, color=text)
     ax.set_xlim(x.min() - 0.7, x.max() + 0.7)
     ax.set_ylim(y.min() - 0.5, y.max() + 0.5)
     ax.set_yticks(range(layout.n_layers))
@@ -161,9 +132,9 @@ def _node_places(layers: int, heads: int) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _bezier(starts: np.ndarray, ends: np.ndarray, points: int = 20) -> np.ndarray:
-    """Curves that leave and arrive vertically, [m, points, 2], from and to points [m, 2]."""
-    t = np.linspace(0, 1, points)[None, :, None]
+def _bezier(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Curves that leave and arrive vertically, [m, 20, 2], from and to points [m, 2]."""
+    t = np.linspace(0, 1, 20)[None, :, None]
     bend = np.zeros_like(starts)
     bend[:, 1] = 0.45 * (ends[:, 1] - starts[:, 1])
     corners = [point[:, None, :] for point in (starts, starts + bend, ends - bend, ends)]

@@ -7,7 +7,6 @@ something is missing the figure says what. In heat maps brighter is better known
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -43,21 +42,11 @@ KINDS: Mapping[str, Look] = {
 _NO_PROMPT = "One prompt's view needs circuits of the study's groups, the circuit data and the checkpoint's weights."
 
 
-@dataclass(frozen=True)
-class _LensFigure:
-    """How one measure of the logit lens is drawn."""
-
-    title: str
-    label: str
-    ranks: bool
-
-
+#: Measures of the logit lens: the figure's title and the colour bar's label.
 _LENS = {
-    "rank": _LensFigure("Logit lens: rank of the answer at the last position", "mean of rank + 1 (1 is best)", True),
-    "prob": _LensFigure("Logit lens: probability of the answer at the last position", "mean probability", False),
-    "subject_rank": _LensFigure(
-        "Logit lens: best rank of the answer at the subject's positions", "mean of best rank + 1", True
-    ),
+    "rank": ("Logit lens: rank of the answer at the last position", "mean of rank + 1 (1 is best)"),
+    "prob": ("Logit lens: probability of the answer at the last position", "mean probability"),
+    "subject_rank": ("Logit lens: best rank of the answer at the subject's positions", "mean of best rank + 1"),
 }
 
 
@@ -94,10 +83,10 @@ def head_proportions(components: Components, circuits: Circuits | None, run: str
 
 
 @style.styled
-def head_layers(components: Components, circuits: Circuits | None, run: str, kind: str = "kind") -> Figure:
+def head_layers(components: Components, circuits: Circuits | None, run: str) -> Figure:
     """Draw in which layers the circuits' heads of each kind lie, over epochs: a row per type, a column per kind."""
     title = "Where the heads of each kind lie: share of a layer's heads, by layer and epoch"
-    table = analysis.kind_layers(components.heads, circuits, kind)
+    table = analysis.kind_layers(components.heads, circuits)
     if table.empty:
         return style.missing(title, components.missing or NO_CIRCUITS, run)
     shares = table.set_index(["type", "kind", "layer", "epoch"])["share"]
@@ -181,13 +170,13 @@ def lens(components: Components, measure: str, run: str) -> Figure:
     Args:
         measure: `rank`, `prob` or `subject_rank`; ranks have a logarithmic scale.
     """
-    look = _LENS[measure]
+    title, label = _LENS[measure]
     if components.lens.empty:
-        return style.missing(look.title, components.missing, run)
+        return style.missing(title, components.missing, run)
     means = components.lens.groupby(["type", "band", "layer", "epoch"])[measure].mean()
-    scale = rank_scale(means) if look.ranks else share_scale(means)
+    scale = share_scale(means) if measure == "prob" else rank_scale(means)
     note = "mean of the tasks; layer 0 = embeddings"
-    return layer_maps(look.title, run, means, BAND_LABELS, scale, ("after layer", look.label), note)
+    return layer_maps(title, run, means, BAND_LABELS, scale, ("after layer", label), note)
 
 
 # --- one prompt -------------------------------------------------------------------------------------------------------
@@ -207,16 +196,8 @@ def attention_pattern(views: Mapping[str, PromptView | None], head: tuple[int, i
         return style.missing(title, _NO_PROMPT, run)
     longest = max(len(view.tokens) for view in shown.values())
     side = min(2.6 + 0.2 * longest, 7)
-    figure, axes = style.grid(
-        title,
-        run,
-        1,
-        len(shown),
-        width=side * len(shown) + 0.9,
-        height=side + 0.4,
-        share_y=False,
-        note="the subject's tokens in vermilion",
-    )
+    width, note = side * len(shown) + 0.9, "the subject's tokens in vermilion"
+    figure, axes = style.grid(title, run, 1, len(shown), width=width, height=side + 0.4, share_y=False, note=note)
     for ax, (heading, view) in zip(axes[0], shown.items(), strict=True):
         pattern = view.patterns[head]
         future = np.triu(np.ones_like(pattern, dtype=bool), 1)
@@ -252,9 +233,9 @@ def prompt_layers(view: PromptView | None, run: str) -> Figure:
     title = "One prompt by layer"
     if view is None:
         return style.missing(title, _NO_PROMPT, run)
-    heading = f'"{style.plain(view.text)}" → "{style.plain(view.answer)}", {view.where}'
+    heading = f"{title}: {_prompt(view)}"
     note = "layer 0 = embeddings; left: colour = probability, framed = the answer"
-    figure, axes = style.grid(f"{title}: {heading}", run, 1, 3, height=min(2.2 + 0.3 * len(view.layers), 12), note=note)
+    figure, axes = style.grid(heading, run, 1, 3, height=min(2.2 + 0.3 * len(view.layers), 12), note=note)
     table, ranks, probabilities = axes[0]
     _leading_tokens(table, view)
     layers = np.arange(len(view.layers))
@@ -273,6 +254,10 @@ def prompt_layers(view: PromptView | None, run: str) -> Figure:
     probabilities.set(title="probability", xlabel="probability", xlim=(-0.03, 1.03))
     table.yaxis.set_major_locator(MaxNLocator(integer=True))
     return style.legend(figure, {look.label: look for look in (answer, at_subject, leader)})
+
+
+def _prompt(view: PromptView) -> str:
+    return f'"{style.plain(view.text)}" → "{style.plain(view.answer)}", {view.where}'
 
 
 def _leading_tokens(ax: Axes, view: PromptView) -> None:
@@ -298,15 +283,9 @@ def prompt_components(view: PromptView | None, run: str, count: int = 14) -> Fig
     if view is None:
         return style.missing(title, _NO_PROMPT, run)
     shown = view.components[:count]
-    heading = f'"{style.plain(view.text)}" → "{style.plain(view.answer)}", {view.where}'
-    figure, axes = style.grid(
-        f"{title}: {heading}",
-        run,
-        1,
-        2,
-        height=1.4 + 0.26 * len(shown),
-        note="direct logit attribution with the final norm's scale frozen",
-    )
+    heading = f"{title}: {_prompt(view)}"
+    note = "direct logit attribution with the final norm's scale frozen"
+    figure, axes = style.grid(heading, run, 1, 2, height=1.4 + 0.26 * len(shown), note=note)
     bars, words = axes[0]
     values = [component.answer for component in shown]
     rows = np.arange(len(shown))

@@ -22,46 +22,24 @@ from knowledge_circuits.analysis.document_tables import circuit_tables, group_ta
 from knowledge_circuits.analysis.documents import FULL, STRATEGIES, DocumentStudy
 from knowledge_circuits.analysis.findings import Finding, Statistic
 from knowledge_circuits.corpus.questions import HIGH, LOW
-from knowledge_circuits.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    Look,
-    blank,
-    grid,
-    legend,
-    legend_row,
-    missing,
-    plain,
-    styled,
-)
+from knowledge_circuits.figures import style
+from knowledge_circuits.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Look
 
 _COLORS = (BLACK, BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARKERS = "os^DvPX"
 #: Panels in a row.
 _COLUMNS = 4
 
 
 def looks(study: DocumentStudy) -> Mapping[str, Look]:
     """Return how each strategy is drawn; the named ones look alike in every study."""
-    names = [FULL, *STRATEGIES.values()]
-    others = [name for name in study.strategies if name not in names]
-    return {
-        name: Look(
-            plain(name),
-            _COLORS[names.index(name)] if name in names else GREY,
-            _MARKERS[names.index(name) if name in names else others.index(name) % len(_MARKERS)],
-        )
-        for name in study.strategies
-    }
+    named = {name: style.plain(name) for name in (FULL, *STRATEGIES.values())}
+    others = {name: style.plain(name) for name in study.strategies if name not in named}
+    drawn = style.looks_of(named, _COLORS, _MARKERS) | style.looks_of(others, [GREY], _MARKERS)
+    return {name: drawn[name] for name in study.strategies}
 
 
-@styled
+@style.styled
 def over_epochs(study: DocumentStudy) -> Figure:
     """Knowledge, loss and skill over epochs by strategy; the references are lines in the panels of knowledge."""
     table, references = probe_tables(study), reference_table(study)
@@ -75,10 +53,10 @@ def over_epochs(study: DocumentStudy) -> Figure:
         "invented": "unmentioned entities: invented answers",
         "borrowed": "unmentioned entities: borrowed answers",
     }
-    figure, axes = grid(
+    figure, axes = style.grid(
         "Knowledge, loss and skill over epochs", "", 2, 4, width=13.0, height=6.2, share_y=False,
-        note=f"{plain(study.name)}: mean over seeds; dashed, answers without training; dotted, floor of recall: the "
-        "same answers scored as answers about other entities (mean of the strategies)",
+        note=f"{style.plain(study.name)}: mean over seeds; dashed, answers without training; dotted, floor of recall: "
+        "the same answers scored as answers about other entities (mean of the strategies)",
     )  # fmt: skip
     for ax, (column, title) in zip(axes.flat, panels.items(), strict=True):
         _draw_strategies(ax, table, column, study)
@@ -91,13 +69,13 @@ def over_epochs(study: DocumentStudy) -> Figure:
             ax.plot(floor.index, floor, color=BLACK, linestyle=":", linewidth=1.8)
         if column not in ("loss", "text_perplexity"):
             ax.set_ylim(-0.02, 1.02)
-    return legend(figure, looks(study))
+    return style.legend(figure, looks(study))
 
 
 def _draw_strategies(ax: Axes, table: pd.DataFrame, column: str, study: DocumentStudy) -> None:
     values = table.dropna(subset=[column])
     if values.empty:
-        blank(ax, "not measured")
+        style.blank(ax, "not measured")
         return
     for name, look in looks(study).items():
         means = values[values["strategy"] == name].groupby("epoch")[column].mean()
@@ -110,7 +88,7 @@ def _draw_references(ax: Axes, references: pd.DataFrame, column: str) -> None:
     for row in references.sort_values(column).to_dict("records"):
         ax.axhline(row[column], color=GREY, linestyle="--", linewidth=0.9)
         near = [value for value in labels if abs(value - row[column]) < 0.06]
-        labels.setdefault(near[0] if near else row[column], []).append(plain(row["reference"]))
+        labels.setdefault(near[0] if near else row[column], []).append(style.plain(row["reference"]))
     for value, names in labels.items():
         below = 0.05 < value == min(labels)
         where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top" if below else "bottom"}
@@ -121,10 +99,10 @@ def _strategy_panels(title: str, table: pd.DataFrame, label: str, note: str) -> 
     """Open a figure with a panel for each strategy of a table; return it, and the panels with their rows by epoch."""
     parts = list(table.groupby("strategy", sort=False))
     rows = -(-len(parts) // _COLUMNS)
-    figure, axes = grid(title, "", rows, _COLUMNS, width=12.4, height=0.8 + 2.5 * rows, note=note)
+    figure, axes = style.grid(title, "", rows, _COLUMNS, width=12.4, height=0.8 + 2.5 * rows, note=note)
     panels = []
     for ax, (name, part) in zip(axes.flat, parts, strict=False):
-        ax.set_title(plain(name))
+        ax.set_title(style.plain(name))
         ax.set_xlabel("epoch")
         panels.append((ax, part.groupby("epoch")))
     for ax in axes.flat[len(parts) :]:
@@ -134,11 +112,11 @@ def _strategy_panels(title: str, table: pd.DataFrame, label: str, note: str) -> 
     return figure, panels
 
 
-@styled
+@style.styled
 def learned_and_forgotten(study: DocumentStudy) -> Figure:
     """Kept and newly learned entities at each probe as stacked bars, forgotten ones below the axis."""
     table = probe_tables(study)
-    note = f"{plain(study.name)}: mean over seeds; against the probe before; dotted, all mentioned entities"
+    note = f"{style.plain(study.name)}: mean over seeds; against the probe before; dotted, all mentioned entities"
     figure, panels = _strategy_panels("Learned, kept and forgotten entities", table, "entities", note)
     for ax, by_epoch in panels:
         means = by_epoch[["kept", "newly_learned", "forgotten"]].mean()
@@ -154,16 +132,16 @@ def learned_and_forgotten(study: DocumentStudy) -> Figure:
         Patch(color=color, label=label)
         for color, label in ((BLUE, "kept"), (SKY, "newly learned"), (VERMILION, "forgotten"))
     ]
-    return legend_row(figure, handles)
+    return style.legend_row(figure, handles)
 
 
-@styled
+@style.styled
 def cost(study: DocumentStudy) -> Figure:
     """Mean recall against what training cost: documents seen, and minutes."""
     table = probe_tables(study)
-    figure, axes = grid(
+    figure, axes = style.grid(
         "Knowledge and its cost", "", 1, 2, height=3.4,
-        note=f"{plain(study.name)}: a line for each run; minutes of training without the probes",
+        note=f"{style.plain(study.name)}: a line for each run; minutes of training without the probes",
     )  # fmt: skip
     for ax, column, label in zip(axes[0], ("documents_seen", "minutes"), ("documents seen", "minutes"), strict=True):
         for name, look in looks(study).items():
@@ -171,44 +149,44 @@ def cost(study: DocumentStudy) -> Figure:
                 ax.plot(run[column], run["recall"], color=look.color, marker=look.marker, markersize=4, linewidth=1.2)
         ax.set_xlabel(label)
     axes[0, 0].set_ylabel("mean recall")
-    return legend(figure, looks(study))
+    return style.legend(figure, looks(study))
 
 
-@styled
+@style.styled
 def exposure(study: DocumentStudy) -> Figure:
     """Recall before and after training of entities with few and with many documents, by kind of question."""
     table = group_table(study)
     table = table[table["frequency"].isin([LOW, HIGH])]
     if table.empty:
-        return missing("Exposure", "The questions tell no entities of low and high frequency apart.", study.name)
+        return style.missing("Exposure", "The questions tell no entities of low and high frequency apart.", study.name)
     kinds = list(dict.fromkeys(table["kind"]))
-    figure, axes = grid(
+    figure, axes = style.grid(
         "Exposure: recall before and after training", "", 1, len(kinds), width=3.4 * len(kinds) + 1.4, height=3.6,
-        note=f"{plain(study.name)}: mean over seeds; grey, before training; light, low frequency; dark, high",
+        note=f"{style.plain(study.name)}: mean over seeds; grey, before training; light, low frequency; dark, high",
     )  # fmt: skip
     names = study.strategies
     for ax, kind in zip(axes[0], kinds, strict=True):
         for offset, frequency, color in ((-0.2, LOW, SKY), (0.2, HIGH, BLUE)):
             rows = table[(table["kind"] == kind) & (table["frequency"] == frequency)]
             means = rows.groupby("strategy")[["recall_start", "recall_end"]].mean().reindex(names)
-            ax.bar(np.arange(len(names)) + offset, means["recall_end"], width=0.36, color=color)
-            ax.plot(
-                np.arange(len(names)) + offset, means["recall_start"], "_", color=GREY, markersize=11, markeredgewidth=2
-            )
-        ax.set_xticks(range(len(names)), [plain(name) for name in names], rotation=40, ha="right", fontsize=7.5)
-        ax.set_title(f"questions: {plain(kind)}")
+            at = np.arange(len(names)) + offset
+            ax.bar(at, means["recall_end"], width=0.36, color=color)
+            ax.plot(at, means["recall_start"], "_", color=GREY, markersize=11, markeredgewidth=2)
+        ax.set_xticks(range(len(names)), [style.plain(name) for name in names], rotation=40, ha="right", fontsize=7.5)
+        ax.set_title(f"questions: {style.plain(kind)}")
     axes[0, 0].set_ylabel("mean recall")
     return figure
 
 
-@styled
+@style.styled
 def reconfiguration(study: DocumentStudy) -> Figure:
     """Turnover of the circuits' edges from probe to probe and its split-half floor, by strategy."""
     table = circuit_tables(study).dropna(subset=["turnover"])
     if table.empty:
-        return missing("Circuits over epochs", "No circuits yet: analysis.fact_circuits measures them.", study.name)
+        message = "No circuits yet: analysis.fact_circuits measures them."
+        return style.missing("Circuits over epochs", message, study.name)
     title, note = "How much circuits change from checkpoint to checkpoint", "mean over groups of prompts and seeds"
-    figure, panels = _strategy_panels(title, table, "1 - edge Jaccard", f"{plain(study.name)}: {note}")
+    figure, panels = _strategy_panels(title, table, "1 - edge Jaccard", f"{style.plain(study.name)}: {note}")
     for ax, by_epoch in panels:
         means = by_epoch[["turnover", "turnover_floor"]].mean()
         ax.plot(means.index, means["turnover"], "o-", color=BLUE, markersize=4)
@@ -218,10 +196,10 @@ def reconfiguration(study: DocumentStudy) -> Figure:
         Line2D([], [], color=BLUE, marker="o", label="turnover between halves before and after"),
         Line2D([], [], color=ORANGE, marker="^", linestyle="--", label="floor: halves at one checkpoint"),
     ]
-    return legend_row(figure, handles)
+    return style.legend_row(figure, handles)
 
 
-@styled
+@style.styled
 def by_strategy(finding: Finding, name: str) -> Figure:
     """Draw a finding's numbers with their 95% intervals: each strategy, and the mean, one panel per statistic."""
     parts: dict[str, list[Statistic]] = {}
@@ -229,13 +207,13 @@ def by_strategy(finding: Finding, name: str) -> Figure:
         if np.isfinite(statistic.estimate):
             parts.setdefault(statistic.name, []).append(statistic)
     if not parts:
-        return missing(finding.title, "Nothing was measured.", name)
+        return style.missing(finding.title, "Nothing was measured.", name)
     most = max(map(len, parts.values()))
     columns = min(2, len(parts))
     rows = -(-len(parts) // columns)
-    figure, axes = grid(
+    figure, axes = style.grid(
         f"{finding.title}: {finding.verdict}", "", rows, columns, width=5.4 * columns,
-        height=0.7 + rows * (0.8 + 0.24 * most), share_y=False, note=f"{plain(name)}: 95% intervals",
+        height=0.7 + rows * (0.8 + 0.24 * most), share_y=False, note=f"{style.plain(name)}: 95% intervals",
     )  # fmt: skip
     for ax, (title, statistics) in zip(axes.flat, parts.items(), strict=False):
         _draw_intervals(ax, title, statistics)
@@ -250,6 +228,6 @@ def _draw_intervals(ax: Axes, title: str, statistics: Sequence[Statistic]) -> No
         ax.plot([statistic.low, statistic.high], [row, row], color=color, linewidth=2)
         ax.plot(statistic.estimate, row, marker, color=color, markersize=5)
     claim = f" (claim: {statistics[0].claim})" if statistics[0].claim else ""
-    ax.set_yticks(range(len(statistics)), [plain(statistic.where) for statistic in statistics])
+    ax.set_yticks(range(len(statistics)), [style.plain(statistic.where) for statistic in statistics])
     ax.set_ylim(len(statistics) - 0.4, -0.6)
     ax.set_title("\n".join(wrap(f"{title}{claim}", 62)), fontsize=8)

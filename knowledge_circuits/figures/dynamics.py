@@ -106,26 +106,21 @@ def acquisition_epochs(history: FactHistory, run: str) -> Figure:
     highest = 0.0
     for ax, (band, look) in zip(axes[0], BANDS.items(), strict=True):
         shares = {}
+        of_band = (history.facts["band"] == band).to_numpy()
         for knowledge in TYPES:
-            chosen = ((history.facts["type"] == knowledge) & (history.facts["band"] == band)).to_numpy()
+            chosen = of_band & (history.facts["type"] == knowledge).to_numpy()
             if chosen.any():
                 shares[knowledge] = [(acquired[chosen] == epoch).mean() for epoch in history.epochs]
                 highest = max(highest, *shares[knowledge])
         _draw_bars(ax, history.epochs, shares, _bar_width(history.epochs), alpha=0.85)
-        never = _never_known(history, band)
-        ax.set_title(f"{look.label}" + (f"; never known: {never}" if never else ""))
+        never = 1 - history.known[of_band].any(axis=1).mean() if of_band.any() else None
+        ax.set_title(look.label if never is None else f"{look.label}; never known: {never:.0%}")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
     axes[0, 0].set_ylim(0, max(1.3 * highest, 0.01))
     _draw_windows(axes[0], history, highest)
     label_axes(axes, "share of the group's facts")
     return style.legend(figure, _BARS)
-
-
-def _never_known(history: FactHistory, band: str) -> str:
-    """Return the share of a band's facts that no probe found known."""
-    chosen = (history.facts["band"] == band).to_numpy()
-    return f"{1 - history.known[chosen].any(axis=1).mean():.0%}" if chosen.any() else ""
 
 
 def _draw_windows(axes: Sequence[Axes], history: FactHistory, highest: float) -> None:
@@ -206,11 +201,10 @@ def _group_bars(ax: Axes, table: pd.DataFrame, column: str) -> None:
 
 
 @style.styled
-def prior_exposure(history: FactHistory, run: str, bins: int = 5) -> Figure:
+def prior_exposure(history: FactHistory, run: str) -> Figure:
     """Facts ever known and known at the end by what the base model gave them, and by their biography's frequency.
 
-    Args:
-        bins: groups of equally many facts by the base model's probability of the answer's first token.
+    The base model's probabilities of the answer's first token make five groups of equally many facts.
     """
     title = "Does learning depend on prior exposure?"
     if not len(history.steps):
@@ -218,7 +212,7 @@ def prior_exposure(history: FactHistory, run: str, bins: int = 5) -> Figure:
     note = "solid: known at the end, dotted: known at some probe; Spearman's correlation with being known at the end"
     figure, axes = style.grid(title, run, 1, 2, width=9.0, note=note)
     facts, correlations = dynamics.describe_facts(history), relations.prior_exposure(history)
-    facts["fifth"] = pd.qcut(facts["base_prob"].rank(method="first"), min(bins, len(facts)), labels=False)
+    facts["fifth"] = pd.qcut(facts["base_prob"].rank(method="first"), min(5, len(facts)), labels=False)
     causes = (
         (axes[0, 0], "fifth", "base_prob", "probability of the answer's first token before training"),
         (axes[0, 1], "frequency", "frequency", "frequency of the biography"),
@@ -285,14 +279,12 @@ def skills_text_and_circuits(
         reconfiguration: `relations.reconfiguration_table`.
     """
     title = "General skill, held-out text and the circuits' reconfiguration"
-    figure, axes = style.grid(
-        title, run, 1, 3, share_y=False, note="reconfiguration: edges that changed since the checkpoint before"
-    )
-    skill_looks = _looks(skills["skill"].unique())
+    note = "reconfiguration: edges that changed since the checkpoint before"
+    figure, axes = style.grid(title, run, 1, 3, share_y=False, note=note)
     changed = arrange(reconfiguration)
     by = changed.panels if "band" in reconfiguration else changed.lines
     panels = (
-        (skills, "accuracy", "skill", skill_looks, "General skill", "no skills were probed"),
+        (skills, "accuracy", "skill", _looks(skills["skill"].unique()), "General skill", "no skills were probed"),
         (texts, "perplexity", "text", _looks(texts["text"].unique()), "Text outside the domain", "no text was probed"),
         (changed.table, "rate", *by, "Reconfiguration", "no circuits at two checkpoints"),
     )
@@ -314,11 +306,8 @@ def skills_text_and_circuits(
 
 def _looks(names: Sequence[str]) -> dict[str, Look]:
     """Colours and marks of things that have none of their own."""
-    colors = (BLUE, ORANGE, GREEN, VERMILION, BLACK, GREY)
-    return {
-        name: Look(style.plain(str(name).replace("_", " ")), colors[index % len(colors)], "osD^vP"[index % 6])
-        for index, name in enumerate(names)
-    }
+    labels = {name: style.plain(str(name).replace("_", " ")) for name in names}
+    return style.looks_of(labels, (BLUE, ORANGE, GREEN, VERMILION, BLACK, GREY), "osD^vP")
 
 
 @style.styled

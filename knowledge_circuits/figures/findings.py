@@ -9,62 +9,36 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from knowledge_circuits.analysis import curves, findings
 from knowledge_circuits.analysis.run_circuits import Circuits
+from knowledge_circuits.figures import style
 from knowledge_circuits.figures.panels import draw_curve
-from knowledge_circuits.figures.style import (
-    BLACK,
-    BLUE,
-    GREY,
-    ORANGE,
-    VERMILION,
-    Look,
-    blank,
-    grid,
-    legend,
-    legend_row,
-    missing,
-    ordered_colors,
-    styled,
-)
+from knowledge_circuits.figures.style import BLACK, BLUE, GREY, ORANGE, VERMILION
 
 
-@styled
+@style.styled
 def phase_shift(circuits: Circuits | None, run: str, seed: int = 0) -> Figure:
     """Mean circuit entropy and edge Jaccard with the two-segment fit, its break point and the point's 95% interval."""
     title = "Phase shift: a bend, or a smooth curve?"
-    fits = {}
+    labels = {"entropy": "circuit entropy (nats)", "edge_jaccard": "edge Jaccard with the last circuit"}
     if circuits is not None:
-        for column, label in (
-            ("entropy", "circuit entropy (nats)"),
-            ("edge_jaccard", "edge Jaccard with the last circuit"),
-        ):
-            fits[label] = findings.fit_phase_shift(circuits, column, seed)
-    if not any(fits.values()):
-        return missing(title, f"A bend needs circuits at {curves.FEWEST_POINTS} checkpoints or more.", run)
-    figure, axes = grid(
-        title,
-        run,
-        1,
-        len(fits),
-        width=9.0,
-        share_y=False,
-        note="mean of the groups; 95% interval by bootstrap over groups",
-    )
+        fits = {label: findings.fit_phase_shift(circuits, column, seed) for column, label in labels.items()}
+    if circuits is None or not any(fits.values()):
+        return style.missing(title, f"A bend needs circuits at {curves.FEWEST_POINTS} checkpoints or more.", run)
+    note = "mean of the groups; 95% interval by bootstrap over groups"
+    figure, axes = style.grid(title, run, 1, len(fits), width=9.0, share_y=False, note=note)
     for ax, (label, shift) in zip(axes[0], fits.items(), strict=True):
-        ax.set_xlabel("epoch")
-        ax.set_ylabel(label)
+        ax.set(xlabel="epoch", ylabel=label)
         if shift is None:
-            blank(ax, "too few checkpoints")
+            style.blank(ax, "too few checkpoints")
         else:
             _draw_shift(ax, shift)
     shown = {text: handle for ax in axes[0] for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    return legend_row(figure, list(shown.values()))
+    return style.legend_row(figure, list(shown.values()))
 
 
 def _draw_shift(ax: Axes, shift: findings.PhaseShift) -> None:
@@ -89,35 +63,32 @@ def _draw_shift(ax: Axes, shift: findings.PhaseShift) -> None:
     ax.set_title(best)
 
 
-@styled
+@style.styled
 def layer_order(circuits: Circuits | None, run: str, seed: int = 0) -> Figure:
     """Draw the epoch at which each layer's edge activation ratio has made half of its change, with 95% intervals."""
     title = "Deep to shallow: when each layer has made half of its change"
     order = findings.layer_order(circuits, seed) if circuits is not None else None
-    if order is None:
-        return missing(title, "An order needs circuits at 3 checkpoints or more.", run)
-    figure, axes = grid(
-        title, run, 1, 2, width=9.0, share_y=False, note="mean of the groups; 95% intervals by bootstrap over groups"
-    )
+    if circuits is None or order is None:
+        return style.missing(title, "An order needs circuits at 3 checkpoints or more.", run)
+    note = "mean of the groups; 95% intervals by bootstrap over groups"
+    figure, axes = style.grid(title, run, 1, 2, width=9.0, share_y=False, note=note)
     curve, when = axes[0]
-    colors = ordered_colors(np.linspace(0, 1, len(order.layers)))
-    looks = {int(n): Look(f"layer {n}", color, "osD^vP"[n % 6]) for n, color in zip(order.layers, colors, strict=True)}
-    table = circuits.activation_table() if circuits is not None else pd.DataFrame()
-    means = table.groupby(["layer", "epoch"])["ratio"].mean()
+    colors = style.ordered_colors(np.linspace(0, 1, len(order.layers)))
+    looks = style.looks_of({int(layer): f"layer {layer}" for layer in order.layers}, colors, "osD^vP")
+    means = circuits.activation_table().groupby(["layer", "epoch"])["ratio"].mean()
     for layer, look in looks.items():
         draw_curve(curve, means[layer].index, means[layer], look)
-    curve.set_ylabel("edge activation ratio")
-    curve.set_xlabel("epoch")
+    curve.set(xlabel="epoch", ylabel="edge activation ratio")
     _draw_order(when, order, colors)
     named = order.layers[:: -(-len(order.layers) // 8)]  # eight names at most; the colours tell the rest
-    return legend(figure, {int(layer): looks[int(layer)] for layer in named})
+    return style.legend(figure, {int(layer): looks[int(layer)] for layer in named})
 
 
 def _draw_order(ax: Axes, order: findings.LayerOrder, colors: Sequence[str]) -> None:
     """Half-change epochs with their intervals, layers upward."""
     moved = np.isfinite(order.epochs)
     if not moved.any():
-        blank(ax, "no layer changes more than its noise")
+        style.blank(ax, "no layer changes more than it scatters")
         return
     layers, epochs = order.layers[moved], order.epochs[moved]
     sides = np.abs(np.stack([epochs - order.low[moved], order.high[moved] - epochs]))
@@ -125,19 +96,20 @@ def _draw_order(ax: Axes, order: findings.LayerOrder, colors: Sequence[str]) -> 
     ax.scatter(epochs, layers, c=[colors[index] for index in np.flatnonzero(moved).tolist()], s=45, zorder=3)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(-0.5, len(order.layers) - 0.5)
-    ax.set_xlabel("epoch of half of the change (none: change within the noise)")
+    ax.set_xlabel("epoch of half of the change (none: change within its scatter)")
     ax.set_ylabel("layer")
     correlation = f"{order.correlation:+.2f}" if np.isfinite(order.correlation) else "not defined"
     ax.set_title(f"rank correlation with depth: {correlation}")
 
 
-@styled
+@style.styled
 def intervals(finding: findings.Finding, run: str) -> Figure:
     """Draw a finding's main statistics of one unit as points with 95% intervals (the relevance differences)."""
     shown = [s for s in finding.statistics if s.claim and np.isfinite(s.estimate)]
     if not shown:
-        return missing(finding.title, finding.reason, run)
-    figure, axes = grid(f"{finding.title}: {finding.verdict}", run, 1, 1, width=7.4, height=0.34 * len(shown) + 1.5)
+        return style.missing(finding.title, finding.reason, run)
+    title, height = f"{finding.title}: {finding.verdict}", 0.34 * len(shown) + 1.5
+    figure, axes = style.grid(title, run, 1, 1, width=7.4, height=height)
     ax = axes[0, 0]
     ax.axvline(0, color=BLACK, linewidth=0.9)
     for row, statistic in enumerate(reversed(shown)):

@@ -45,11 +45,7 @@ _KINDS: Mapping[str, str] = {
 
 def ratio_looks(ratios: Sequence[float]) -> dict[float, Look]:
     """Return how each replay ratio is drawn, alike in all figures; ratios in rising order."""
-    colors = style.ordered_colors(np.sqrt(ratios))
-    markers = "osD^vP*X" * (len(ratios) // 8 + 1)
-    return {
-        ratio: Look(f"{ratio:g}", color, marker) for ratio, color, marker in zip(ratios, colors, markers, strict=False)
-    }
+    return style.looks_of({ratio: f"{ratio:g}" for ratio in ratios}, style.ordered_colors(np.sqrt(ratios)))
 
 
 # --- what is left of the old facts ------------------------------------------------------------------------------------
@@ -186,17 +182,17 @@ def lens(lens: pd.DataFrame, missing: str, name: str, measure: str = "rank") -> 
         lens, missing: what `forgetting.logit_lens` returns.
         measure: `rank`, `prob` or `subject_rank`; ranks have a logarithmic scale.
     """
-    what = {
-        "rank": "rank + 1 of the original answer",
-        "prob": "probability of the original answer",
-        "subject_rank": "best rank + 1 of the original answer at the subject",
+    what, where = {
+        "rank": ("rank + 1", ""),
+        "prob": ("probability", ""),
+        "subject_rank": ("best rank + 1", " at the subject"),
     }[measure]
-    title = f"Logit lens during further training: {what}"
+    title = f"Logit lens during further training: {what} of the original answer{where}"
     if lens.empty:
         return style.missing(title, missing, name)
     means = lens.groupby(["type", "ratio", "layer", "step"])[measure].mean()
     scale = share_scale(means) if measure == "prob" else rank_scale(means)
-    labels = ("after layer", "mean probability" if measure == "prob" else "mean of rank + 1 (1 is best)")
+    labels = ("after layer", "mean probability" if measure == "prob" else f"mean of {what} (1 is best)")
     note = "mean of the groups; layer 0 = embeddings"
     return layer_maps(title, name, means, _columns(means), scale, labels, note, below=_STEPS)
 

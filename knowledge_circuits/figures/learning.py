@@ -16,6 +16,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from knowledge_circuits.analysis import learning_tables
+from knowledge_circuits.figures import style
 from knowledge_circuits.figures.panels import (
     LINE_NOTE,
     By,
@@ -28,25 +29,12 @@ from knowledge_circuits.figures.panels import (
     line_panels,
     share_axis,
 )
-from knowledge_circuits.figures.style import (
-    ATTRIBUTES,
-    BANDS,
-    BLACK,
-    GREY,
-    NOT_OF_FACTS,
-    TYPES,
-    blank,
-    grid,
-    legend,
-    missing,
-    plain,
-    styled,
-)
+from knowledge_circuits.figures.style import ATTRIBUTES, BANDS, BLACK, GREY, NOT_OF_FACTS, TYPES
 
 _PREDICT = "No query predictions in this run yet: predict.py writes them."
 
 
-@styled
+@style.styled
 def first_token_and_query_accuracy(
     first_token: pd.DataFrame,
     predictions: pd.DataFrame,
@@ -72,24 +60,26 @@ def first_token_and_query_accuracy(
     if past_predictions is not None and len(past_predictions):
         columns.append(("First token of past facts (queries)", past_predictions, "first_token_correct"))
     if all(table.empty for _, table, _ in columns):
-        return missing("Accuracy by knowledge type", "No evaluations.jsonl and no predictions in this run yet.", run)
-    figure, axes = grid("Facts learned over training, by knowledge type", run, 1, len(columns), note=LINE_NOTE)
+        message = "No evaluations.jsonl and no predictions in this run yet."
+        return style.missing("Accuracy by knowledge type", message, run)
+    figure, axes = style.grid("Facts learned over training, by knowledge type", run, 1, len(columns), note=LINE_NOTE)
     for ax, (title, table, value) in zip(axes[0], columns, strict=True):
         ax.set_title(title)
         draw_lines(ax, table, value, "type", TYPES)
         share_axis(ax)
     label_axes(axes, "accuracy")
-    return legend(figure, TYPES)
+    return style.legend(figure, TYPES)
 
 
-@styled
+@style.styled
 def loss(evaluations: pd.DataFrame, run: str, training: pd.DataFrame | None = None) -> Figure:
     """Draw the validation loss at each evaluation and the training loss that the Trainer logged, whichever there is."""
     evaluated = not evaluations.empty and not evaluations["loss"].isna().all()
     trained = training is not None and not training.empty
     if not evaluated and not trained:
-        return missing("Loss", "No loss in this run yet: train.py writes evaluations.jsonl and logs the loss.", run)
-    figure, axes = grid("Loss over training", run, 1, 1, width=6.4)
+        message = "No loss in this run yet: train.py writes evaluations.jsonl and logs the loss."
+        return style.missing("Loss", message, run)
+    figure, axes = style.grid("Loss over training", run, 1, 1, width=6.4)
     ax = axes[0, 0]
     if training is not None and trained:
         ax.plot(training["epoch"], training["loss"], color=GREY, linewidth=0.9, alpha=0.7, label="training")
@@ -100,14 +90,14 @@ def loss(evaluations: pd.DataFrame, run: str, training: pd.DataFrame | None = No
     return figure
 
 
-@styled
+@style.styled
 def query_accuracy(predictions: pd.DataFrame, run: str) -> Figure:
     """Draw query accuracy over epochs: a panel per frequency band, a line per type."""
     title = "Query accuracy by knowledge type within each frequency band"
     return _accuracy(title, predictions, ("band", BANDS), ("type", TYPES), run)
 
 
-@styled
+@style.styled
 def accuracy_by_attribute(predictions: pd.DataFrame, run: str) -> Figure:
     """Draw query accuracy over epochs: a panel per type, a line per attribute that training tells."""
     present = set(predictions.get("attribute", ()))
@@ -117,30 +107,30 @@ def accuracy_by_attribute(predictions: pd.DataFrame, run: str) -> Figure:
 
 def _accuracy(title: str, predictions: pd.DataFrame, panels: By, lines: By, run: str) -> Figure:
     if predictions.empty or "group" in predictions:
-        return missing(title, _PREDICT if predictions.empty else NOT_OF_FACTS, run)
+        return style.missing(title, _PREDICT if predictions.empty else NOT_OF_FACTS, run)
     return line_panels(title, predictions, "correct", panels, lines, "share of queries answered", run)
 
 
-@styled
+@style.styled
 def fact_accuracy(fact_predictions: pd.DataFrame, run: str) -> Figure:
     """Draw how one's own facts are answered, a line per group: first token, whole answer, recall of the questions."""
     title = "Facts learned over training, by group of facts"
     if fact_predictions.empty:
-        return missing(title, _PREDICT, run)
+        return style.missing(title, _PREDICT, run)
     table, looks, note = fact_group_looks(fact_predictions)
     headings = {"first_token_correct": "First token", "correct": "Whole answer", "recall": "Questions: ROUGE-1 recall"}
     panels = {value: heading for value, heading in headings.items() if table[value].notna().any()}
-    note = "  ·  ".join(text for text in (note, LINE_NOTE) if text)
-    figure, axes = grid(title, run, 1, len(panels), width=8.6 if len(panels) < 3 else 10.6, note=note)
+    note = style.joined(note, LINE_NOTE, by="  ·  ")
+    figure, axes = style.grid(title, run, 1, len(panels), width=8.6 if len(panels) < 3 else 10.6, note=note)
     for ax, (value, heading) in zip(axes[0], panels.items(), strict=True):
         draw_lines(ax, table.dropna(subset=[value]), value, "name", looks)
         ax.set_title(heading)
         share_axis(ax)
     label_axes(axes, "mean of the group")
-    return legend(figure, looks)
+    return style.legend(figure, looks)
 
 
-@styled
+@style.styled
 def knowledge_heatmap(predictions: pd.DataFrame, run: str) -> Figure:
     """Draw people (most frequent on top) by epochs, coloured by how many of the taught attributes the model knows.
 
@@ -151,18 +141,18 @@ def knowledge_heatmap(predictions: pd.DataFrame, run: str) -> Figure:
     title = "Known attributes of each person over training"
     table = learning_tables.attributes_known(predictions)
     if table.empty:
-        return missing(title, _PREDICT, run)
+        return style.missing(title, _PREDICT, run)
     epochs = [column for column in table.columns if not isinstance(column, str)]
     most = predictions["attribute"].nunique()
     colors = ListedColormap(mpl.colormaps["cividis"](np.linspace(0, 1, most + 1)))
     norm = BoundaryNorm(np.arange(-0.5, most + 1), most + 1)
     note = "within a frequency, people whose facts are known sooner are higher"
-    figure, axes = grid(title, run, 1, len(TYPES), width=9.5, height=5.2, share_y=False, note=note)
+    figure, axes = style.grid(title, run, 1, len(TYPES), width=9.5, height=5.2, share_y=False, note=note)
     for ax, (knowledge, look) in zip(axes[0], TYPES.items(), strict=True):
         rows = table[table["type"] == knowledge]
         rows = rows.assign(total=rows[epochs].sum(axis=1)).sort_values(["frequency", "total"], ascending=False)
         if rows.empty:
-            blank(ax, "no predictions")
+            style.blank(ax, "no predictions")
             continue
         image = draw_map(ax, rows[epochs], colors, norm)
         ax.invert_yaxis()
@@ -180,7 +170,7 @@ def knowledge_heatmap(predictions: pd.DataFrame, run: str) -> Figure:
 def _fact_heatmap(fact_predictions: pd.DataFrame, run: str) -> Figure:
     """Draw one's own facts by epochs, coloured by how well they are answered: a panel per file, groups one by one."""
     tasks = list(dict.fromkeys(fact_predictions["task"]))
-    figure, axes = grid(
+    figure, axes = style.grid(
         "Each fact over training", run, 1, len(tasks), width=9.5, height=5.2, share_y=False,
         note="1 for a right whole answer to a prompt; a question's recall; facts learned sooner are higher",
     )  # fmt: skip
@@ -190,10 +180,10 @@ def _fact_heatmap(fact_predictions: pd.DataFrame, run: str) -> Figure:
         rows = rows.assign(total=rows[epochs].sum(axis=1)).sort_values(["group", "total"], ascending=[True, False])
         image = draw_map(ax, rows[epochs], "cividis", Normalize(0, 1))
         ax.invert_yaxis()
-        _name_bands(ax, [plain(name) for name in fact_names(rows)], rotation=0)
+        _name_bands(ax, [style.plain(name) for name in fact_names(rows)], rotation=0)
         checkpoint_ticks(ax, epochs)
         ax.set_xlabel("epoch")
-        ax.set_title(f"{plain(task)}: {len(rows)} facts")
+        ax.set_title(f"{style.plain(task)}: {len(rows)} facts")
     axes[0, 0].set_ylabel("facts, by group")
     bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.015)
     bar.solids.set_rasterized(True)  # a page in the dark changes colours, but not those of images

@@ -21,7 +21,8 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 
 from knowledge_circuits.analysis import curves
-from knowledge_circuits.figures.style import BANDS, BLACK, TYPES, Look, blank, grid, legend, ordered_colors, plain
+from knowledge_circuits.figures import style
+from knowledge_circuits.figures.style import BANDS, BLACK, TYPES, Look
 
 #: What lines or panels stand for: the table's column and the look of each of its values.
 By = tuple[str, Mapping[Any, Look]]
@@ -53,7 +54,7 @@ def line_panels(
         share: whether values are shares: an axis from 0% to 100%.
     """
     column, looks = panels
-    note = "  ·  ".join(part for part in (note, LINE_NOTE) if part)
+    note = style.joined(note, LINE_NOTE, by="  ·  ")
     figure, axes = wrapped_grid(title, run, len(looks), note=note)
     for ax, (key, look) in zip(figure.axes, looks.items(), strict=True):
         draw_lines(ax, table[table[column] == key], value, *lines)
@@ -61,7 +62,7 @@ def line_panels(
         if share:
             share_axis(ax)
     label_axes(axes, label)
-    return legend(figure, lines[1])
+    return style.legend(figure, lines[1])
 
 
 def wrapped_grid(title: str, run: str, count: int, note: str = "") -> tuple[Figure, Any]:
@@ -69,7 +70,7 @@ def wrapped_grid(title: str, run: str, count: int, note: str = "") -> tuple[Figu
     columns = max(1, min(count, MOST_COLUMNS))
     rows = -(-count // columns)
     height = 3.4 if rows == 1 else 0.8 + 2.2 * rows
-    figure, axes = grid(title, run, rows, columns, width=10.6 if columns > 2 else 8.6, height=height, note=note)
+    figure, axes = style.grid(title, run, rows, columns, width=10.6 if columns > 2 else 8.6, height=height, note=note)
     for ax in axes.flat[count:]:
         ax.remove()
     for ax in axes.flat[max(count - columns, 0) : count]:  # the lowest of each column
@@ -106,7 +107,7 @@ def draw_lines(ax: Axes, table: pd.DataFrame, value: str, column: str, looks: Ma
             draw_curve(ax, mean.index, mean, look)
             drawn = True
     if not drawn:
-        blank(ax, "no data")
+        style.blank(ax, "no data")
 
 
 def draw_curve(ax: Axes, epochs: Any, values: Any, look: Look) -> None:
@@ -140,10 +141,11 @@ def share_axis(ax: Axes) -> None:
     ax.yaxis.set_major_formatter(PercentFormatter(1))
 
 
-def label_axes(axes: Any, label: str, below: str = "epoch") -> None:
-    """Put the y label beside the first column of axes [rows, columns] and the x label under the last row."""
-    for ax in axes[:, 0]:
-        ax.set_ylabel(label)
+def label_axes(axes: Any, label: str | Sequence[str], below: str = "epoch") -> None:
+    """Put the y label (or one for each row) beside axes [rows, columns] and the x label under the last row."""
+    labels = [label] * len(axes) if isinstance(label, str) else label
+    for ax, beside in zip(axes[:, 0], labels, strict=False):
+        ax.set_ylabel(beside)
     for ax in axes[-1]:
         ax.set_xlabel(below)
 
@@ -192,17 +194,16 @@ def group_grid(title: str, run: str, rows: int, arranged: Arrangement, height: f
     """Open a grid [rows, panels of the groups]; rows of one panel alone stand side by side."""
     count = len(arranged.panels[1])
     if count > 1:
-        return grid(title, run, rows, count, height=height, share_y="row", note=note)
-    figure, axes = grid(title, run, 1, rows, share_y=False, note=note)
+        return style.grid(title, run, rows, count, height=height, share_y="row", note=note)
+    figure, axes = style.grid(title, run, 1, rows, share_y=False, note=note)
     for ax in axes.flat:
         ax.set_xlabel("epoch")
     return figure, axes.T
 
 
-def fact_names(table: pd.DataFrame, column: str = "group") -> list[str]:
+def fact_names(table: pd.DataFrame, column: str = "group") -> pd.Series:
     """Return the name of each row's group of facts; tasks are named where there are several."""
-    pairs = zip(table["task"], table[column], strict=True)
-    return [f"{task} / {group}" if table["task"].nunique() > 1 else group for task, group in pairs]
+    return table["task"] + " / " + table[column] if table["task"].nunique() > 1 else table[column]
 
 
 def fact_group_looks(table: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Look], str]:
@@ -215,11 +216,8 @@ def fact_group_looks(table: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Lo
     shown = list(dict.fromkeys(names))
     note = f"{len(shown) - MOST_GROUPS} further groups are not drawn" if len(shown) > MOST_GROUPS else ""
     shown = shown[:MOST_GROUPS]
-    palette = ordered_colors(np.linspace(0, 1, len(shown)))
-    looks = {
-        name: Look(plain(name), color, marker)
-        for name, color, marker in zip(shown, palette, "os^DvP*X<>ph", strict=False)
-    }
+    palette = style.ordered_colors(np.linspace(0, 1, len(shown)))
+    looks = style.looks_of({name: style.plain(name) for name in shown}, palette, "os^DvP*X<>ph")
     return table.assign(name=names), looks, note
 
 
@@ -256,7 +254,7 @@ def layer_maps(
     if means.index.names[0] == "name":
         figure, axes = wrapped_grid(title, run, len(panels), note)
     else:
-        figure, axes = grid(title, run, len(TYPES), len(columns), height=5.0, note=note)
+        figure, axes = style.grid(title, run, len(TYPES), len(columns), height=5.0, note=note)
         panels = {
             (knowledge, key): (f"{look.symbol}, {heading}", look.color)
             for knowledge, look in TYPES.items()
@@ -265,7 +263,7 @@ def layer_maps(
     image, present = None, set(means.index.droplevel([-2, -1]))
     for ax, (key, (heading, color)) in zip(figure.axes, panels.items(), strict=True):
         if key not in present:
-            blank(ax, "no data")
+            style.blank(ax, "no data")
             continue
         wide = means[key].unstack()
         image = draw_map(ax, wide, *scale)

@@ -17,48 +17,35 @@ from numpy.typing import NDArray
 from knowledge_circuits.analysis.findings import EDGE, Finding, Statistic
 from knowledge_circuits.analysis.study_findings import CURVES, STILL_KNOWN, main_dose, study_curves
 from knowledge_circuits.analysis.study_tables import People, Told
-from knowledge_circuits.figures.style import (
-    BLACK,
-    BLUE,
-    GREY,
-    ORANGE,
-    VERMILION,
-    Look,
-    blank,
-    grid,
-    legend,
-    legend_row,
-    missing,
-    plain,
-    styled,
-)
+from knowledge_circuits.figures import style
+from knowledge_circuits.figures.style import BLACK, BLUE, GREY, ORANGE, VERMILION, Look
 
 #: Statistics in a row of a forest plot.
 _COLUMNS = 3
 
 
-@styled
+@style.styled
 def forest(finding: Finding, name: str) -> Figure:
     """Draw each seed's number and the mean over seeds with its 95% t interval, one panel per statistic of the claim."""
     shown = [s for s in finding.statistics if s.by_seed and s.claim and np.isfinite(s.low)]
     if not shown:
-        return missing(finding.title, "An interval needs two seeds.", name)
+        return style.missing(finding.title, "An interval needs two seeds.", name)
     rows, seeds = -(-len(shown) // _COLUMNS), max(len(s.by_seed) for s in shown)
-    figure, axes = grid(
+    figure, axes = style.grid(
         f"{finding.title}: {finding.verdict}", "", rows, min(_COLUMNS, len(shown)),
         height=0.6 + rows * (1.1 + 0.2 * seeds), share_y=False,
-        note=f"{plain(name)}: grey, the seeds; below them the mean and its 95% t interval over seeds, not corrected",
+        note=f"{style.plain(name)}: grey, the seeds; "
+        "below them the mean and its 95% t interval over seeds, not corrected",
     )  # fmt: skip
     for ax, statistic in zip(axes.flat, shown, strict=False):
         _draw_forest(ax, statistic)
-    for ax, statistic in zip(axes.flat, shown, strict=False):  # the parts of one quantity have one scale
-        parts = [s for s in shown if s.name == statistic.name]
+        parts = [s for s in shown if s.name == statistic.name]  # the parts of one quantity have one scale
         reach = [0.0, *(limit for s in parts for limit in (s.low, s.high, *s.by_seed.values()))]
         margin = 0.04 * (max(reach) - min(reach))
         ax.set_xlim(min(reach) - margin, max(reach) + margin)
     for ax in axes.flat[len(shown) :]:
         ax.set_axis_off()
-    return legend_row(figure, _break_handles(GREY, "o")) if any(s.edge_seeds for s in shown) else figure
+    return style.legend_row(figure, _break_handles(GREY, "o")) if any(s.edge_seeds for s in shown) else figure
 
 
 def _break_handles(color: str, marker: str) -> list[Line2D]:
@@ -84,16 +71,15 @@ def _draw_forest(ax: Axes, statistic: Statistic) -> None:
     ax.set_title("\n".join(wrap(f"{statistic.name} ({statistic.where}; claim: {statistic.claim})", 48)), fontsize=8)
 
 
-@styled
+@style.styled
 def learning(table: pd.DataFrame, name: str) -> Figure:
     """New facts of known and of unknown people, and the past's facts, over the epochs of the main dose's runs."""
     dose = main_dose(table)
     at_dose = table[table["dose"] == dose]
     new, past = at_dose[at_dose["told"] == Told.NEW], at_dose[(at_dose["told"] == Told.PAST) & at_dose["known"]]
     looks = {True: Look("known before", VERMILION, "o"), False: Look("unknown", BLUE, "s")}
-    figure, axes = grid(
-        "What was learned", "", 1, 3, height=3.2, note=f"{plain(name)}, dose {dose:g}: thin, seeds; points, their mean"
-    )
+    note = f"{style.plain(name)}, dose {dose:g}: thin, seeds; points, their mean"
+    figure, axes = style.grid("What was learned", "", 1, 3, height=3.2, note=note)
     for ax, column, label in zip(axes[0], ("accuracy", "hit10"), ("first-token accuracy", "Hit@10"), strict=False):
         for known, look in looks.items():
             _draw_seeds(ax, new[new["known"] == known], column, look)
@@ -105,7 +91,7 @@ def learning(table: pd.DataFrame, name: str) -> Figure:
         ax.set_xlabel("epoch")
         ax.set_ylim(0, 1.02)
     axes[0, 0].set_ylabel("share of facts")
-    return legend(figure, looks)
+    return style.legend(figure, looks)
 
 
 def _draw_seeds(ax: Axes, rows: pd.DataFrame, column: str, look: Look) -> None:
@@ -117,13 +103,14 @@ def _draw_seeds(ax: Axes, rows: pd.DataFrame, column: str, look: Look) -> None:
     ax.plot(means.index, means.mean(axis=1), look.marker, color=look.color, markersize=4)
 
 
-@styled
+@style.styled
 def evolution(table: pd.DataFrame, finding: Finding, name: str) -> Figure:
     """Draw the three curves that may bend, and the centroid, seed by seed, with each seed's break and its interval."""
     names = {**CURVES, "centroid": "centroid of the edges (layers)"}
-    figure, axes = grid(
+    figure, axes = style.grid(
         "How the circuits change", "", 2, 2, height=5.4, share_y=False,
-        note=f"{plain(name)}: mean of the groups of taught people; shaded, 95% interval of the break of two segments",
+        note=f"{style.plain(name)}: mean of the groups of taught people; "
+        "shaded, 95% interval of the break of two segments",
     )  # fmt: skip
     breaks = {s.name: s for s in finding.statistics if s.name.endswith("break point (epoch)")}
     for ax, (column, label) in zip(axes.flat, names.items(), strict=True):
@@ -131,7 +118,7 @@ def evolution(table: pd.DataFrame, finding: Finding, name: str) -> Figure:
         ax.set_title(label)
         ax.set_xlabel("epoch")
         if not len(x):
-            blank(ax, "no checkpoint that all seeds have")
+            style.blank(ax, "no checkpoint that all seeds have")
             continue
         ax.plot(x, y.T, color=BLUE, linewidth=0.7, alpha=0.6)
         ax.plot(x, y.mean(axis=0), "o", color=BLACK, markersize=4)
@@ -140,7 +127,7 @@ def evolution(table: pd.DataFrame, finding: Finding, name: str) -> Figure:
             _draw_breaks(ax, interval, x)
         if column == "turnover":
             ax.axhline(0, color=GREY, linewidth=0.9)
-    return legend_row(figure, _break_handles(ORANGE, "D")) if breaks else figure
+    return style.legend_row(figure, _break_handles(ORANGE, "D")) if breaks else figure
 
 
 def _draw_breaks(ax: Axes, breaks: Statistic, x: NDArray[np.float64]) -> None:
@@ -152,7 +139,7 @@ def _draw_breaks(ax: Axes, breaks: Statistic, x: NDArray[np.float64]) -> None:
         ax.plot(epoch, 0.94 - 0.06 * row, "D", transform=ax.get_xaxis_transform(), **look)
 
 
-@styled
+@style.styled
 def floors(table: pd.DataFrame, name: str) -> Figure:
     """Circuits of taught people beside what shows where nothing is: random circuits, people never taught, halves."""
     taught, control = (table[table["people"] == people] for people in (People.TAUGHT, People.CONTROL))
@@ -161,9 +148,10 @@ def floors(table: pd.DataFrame, name: str) -> Figure:
         "control": Look("never taught", GREY, "s"),
         "floor": Look("random circuits, or halves of the prompts", ORANGE, "^"),
     }
-    figure, axes = grid(
+    figure, axes = style.grid(
         "Circuits and their floors", "", 1, 4, width=12.4, height=3.2, share_y=False,
-        note=f"{plain(name)}: thin, seeds; points, their mean; faithfulness where clean minus corrupted is above 0",
+        note=f"{style.plain(name)}: thin, seeds; points, their mean; "
+        "faithfulness where clean minus corrupted is above 0",
     )  # fmt: skip
     panels = (
         ("clean_minus_corrupted", "clean - corrupted (logits)", ""),
@@ -171,15 +159,13 @@ def floors(table: pd.DataFrame, name: str) -> Figure:
         ("hit10", "Hit@10 of the circuit alone", "random_hit10"),
         ("turnover", "turnover in an epoch (1 - Jaccard)", "turnover_floor"),
     )
-    for ax, (column, title, floor) in zip(axes[0], panels, strict=True):
-        for key, rows in (("taught", taught), ("control", control)):
-            told = rows[rows["cmc_low"] > 0] if column == "faithfulness" else rows
+    for ax, (measure, title, floor) in zip(axes[0], panels, strict=True):
+        lines = (("taught", taught, measure), ("control", control, measure), ("floor", taught, floor))
+        for key, rows, column in lines if floor else lines[:2]:
+            told = rows[rows["cmc_low"] > 0] if measure == "faithfulness" else rows
             _draw_seeds(ax, told.dropna(subset=[column]), column, looks[key])
-        if floor:
-            rows = taught[taught["cmc_low"] > 0] if column == "faithfulness" else taught
-            _draw_seeds(ax, rows.dropna(subset=[floor]), floor, looks["floor"])
         if floor:  # on the whole range: a quantity that hardly moves shall look so
             ax.set_ylim(min(0, ax.get_ylim()[0]), max(1, ax.get_ylim()[1]))
         ax.set_title(title)
         ax.set_xlabel("epoch")
-    return legend(figure, looks)
+    return style.legend(figure, looks)

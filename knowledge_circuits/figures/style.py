@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
-from typing import IO, Any, ParamSpec
+from typing import IO, Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -31,6 +32,7 @@ from knowledge_circuits.files import atomic_write
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
 
 Parameters = ParamSpec("Parameters")
+Key = TypeVar("Key")
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#6E6E6E"
@@ -112,11 +114,11 @@ class NotebookFigure(Figure):
         return png(self), {"width": width, "height": height}
 
 
-def png(figure: Figure, dpi: int = 2 * _PAGE_DPI, colors: int = 128) -> bytes:
-    """Return a figure as a small PNG (a palette of `colors` instead of full colour), for notebooks and pages."""
+def png(figure: Figure) -> bytes:
+    """Return a figure as a small PNG (a palette of 128 colours instead of full colour), for notebooks."""
     full, small = BytesIO(), BytesIO()
-    _draw_png(figure, full, dpi)
-    image = Image.open(full).convert("RGB").quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    _draw_png(figure, full, 2 * _PAGE_DPI)
+    image = Image.open(full).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     image.save(small, format="png", optimize=True)
     return small.getvalue()
 
@@ -148,7 +150,8 @@ def _shade(figure: Figure, spans: list[tuple[float, float]]) -> None:
     for ax in over_time:
         for start, end in spans:
             if ax.images:
-                start, end = np.interp([start, end], _tick_epochs(ax), ax.get_xticks())
+                epochs = [float(label.get_text()) for label in ax.get_xticklabels()]
+                start, end = np.interp([start, end], epochs, ax.get_xticks())
                 bar = {"color": ORANGE, "linewidth": 3, "clip_on": False, "solid_capstyle": "butt"}
                 ax.plot([start, end], [1.02, 1.02], transform=ax.get_xaxis_transform(), **bar)
             else:
@@ -182,22 +185,16 @@ def _is_over_epochs(ax: Axes, figure: Figure) -> bool:
     return any(other.get_xlabel().startswith("epoch") for other in below)
 
 
-def _tick_epochs(ax: Axes) -> list[float]:
-    """Return the epochs that label a heat map's columns."""
-    return [float(label.get_text()) for label in ax.get_xticklabels()]
-
-
 def keep(figure: Figure, folder: Path, name: str) -> Figure:
     """Save a figure as `<folder>/<name>.png` and return it, so that a notebook's cell shows it too."""
     save(figure, folder / f"{name}.png")
     return figure
 
 
-def save(figure: Figure, path: Path, dpi: int = 150) -> Path:
-    """Write a figure as PNG, whole or not at all; returns the path."""
+def save(figure: Figure, path: Path, dpi: int = 150) -> None:
+    """Write a figure as PNG, whole or not at all."""
     with atomic_write(path, "wb") as file:
         _draw_png(figure, file, dpi)
-    return path
 
 
 def _draw_png(figure: Figure, file: IO[bytes], dpi: float) -> None:
@@ -216,12 +213,23 @@ def ordered_colors(positions: ArrayLike) -> list[str]:
     return [mpl.colors.to_hex(color) for color in mpl.colormaps["plasma"](0.85 * np.asarray(positions, dtype=float))]
 
 
+def looks_of(labels: Mapping[Key, str], colors: Sequence[str], markers: str = "osD^vP*X") -> dict[Key, Look]:
+    """Return looks by key, from labels by key; colours and marks are taken in turn, and again from the first."""
+    looks = zip(labels.items(), cycle(colors), cycle(markers), strict=False)
+    return {key: Look(label, color, marker) for (key, label), color, marker in looks}
+
+
 # --- parts of figures -------------------------------------------------------------------------------------------------
 
 
 def plain(text: str) -> str:
     """Return text from outside as Matplotlib shows it as it is: on one line, a dollar sign no mathematics."""
     return " ".join(text.split()).replace("$", r"\$")
+
+
+def joined(*texts: str, by: str = "; ") -> str:
+    """Return the texts that are not empty in one."""
+    return by.join(text for text in texts if text)
 
 
 def group_names(groups: Sequence[Mapping[str, str]]) -> list[str]:
@@ -262,7 +270,7 @@ def grid(
     FigureCanvasAgg(figure)
     _reserve(figure, _TITLE)
     figure.text(0.008, 1 - 0.06 / height, title, va="top", fontsize=11.5, fontweight="bold")
-    footer = "  ·  ".join(part for part in (f"run {plain(run)}" if run else "", note) if part)
+    footer = joined(f"run {plain(run)}" if run else "", note, by="  ·  ")
     figure.text(0.008, 0.05 / height, footer, fontsize=7.5, color=GREY, va="bottom")
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=share_y)
 
@@ -275,20 +283,14 @@ def _reserve(figure: Figure, top: float) -> None:
         engine.set(rect=(0, _FOOTER / height, 1, 1 - (top + _FOOTER) / height))
 
 
-def legend(figure: Figure, looks: Mapping[Any, Look], title: str = "") -> Figure:
-    """Draw one legend for all panels, in a row under the title."""
-    handles = handles_of(looks)
-    if title:
-        handles.insert(0, Line2D([], [], linestyle="none", label=f"{title}:"))
-    return legend_row(figure, handles)
-
-
-def handles_of(looks: Mapping[Any, Look]) -> list[Line2D]:
-    """Return the lines that stand for the looks in a legend."""
-    return [
+def legend(figure: Figure, looks: Mapping[Any, Look], title: str = "", further: Sequence[Line2D] = ()) -> Figure:
+    """Draw one legend for all panels, in a row under the title: the looks, then further lines."""
+    handles = [Line2D([], [], linestyle="none", label=f"{title}:")] if title else []
+    handles += [
         Line2D([], [], color=look.color, marker=look.marker, markersize=4, linewidth=1.7, label=look.label)
         for look in looks.values()
     ]
+    return legend_row(figure, [*handles, *further])
 
 
 def legend_row(figure: Figure, handles: list[Line2D]) -> Figure:

@@ -7,5 +7,5 @@
     nano            a GPT-2 with random weights and a tokenizer trained on given texts
     shape           its layers, heads, width and context
 
-May import: `files`. Imported by every room above. Knows nothing of people, groups or runs.
+May import: `files`, `command_line`. Imported by every room above. Knows nothing of people, groups or runs.
 """

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from knowledge_circuits.command_line import DTYPE_NAMES
 from knowledge_circuits.files import BOUNDS, InputError, first_line, means_folder, read_json, write_json
+from knowledge_circuits.manifest import is_partial_digest
 
 #: The data types by the names that flags give them.
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -23,28 +28,34 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_N
 ADAPTER_CONFIG, BASE_RECORD = "adapter_config.json", "base_model.json"
 
 
-def require_folder(name_or_path: str) -> None:
-    """Raise InputError for a path of a folder that does not exist, which the library would look for on the hub.
+def find_device(name: str, what: str) -> torch.device:
+    """Return a device of this machine.
+
+    Args:
+        name: torch's name of it.
+        what: what gives the name, for errors.
 
     Raises:
-        InputError: no such folder.
+        InputError: no such device on this machine.
     """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"{what} {name}: no such device; use cpu, cuda or cuda:<number>") from None
+    if device.type not in ("cpu", "cuda", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise InputError(f"{what} {name}: this machine or this torch has none; use cpu, cuda or cuda:<number>")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(f"{what} {name}: this machine or this torch has no CUDA; use cpu")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise InputError(f"{what} {name}: there are only {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def require_folder(name_or_path: str) -> None:
+    """Raise InputError for a path of a folder that does not exist, which the library would look for on the hub."""
     if means_folder(name_or_path) and not Path(name_or_path).is_dir():
         raise InputError(f"{name_or_path}: no such checkpoint folder")
-
-
-def require_weights(name_or_path: str) -> None:
-    """Raise InputError for a folder without a checkpoint's configuration and weights; a hub name passes.
-
-    Raises:
-        InputError: no such folder, no configuration, or no weights in it.
-    """
-    require_folder(name_or_path)
-    if Path(name_or_path).is_dir():
-        if not Path(name_or_path, "config.json").exists():
-            raise InputError(f"{name_or_path}: not a checkpoint folder (config.json is missing)")
-        if not weight_files(name_or_path):
-            raise InputError(f"{name_or_path}: a checkpoint folder without weights (no .safetensors or .bin file)")
 
 
 #: What configurations call their layers and the heads of a layer.
@@ -86,30 +97,45 @@ def _size(config: dict[str, Any], names: Sequence[str]) -> float:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """Return the files that hold a checkpoint's weights; none where only its results were kept."""
-    return sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob("pytorch_model*.bin")])
+    """Return the files that hold a checkpoint's or an adapter's weights; none where only its results were kept."""
+    patterns = ("*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
+    return sorted(path for pattern in patterns for path in Path(folder).glob(pattern))
 
 
-def weights_digest(folder: str | Path, stretches: int = 16, length: int = 1 << 16) -> str | None:
-    """Return a digest of a checkpoint's weights, from the sizes and some stretches of every weight file.
+def weights_digest(folder: str | Path) -> str | None:
+    """Return a digest of the names, the sizes and all bytes of a checkpoint's weight files.
 
-    Gigabytes need not be read: a step of training changes every stretch.
+    500 MB in memory take 0.2 s on 2 cores. A process reads a file again only when its size or times have changed.
 
     Returns:
-        16 hexadecimal digits; None where there are no weights (a hub name, for example).
+        32 hexadecimal digits; None where there are no weights (a hub name, for example).
     """
     files = weight_files(folder)
     if not files:
         return None
     digest = hashlib.sha256()
     for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
+        status = path.stat()
+        digest.update(f"{path.name} {status.st_size} ".encode())
+        digest.update(_file_digest(path.absolute(), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return digest.hexdigest()[:32]
+
+
+#: Bytes of a weight file that one thread reads and hashes at a time.
+_BLOCK = 1 << 22
+
+
+@cache
+def _file_digest(path: Path, size: int, modified: int, changed: int) -> bytes:
+    """Return the SHA-256 digest of the digests of a file's blocks; the times only tell versions of it apart."""
+
+    def block_digest(start: int) -> bytes:
         with open(path, "rb") as file:
-            for start in sorted({max(size - length, 0) * part // (stretches - 1) for part in range(stretches)}):
-                file.seek(start)
-                digest.update(file.read(length))
-    return digest.hexdigest()[:16]
+            file.seek(start)
+            return hashlib.sha256(file.read(_BLOCK)).digest()
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as threads:
+        return hashlib.sha256(b"".join(threads.map(block_digest, range(0, size, _BLOCK)))).digest()
 
 
 def load_model(
@@ -147,7 +173,7 @@ def read_config(
     An adapter's folder has its base model's configuration.
 
     Raises:
-        InputError: no weights beside it, or a configuration that `load_configuration` refuses.
+        InputError: no such folder, no weights in it, or a configuration that `load_configuration` refuses.
     """
     base = adapter_base(path)
     if base is not None:
@@ -155,7 +181,12 @@ def read_config(
             return read_config(base.path, trust_remote_code, base.revision, cache_dir)
         except InputError as error:
             raise InputError(f"{path}: its base model, which {ADAPTER_CONFIG} names: {error}") from None
-    require_weights(path)
+    require_folder(path)
+    if Path(path).is_dir():
+        if not Path(path, "config.json").exists():
+            raise InputError(f"{path}: not a checkpoint folder (config.json is missing)")
+        if not weight_files(path):
+            raise InputError(f"{path}: a checkpoint folder without weights (no .safetensors or .bin file)")
     return load_configuration(path, trust_remote_code, revision, cache_dir)
 
 
@@ -276,6 +307,8 @@ def check_base(adapter: str, base: str) -> None:
     named, record = _named_base(adapter), Path(adapter, BASE_RECORD)
     recorded = read_json(record) if record.is_file() else {}
     trained_on = recorded.get("weights") if isinstance(recorded, dict) else None
+    if is_partial_digest(trained_on):  # an earlier version's, which cannot be compared
+        trained_on = None
     if trained_on is None and named is not None:
         trained_on = _folder_digest(named.path)
     digest = _folder_digest(base)
@@ -324,13 +357,16 @@ def delete_download(name: str, revision: str, cache_dir: str | None = None) -> i
 def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     """Merge an adapter of peft (LoRA, for example) into a model's weights.
 
+    Merging writes into the weights of the adapted modules. An embedding and a head that share theirs get a copy each
+    if either is adapted, so that it changes only the one. The merged model's logits are compared with those before.
+
     Args:
         model: the adapter's base model; its weights are changed.
         adapter: the folder that `PeftModel.save_pretrained` wrote.
 
     Raises:
-        InputError: peft is not installed, the folder holds no adapter, or it was made for a model of another shape or,
-            where that is known (`check_base`), of other weights.
+        InputError: peft is not installed, the folder holds no adapter, it was made for a model of another shape or,
+            where that is known (`check_base`), of other weights, or the merged model predicts otherwise.
     """
     try:
         import peft
@@ -355,10 +391,56 @@ def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         )
     check_base(adapter, model.name_or_path)
     try:
+        expected_logits = _probe_logits(adapted)
+        _untie_adapted(model)
         merged: PreTrainedModel = adapted.merge_and_unload()
     except Exception as error:  # a kind of adapter that has no merged form
         raise InputError(f"{adapter}: this kind of adapter cannot be merged ({first_line(error)})") from error
+    difference = relative_difference(_probe_logits(merged), expected_logits)
+    if not difference <= TOLERANCE[merged.dtype]:
+        raise InputError(
+            f"{adapter}: merging changes what the model predicts (logits by {difference:.1e}, relative), so this kind "
+            "of adapter cannot be merged; was it trained with another version of peft?"
+        )
     return merged
+
+
+#: Largest accepted difference of the logits of one model in two forms, relative to the largest logit. Hugging Face
+#: computes rotary cos and sin in float32 even for a float64 model.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+def relative_difference(logits: Tensor, expected: Tensor) -> float:
+    """Return the largest difference of two models' logits, relative to the largest logit (of at least 1)."""
+    return (logits - expected).abs().max().item() / max(1.0, expected.abs().max().item())
+
+
+@torch.no_grad()
+def _probe_logits(model: Any) -> Tensor:
+    """Return the logits of a few random tokens."""
+    config = model.config.get_text_config()
+    shape = 2, min(9, context_length(config) or 9)
+    ids = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    logits: Tensor = model.eval()(input_ids=ids).logits
+    return logits
+
+
+def shared_modules(model: PreTrainedModel) -> list[tuple[str, str]]:
+    """Return the names of the modules that share their weights, such as the head and the embedding, pair by pair."""
+    pairs = model.all_tied_weights_keys.items()
+    return [(one.rpartition(".")[0], other.rpartition(".")[0]) for one, other in pairs]
+
+
+def _untie_adapted(model: PreTrainedModel) -> None:
+    """Give a module with an adapter, and the one that shares its weights, a copy each."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for pair in shared_modules(model):
+        modules = [model.get_submodule(name) for name in pair]
+        layers: list[Any] = [module.get_base_layer() for module in modules if isinstance(module, BaseTunerLayer)]
+        if layers:
+            layers[0].weight = torch.nn.Parameter(layers[0].weight.detach().clone(), requires_grad=False)
+            model.config.tie_word_embeddings = False
 
 
 def context_length(config: PreTrainedConfig) -> int | None:

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from knowledge_circuits.files import InputError
-from knowledge_circuits.models.tokenization import start_token_id
+from knowledge_circuits.models.tokenization import added_ids, start_token_id
 
 #: Limits of one batch: tokens that go through the model, and logits that are held at once.
 _MAX_TOKENS = 1 << 13
@@ -79,15 +78,10 @@ def encode_continuations(
     before = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     joined = [f"{prompt} {text}" for prompt, text in zip(prompts, texts, strict=True)]
     after = tokenizer(joined, add_special_tokens=False)["input_ids"]
-    pairs = []
-    for prompt, text, prompt_ids, full_ids in zip(prompts, texts, before, after, strict=True):
-        shared = 0
-        while shared < min(len(prompt_ids), len(full_ids)) and prompt_ids[shared] == full_ids[shared]:
-            shared += 1
-        if shared == len(full_ids):
-            raise InputError(f"the value {text!r} adds no token to the prompt {prompt!r}")
-        pairs.append(((start, *prompt_ids), tuple(full_ids[shared:])))
-    return pairs
+    return [
+        ((start, *prompt_ids), tuple(added_ids(prompt, text, prompt_ids, full_ids)))
+        for prompt, text, prompt_ids, full_ids in zip(prompts, texts, before, after, strict=True)
+    ]
 
 
 def score_continuations(
@@ -132,12 +126,12 @@ def _batches(
     batch: list[int] = []
     width = keep = 0
     for index in order:
-        width = max(width, len(prompts[index]) + len(continuations[index]))
-        keep = max(keep, len(continuations[index]) + 1)
+        length, kept = len(prompts[index]) + len(continuations[index]), len(continuations[index]) + 1
+        width, keep = max(width, length), max(keep, kept)
         rows = len(batch) + 1
         if batch and (rows * width > _MAX_TOKENS or rows * keep * vocabulary > _MAX_LOGITS):
             yield batch
-            batch, width, keep = [], len(prompts[index]) + len(continuations[index]), len(continuations[index]) + 1
+            batch, width, keep = [], length, kept
         batch.append(index)
     if batch:
         yield batch

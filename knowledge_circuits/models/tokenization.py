@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -85,11 +86,18 @@ def value_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, value: str)
     Raises:
         InputError: the value adds no token.
     """
-    before = plain_ids(tokenizer, prompt)
-    after = plain_ids(tokenizer, f"{prompt} {value}")
+    return added_ids(prompt, value, plain_ids(tokenizer, prompt), plain_ids(tokenizer, f"{prompt} {value}"))
+
+
+def added_ids(prompt: str, value: str, before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """Return the tokens of `prompt + " " + value` (`after`) from the first that is not the prompt's (`before`).
+
+    Raises:
+        InputError: the value adds no token.
+    """
     for position, token in enumerate(after):
         if position >= len(before) or before[position] != token:
-            return after[position:]
+            return list(after[position:])
     raise InputError(f"the value {value!r} adds no token to the prompt {prompt!r}")
 
 

@@ -71,20 +71,18 @@ def strongest_edges(graph: Graph, most: int = MOST_EDGES) -> NDArray[np.int64]:
     return edges[np.argsort(-strength, kind="stable")[:most]]
 
 
-def picture(graph: Graph, step: int, epoch: float, most: int = MOST_EDGES) -> CircuitPicture:
+def picture(graph: Graph, step: int, epoch: float) -> CircuitPicture:
     """Keep of a circuit what a page shows."""
     by_span = graph.span_scores if graph.span_scores is not None else ()
-    parts = {
-        name: _packed(replace(graph, scores=scores), most) for name, scores in zip(graph.spans, by_span, strict=True)
-    }
-    return CircuitPicture(step, epoch, graph.n_edges, graph.n_nodes, *_packed(graph, most), parts)
+    parts = {name: _packed(replace(graph, scores=scores)) for name, scores in zip(graph.spans, by_span, strict=True)}
+    return CircuitPicture(step, epoch, graph.n_edges, graph.n_nodes, *_packed(graph), parts)
 
 
-def _packed(graph: Graph, most: int) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
+def _packed(graph: Graph) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
     """Return node_bytes and edge_numbers of a circuit's scores."""
     present = graph.nodes_in_graph.numpy()
     levels = np.where(present, 1 + np.round(254 * np.sqrt(node_strengths(graph))), 0).astype(np.uint8)
-    edges = strongest_edges(graph, most)
+    edges = strongest_edges(graph)
     scores = graph.scores.double().numpy()[edges[:, 0], edges[:, 1]]
     largest = np.abs(scores).max(initial=0.0) or 1.0
     known = graph.inclusion.numpy()[edges[:, 0], edges[:, 1]] if graph.inclusion is not None else None
@@ -151,7 +149,6 @@ class CircuitBrowser:
         spans = list(dict.fromkeys(name for one in self._all() for name in one.spans))
         described = []
         for group in dict.fromkeys((*(one for one in groups() if one in self.pictures), *self.pictures)):
-            names = _names(group)
             rows = []
             for one in sorted(self.pictures[group], key=lambda each: each.step):
                 if one.step in shown:
@@ -162,13 +159,12 @@ class CircuitBrowser:
                         [_base64(part) for part in one.spans[name]] if name in one.spans else None for name in spans
                     ]
                     rows.append([one.step, round(one.epoch, 3), one.edges, one.nodes, *measured, *packed, by_span])
-            described.append({**names, "symbol": group.type.symbol if isinstance(group, Group) else "", "rows": rows})
-        total = len({one.step for one in self._all()})
-        layout = self.layout
+            symbol = group.type.symbol if isinstance(group, Group) else ""
+            described.append({**_names(group), "symbol": symbol, "rows": rows})
         return {
-            "layers": layout.n_layers,
-            "heads": layout.n_heads,
-            "omitted": total - len(shown),
+            "layers": self.layout.n_layers,
+            "heads": self.layout.n_heads,
+            "omitted": len({one.step for one in self._all()}) - len(shown),
             "spans": spans,
             "groups": described,
         }
@@ -184,10 +180,7 @@ def _names(group: AnyGroup) -> dict[str, str]:
 
 def _by_circuit(table: pd.DataFrame | None, column: str) -> dict[tuple[Any, ...], float]:
     """A column by (step, task, type, band), or (step, task, group) of one's own facts."""
-    if table is None:
-        return {}
-    keys = zip(table["step"], *(table[name] for name in names_of_groups(table)), strict=True)
-    return dict(zip(keys, table[column], strict=True))
+    return {} if table is None else table.set_index(["step", *names_of_groups(table)])[column].to_dict()
 
 
 def _number(value: float | None) -> float | None:

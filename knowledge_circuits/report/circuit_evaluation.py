@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from dataclasses import replace
 
 from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.figures import circuit_evaluation, learning
 from knowledge_circuits.report.material import Material
-from knowledge_circuits.report.section import Drawing, Section, TextTable
+from knowledge_circuits.report.section import Drawing, Section, TextTable, number
 
 _NO_HITS = "No circuit of this run was evaluated alone on test items yet; circuit_eval.py --test_data_file does it."
 
@@ -57,56 +57,49 @@ FACT_GROUPS = Section(
             "Each line is a group; its circuit is found anew at every checkpoint.",
             lambda m: m.is_study and not m.fact_circuits.empty,
         ),
-        *(
-            Drawing(drawing.draw, drawing.caption, lambda m: not m.is_study and not m.fact_circuits.empty)
-            for drawing in _OF_FACTS
-        ),
+        *(replace(drawing, belongs=lambda m: not m.is_study and not m.fact_circuits.empty) for drawing in _OF_FACTS),
     ),
 )
 
-#: What a page shows of each group: the column of its table -> heading; the first three are of answers.
-_SHARES = {
-    **{"correct": "whole answer", "first_token_correct": "first token", "recall": "recall"},
-    **{"hit": "Hit@10", "faithfulness": "faithfulness", "edge_entropy": "entropy (nats)"},
+#: What a page shows of each group: the column of its table -> heading and the form of its numbers.
+_NUMBERS = {
+    "correct": ("whole answer", ".2f"),
+    "first_token_correct": ("first token", ".2f"),
+    "recall": ("recall", ".2f"),
+    "hit": ("Hit@10", ".2f"),
+    "faithfulness": ("faithfulness", ".2f"),
+    "edge_entropy": ("entropy (nats)", ".2f"),
+    "edges_num": ("edges", ",.0f"),
+    "nodes_num": ("nodes", ",.0f"),
 }
-_COUNTS = {"edges_num": "edges", "nodes_num": "nodes"}
 #: Shown where they were measured.
-_STABLE = {"split_half_jaccard": "halves agree", "inclusion": "inclusion"}
+_STABLE = {"split_half_jaccard": ("halves agree", ".2f"), "inclusion": ("inclusion", ".2f")}
 _STABLE_CAPTION = (
     "Halves agree: edge Jaccard similarity of the circuits of two halves of the prompts. Inclusion: in how many "
     "resamples of the prompts an edge of the circuit is, on average"
 )
 
 
-def has_stability(table: pd.DataFrame) -> bool:
-    """Return whether stability was measured for a circuit of a table."""
-    return bool(table[list(_STABLE)].notna().any(axis=None))
-
-
 def fact_table(material: Material) -> TextTable:
     """Return the numbers of the last checkpoint (or probe) of each file, a row per group."""
     keys, parts, when = ["task", "group"], [], []
-    stable = _STABLE if has_stability(material.fact_circuits) else {}
+    stable = material.fact_circuits[list(_STABLE)].notna().any(axis=None)
+    shown = _NUMBERS | _STABLE if stable else _NUMBERS
     for what, table in (("answers", material.fact_predictions), ("circuits", material.fact_circuits)):
         last = table[table["step"] == table.groupby("task")["step"].transform("max")]
         for row in last.drop_duplicates("step").to_dict("records"):
             when.append(f"{what} at epoch {row['epoch']:g} (step {row['step']:,})")
-        measured = [name for name in (*_SHARES, *_COUNTS, *stable) if name in last]
+        measured = [name for name in shown if name in last]
         parts.append(last.groupby(keys, as_index=False, sort=False)[measured].mean())
     merged = parts[0].merge(parts[1], on=keys, how="outer", sort=False)
     rows = [
-        [
-            *(row[key] for key in keys),
-            *("–" if pd.isna(row[name]) else f"{row[name]:.2f}" for name in _SHARES),
-            *("–" if pd.isna(row[name]) else f"{row[name]:,.0f}" for name in _COUNTS),
-            *("–" if pd.isna(row[name]) else f"{row[name]:.2f}" for name in stable),
-        ]
+        [*(row[key] for key in keys), *(number(row[name], form) for name, (_, form) in shown.items())]
         for row in merged.to_dict("records")
     ]
     caption = "; ".join(when)
     if stable:
         caption += f". {_STABLE_CAPTION}"
-    header = ["file", "group", *_SHARES.values(), *_COUNTS.values(), *stable.values()]
+    header = ["file", "group", *(heading for heading, _ in shown.values())]
     return TextTable(caption[:1].upper() + caption[1:], header, rows, words=2)
 
 

@@ -199,17 +199,16 @@ def _spread_of(
 ) -> Spread:
     """Return one finding over the runs of an experiment."""
     rows = [(run, [deciding[run.name].get(name) for name in names]) for run in experiment.runs]
-    columns = ([row[1][column] for row in rows] for column in range(len(names)))
+    columns = zip(*(statistics for _, statistics in rows), strict=True)
     means = [_spread([s.estimate for s in column if s is not None]) for column in columns]
     return Spread(experiment, rows, means)
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, int]:
     """Mean and standard deviation (NaN for fewer than two) of the finite values, and how many there are."""
-    finite = np.asarray(values, dtype=float)
+    finite = pd.Series(values, dtype=float)
     finite = finite[np.isfinite(finite)]
-    mean = float(finite.mean()) if len(finite) else float("nan")
-    return mean, float(finite.std(ddof=1)) if len(finite) > 1 else float("nan"), len(finite)
+    return float(finite.mean()), float(finite.std()), len(finite)
 
 
 def learned_table(experiment: Experiment) -> TextTable:
@@ -244,10 +243,8 @@ def spread_figure(findings: Sequence[FindingSpread]) -> Figure:
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     height = 0.7 + rows * (1.05 + 0.27 * len(labels))
-    note = "95% intervals; dashed: mean of runs that differ in the seed only"
-    figure, axes = style.grid(
-        "The main statistics of every run", f"{len(labels)} runs", rows, columns, height=height, note=note
-    )
+    title, note = "The main statistics of every run", "95% intervals; dashed: mean of runs that differ in the seed only"
+    figure, axes = style.grid(title, f"{len(labels)} runs", rows, columns, height=height, note=note)
     for ax, (finding, index, name) in zip(axes.flat, panels, strict=False):
         ax.set_title(f"{finding.title}: {name.removeprefix('circuit entropy: ')}", fontsize=8.5)
         row = 0

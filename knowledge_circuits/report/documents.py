@@ -17,9 +17,8 @@ from knowledge_circuits.analysis.document_tables import choice_table, cost_table
 from knowledge_circuits.analysis.documents import DocumentStudy, read_document_study
 from knowledge_circuits.analysis.findings import Finding
 from knowledge_circuits.figures import documents as figures
-from knowledge_circuits.figures.style import save
 from knowledge_circuits.report.page import render, write_page
-from knowledge_circuits.report.section import DrawnFigure, TextTable, embed
+from knowledge_circuits.report.section import DrawnFigure, TextTable, embed, number, save_and_embed
 
 
 def write_documents_report(folder: Path, output: Path | None = None) -> Path:
@@ -37,10 +36,7 @@ def write_documents_report(folder: Path, output: Path | None = None) -> Path:
     """
     study, page = read_document_study(folder), output or folder / "report.html"
     claims = judge_claims(study)
-    drawn: dict[str, DrawnFigure] = {}
-    for name, figure, caption in _figures(study):
-        save(figure, page.parent / "figures" / f"{name}.png")
-        drawn[name] = embed(figure, caption)
+    drawn = save_and_embed(_figures(study), page.parent / "figures")
     return write_page(page, _page(study, claims, drawn))
 
 
@@ -51,7 +47,8 @@ def _page(study: DocumentStudy, claims: Sequence[Finding], drawn: dict[str, Draw
         "documents.html.j2",
         name=study.name,
         strategies=len(study.strategies),
-        units=f"Intervals are t intervals over {count} seeds."
+        units=f"Intervals are the wider of those over {count} seeds and over entities; where each seed has documents "
+        "of its own or a number is not of entities, they are over seeds."
         if count > 1
         else "With one seed intervals are over entities and hold for that seed; a number that is not of entities has "
         "no interval, and its claim no verdict.",
@@ -67,7 +64,7 @@ def _page(study: DocumentStudy, claims: Sequence[Finding], drawn: dict[str, Draw
 
 def claim_table(claim: Finding) -> TextTable:
     """Return all numbers of a claim by strategy."""
-    rows = [[s.name, s.where, s.interval, s.claim] for s in claim.statistics]
+    rows = [[s.name, s.place, s.interval, s.claim] for s in claim.statistics]
     return TextTable(f"{claim.title}: all numbers", ["number", "strategy", "[95% interval]", "claim"], rows, words=2)
 
 
@@ -93,14 +90,11 @@ def tables_of(study: DocumentStudy) -> dict[str, TextTable]:
 
 
 def _text(caption: str, table: pd.DataFrame, words: int) -> TextTable:
-    rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    rows = [
+        [number(value, ".3g") if isinstance(value, float) else str(value) for value in row]
+        for row in table.itertuples(index=False)
+    ]
     return TextTable(caption, [str(name).replace("_", " ") for name in table.columns], rows, words)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "–" if pd.isna(value) else f"{value:.3g}"
-    return str(value)
 
 
 def _figures(study: DocumentStudy) -> Iterator[tuple[str, Figure, str]]:

@@ -5,7 +5,6 @@ Numbers come from `dynamics`; here they become sentences and tables of text, bes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from knowledge_circuits.analysis.dynamics import Dynamics, FactHistory
 from knowledge_circuits.figures import dynamics as figures
 from knowledge_circuits.figures.dynamics import correlation_text
 from knowledge_circuits.report.material import Material
-from knowledge_circuits.report.section import DrawnFigure, TextTable, embed
+from knowledge_circuits.report.section import DrawnFigure, TextTable, embed, number
 from knowledge_circuits.study import KnowledgeType
 
 LACKING = "This run was trained without probes; train.py --probe_file writes knowledge_dynamics.jsonl."
@@ -47,20 +46,14 @@ def dynamics_section(material: Material) -> DynamicsSection:
         lacking="",
         sentences=(_acquired(history), *_relations(history, probes, changes)),
         tables=(_group_table(history), _hold_table(history), _rule_table(probes, saved)),
-        figures=tuple(_figures(material, records, history, probes, saved, changes)),
+        figures=tuple(_figures(material.name, records, history, probes, saved, changes)),
     )
 
 
 def _figures(
-    material: Material,
-    records: Dynamics,
-    history: FactHistory,
-    probes: pd.DataFrame,
-    saved: list[int],
-    changes: pd.DataFrame,
+    name: str, records: Dynamics, history: FactHistory, probes: pd.DataFrame, saved: list[int], changes: pd.DataFrame
 ) -> Iterator[DrawnFigure]:
     """Yield the figures of `figures.dynamics`, with what to look for in each."""
-    name = material.name
     yield embed(
         figures.knowledge_and_loss(probes, name),
         "Left, facts known at each probe and those that stayed known at two probes in a row, beside the loss. Right, "
@@ -154,10 +147,10 @@ def _group_table(history: FactHistory) -> TextTable:
             str(row.band),
             f"{row.facts:,}",
             *(_share(value) for value in (row.ever_known, row.known_at_end, row.held, row.non_monotonic)),
-            _number(row.forgetting_events, ".2f"),
-            _number(row.acquisition, ".3g"),
-            "–" if math.isnan(row.window_start) else f"{row.window_start:.3g} to {row.window_end:.3g}",
-            _number(row.base_prob, ".2g"),
+            number(row.forgetting_events, ".2f"),
+            number(row.acquisition, ".3g"),
+            "–" if pd.isna(row.window_start) else f"{row.window_start:.3g} to {row.window_end:.3g}",
+            number(row.base_prob, ".2g"),
         ]
         for row in table.itertuples()
     ]
@@ -186,8 +179,8 @@ def _rule_table(probes: pd.DataFrame, saved: list[int]) -> TextTable:
             str(row.rule),
             f"{row.epoch:.3g}",
             f"{row.step:,}",
-            _number(row.loss, ".3f"),
-            _number(row.loss_excess, "+.3f"),
+            number(row.loss, ".3f"),
+            number(row.loss_excess, "+.3f"),
             _share(row.known_share),
             f"{row.known_twice:,}",
             f"{row.facts_forgone:,}",
@@ -201,9 +194,5 @@ def _rule_table(probes: pd.DataFrame, saved: list[int]) -> TextTable:
     return TextTable("Which checkpoint each stopping rule would pick, and what that costs", header, rows)
 
 
-def _number(value: float, form: str) -> str:
-    return "–" if pd.isna(value) else format(value, form)
-
-
 def _share(value: float) -> str:
-    return _number(value, ".0%")
+    return number(value, ".0%")

@@ -37,11 +37,6 @@ class Card:
         left_out = [part.strip(":, ") for part in (_ENTROPY, _DIFFERENCE) if part in first.name]
         return ", ".join([*left_out, first.where])
 
-    @property
-    def css(self) -> str:
-        """The class of the verdict's colour."""
-        return self.finding.verdict.name.lower()
-
 
 def card(finding: Finding) -> Card:
     """Choose what stands on a finding's card."""

@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from knowledge_circuits.analysis import circuit_tables, learning_tables, run_circuits, timeline
-from knowledge_circuits.analysis.circuit_settings import Setting, main_kind, main_setting
+from knowledge_circuits.analysis.circuit_settings import Kind, Setting, main_kind, main_setting
 from knowledge_circuits.analysis.components import Components, analyse_run
 from knowledge_circuits.analysis.dynamics import Dynamics, run_dynamics
 from knowledge_circuits.analysis.findings import Finding, describe
@@ -105,16 +105,16 @@ def read_material(run: Run) -> Material:
     setting, browser = main_setting(run), CircuitBrowser()
     predictions, past_predictions = learning_tables.predictions(run), learning_tables.past_predictions(run)
     kind = main_kind(run, setting)
-    results = circuit_tables.results(run, setting, kind)
-    hits = circuit_tables.circuit_predictions(run, setting, kind)
-    circuits = run_circuits.read_circuits(run, setting, browser.add, kind)
-    facts = results, hits, circuits
-    if kind is Group:
-        facts = (
-            circuit_tables.results(run, setting, FactGroup),
-            circuit_tables.circuit_predictions(run, setting, FactGroup),
-            run_circuits.read_circuits(run, setting, browser.add, FactGroup),
+
+    def of_circuits(kind: Kind) -> tuple[pd.DataFrame, pd.DataFrame, Circuits | None]:
+        return (
+            circuit_tables.results(run, setting, kind),
+            circuit_tables.circuit_predictions(run, setting, kind),
+            run_circuits.read_circuits(run, setting, browser.add, kind),
         )
+
+    results, hits, circuits = of_circuits(kind)
+    facts = of_circuits(FactGroup) if kind is Group else (results, hits, circuits)
     return Material(
         run=run,
         name=timeline.run_name(run),

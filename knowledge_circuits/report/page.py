@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -26,12 +25,14 @@ from knowledge_circuits.report import circuit_evaluation, components, learning, 
 from knowledge_circuits.report.dynamics import dynamics_section
 from knowledge_circuits.report.findings import card, findings_figures
 from knowledge_circuits.report.material import Material, made_from, manifest_of_report, read_material
-from knowledge_circuits.report.section import Section, draw_sections
+from knowledge_circuits.report.section import Section, draw_sections, number
 from knowledge_circuits.run_config import RunConfig
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import KnowledgeType
 
 _TEMPLATES = Path(__file__).parent / "templates"
+#: Stand in a page as they are.
+_VERBATIM = ("style.css", "circuit_browser.js")
 #: Stands in the page's style sheet for the rules that its figures need.
 _COLORS = "/* figure colours */"
 SECTIONS = (learning.SECTION, circuit_evaluation.SECTION, topology.SECTION, stability.SECTION, components.SECTION)
@@ -101,22 +102,13 @@ def render(template: str, **content: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["share"] = lambda value: "–" if pd.isna(value) else f"{value:.2f}"
-    environment.filters["count"] = lambda value: "–" if pd.isna(value) else f"{value:,.0f}"
+    environment.filters["share"] = lambda value: number(value, ".2f")
+    environment.filters["count"] = lambda value: number(value, ",.0f")
+    environment.filters["estimate"] = lambda value: number(value, ".3g").replace("-", "−")  # a minus, no hyphen
     environment.filters["symbols"] = _with_subscripts
-    environment.filters["estimate"] = _estimate
-    parts = {
-        name: Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "circuit_browser.js")
-    }
-    page = environment.get_template(template).render(
-        style=parts["style.css"], script=parts["circuit_browser.js"], **content
-    )
+    style, script = (Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in _VERBATIM)
+    page = environment.get_template(template).render(style=style, script=script, **content)
     return page.replace(_COLORS, color_rules(page), 1)
-
-
-def _estimate(value: float) -> str:
-    """Three significant digits, with a minus sign rather than a hyphen."""
-    return "–" if pd.isna(value) else f"{value:.3g}".replace("-", "−")
 
 
 def _with_subscripts(text: str) -> Markup:

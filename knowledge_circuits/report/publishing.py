@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from huggingface_hub import DatasetCardData, HfApi, ModelCardData, get_token
+from huggingface_hub import CardData, DatasetCardData, HfApi, ModelCardData, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from knowledge_circuits.analysis import circuit_tables, learning_tables, timeline
@@ -115,28 +115,23 @@ def _results(run: Run) -> list[Path]:
 def _dataset_card(run: Run, name: str, model: str, license_name: str, graphs: int) -> str:
     data = DatasetCardData(language="en", license=license_name, pretty_name=name.split("/")[1], tags=_TAGS)
     steps = ", ".join(str(checkpoint.step) for checkpoint in run.checkpoints())
-    return (
-        "\n".join(
-            [
-                f"---\n{data.to_yaml()}\n---\n",
-                f"# Knowledge circuits of {timeline.run_name(run)}\n",
-                f"{graphs} circuit graphs of the model `{model}` at optimizer steps {steps}, after {_PAPER}. A graph"
-                " has a score for every edge between embeddings, attention heads, MLPs and logits.\n",
-                "| file | content |\n| --- | --- |",
-                "| `checkpoints/checkpoint-<step>/circuit_*/**/<task>_graph.json*` | scores of all edges |",
-                "| `.../topn_<n>/<task>_graph.json*` | the circuit of the n edges of largest score, pruned |",
-                "| `.../topn_<n>/<task>_results.json` | faithfulness, size, entropy |",
-                "| `.../topn_<n>/target_*/**/<task>_prediction.jsonl` | the circuit alone: answers' rank |",
-                "| `checkpoints/checkpoint-<step>/prediction.jsonl` | the model's generated answers |\n",
-                "```python\nimport knowledge_circuits as kc\n\ngraph = kc.read_graph('city_graph.json.gz')\n```\n",
-                "The people's facts are invented, also those about people who exist. Do not use them as facts.\n",
-                "## Settings\n",
-                _markdown(pd.DataFrame(configuration(read_run_config(run)), columns=["setting", "value"])),
-                "\n## Circuits of the last checkpoint\n",
-                _markdown(_last_results(run)),
-            ]
-        )
-        + "\n"
+    return _card(
+        data,
+        f"Knowledge circuits of {timeline.run_name(run)}",
+        f"{graphs} circuit graphs of the model `{model}` at optimizer steps {steps}, after {_PAPER}. A graph"
+        " has a score for every edge between embeddings, attention heads, MLPs and logits.",
+        "| file | content |\n| --- | --- |\n"
+        "| `checkpoints/checkpoint-<step>/circuit_*/**/<task>_graph.json*` | scores of all edges |\n"
+        "| `.../topn_<n>/<task>_graph.json*` | the circuit of the n edges of largest score, pruned |\n"
+        "| `.../topn_<n>/<task>_results.json` | faithfulness, size, entropy |\n"
+        "| `.../topn_<n>/target_*/**/<task>_prediction.jsonl` | the circuit alone: answers' rank |\n"
+        "| `checkpoints/checkpoint-<step>/prediction.jsonl` | the model's generated answers |",
+        "```python\nimport knowledge_circuits as kc\n\ngraph = kc.read_graph('city_graph.json.gz')\n```",
+        "The people's facts are invented, also those about people who exist. Do not use them as facts.",
+        "## Settings",
+        _markdown(pd.DataFrame(configuration(read_run_config(run)), columns=["setting", "value"])),
+        "## Circuits of the last checkpoint",
+        _markdown(_last_results(run)),
     )
 
 
@@ -154,23 +149,22 @@ def _model_card(run: Run, data_name: str, checkpoint: Path, license_name: str) -
         base_model=base if on_hub else None,
     )
     evaluations = learning_tables.evaluations(run)
-    return (
-        "\n".join(
-            [
-                f"---\n{data.to_yaml()}\n---\n",
-                f"# {timeline.run_name(run)}, {checkpoint.name}\n",
-                "A language model that went on with its pre-training on synthetic biographies, after"
-                f" {_PAPER}. Its knowledge circuits are the data set `{data_name}`.\n",
-                "It states invented facts about people, also about people who exist. It is for research on how models"
-                " acquire knowledge and for nothing else.\n",
-                "## Training\n",
-                _markdown(pd.DataFrame(configuration(config), columns=["setting", "value"])),
-                "\n## Evaluation\n",
-                _markdown(evaluations.tail(1)) if len(evaluations) else "None was recorded.",
-            ]
-        )
-        + "\n"
+    return _card(
+        data,
+        f"{timeline.run_name(run)}, {checkpoint.name}",
+        "A language model that went on with its pre-training on synthetic biographies, after"
+        f" {_PAPER}. Its knowledge circuits are the data set `{data_name}`.",
+        "It states invented facts about people, also about people who exist. It is for research on how models"
+        " acquire knowledge and for nothing else.",
+        "## Training",
+        _markdown(pd.DataFrame(configuration(config), columns=["setting", "value"])),
+        "## Evaluation",
+        _markdown(evaluations.tail(1)) if len(evaluations) else "None was recorded.",
     )
+
+
+def _card(data: CardData, title: str, *paragraphs: str) -> str:
+    return "\n\n".join([f"---\n{data.to_yaml()}\n---", f"# {title}", *paragraphs]) + "\n"
 
 
 def _last_results(run: Run) -> pd.DataFrame:

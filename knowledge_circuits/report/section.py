@@ -6,13 +6,16 @@ to look for in each. A section whose data a run lacks is replaced by one sentenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from knowledge_circuits.figures.style import keep
 from knowledge_circuits.figures.vector import svg_element
 from knowledge_circuits.report.material import Material
 
@@ -80,6 +83,11 @@ class TextTable:
     words: int = 1
 
 
+def number(value: float, form: str) -> str:
+    """Return a number as a page shows it; a dash for one that is missing."""
+    return "–" if pd.isna(value) else format(value, form)
+
+
 def draw_sections(material: Material, sections: tuple[Section, ...]) -> Iterator[DrawnSection]:
     """Yield the sections with the figures that the run has data for, with a progress bar over the figures."""
     lacking = {section.key: section.lacking(material) for section in sections}
@@ -100,3 +108,8 @@ def draw_sections(material: Material, sections: tuple[Section, ...]) -> Iterator
 def embed(figure: Figure, caption: str) -> DrawnFigure:
     """Return a figure as a part of a page."""
     return DrawnFigure(svg_element(figure, caption), caption)
+
+
+def save_and_embed(figures: Iterable[tuple[str, Figure, str]], folder: Path) -> dict[str, DrawnFigure]:
+    """Save figures (name, figure, caption) in a folder; return them as parts of a page, by name."""
+    return {name: embed(keep(figure, folder, name), caption) for name, figure, caption in figures}

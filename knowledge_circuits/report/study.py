@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from knowledge_circuits.analysis.findings import Finding
 from knowledge_circuits.analysis.study_findings import judge_study
 from knowledge_circuits.analysis.study_tables import Study, StudyKind, read_study
 from knowledge_circuits.figures import study as figures
-from knowledge_circuits.figures.style import save
 from knowledge_circuits.report.page import render, write_page
-from knowledge_circuits.report.section import DrawnFigure, TextTable, embed
+from knowledge_circuits.report.section import DrawnFigure, TextTable, save_and_embed
 
 _QUESTIONS = {
     StudyKind.RELEVANCE: "Are new facts learned better about people who were known before?",
@@ -37,10 +35,7 @@ def write_study_report(folder: Path, output: Path | None = None) -> Path:
     """
     study, page = read_study(folder), output or folder / "report.html"
     findings = judge_study(study)
-    figures_of_page = list(_figures(study, findings))
-    for name, figure, _ in figures_of_page:
-        save(figure, page.parent / "figures" / f"{name}.png")
-    drawn = {name: embed(figure, caption) for name, figure, caption in figures_of_page}
+    drawn = save_and_embed(_figures(study, findings), page.parent / "figures")
     return write_page(page, _page(study, findings, drawn))
 
 
@@ -71,17 +66,13 @@ def statistics_table(finding: Finding) -> TextTable:
 
 def runs_table(study: Study) -> TextTable:
     """Return the runs of the study with their rows and epochs."""
-    rows = []
+    table, rows = study.table, []
     for run in study.runs:
-        of_run = _rows_of(study.table, run.seed, run.mirror, run.dose)
+        same_dose = table["dose"].isna() if run.dose is None else table["dose"] == run.dose
+        of_run = table[(table["seed"] == run.seed) & (table["mirror"] == run.mirror) & same_dose]
         dose = "" if run.dose is None else f"{run.dose:g}"
         rows.append([run.name, str(run.seed), run.mirror, dose, f"{of_run['epoch'].max():g}", f"{len(of_run):,}"])
     return TextTable("Runs", ["run", "seed", "mirror", "dose", "epochs", "rows"], rows)
-
-
-def _rows_of(table: pd.DataFrame, seed: int, mirror: str, dose: float | None) -> pd.DataFrame:
-    same_dose = table["dose"].isna() if dose is None else table["dose"] == dose
-    return table[(table["seed"] == seed) & (table["mirror"] == mirror) & same_dose]
 
 
 def _forest_name(finding: Finding) -> str:

@@ -14,6 +14,7 @@ In: checkpoints, questions, documents. Out: `answers_<context>.jsonl` in each ch
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ from knowledge_circuits.sweeps.prediction import Answers, Settings
 from knowledge_circuits.sweeps.processes import WorkItem
 from knowledge_circuits.training.question_probes import entity_recalls, learned_entities
 
+#: What BM25 counts as a word: bm25s's own pattern.
+_WORD = r"(?u)\b\w\w+\b"
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -44,6 +48,7 @@ class Reference:
         context: which of them do.
         retrieved: how many documents BM25 gives for a question.
         instruct: whether the tokenizer's chat template forms the prompt.
+        file: where the documents come from, for errors.
     """
 
     questions: Sequence[Question]
@@ -51,6 +56,7 @@ class Reference:
     context: Context
     retrieved: int = 3
     instruct: bool = False
+    file: str = "--documents"
 
     def __post_init__(self) -> None:
         if self.context is not Context.NONE and not self.documents:
@@ -63,6 +69,10 @@ class Reference:
                     "--context gold: no question names a document of --documents under 'document'; "
                     "try --context entity or retrieved"
                 )
+        if self.context is Context.RETRIEVED and not any(re.search(_WORD, one.text) for one in self.documents):
+            raise InputError(
+                f"{self.file}: no document has a word of two letters or digits, by which --context retrieved finds it"
+            )
 
     @cached_property
     def chosen(self) -> list[list[Document]]:
@@ -91,10 +101,11 @@ def retrieve(questions: Sequence[Question], documents: Sequence[Document], count
     except ImportError:
         raise InputError("--context retrieved needs the package bm25s (pip install bm25s)") from None
     quiet: dict[str, Any] = {"show_progress": False}
-    index = bm25s.BM25()
     # Stop words stay: a list of one language would not fit the others, and BM25 gives them little weight.
-    index.index(bm25s.tokenize([document.text for document in documents], stopwords=[], **quiet), **quiet)
-    queries = bm25s.tokenize([question.question for question in questions], stopwords=[], **quiet)
+    words: dict[str, Any] = {"stopwords": [], "token_pattern": _WORD, **quiet}
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize([document.text for document in documents], **words), **quiet)
+    queries = bm25s.tokenize([question.question for question in questions], **words)
     documents_of, scores = index.retrieve(queries, k=min(count, len(documents)), **quiet)
     return [
         [documents[int(number)] for number, score in zip(*row, strict=True) if score > 0]
@@ -203,12 +214,20 @@ class ReferenceAnswers(Answers):
             "instruct": reference.instruct,
         }
 
+    def answers_these(self, rows: Sequence[dict[str, Any]]) -> bool:
+        reference = self.reference
+        asked = [
+            (question.id, question.question, [document.document for document in documents])
+            for question, documents in zip(reference.questions, reference.chosen, strict=True)
+        ]
+        return [(row.get("id"), row.get("question"), row.get("documents")) for row in rows] == asked
+
     def answer(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
         return answers(model, tokenizer, self.reference, self.settings)
 
     def item(self) -> WorkItem:
         name = f"{self.checkpoint.name}, context {self.reference.context}"
-        return WorkItem(name, self.checkpoint.name, 1.0, self.states, self.run)
+        return WorkItem(name, self.checkpoint.name, 1.0, self.states, self.run, self.adopt)
 
     def described(self, threshold: float) -> str:
         """Return the summary of the written answers."""

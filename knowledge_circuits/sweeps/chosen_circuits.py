@@ -76,7 +76,10 @@ def circuit_sizes(
     edges = graph.layout.n_edges
     sizes = sorted(set(topn or [PAPER_TOPN.get(settings.model, edges // 4)]))
     if sizes[-1] > edges:
-        raise InputError(f"--topn {sizes[-1]}: the graph has only {edges} edges")
+        only = f"the graph has only {edges} edges"
+        if topn:
+            raise InputError(f"--topn {sizes[-1]}: {only}")
+        raise InputError(f"--model {settings.model}: the paper's circuits of it have {sizes[-1]}, {only}; give --topn")
     return sizes
 
 

@@ -10,7 +10,6 @@ One work item is one checkpoint and circuit size; `cross_groups.json` in the siz
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from knowledge_circuits.manifest import State, begin, check, fingerprint, finish
 from knowledge_circuits.runs import Checkpoint
 from knowledge_circuits.study import AnyGroup
 from knowledge_circuits.sweeps.chosen_circuits import EvaluationSettings
-from knowledge_circuits.sweeps.evaluation import CircuitKey, GroupEvaluation
+from knowledge_circuits.sweeps.evaluation import CircuitKey, GroupEvaluation, finite_or_none
 from knowledge_circuits.sweeps.groups import AnyGroupData
 from knowledge_circuits.sweeps.model_loader import ModelLoader
 from knowledge_circuits.sweeps.processes import WorkItem
@@ -70,7 +69,7 @@ def measure(
     for group in order:
         own = prune(top_n(circuits[group], core.n_edges, not signed))
         columns.append(evaluate(decoder, [*(circuits[one] for one in order), core, own], pairs[group], **options))
-    rows = [[_finite(column[row].faithfulness) for column in columns] for row in range(len(order) + 2)]
+    rows = [[finite_or_none(column[row].faithfulness) for column in columns] for row in range(len(order) + 2)]
     return {
         "groups": [{"task": str(group.task), **dict(group.columns)} for group in order],
         "edges": [circuits[group].n_edges for group in order],
@@ -84,10 +83,6 @@ def measure(
     }
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
 def cross_group_items(
     checkpoints: Sequence[Checkpoint], groups: Sequence[AnyGroupData], loader: ModelLoader, settings: EvaluationSettings
 ) -> list[WorkItem]:
@@ -98,18 +93,7 @@ def cross_group_items(
     """
     if len(groups) < 2:
         raise InputError("--cross_groups compares groups; choose at least two")
-    units = [_CrossGroups(one, groups, loader, settings, topn) for one in checkpoints for topn in settings.topn]
-    cost = sum(data.size for data in groups) * (len(groups) + 4)
-    return [
-        WorkItem(
-            name=f"{unit.checkpoint.name}: cross groups, top {unit.topn}",
-            batch=unit.checkpoint.address,
-            cost=cost,
-            states=unit.states,
-            run=unit.run,
-        )
-        for unit in units
-    ]
+    return [_CrossGroups(one, groups, loader, settings, topn).item() for one in checkpoints for topn in settings.topn]
 
 
 @dataclass(frozen=True)
@@ -121,6 +105,11 @@ class _CrossGroups:
     loader: ModelLoader
     settings: EvaluationSettings
     topn: int
+
+    def item(self) -> WorkItem:
+        name = f"{self.checkpoint.name}: cross groups, top {self.topn}"
+        cost = sum(data.size for data in self.groups) * (len(self.groups) + 4)
+        return WorkItem(name, self.checkpoint.address, cost, self.states, self.run)
 
     @property
     def path(self) -> Path:

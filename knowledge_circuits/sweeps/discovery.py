@@ -18,7 +18,7 @@ from typing import Any
 
 from knowledge_circuits import __version__
 from knowledge_circuits.engine.attribution import attribute, provenance
-from knowledge_circuits.engine.graph import Graph
+from knowledge_circuits.engine.graph import Graph, layout_of
 from knowledge_circuits.engine.graph_files import read_graph, write_details
 from knowledge_circuits.engine.options import GradientRule, Method, Metric
 from knowledge_circuits.engine.selection import mean_scores
@@ -28,7 +28,7 @@ from knowledge_circuits.manifest import FileRecord, State, Status, begin, check,
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, find_graph, method_name
 from knowledge_circuits.sweeps.flags import CircuitSettings
 from knowledge_circuits.sweeps.groups import AnyGroupData, check_pairs
-from knowledge_circuits.sweeps.model_loader import LoadedModel, ModelLoader
+from knowledge_circuits.sweeps.model_loader import ModelLoader
 from knowledge_circuits.sweeps.processes import WorkItem
 from knowledge_circuits.sweeps.programs import refuse_misplaced, replace_graph
 
@@ -46,6 +46,12 @@ class DiscoverySettings(CircuitSettings):
     ig_steps: int = 5
     stability: int = 0
     spans: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method is Method.EXACT and self.gradient is not GradientRule.STANDARD:
+            raise InputError(f"--method exact takes no gradient, so --gradient {self.gradient} does not go with it")
+        if self.method is Method.EXACT and self.spans:
+            raise InputError("--method exact gives no scores by token span, so --spans does not go with it")
 
     @property
     def steps(self) -> int | None:
@@ -68,37 +74,6 @@ class DiscoverySettings(CircuitSettings):
         return [replace(self, ensemble=(), method=one, gradient=two, metric=three) for one, two, three in chosen]
 
 
-def discover(model: LoadedModel, data: AnyGroupData, settings: DiscoverySettings) -> Graph:
-    """Score every edge of the model's graph on one group's prompts.
-
-    Raises:
-        InputError: prompts that are not this tokenizer's or do not fit the model, or scores that are not finite.
-    """
-    group, pairs = data.group, data.pairs(model.tokenizer)
-    if settings.spans:
-        pairs = pairs.with_spans()
-    graph = attribute(
-        model.decoder,
-        pairs,
-        method=settings.method,
-        gradient=settings.gradient,
-        metric=settings.metric,
-        ig_steps=settings.ig_steps,
-        batch_size=settings.batch_size,
-        memory_gb=settings.memory_gb,
-        per_prompt=Resampling().weights(len(pairs)) if settings.stability else False,
-        by_span=settings.spans,
-    )
-    if settings.stability > graph.layout.n_edges:
-        raise InputError(f"--stability {settings.stability}: the graph has only {graph.layout.n_edges} edges")
-    return graph.with_meta(
-        task=str(group.task),
-        **group.keys,
-        checkpoint=model.checkpoint.name,
-        version=__version__,
-    )
-
-
 def discovery_items(
     checkpoints: Sequence[Checkpoint], groups: Sequence[AnyGroupData], loader: ModelLoader, settings: DiscoverySettings
 ) -> list[WorkItem]:
@@ -110,21 +85,21 @@ def discovery_items(
         loader: loads each checkpoint once.
 
     Raises:
-        InputError: the data are not of the first checkpoint's tokenizer, or lack the answers that the metric reads.
+        InputError: settings that do not go together; the data are not of the first checkpoint's tokenizer, lack the
+            answers that a metric reads, or are too few for the stability; or the graph has fewer edges than that.
     """
-    check_pairs(groups, loader.tokenizer(checkpoints[0]), settings.metric)
-    scorings = [_GroupScoring(checkpoint, data, loader, settings) for checkpoint in checkpoints for data in groups]
-    return [
-        WorkItem(
-            name=f"{scoring.checkpoint.name}: {scoring.data.group}",
-            batch=scoring.checkpoint.address,
-            cost=scoring.data.size,
-            states=scoring.states,
-            run=scoring.run,
-            adopt=scoring.adopt,
-        )
-        for scoring in scorings
-    ]
+    resampling = Resampling() if settings.stability else None
+    for metric in dict.fromkeys(one.metric for one in settings.alone()):
+        check_pairs(groups, loader.tokenizer(checkpoints[0]), metric, resampling)
+    if settings.stability:
+        _refuse_more_edges(settings.stability, loader.most_edges(checkpoints[0]))
+    return [_GroupScoring(checkpoint, data, loader, settings).item() for checkpoint in checkpoints for data in groups]
+
+
+def _refuse_more_edges(stability: int, edges: int) -> None:
+    """Raise InputError if stability is asked for of circuits larger than a graph of so many edges."""
+    if stability > edges:
+        raise InputError(f"--stability {stability}: the graph has at most {edges} edges")
 
 
 @dataclass(frozen=True)
@@ -135,6 +110,10 @@ class _GroupScoring:
     data: AnyGroupData
     loader: ModelLoader
     settings: DiscoverySettings
+
+    def item(self) -> WorkItem:
+        name = f"{self.checkpoint.name}: {self.data.group}"
+        return WorkItem(name, self.checkpoint.address, self.data.size, self.states, self.run, self.adopt)
 
     @cached_property
     def units(self) -> list[_GraphUnit]:
@@ -252,7 +231,7 @@ class _GraphUnit:
         path = find_graph(self.folder.graph())
         if path is None:
             return
-        meta = read_graph(path).meta
+        graph = read_graph(path)
         pairs = self.data.pairs(self.loader.tokenizer(self.checkpoint))
         settings = self.settings
         now = provenance(
@@ -263,14 +242,38 @@ class _GraphUnit:
             metric=settings.metric,
             gradient=settings.gradient,
         )
-        refuse_misplaced(read_graph(path), path, self.data.group, self.checkpoint.name)
+        refuse_misplaced(graph, path, self.data.group, self.checkpoint.name)
+        meta = graph.meta
         differing = [f"{key} {meta[key]!r}, now {now[key]!r}" for key in now if meta.get(key, now[key]) != now[key]]
         if differing:
             raise InputError(f"{path} was made with {'; '.join(differing)}; --overwrite recomputes it")
         finish(self.folder.manifest, "graph", self.made_from, [path])
 
     def score(self) -> Graph:
-        return discover(self.loader.load(self.checkpoint), self.data, self.settings)
+        """Score every edge of the model's graph on the group's prompts.
+
+        Raises:
+            InputError: prompts that are not this tokenizer's or do not fit the model, or scores that are not finite.
+        """
+        model, settings, group = self.loader.load(self.checkpoint), self.settings, self.data.group
+        layout = layout_of(model.decoder.n_layers, model.decoder.n_heads, model.decoder.parallel)
+        _refuse_more_edges(settings.stability, layout.n_edges)
+        pairs = self.data.pairs(model.tokenizer)
+        if settings.spans:
+            pairs = pairs.with_spans()
+        graph = attribute(
+            model.decoder,
+            pairs,
+            method=settings.method,
+            gradient=settings.gradient,
+            metric=settings.metric,
+            ig_steps=settings.ig_steps,
+            batch_size=settings.batch_size,
+            memory_gb=settings.memory_gb,
+            per_prompt=Resampling().weights(len(pairs)) if settings.stability else False,
+            by_span=settings.spans,
+        )
+        return graph.with_meta(task=str(group.task), **group.keys, checkpoint=self.checkpoint.name, version=__version__)
 
     def write(self, graph: Graph) -> None:
         """Write the graph and its details, the manifest last."""

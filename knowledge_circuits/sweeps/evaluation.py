@@ -32,16 +32,7 @@ from knowledge_circuits.engine.selection import mean_scores, prune, top_n
 from knowledge_circuits.engine.stability import keep_stable_signs
 from knowledge_circuits.engine.topology import circuit_entropy
 from knowledge_circuits.files import InputError, numbered_jsonl, write_json, write_jsonl
-from knowledge_circuits.manifest import (
-    FileRecord,
-    State,
-    Status,
-    begin,
-    check,
-    finish,
-    read_manifest,
-    remove_replaced,
-)
+from knowledge_circuits.manifest import FileRecord, State, Status, begin, check, finish, read_manifest, remove_replaced
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, Coordinates, existing_graph, find_graph
 from knowledge_circuits.study import Columns
 from knowledge_circuits.sweeps.chosen_circuits import EvaluationSettings
@@ -74,21 +65,10 @@ def evaluation_items(
         InputError: the data are not of the first checkpoint's tokenizer, or lack the answers that the metric reads.
     """
     check_pairs(source_groups, loader.tokenizer(checkpoints[0]), settings.metric)
-    evaluations = [
-        GroupEvaluation(checkpoint, origins, data, targets.get(data.group.task, ()), loader, settings)
+    return [
+        GroupEvaluation(checkpoint, origins, data, targets.get(data.group.task, ()), loader, settings).item()
         for checkpoint in checkpoints
         for data in source_groups
-    ]
-    return [
-        WorkItem(
-            name=f"{evaluation.checkpoint.name}: {evaluation.data.group}",
-            batch=evaluation.checkpoint.address,
-            cost=evaluation.cost,
-            states=evaluation.states,
-            run=evaluation.run,
-            adopt=evaluation.adopt,
-        )
-        for evaluation in evaluations
     ]
 
 
@@ -115,6 +95,10 @@ class GroupEvaluation:
     targets: Sequence[TestItems]
     loader: ModelLoader
     settings: EvaluationSettings
+
+    def item(self) -> WorkItem:
+        name = f"{self.checkpoint.name}: {self.data.group}"
+        return WorkItem(name, self.checkpoint.address, self.cost, self.states, self.run, self.adopt)
 
     @property
     def cost(self) -> float:
@@ -179,10 +163,6 @@ class GroupEvaluation:
     def states(self) -> list[State]:
         return [self.state(key) for key in self.keys]
 
-    def missing(self) -> list[CircuitKey]:
-        """Return which of the circuits are to be evaluated."""
-        return [key for key in self.keys if self.settings.overwrite or not self.state(key).is_whole]
-
     def adopt(self) -> None:
         """Write manifests for circuits that have all their files and no manifest.
 
@@ -198,7 +178,9 @@ class GroupEvaluation:
             if graph := find_graph(self.settings.folder(self.by_step[key.origin], self.data.group).graph()):
                 scored = {**read_graph(graph).meta, "version": None}
                 differing = [
-                    f"{name} {meta[name]!r}, now {scored[name]!r}" for name in scored if meta.get(name) != scored[name]
+                    f"{name} {meta.get(name)!r}, now {value!r}"
+                    for name, value in scored.items()
+                    if meta.get(name) != value
                 ]
                 if differing:
                     raise InputError(f"{circuit} was made with {'; '.join(differing)}; --overwrite recomputes it")
@@ -210,7 +192,7 @@ class GroupEvaluation:
     def run(self) -> None:
         """Evaluate the circuits that are not whole; the prompts' clean and corrupted runs are shared by all of them."""
         model = self.loader.load(self.checkpoint)
-        missing = self.missing()
+        missing = [key for key in self.keys if self.settings.overwrite or not self.state(key).is_whole]
         steps = list(dict.fromkeys(key.origin for key in missing))
         scored = {step: self.scored(model, self.by_step[step]) for step in steps}
         circuits = [self.circuit(scored[key.origin], self.by_step[key.origin], key.topn) for key in missing]
@@ -277,8 +259,8 @@ class GroupEvaluation:
         alone = standalones(model.decoder, randoms, own, **self.bounds) if own else []
         hits = [one.hit_at_10 for one in alone]
         return {
-            "edges_for_90": _finite(needed),
-            "random_faithfulness": _finite(sum(of_randoms) / len(of_randoms)) if of_randoms else None,
+            "edges_for_90": finite_or_none(needed),
+            "random_faithfulness": finite_or_none(sum(of_randoms) / len(of_randoms)) if of_randoms else None,
             "random_hit10": sum(hits) / len(hits) if hits else None,
         }
 
@@ -324,7 +306,9 @@ class GroupEvaluation:
 
     def _read_scored(self, model: LoadedModel, folder: CircuitFolder, origin: Checkpoint) -> Graph:
         path = existing_graph(folder.graph())
-        state = check(folder.manifest, verify=True, beside=[path])
+        facts = self.loader.facts(origin)
+        weights = {name: fact for name, fact in facts.items() if name in ("weights", "base model")}
+        state = check(folder.manifest, weights, verify=True, beside=[path])
         if state.status not in (Status.WHOLE, Status.UNKNOWN):
             raise InputError(f"{path}: the graph is {state.status} ({state.detail}); run circuit_discovery.py again")
         graph = read_graph(path)
@@ -352,7 +336,7 @@ class GroupEvaluation:
         begin(manifest, "circuit", made_from)
         self.write_predictions(model, circuit, key, queries)
         write_json(self.folder.results(key.topn, key.origin), results)
-        path_of = partial(_circuit_path, self.folder, key)
+        path_of = partial(self.folder.circuit, key.topn, origin=key.origin)
         files = [
             replace_graph(circuit, path_of, settings.suffix, manifest, settings.overwrite),
             *self.texts(key),
@@ -402,11 +386,11 @@ class GroupEvaluation:
             "circuit_performance": float(outcome.circuit.mean()),
             "edges_num": circuit.n_edges,
             "nodes_num": circuit.n_nodes,
-            "edge_entropy": _finite(circuit_entropy(circuit)),
+            "edge_entropy": finite_or_none(circuit_entropy(circuit)),
             "faithfulness": outcome.faithfulness,
             "prompts": len(outcome.clean),
-            "clean_minus_corrupted_low": _finite(low),
-            "clean_minus_corrupted_high": _finite(high),
+            "clean_minus_corrupted_low": finite_or_none(low),
+            "clean_minus_corrupted_high": finite_or_none(high),
             "chance_hit10": floors.chance_of_hits([one for one, _ in own.labels])[0] if own else None,
         }
         bad = [name for name, value in results.items() if isinstance(value, float) and not math.isfinite(value)]
@@ -433,16 +417,13 @@ def _other_targets(folder: CircuitFolder, manifest: Path, made_from: Mapping[str
     return others
 
 
-def _circuit_path(folder: CircuitFolder, key: CircuitKey, suffix: str) -> Path:
-    return folder.circuit(key.topn, suffix, key.origin)
-
-
 def _faithfulness(outcome: Evaluation) -> float:
     return math.nan if outcome.faithfulness is None else outcome.faithfulness
 
 
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
+def finite_or_none(number: float | None) -> float | None:
+    """Return a number as results say it: null where it is undefined."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _shape(layout: Layout | Decoder, d_model: int) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, Self
 
@@ -86,7 +86,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--model_path",
         required=True,
-        help="a checkpoint, a run's checkpoints/ folder (all of it, in step order), or a hub name",
+        help="a checkpoint, a run's folder or its checkpoints/ folder (all of it, in step order), or a hub name",
     )
     add(
         "--task",
@@ -150,20 +150,9 @@ class CircuitSettings:
 
     @classmethod
     def of_flags(cls, args: argparse.Namespace, **more: Any) -> Self:
-        """Return the settings of parsed shared flags; `more` are the fields of a subclass."""
-        return cls(
-            circuit_n=args.circuit_n,
-            method=args.method,
-            gradient=args.gradient,
-            metric=args.metric,
-            ensemble=tuple(args.ensemble),
-            batch_size=args.batch_size,
-            memory_gb=args.memory_gb,
-            suffix=f".{args.format}",
-            overwrite=args.overwrite,
-            verify=args.verify,
-            **more,
-        )
+        """Return the settings of parsed flags: a field is the flag of its name, unless `more` gives it."""
+        flags = {one.name: getattr(args, one.name) for one in fields(cls) if hasattr(args, one.name)}
+        return cls(**{**flags, "ensemble": tuple(args.ensemble), "suffix": f".{args.format}", **more})
 
 
 def device_map(text: str) -> str | dict[str, Any]:
@@ -183,8 +172,8 @@ def chosen_groups(
     tasks: Sequence[Attribute] | None, types: Sequence[KnowledgeType] | None, bands: Sequence[Band] | None
 ) -> list[Group]:
     """Return the product of the flags' values without repetitions; None stands for all."""
-    parts = (list(dict.fromkeys(tasks or TASKS)), list(dict.fromkeys(types or KnowledgeType)))
-    return list(groups(*parts, list(dict.fromkeys(bands or Band))))
+    product = groups(tasks or TASKS, types or tuple(KnowledgeType), bands or tuple(Band))
+    return list(dict.fromkeys(product))
 
 
 def refuse_flags(args: argparse.Namespace, file: str, names: Sequence[str], reason: str) -> None:

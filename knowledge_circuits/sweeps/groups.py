@@ -15,6 +15,7 @@ from knowledge_circuits.corpus.prompt_pairs import group_pairs, in_group, read_c
 from knowledge_circuits.engine.metrics import pairs_for
 from knowledge_circuits.engine.options import Metric
 from knowledge_circuits.engine.prompts import PromptPairs
+from knowledge_circuits.engine.stability import Resampling
 from knowledge_circuits.files import InputError
 from knowledge_circuits.manifest import fingerprint
 from knowledge_circuits.runs import Checkpoint
@@ -125,12 +126,24 @@ class FactGroupData:
 AnyGroupData = GroupData | FactGroupData
 
 
-def check_pairs(groups: Sequence[AnyGroupData], tokenizer: PreTrainedTokenizerBase, metric: Metric) -> None:
-    """Raise InputError where a group's data are not the tokenizer's, or lack the answers that the metric reads."""
+def check_pairs(
+    groups: Sequence[AnyGroupData],
+    tokenizer: PreTrainedTokenizerBase,
+    metric: Metric,
+    resampling: Resampling | None = None,
+) -> None:
+    """Raise InputError where a group's data are not the tokenizer's, or do not suffice.
+
+    Args:
+        metric: what reads their answers.
+        resampling: how they are to be resampled; None: they are not.
+    """
     for data in groups:
         pairs = data.pairs(tokenizer)
         try:
             pairs_for(metric, pairs)
+            if resampling is not None:
+                resampling.weights(len(pairs))
         except InputError as error:
             raise InputError(f"{data.file}, {data.group}: {error}") from None
 

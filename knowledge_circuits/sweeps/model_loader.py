@@ -16,11 +16,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from knowledge_circuits.engine.architecture import refuse_unsupported
 from knowledge_circuits.engine.decoder import Decoder
-from knowledge_circuits.engine.weights import load_decoder
+from knowledge_circuits.engine.graph import layout_of
+from knowledge_circuits.engine.weights import checked_map, load_decoder
 from knowledge_circuits.files import InputError
-from knowledge_circuits.manifest import FOLDER_MANIFEST, FileRecord, read_manifest
-from knowledge_circuits.models.loading import DTYPES, adapter_base, delete_download, weight_files, weights_digest
+from knowledge_circuits.manifest import FOLDER_MANIFEST, FileRecord, is_partial_digest, read_manifest
+from knowledge_circuits.models.loading import (
+    DTYPES,
+    adapter_base,
+    delete_download,
+    load_configuration,
+    weight_files,
+    weights_digest,
+)
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Checkpoint
 from knowledge_circuits.sweeps.processes import Process, pick_device
@@ -63,6 +72,21 @@ class ModelLoader:
     def tokenizer(self, checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         """Return a checkpoint's tokenizer without loading its weights."""
         return load_tokenizer(checkpoint.path, self._trust_remote_code, revision=checkpoint.revision)
+
+    def most_edges(self, checkpoint: Checkpoint) -> int:
+        """Return how many edges a checkpoint's graph has at most, from its configuration without loading its weights.
+
+        Of an architecture whose attention and MLP run side by side it has fewer.
+
+        Raises:
+            InputError: no configuration, or one of an architecture that the engine does not support.
+        """
+        base = adapter_base(checkpoint.path)
+        path, revision = (base.path, base.revision) if base else (checkpoint.path, checkpoint.revision)
+        config = load_configuration(path, self._trust_remote_code, revision)
+        refuse_unsupported(config, path)
+        text = config.get_text_config()
+        return layout_of(text.num_hidden_layers, text.num_attention_heads, parallel=False).n_edges
 
     def load(self, checkpoint: Checkpoint) -> LoadedModel:
         """Return the checkpoint's model; it is loaded unless it was the last one loaded.
@@ -117,7 +141,7 @@ def model_facts(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
 
 
 def _refuse_changed(folder: Path, weights: str) -> None:
-    """Refuse a checkpoint that is not as it was saved: its settings byte for byte, its weights by size and digest."""
+    """Refuse a checkpoint that is not as it was saved: its settings and weights byte for byte."""
     manifest = read_manifest(folder / FOLDER_MANIFEST)
     if manifest is None:
         return
@@ -126,7 +150,10 @@ def _refuse_changed(folder: Path, weights: str) -> None:
     changed = [path for path in settings if not path.is_file() or FileRecord.of(path) != listed[path]]
     files = weight_files(folder)
     changed += [path for path in files if path in listed and path.stat().st_size != listed[path].bytes]
-    if manifest.made_from.get("weights", weights) != weights:
+    recorded = manifest.made_from.get("weights", weights)
+    if is_partial_digest(recorded):  # an earlier version's; the files' own digests tell
+        changed += [path for path in files if path in listed and FileRecord.of(path) != listed[path]]
+    elif recorded != weights:
         changed += files[:1]
     if changed:
         raise InputError(
@@ -146,11 +173,12 @@ def loader_from(args: argparse.Namespace, process: Process) -> ModelLoader:
     """Return the loader that the shared flags describe.
 
     Raises:
-        InputError: several processes would delete the download that others still read.
+        InputError: several processes would delete the download that others still read, or a device is not there.
     """
     refuse_shared_deletion(args, process)
     device = pick_device(args.device, process)
-    return ModelLoader(device, args.dtype, args.trust_remote_code, args.delete_downloads, args.device_map)
+    device_map = args.device_map and checked_map(args.device_map)
+    return ModelLoader(device, args.dtype, args.trust_remote_code, args.delete_downloads, device_map)
 
 
 def refuse_shared_deletion(args: argparse.Namespace, process: Process) -> None:

@@ -143,8 +143,22 @@ class Answers:
         """Answer all questions."""
         raise NotImplementedError
 
+    def answers_these(self, rows: Sequence[dict[str, Any]]) -> bool:
+        """Return whether records are of these questions, in their order."""
+        raise NotImplementedError
+
     def states(self) -> list[State]:
         return [check(self.manifest, self.made_from, [self.output], self.verify)]
+
+    def adopt(self) -> None:
+        """Write a manifest for answers without one.
+
+        Raises:
+            InputError: they answer other queries.
+        """
+        if not self.answers_these([row for _, row in numbered_jsonl(self.output)]):
+            raise InputError(f"{self.output} answers other queries than those given; --overwrite recomputes it")
+        finish(self.manifest, "predictions", self.made_from, [self.output])
 
     def run(self) -> list[dict[str, Any]]:
         """Load the checkpoint, write its answers and their manifest, and return the answers.
@@ -189,14 +203,9 @@ class Predictions(Answers):
         name = self.checkpoint.name
         return WorkItem(name, name, 1.0, self.states, self.run, self.adopt)
 
-    def adopt(self) -> None:
-        """Write a manifest for predictions without one.
-
-        Raises:
-            InputError: they answer other queries.
-        """
-        rows = (row for _, row in numbered_jsonl(self.output, keys=("full_name", "attribute")))
-        answered = [(row["full_name"], row["attribute"]) for row in rows]
-        if answered != [(person.full_name, attribute) for person in _people(self.items) for attribute in Attribute]:
-            raise InputError(f"{self.output} answers other queries than those given; --overwrite recomputes it")
-        finish(self.manifest, "predictions", self.made_from, [self.output])
+    def answers_these(self, rows: Sequence[dict[str, Any]]) -> bool:
+        facts = [(one.clean, one.answer, one.group.name) for one in self.items if isinstance(one, Fact)]
+        if facts:
+            return [(row.get("prompt"), row.get("ground_truth"), row.get("group")) for row in rows] == facts
+        asked = [(person.full_name, attribute) for person in _people(self.items) for attribute in Attribute]
+        return [(row.get("full_name"), row.get("attribute")) for row in rows] == asked

@@ -35,7 +35,8 @@ from tqdm import tqdm
 
 from knowledge_circuits.command_line import is_mendable
 from knowledge_circuits.files import InputError
-from knowledge_circuits.manifest import State, Status, locked
+from knowledge_circuits.manifest import State, Status, locked, renew
+from knowledge_circuits.models.loading import find_device
 
 _POLL_SECONDS = 0.1
 _ALONE = "the launcher or the main process cannot be reached; run the same command again to go on"
@@ -68,7 +69,8 @@ class Existing:
 
     Attributes:
         overwrite: recompute them, whatever their settings.
-        adopt: take units without a manifest as finished if their files agree with the settings.
+        adopt: take units without a manifest as finished if their files agree with the settings, and an earlier
+            version's digest of some bytes of the weights as that of the weights now.
         folders: output folders, locked while the sweep runs.
         work: the kind of work that is locked.
     """
@@ -148,19 +150,9 @@ def pick_device(name: str, process: Process) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:<number>") from None
-    if device.type not in ("cpu", "cuda", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
-        raise InputError(f"--device {name}: this machine or this torch has none; use auto, cpu, cuda or cuda:<number>")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError(f"--device {name}: this machine or this torch has no CUDA; use --device cpu")
-        if device.index is None:
-            device = torch.device("cuda", process.local_rank % torch.cuda.device_count())
-        if device.index >= torch.cuda.device_count():
-            raise InputError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices")
+    device = find_device(name, "--device")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", process.local_rank % torch.cuda.device_count())
     return device
 
 
@@ -219,14 +211,17 @@ def _unfinished(items: Sequence[WorkItem], existing: Existing) -> list[int]:
     """Return the indices of the items with a unit that is not whole.
 
     Raises:
-        InputError: units of other settings, or without a manifest and not to be adopted.
+        InputError: units of other settings, or of an earlier version and not to be adopted.
     """
     by_status: dict[Status, list[State]] = defaultdict(list)
     unfinished = []
     for index, item in enumerate(items):
         states = item.states()
         if existing.adopt and any(state.status is Status.UNKNOWN for state in states):
-            item.adopt()
+            for state in states:
+                renew(state)
+            if any(state.status is Status.UNKNOWN for state in item.states()):
+                item.adopt()
             states = item.states()
         for state in states:
             # What could not be adopted lacks a part, and is made.
@@ -238,6 +233,12 @@ def _unfinished(items: Sequence[WorkItem], existing: Existing) -> list[int]:
         raise InputError(
             f"{_several(other)} made from other settings or inputs, the first {other[0].path} from {other[0].detail};"
             " --overwrite recomputes all of them, another --output_dir leaves them as they are"
+        )
+    if earlier := [state for state in by_status[Status.UNKNOWN] if state.renewed]:
+        raise InputError(
+            f"{_several(earlier)} of an earlier version, which compared some bytes of the weights only, the first"
+            f" {earlier[0].path}; --adopt takes them as made from the weights that are there now, --overwrite"
+            " recomputes them"
         )
     if unknown := by_status[Status.UNKNOWN]:
         raise InputError(
@@ -267,12 +268,18 @@ def _sweep(
             busy += time.monotonic() - item_started
             if reason is not None:
                 failures[item.name] = reason
-            store.add("finished", 1)
-            _show(bar, present + store.add("finished", 0))
+            _show(bar, present + store.add("finished", 1))
         bar.set_postfix_str("", refresh=False)
         _wait_for_all(store, process, bar, present)
     report = {"busy": busy / max(time.monotonic() - started, 1e-9), "failures": failures}
-    return _summary(items, len(pending), _exchange(store, process, report))
+    reports = _exchange(store, process, report)
+    reasons = {name: reason for one in reports for name, reason in one["failures"].items()}
+    return SweepResult(
+        present=present,
+        finished=len(pending) - len(reasons),
+        failures=tuple((item.name, reasons[item.name]) for item in items if item.name in reasons),
+        busy=tuple(one["busy"] for one in reports),
+    )
 
 
 def _attempt(item: WorkItem) -> str | None:
@@ -311,21 +318,10 @@ def _exchange(store: distributed.Store, process: Process, report: dict) -> list[
     """Return every process's report, by rank. The main process, which may keep the store, leaves last."""
     store.set(f"report {process.rank}", json.dumps(report))
     reports = [json.loads(store.get(f"report {rank}")) for rank in range(process.count)]
-    left = store.add("left", 1)
-    while process.is_main and left < process.count:
+    store.add("left", 1)
+    while process.is_main and store.add("left", 0) < process.count:
         time.sleep(_POLL_SECONDS)
-        left = store.add("left", 0)
     return reports
-
-
-def _summary(items: Sequence[WorkItem], pending: int, reports: Sequence[dict]) -> SweepResult:
-    reasons = {name: reason for report in reports for name, reason in report["failures"].items()}
-    return SweepResult(
-        present=len(items) - pending,
-        finished=pending - len(reasons),
-        failures=tuple((item.name, reasons[item.name]) for item in items if item.name in reasons),
-        busy=tuple(report["busy"] for report in reports),
-    )
 
 
 def report_sweep(result: SweepResult, process: Process, timing: bool = False) -> int:

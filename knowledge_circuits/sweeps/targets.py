@@ -82,23 +82,6 @@ class TestItems:
         return PromptPairs(prompts, prompts, labels), said
 
 
-def read_fact_items(
-    path: str, task: str, group_by: Sequence[str] | None = None, chosen: Sequence[str] | None = None
-) -> list[TestItems]:
-    """Return the test items of every target group of a file of one's own facts, its clean side; see `read_facts`.
-
-    Args:
-        task: of the circuits that run on them; a group of the same columns is then the circuit's own.
-
-    Raises:
-        InputError: a bad file, or an unknown group.
-    """
-    return [
-        TestItems(FactGroup(task, group.columns), [_fact_item(fact) for fact in facts])
-        for group, facts in facts_by_group(path, group_by, chosen).items()
-    ]
-
-
 def _fact_item(fact: Fact) -> TestItem:
     measured = ("ground_truth", "clean_label", "token_prob", "token_rank")
     own = {key: value for key, value in fact.row.items() if key not in measured}
@@ -124,7 +107,12 @@ def targets_of_flags(
     if own:
         refuse_flags(args, path, ["target_type", "target_frequency"], "--target_group chooses its groups")
         task = str(groups[0].group.task)
-        return {task: read_fact_items(path, task, args.group_by, args.target_group)}
+        # A target of the same columns as a circuit's group is the circuit's own.
+        items = [
+            TestItems(FactGroup(task, group.columns), [_fact_item(fact) for fact in facts])
+            for group, facts in facts_by_group(path, args.group_by, args.target_group).items()
+        ]
+        return {task: items}
     refuse_flags(args, path, ["target_group"], "it holds people of the study")
     return read_test_items(path, chosen_groups(args.task, args.target_type, args.target_frequency), quiet)
 

@@ -20,6 +20,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from knowledge_circuits.command_line import HelpFormatter
 from knowledge_circuits.files import BOUNDS, Bounds, InputError, parse_json, read_json
 from knowledge_circuits.paths import check_name
+from knowledge_circuits.training.flags import USAGE
 
 #: The folder of a run that holds its checkpoints.
 CHECKPOINTS = "checkpoints"
@@ -203,7 +204,7 @@ def parse_arguments(argv: Sequence[str], more: Sequence[type] = (), description:
     """
     parser = HfArgumentParser(
         [ModelArguments, DataArguments, RunArguments, *more, Bounds],
-        usage="%(prog)s [--flag value ...], or %(prog)s flags.json",
+        usage=USAGE,
         description=description,
         formatter_class=HelpFormatter,
         allow_abbrev=False,

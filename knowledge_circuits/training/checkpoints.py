@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from knowledge_circuits.files import InputError
 from knowledge_circuits.manifest import (
@@ -66,26 +67,42 @@ def saved_checkpoints(run: Run) -> list[Path]:
     return sorted((path for path in folders if path.is_dir()), key=step_of)
 
 
-def staging_folder(run: Run, step: int) -> Path:
-    """Return where a checkpoint is written before it takes its name; the same for all processes of a run."""
-    return run.checkpoints_folder / f".checkpoint-{step}.partial"
+@contextmanager
+def staged(run: Run, step: int) -> Iterator[Path]:
+    """Give the folder in which a checkpoint is written until `complete`; it goes if the checkpoint cannot be written.
+
+    Raises:
+        InputError: instead of an error of a library, behind which a full disk may hide.
+    """
+    staging = run.checkpoints_folder / f".checkpoint-{step}.partial"  # the same for all processes of a run
+    try:
+        yield staging
+    except (RuntimeError, SafetensorError, OSError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise
+        path, reason = run.checkpoints_folder / f"checkpoint-{step}", " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: cannot be written ({reason}); is the disk full? Earlier checkpoints are untouched"
+        ) from error
 
 
-def complete(staging: Path, final: Path, run: Run, step: int, settings: str) -> None:
+def complete(staging: Path, run: Run, step: int, settings: str) -> None:
     """Write the manifest of a staged checkpoint, make it durable, and give it its final name."""
-    files = [path for path in staging.rglob("*") if path.is_file()]
-    made_from = {
-        **{"step": step, "settings": settings, "weights": weights_digest(staging)},
-        "records": _records(run) if step else {},
-    }
-    finish(staging / FOLDER_MANIFEST, UNIT, made_from, files)
-    for path in (*files, staging / FOLDER_MANIFEST):
+    final = run.checkpoints_folder / f"checkpoint-{step}"
+    written = staging / final.name
+    files = [path for path in written.rglob("*") if path.is_file()]
+    records = {path.name: FileRecord.of(path).model_dump() for path in records_of(run)} if step else {}
+    made_from = {"step": step, "settings": settings, "weights": weights_digest(written), "records": records}
+    finish(written / FOLDER_MANIFEST, UNIT, made_from, files)
+    for path in (*files, written / FOLDER_MANIFEST):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     if final.exists():
         # The Trainer may save its last step twice.
         shutil.rmtree(final) if _holds_only_what_is_listed(final) else set_aside(final)
-    os.replace(staging, final)
+    os.replace(written, final)
+    staging.rmdir()
 
 
 def _holds_only_what_is_listed(folder: Path) -> bool:
@@ -104,14 +121,9 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
-def _records(run: Run) -> dict[str, dict[str, Any]]:
-    """Size and digest of the run's records as they are now."""
-    records = {}
-    for path in (run.evaluations, run.knowledge_dynamics, run.question_probes):
-        if path.exists():
-            content = path.read_bytes()
-            records[path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return records
+def records_of(run: Run) -> list[Path]:
+    """Return the run's records that are there."""
+    return [path for path in (run.evaluations, run.knowledge_dynamics, run.question_probes) if path.exists()]
 
 
 def fault(run: Run, folder: Path, settings: str, verify: bool) -> str:
@@ -265,23 +277,14 @@ def _remove_checkpoint(folder: Path) -> None:
     """Remove what the manifests in a checkpoint's folder list; if anything else is there, rename the folder."""
     # The checkpoint's own manifest goes last: without it, a folder of which a part is left would be nobody's.
     for path in sorted(folder.rglob(f"*{MANIFEST_ENDING}"), key=lambda path: path == folder / FOLDER_MANIFEST):
-        _remove_listed(path)
-    _prune(folder)
-    if folder.exists():
-        set_aside(folder)
-
-
-def _remove_listed(path: Path) -> None:
-    manifest = read_manifest(path)
-    for name in manifest.files if manifest else ():
-        (path.parent / name).unlink(missing_ok=True)
-    path.unlink()
-
-
-def _prune(folder: Path) -> None:
-    """Remove a folder and those below it that are empty."""
+        manifest = read_manifest(path)
+        for name in manifest.files if manifest else ():
+            (path.parent / name).unlink(missing_ok=True)
+        path.unlink()
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
             path.rmdir()
-    if not any(folder.iterdir()):
+    if any(folder.iterdir()):
+        set_aside(folder)
+    else:
         folder.rmdir()

@@ -141,30 +141,30 @@ def pack_documents(
         # Read once, when the tokenizer first splits its work.
         os.environ["RAYON_NUM_THREADS"] = str(arguments.preprocessing_num_workers)
     reads = arguments.load_data_from_cache and not arguments.overwrite_cache
-    train_key = packing_key(documents.train, tokenizer, block_size, "train")
-    train = _cached(cache / f"train-{train_key}.safetensors", train_key, reads)
-    if train is None:
-        train = pack_for_training(token_stream(documents.train, tokenizer), block_size, tokenizer.eos_token_id)
-        write_blocks(cache / f"train-{train_key}.safetensors", train, train_key)
+    train, train_key = _packed("train", documents.train, tokenizer, block_size, cache, reads)
     if documents.evaluation is None:
         return TrainingData(train, None, train_key, documents.train, documents.new)
-    key = packing_key(documents.evaluation, tokenizer, block_size, "evaluation")
-    evaluation = _cached(cache / f"evaluation-{key}.safetensors", key, reads)
-    if evaluation is None:
-        stream = evaluation_stream(documents.evaluation, tokenizer)
-        evaluation = pack_for_evaluation(stream, block_size, tokenizer.eos_token_id)
-        write_blocks(cache / f"evaluation-{key}.safetensors", evaluation, key)
+    evaluation, key = _packed("evaluation", documents.evaluation, tokenizer, block_size, cache, reads)
     both = hashlib.sha256(f"{train_key} {key}".encode()).hexdigest()[:32]
     return TrainingData(train, evaluation, both, documents.train, documents.new)
 
 
-def _cached(path: Path, key: str, reads: bool) -> PackedBlocks | None:
-    if not reads or not path.exists():
-        return None
-    blocks = read_blocks(path, key)
-    if blocks is None:
+def _packed(
+    purpose: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, block_size: int, cache: Path, reads: bool
+) -> tuple[PackedBlocks, str]:
+    """Return the blocks of some documents and their key; `purpose`, train or evaluation, says how they are packed."""
+    key = packing_key(rows, tokenizer, block_size, purpose)
+    path = cache / f"{purpose}-{key}.safetensors"
+    if reads and path.exists():
+        if (cached := read_blocks(path, key)) is not None:
+            return cached, key
         print(f"{path}: damaged or of another content; packed again")
-    return blocks
+    if purpose == "train":
+        blocks = pack_for_training(token_stream(rows, tokenizer), block_size, tokenizer.eos_token_id)
+    else:
+        blocks = pack_for_evaluation(evaluation_stream(rows, tokenizer), block_size, tokenizer.eos_token_id)
+    write_blocks(path, blocks, key)
+    return blocks, key
 
 
 def choose_block_size(requested: int | None, *limits: int | None) -> int:
@@ -202,8 +202,8 @@ class TrainingBlocks(Dataset[dict[str, np.ndarray]]):
         self.blocks = blocks
         self.seed = seed
         self.documents = documents
-        self.length = -(-len(blocks) // together) * together
-        self.set_epoch(0)
+        self.together = together
+        TrainingBlocks.set_epoch(self, 0)  # not a subclass's, which may wait for a probe
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle for an epoch (counted from 0)."""
@@ -216,7 +216,7 @@ class TrainingBlocks(Dataset[dict[str, np.ndarray]]):
         return round(epoch * self.documents)
 
     def __len__(self) -> int:
-        return self.length
+        return -(-len(self.blocks) // self.together) * self.together
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if index >= len(self.order):
@@ -236,11 +236,7 @@ class EvaluationBlocks(Dataset[dict[str, np.ndarray]]):
         return len(self.blocks)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {
-            "input_ids": self.blocks.input_ids[index],
-            "counted": self.blocks.counted[index],
-            "attribute_types": self.blocks.attribute_types[index],
-        }
+        return {name: array[index] for name, array in vars(self.blocks).items()}
 
 
 def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:

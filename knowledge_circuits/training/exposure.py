@@ -21,10 +21,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from knowledge_circuits.corpus.documents import Row
 from knowledge_circuits.files import InputError
+from knowledge_circuits.records import QuestionProbeRecord, shape
 from knowledge_circuits.training.data import TrainingBlocks
 from knowledge_circuits.training.packing import TokenStream, pack_for_training, select_documents
 from knowledge_circuits.training.probes import from_main_process
-from knowledge_circuits.training.question_probes import learned_entities, read_question_probes
+from knowledge_circuits.training.question_probes import learned_entities
 
 
 class AdaptiveBlocks(TrainingBlocks):
@@ -61,19 +62,16 @@ class AdaptiveBlocks(TrainingBlocks):
         self._probes, self._threshold = probes, threshold
         self._learned: dict[int, frozenset[str]] = {}
         super().__init__(pack_for_training(stream, block_size, padding_id), seed, together, len(documents))
-        self._together = together
 
     def set_epoch(self, epoch: int) -> None:
         """Take the documents that an epoch (counted from 0) reads, and shuffle their blocks."""
-        if hasattr(self, "_together"):  # not before the first probe
-            read = np.array(self.read(epoch), dtype=bool)
-            if not read.any():
-                raise InputError(
-                    "--adaptive_exposure: every entity is learned before training begins; raise --learned_threshold"
-                )
-            stream = select_documents(self._stream, read)
-            self.blocks = pack_for_training(stream, self._block_size, self._padding_id)
-            self.length = -(-len(self.blocks) // self._together) * self._together
+        read = np.array(self.read(epoch), dtype=bool)
+        if not read.any():
+            raise InputError(
+                "--adaptive_exposure: every entity is learned before training begins; raise --learned_threshold"
+            )
+        stream = select_documents(self._stream, read)
+        self.blocks = pack_for_training(stream, self._block_size, self._padding_id)
         super().set_epoch(epoch)
 
     def read(self, epoch: int) -> list[bool]:
@@ -83,13 +81,13 @@ class AdaptiveBlocks(TrainingBlocks):
         return [entity is None or entity not in self._learned[epoch] for entity in self._entities]
 
     def _learned_before(self, epoch: int) -> set[str]:
-        records = read_question_probes(self._probes) if self._probes.exists() else []
+        records = shape(QuestionProbeRecord).optional_lines(self._probes)
         before = [record for record in records if record["epoch"] <= epoch]
         return learned_entities(before[-1], self._threshold) if before else set()
 
     def start(self, epoch: int) -> int:
         """Return the optimizer step at which an epoch began that has been probed at its beginning."""
-        records = read_question_probes(self._probes) if self._probes.exists() else []
+        records = shape(QuestionProbeRecord).optional_lines(self._probes)
         steps = [int(record["step"]) for record in records if record["epoch"] == epoch]
         if not steps:
             raise InputError(f"{self._probes}: no probe at the beginning of epoch {epoch}, from which training goes on")

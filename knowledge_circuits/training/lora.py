@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from knowledge_circuits.files import InputError, first_line
-from knowledge_circuits.models.loading import record_base
+from knowledge_circuits.models.loading import record_base, shared_modules
 from knowledge_circuits.training.strategies import StrategyArguments
 
 #: The folder of a checkpoint that holds the adapter.
@@ -36,10 +36,12 @@ def add_adapter(model: PreTrainedModel, strategy: StrategyArguments, base: str |
         peft's view of the model, which saves and loads the adapter.
 
     Raises:
-        InputError: peft is not installed, or no layer has one of the given names.
+        InputError: peft is not installed, no layer has one of the given names, or one that has it shares its weights
+            with another, so that a checkpoint, in which they are one, could not hold what is learned.
     """
     try:
         import peft
+        from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError:
         raise InputError("--lora_rank needs the package peft (pip install peft)") from None
     names: Any = strategy.lora_modules if strategy.lora_modules != ["all-linear"] else "all-linear"
@@ -56,10 +58,18 @@ def add_adapter(model: PreTrainedModel, strategy: StrategyArguments, base: str |
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks the model by a name that transformers changed
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # refused below
             torch.manual_seed(seed)
-            return peft.get_peft_model(model, config)
+            adapter = peft.get_peft_model(model, config)
     except (ValueError, TypeError) as error:  # no such layers, or layers of a kind that has no adapter
         raise InputError(f"--lora_modules {' '.join(strategy.lora_modules)}: {first_line(error)}") from error
+    for pair in shared_modules(model):
+        if any(isinstance(model.get_submodule(name), BaseTunerLayer) for name in pair):
+            raise InputError(
+                f"--lora_modules {' '.join(strategy.lora_modules)}: {' and '.join(pair)} of this model share their "
+                "weights, so an adapter of either cannot be merged; name other layers, or train without --lora_rank"
+            )
+    return adapter
 
 
 def _transposed(model: PreTrainedModel) -> bool:
@@ -86,9 +96,11 @@ def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def save_adapter(adapter: Any, folder: Path) -> None:
-    """Save the adapter alone, with the digest of its base model."""
+    """Save the adapter alone, with the digest of its base model; the same adapter gives the same bytes."""
+    config = adapter.peft_config["default"]
+    config.target_modules = sorted(config.target_modules)  # a set, whose order changes with the hash seed
     adapter.save_pretrained(str(folder / ADAPTER))
-    record_base(folder / ADAPTER, adapter.peft_config["default"].base_model_name_or_path)
+    record_base(folder / ADAPTER, config.base_model_name_or_path)
     (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # a form to fill in
 
 

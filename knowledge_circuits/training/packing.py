@@ -72,6 +72,10 @@ class PackedBlocks:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def block_size(self) -> int:
+        return self.input_ids.shape[1]
+
 
 def token_stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> TokenStream:
     """Tokenize documents, each as its tokenizer opens a text and ended by exactly one EOS.
@@ -79,7 +83,7 @@ def token_stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -
     Raises:
         InputError: the tokenizer has no EOS token.
     """
-    return _concatenate(_encode(documents, tokenizer, with_attributes=False))
+    return _stream(documents, tokenizer, with_attributes=False)
 
 
 def evaluation_stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> TokenStream:
@@ -92,7 +96,7 @@ def evaluation_stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBa
     """
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer {tokenizer.name_or_path!r} gives no character offsets; a fast one is needed")
-    return _concatenate(_encode(documents, tokenizer, with_attributes=True))
+    return _stream(documents, tokenizer, with_attributes=True)
 
 
 def select_documents(stream: TokenStream, wanted: np.ndarray) -> TokenStream:
@@ -150,13 +154,12 @@ def _positions(begins: np.ndarray, block_size: int, total: int) -> tuple[np.ndar
     return np.minimum(positions, total - 1), inside
 
 
-_Encoded = tuple[np.ndarray, np.ndarray]
-
-
-def _encode(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase, with_attributes: bool) -> Iterator[_Encoded]:
-    """Token ids and attribute codes of each document."""
-    if tokenizer.eos_token_id is None:
+def _stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase, with_attributes: bool) -> TokenStream:
+    """Tokenize documents one after the other, with the codes of attributes if they are wanted."""
+    eos = tokenizer.eos_token_id
+    if eos is None:
         raise InputError(f"the tokenizer {tokenizer.name_or_path!r} has no EOS token to end documents with")
+    ids_of, types_of = [], []
     with tqdm(total=len(documents), desc="tokenizing", unit=" documents", delay=2) as progress:
         for first in range(0, len(documents), _CHUNK):
             chunk = documents[first : first + _CHUNK]
@@ -172,20 +175,13 @@ def _encode(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase, with_a
                 if with_attributes:
                     opening = attribute_openings(document, encoded["offset_mapping"][index], first + index + 1)
                     types[opening] = TYPE_CODES[KnowledgeType(document["type"])] if opening else 0
-                yield _ended(np.array(ids, dtype=np.int32), types, tokenizer.eos_token_id)
+                if not ids or ids[-1] != eos:
+                    ids, types = [*ids, eos], np.append(types, np.uint8(0))
+                ids_of.append(np.array(ids, dtype=np.int32))
+                types_of.append(types)
             progress.update(len(chunk))
-
-
-def _ended(ids: np.ndarray, types: np.ndarray, eos: int) -> _Encoded:
-    if len(ids) and ids[-1] == eos:
-        return ids, types
-    return np.append(ids, np.int32(eos)), np.append(types, np.uint8(0))
-
-
-def _concatenate(encoded: Iterator[_Encoded]) -> TokenStream:
-    pairs = list(encoded)
-    starts = np.cumsum([0, *(len(ids) for ids, _ in pairs)], dtype=np.int64)
-    return TokenStream(np.concatenate([p[0] for p in pairs]), starts, np.concatenate([p[1] for p in pairs]))
+    starts = np.cumsum([0, *map(len, ids_of)], dtype=np.int64)
+    return TokenStream(np.concatenate(ids_of), starts, np.concatenate(types_of))
 
 
 def attribute_openings(document: Row, offsets: Sequence[tuple[int, int]], number: int) -> list[int]:
@@ -276,9 +272,8 @@ def write_blocks(path: Path, blocks: PackedBlocks, key: str) -> None:
 
     One entry of metadata only: safetensors writes several in an order that changes from file to file.
     """
-    arrays = {"input_ids": blocks.input_ids, "counted": blocks.counted, "attribute_types": blocks.attribute_types}
     with atomic_write(path, "wb") as file:
-        file.write(save(arrays, metadata={"checksum": _checksum(key, blocks)}))
+        file.write(save(vars(blocks), metadata={"checksum": _checksum(key, blocks)}))
 
 
 def read_blocks(path: Path, key: str) -> PackedBlocks | None:
@@ -294,6 +289,6 @@ def read_blocks(path: Path, key: str) -> PackedBlocks | None:
 
 def _checksum(key: str, blocks: PackedBlocks) -> str:
     digest = hashlib.sha256(key.encode())
-    for array in (blocks.input_ids, blocks.counted, blocks.attribute_types):
+    for array in vars(blocks).values():
         digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -24,10 +24,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -44,17 +44,13 @@ from transformers import (
 
 from knowledge_circuits.corpus.people import Person
 from knowledge_circuits.corpus.queries import Query, build_queries, check_context, is_correct
-from knowledge_circuits.files import InputError, atomic_write
+from knowledge_circuits.files import InputError, atomic_write, write_jsonl
 from knowledge_circuits.models.generation import generated_text
 from knowledge_circuits.models.scoring import score_continuations
 from knowledge_circuits.records import PROBE_RECORD, shape
 from knowledge_circuits.study import MAX_NEW_TOKENS, Attribute
 from knowledge_circuits.training.callbacks import LoggingCallback
-from knowledge_circuits.training.skills import (
-    SkillExample,
-    SkillTest,
-    TextTest,
-)
+from knowledge_circuits.training.skills import SkillExample, SkillTest, TextTest, evenly_spaced
 from knowledge_circuits.training.stopping import Known, StoppingRule
 
 Value = TypeVar("Value")
@@ -142,21 +138,64 @@ class Schedule:
         return state.global_step % self.steps == 0 or state.global_step >= state.max_steps
 
 
-class Probe(Protocol):
-    """What is probed; everything is prepared once for all probes."""
+class Probe:
+    """What is probed, skills and texts whatever else; everything is prepared once for all probes.
+
+    Attributes:
+        record: the kind of the lines in the file of records.
+    """
+
+    record: Any
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[SkillExample],
+        texts: Mapping[str, str] | None,
+        max_tokens: int | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._skills = SkillTest(examples, tokenizer)
+        self._texts = {name: TextTest(text, tokenizer, max_tokens) for name, text in (texts or {}).items()}
 
     def check_fits(self, model: PreTrainedModel) -> None:
         """Refuse, by name, what does not fit into the model's context."""
+        self._skills.check_fits(model)
 
     def records(self, model: PreTrainedModel, step: int, epoch: float) -> list[dict[str, Any]]:
-        """Probe the model and return the lines of the file of records."""
+        """Probe everything; return the lines of the file of records.
+
+        Args:
+            model: in evaluation mode.
+            step: optimizer steps made.
+            epoch: epochs trained, with fractions.
+        """
+        raise NotImplementedError
+
+    def perplexities(self, model: PreTrainedModel, step: int) -> dict[str, float]:
+        """Return the perplexity of every text by its name."""
+        return {
+            name: finite(text.perplexity(model), f"the perplexity of {name!r} at step {step}")
+            for name, text in self._texts.items()
+        }
 
     def refuse_others(self, earlier: Sequence[Mapping[str, Any]], path: Path) -> None:
         """Refuse a run's earlier records if they are about something else."""
+        raise NotImplementedError
+
+    def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Return the numbers of one probe that are logged."""
+        raise NotImplementedError
+
+    def history(self, path: Path) -> tuple[Known, np.ndarray]:
+        """Return known [facts, probes] and mean skill accuracy [probes] (NaN: no skills), for a stopping rule."""
+        raise NotImplementedError
 
 
-class KnowledgeProbe:
-    """Facts, skills and texts, tokenized once for all probes."""
+class KnowledgeProbe(Probe):
+    """Facts, skills and texts: one record each."""
+
+    record = PROBE_RECORD
 
     def __init__(
         self,
@@ -176,37 +215,23 @@ class KnowledgeProbe:
         """
         if max_facts is not None:
             people = even_sample(people, max_facts // len(Attribute))
-        self._tokenizer = tokenizer
         self.queries: list[Query] = build_queries(people, tokenizer)
-        self._skills = SkillTest(examples, tokenizer)
-        self._texts = {name: TextTest(text, tokenizer) for name, text in (texts or {}).items()}
+        super().__init__(tokenizer, examples, texts)
 
     def check_fits(self, model: PreTrainedModel) -> None:
-        """Refuse, by name, what does not fit into the model's context."""
         check_context(model, self.queries, MAX_NEW_TOKENS)
-        self._skills.check_fits(model)
+        super().check_fits(model)
 
     def records(self, model: PreTrainedModel, step: int, epoch: float) -> list[dict[str, Any]]:
-        """Probe everything; return one JSON object per fact, skill and text.
-
-        Args:
-            model: in evaluation mode.
-            step: optimizer steps made.
-            epoch: epochs trained, with fractions.
-        """
         when = {"step": step, "epoch": epoch}
         rows = [{"kind": "fact", **when, **fact} for fact in self._facts(model)]
         for skill, score in self._skills.scores(model).items():
-            rows.append(
-                {"kind": "skill", **when, "skill": skill, "accuracy": score.accuracy, "examples": score.examples}
-            )
-        for name, text in self._texts.items():
-            perplexity = finite(text.perplexity(model), f"the perplexity of {name!r} at step {step}")
+            rows.append({"kind": "skill", **when, "skill": skill, **asdict(score)})
+        for name, perplexity in self.perplexities(model, step).items():
             rows.append({"kind": "text", **when, "text": name, "perplexity": perplexity})
         return rows
 
     def refuse_others(self, earlier: Sequence[Mapping[str, Any]], path: Path) -> None:
-        """Refuse a run's earlier records if they are about other facts."""
         facts = [row for row in earlier if row["kind"] == "fact"]
         before = [(row.get("full_name"), row.get("attribute")) for row in facts if row["step"] == facts[0]["step"]]
         if facts and before != [(query.person.full_name, query.attribute) for query in self.queries]:
@@ -214,6 +239,30 @@ class KnowledgeProbe:
                 f"{path}: the run has been probed for other facts so far; resume it with the same --probe_file "
                 "and --probe_max_facts, or start again with --overwrite_output_dir"
             )
+
+    def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Return shares of facts known and of right first tokens, skills' accuracies and texts' perplexities."""
+        facts = [row for row in rows if row["kind"] == "fact"]
+        logs: dict[str, float] = {}
+        if facts:
+            logs["probe_known_share"] = sum(row["correct"] for row in facts) / len(facts)
+            logs["probe_first_token_share"] = sum(row["token_rank"] == 0 for row in facts) / len(facts)
+            logs["probe_answer_log_prob"] = sum(row["answer_log_prob"] for row in facts) / len(facts)
+        logs |= {f"probe_{row['skill']}_accuracy": row["accuracy"] for row in rows if row["kind"] == "skill"}
+        logs |= {f"probe_{row['text']}_perplexity": row["perplexity"] for row in rows if row["kind"] == "text"}
+        return logs
+
+    def history(self, path: Path) -> tuple[Known, np.ndarray]:
+        known: dict[int, list[bool]] = defaultdict(list)
+        skills: dict[int, list[float]] = defaultdict(list)
+        for row in shape(self.record).lines(path):
+            if row["kind"] == "fact":
+                known[row["step"]].append(bool(row["correct"]))
+            elif row["kind"] == "skill":
+                skills[row["step"]].append(float(row["accuracy"]))
+        steps = sorted(known)
+        means = [float(np.mean(skills[step])) if skills[step] else float("nan") for step in steps]
+        return np.array([known[step] for step in steps], dtype=bool).T, np.array(means)
 
     def _facts(self, model: PreTrainedModel) -> Iterator[dict[str, Any]]:
         prompts = [query.prompt_ids for query in self.queries]
@@ -275,8 +324,7 @@ def even_sample(people: Sequence[Person], count: int) -> list[Person]:
     chosen: list[int] = []
     # The smallest group first: what it cannot give is shared by the others.
     for left, members in zip(range(len(groups), 0, -1), sorted(groups.values(), key=len), strict=True):
-        share = min(len(members), (count - len(chosen)) // left)
-        chosen += [members[index * len(members) // share] for index in range(share)]
+        chosen += evenly_spaced(members, (count - len(chosen)) // left)
     return [people[index] for index in sorted(chosen)]
 
 
@@ -286,9 +334,6 @@ class KnowledgeProbeCallback(LoggingCallback):
     A resumed run first drops the records of later steps than the one it resumes from, so that in the end its file is
     the same as an uninterrupted run's.
     """
-
-    #: The kind of the file's lines.
-    _record: Any = PROBE_RECORD
 
     def __init__(
         self, probe: Probe, schedule: Schedule, path: str | Path, stopping: StoppingRule | None = None
@@ -305,6 +350,10 @@ class KnowledgeProbeCallback(LoggingCallback):
         self._seconds, self._started = 0.0, time.monotonic()
         self.stop_reason: str | None = None
 
+    def check_fits(self, model: PreTrainedModel) -> None:
+        """Refuse, by name, what does not fit into the model's context."""
+        self._probe.check_fits(model)
+
     def attach(self, trainer: Trainer) -> None:
         """Add the probes to a Trainer; summaries go to whatever its `--report_to` names."""
         trainer.add_callback(self)
@@ -315,7 +364,7 @@ class KnowledgeProbeCallback(LoggingCallback):
     ) -> None:
         """Drop what an interrupted run recorded too much, and probe the model before its first step."""
         self._seconds, self._started = 0.0, time.monotonic()
-        self._probe.check_fits(kwargs["model"])
+        self.check_fits(kwargs["model"])
         recorded = state.is_world_process_zero and self._keep_until(state.global_step)
         # A run killed between saving a checkpoint and its probe lacks the record of the step that it resumes from.
         if not from_main_process(recorded) and self._schedule.due(state):
@@ -353,10 +402,10 @@ class KnowledgeProbeCallback(LoggingCallback):
         if state.is_world_process_zero:
             self._append(rows)
             if self._stopping is not None:
-                self.stop_reason = self._stopping.reason(*self._history())
+                self.stop_reason = self._stopping.reason(*self._probe.history(self._path))
         self._seconds += time.monotonic() - started
         should_log = control.should_log
-        self.log(self._summary(rows))
+        self.log(self._probe.summary(rows))
         control.should_log = should_log  # logging clears the flag by which the Trainer logs its own loss
         if from_main_process(self.stop_reason is not None):
             control.should_training_stop = True
@@ -365,35 +414,22 @@ class KnowledgeProbeCallback(LoggingCallback):
         """Probe the model; return the lines of the file."""
         return self._probe.records(model, state.global_step, round(float(state.epoch or 0), 6))
 
-    def _history(self) -> tuple[Known, np.ndarray]:
-        """Return what a stopping rule looks at."""
-        return history(self._path)
-
-    def _summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return the numbers of one probe that are logged."""
-        return summary(rows)
-
     def _keep_until(self, step: int) -> bool:
         """Drop records after `step` (all of them for a fresh start); whether some of `step` itself are left."""
         if not self._path.exists():
             return False
-        rows = [row for row in shape(self._record).lines(self._path) if row["step"] <= step]
+        rows = [row for row in shape(self._probe.record).lines(self._path) if row["step"] <= step]
         earlier = rows if step > 0 else []
         self._probe.refuse_others(earlier, self._path)
-        with atomic_write(self._path) as file:
-            file.writelines(json_line(row) for row in earlier)
+        write_jsonl(self._path, earlier)
         return any(row["step"] == step for row in earlier)
 
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write the file anew with more lines at its end: readers never meet half a line."""
         before = self._path.read_bytes() if self._path.exists() else b""
+        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         with atomic_write(self._path, "wb") as file:
-            file.write(before + "".join(map(json_line, rows)).encode())
-
-
-def json_line(row: Mapping[str, Any]) -> str:
-    """Return one record as a line of JSON."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+            file.write(before + "".join(lines).encode())
 
 
 @contextmanager
@@ -416,30 +452,3 @@ def from_main_process(value: Value) -> Value:
     values = [value]
     distributed.broadcast_object_list(values, src=0)
     return values[0]
-
-
-def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return what is logged of a probe: shares of facts known and of right first tokens, skills, perplexity."""
-    facts = [row for row in rows if row["kind"] == "fact"]
-    logs: dict[str, float] = {}
-    if facts:
-        logs["probe_known_share"] = sum(row["correct"] for row in facts) / len(facts)
-        logs["probe_first_token_share"] = sum(row["token_rank"] == 0 for row in facts) / len(facts)
-        logs["probe_answer_log_prob"] = sum(row["answer_log_prob"] for row in facts) / len(facts)
-    logs |= {f"probe_{row['skill']}_accuracy": row["accuracy"] for row in rows if row["kind"] == "skill"}
-    logs |= {f"probe_{row['text']}_perplexity": row["perplexity"] for row in rows if row["kind"] == "text"}
-    return logs
-
-
-def history(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return known [facts, probes] and mean skill accuracy [probes] (NaN: no skills), for a stopping rule."""
-    known: dict[int, list[bool]] = defaultdict(list)
-    skills: dict[int, list[float]] = defaultdict(list)
-    for row in shape(PROBE_RECORD).lines(path):
-        if row["kind"] == "fact":
-            known[row["step"]].append(bool(row["correct"]))
-        elif row["kind"] == "skill":
-            skills[row["step"]].append(float(row["accuracy"]))
-    steps = sorted(known)
-    means = [float(np.mean(skills[step])) if skills[step] else float("nan") for step in steps]
-    return np.array([known[step] for step in steps], dtype=bool).T, np.array(means)

@@ -22,6 +22,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from knowledge_circuits.corpus.answering import (
     Prompter,
     abstains,
     answer_prompts,
+    check_answers_fit,
     exact,
     recall,
     words,
@@ -40,12 +42,13 @@ from knowledge_circuits.corpus.answering import (
 from knowledge_circuits.corpus.questions import UNMENTIONED, Document, Question, entity_frequency
 from knowledge_circuits.files import InputError
 from knowledge_circuits.models.generation import Vocabulary
+from knowledge_circuits.models.loading import context_length
 from knowledge_circuits.models.scoring import score_continuations
 from knowledge_circuits.models.tokenization import plain_ids, start_token_id
 from knowledge_circuits.records import QuestionProbeRecord, shape
 from knowledge_circuits.study import ANSWER_TOKENS
-from knowledge_circuits.training.probes import KnowledgeProbeCallback, Schedule, finite
-from knowledge_circuits.training.skills import SkillExample, SkillTest, TextTest
+from knowledge_circuits.training.probes import KnowledgeProbeCallback, Probe, Schedule, finite
+from knowledge_circuits.training.skills import SkillExample, evenly_spaced
 from knowledge_circuits.training.stopping import Known, StoppingRule
 
 Record = Mapping[str, Any]
@@ -59,14 +62,16 @@ MOST_OTHERS = 50
 #: A held-out text is read up to this token.
 MOST_TOKENS = 1024
 
-#: Tokens of a document that are scored together; longer documents are read in pieces.
+#: Tokens of a document that are scored together at most; longer documents are read in pieces.
 _PIECE = 256
 
 NONE, BORROWED, INVENTED = "none", "borrowed", "invented"
 
 
-class QuestionProbe:
-    """Questions, documents, skills and texts, tokenized once for all probes."""
+class QuestionProbe(Probe):
+    """Questions, documents, skills and texts: one record of all."""
+
+    record = QuestionProbeRecord
 
     def __init__(
         self,
@@ -97,28 +102,20 @@ class QuestionProbe:
         self.questions = list(questions)
         self.threshold = threshold
         self.frequency = entity_frequency(documents, questions)
-        self._tokenizer = tokenizer = prompter.tokenizer
         self._max_new_tokens = max_new_tokens
         self._prompts = [prompter.ids(text) for question in questions for text in _wordings(question)]
-        self._pieces = _pieces(documents, tokenizer)
-        self._skills = SkillTest(examples, tokenizer)
-        self._texts = {name: TextTest(text, tokenizer, MOST_TOKENS) for name, text in (texts or {}).items()}
+        self._documents = _token_ids(documents, prompter.tokenizer)
+        super().__init__(prompter.tokenizer, examples, texts, MOST_TOKENS)
         self._vocabulary: Vocabulary | None = None
         mentioned = [question for question in questions if self.frequency[question.entity] != UNMENTIONED]
         self._answers = {tuple(words(answer)) for question in mentioned for answer in question.answers}
 
     def check_fits(self, model: PreTrainedModel) -> None:
-        """Refuse what does not fit into the model's context."""
-        self._skills.check_fits(model)
+        check_answers_fit(model, self._prompts, self._max_new_tokens)
+        super().check_fits(model)
 
     def records(self, model: PreTrainedModel, step: int, epoch: float) -> list[dict[str, Any]]:
-        """Probe everything; return one record, without what only training knows (documents seen, seconds).
-
-        Args:
-            model: in evaluation mode.
-            step: optimizer steps made.
-            epoch: epochs trained, with fractions.
-        """
+        """Return one record, without what only training knows (documents seen, seconds)."""
         loss = finite(self._loss(model), f"the loss of the documents at step {step}")
         record: dict[str, Any] = {
             "step": step,
@@ -126,13 +123,10 @@ class QuestionProbe:
             "learned_threshold": self.threshold,
             "loss": loss,
             "perplexity": float(np.exp(loss)),
+            "skills": {name: score.accuracy for name, score in self._skills.scores(model).items()},
+            "texts": self.perplexities(model, step),
+            "questions": self._answered(model),
         }
-        record["skills"] = {name: score.accuracy for name, score in self._skills.scores(model).items()}
-        record["texts"] = {
-            name: finite(text.perplexity(model), f"the perplexity of {name!r} at step {step}")
-            for name, text in self._texts.items()
-        }
-        record["questions"] = self._answered(model)
         return [record]
 
     def refuse_others(self, earlier: Sequence[Record], path: Path) -> None:
@@ -147,11 +141,30 @@ class QuestionProbe:
                 "the same --probe_file and --learned_threshold, or start again with --overwrite_output_dir"
             )
 
+    def summary(self, rows: Sequence[Record]) -> dict[str, float]:
+        (record,) = rows
+        overall = _overall(rows, self.threshold)
+        logs = {f"probe_{key}": record[key] for key in ("loss", "perplexity", "documents_seen")}
+        if overall:
+            logs["probe_learned_share"] = overall["learned"] / overall["entities"]
+            logs |= {f"probe_{key}": overall[key] for key in ("recall", "exact")}
+        shares = hallucination(record)
+        logs |= {"probe_hallucination": sum(shares.values())} if shares else {}
+        logs |= {f"probe_{name}_accuracy": value for name, value in record["skills"].items()}
+        return logs | {f"probe_{name}_perplexity": value for name, value in record["texts"].items()}
+
+    def history(self, path: Path) -> tuple[Known, np.ndarray]:
+        records = read_question_probes(path)
+        skills = [_mean(row["skills"].values()) if row["skills"] else float("nan") for row in records]
+        return known_entities(records, self.threshold), np.array(skills)
+
     def _loss(self, model: PreTrainedModel) -> float:
-        """Mean loss per token (nats) of the documents, each read alone in pieces."""
+        """Mean loss per token (nats) of the documents, each read alone in pieces that fit the model's context."""
         start = start_token_id(self._tokenizer)
-        scores = score_continuations(model, [[start]] * len(self._pieces), self._pieces)
-        return -sum(score.log_prob for score in scores) / sum(map(len, self._pieces))
+        length = min(_PIECE, (context_length(model.config) or _PIECE + 1) - 1)  # the start token takes one position
+        pieces = [ids[at : at + length] for ids in self._documents for at in range(0, len(ids), length)]
+        scores = score_continuations(model, [[start]] * len(pieces), pieces)
+        return -sum(score.log_prob for score in scores) / sum(map(len, pieces))
 
     def _answered(self, model: PreTrainedModel) -> list[dict[str, Any]]:
         if self._vocabulary is None or self._vocabulary.blank.device != model.device:
@@ -190,16 +203,12 @@ def _wordings(question: Question) -> tuple[str, ...]:
     return (question.question, *question.paraphrases)
 
 
-def _pieces(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    count = min(MOST_DOCUMENTS, len(documents))
-    chosen = [documents[number * len(documents) // count] for number in range(count)]
-    pieces = []
-    for document in chosen:
-        ids = plain_ids(tokenizer, document.text)
-        pieces += [ids[at : at + _PIECE] for at in range(0, len(ids), _PIECE)]
-    if not pieces:
+def _token_ids(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the token ids of the documents whose loss is measured."""
+    ids = [plain_ids(tokenizer, document.text) for document in evenly_spaced(documents, MOST_DOCUMENTS)]
+    if not any(ids):
         raise InputError("question probes need documents with at least one token")
-    return pieces
+    return ids
 
 
 # --- what records tell ----------------------------------------------------------------------------------------------
@@ -244,9 +253,7 @@ def recall_floors(record: Record, accepted: Mapping[str, Sequence[str]]) -> dict
     for rows in by_kind.values():
         for row in rows:
             others = [other["id"] for other in rows if other["entity"] != row["entity"]]
-            count = min(MOST_OTHERS, len(others))
-            chosen = [others[number * len(others) // count] for number in range(count)]
-            scores = [recall(row["output"], accepted[id]) for id in chosen]
+            scores = [recall(row["output"], accepted[id]) for id in evenly_spaced(others, MOST_OTHERS)]
             floors[row["id"]] = _mean(scores) if scores else math.nan
     return floors
 
@@ -271,28 +278,27 @@ def progress(records: Sequence[Record], threshold: float) -> list[dict[str, Any]
     rows = []
     for number, record in enumerate(records):
         before = records[max(number - 1, 0)]
-        for frequency in (None, *_labels(record, "frequency")):
-            for kind in (None, *_labels(record, "kind")):
-                questions = _mentioned(record, frequency, kind)
-                if not questions:
-                    continue
-                now = learned_entities(record, threshold, frequency, kind)
-                then = learned_entities(before, threshold, frequency, kind)
-                rows.append(
-                    {
-                        "step": record["step"],
-                        "epoch": record["epoch"],
-                        "frequency": frequency,
-                        "kind": kind,
-                        "entities": len({row["entity"] for row in questions}),
-                        "learned": len(now),
-                        "kept": len(now & then),
-                        "newly_learned": len(now - then),
-                        "forgotten": len(then - now),
-                        "recall": _mean(row["recall"] for row in questions),
-                        "exact": _mean(row["exact"] for row in questions),
-                    }
-                )
+        for frequency, kind in product((None, *_labels(record, "frequency")), (None, *_labels(record, "kind"))):
+            questions = _mentioned(record, frequency, kind)
+            if not questions:
+                continue
+            now = learned_entities(record, threshold, frequency, kind)
+            then = learned_entities(before, threshold, frequency, kind)
+            rows.append(
+                {
+                    "step": record["step"],
+                    "epoch": record["epoch"],
+                    "frequency": frequency,
+                    "kind": kind,
+                    "entities": len({row["entity"] for row in questions}),
+                    "learned": len(now),
+                    "kept": len(now & then),
+                    "newly_learned": len(now - then),
+                    "forgotten": len(then - now),
+                    "recall": _mean(row["recall"] for row in questions),
+                    "exact": _mean(row["exact"] for row in questions),
+                }
+            )
     return rows
 
 
@@ -352,8 +358,6 @@ class QuestionProbeCallback(KnowledgeProbeCallback):
     `seconds` of a record are those of training so far without the probes, interruptions left out.
     """
 
-    _record = QuestionProbeRecord
-
     def __init__(
         self,
         probe: QuestionProbe,
@@ -369,7 +373,6 @@ class QuestionProbeCallback(KnowledgeProbeCallback):
             documents_seen: tells the documents that training has read after so many epochs.
         """
         super().__init__(probe, schedule, path, stopping)
-        self._threshold = probe.threshold
         self._documents_seen = documents_seen
         self._earlier_seconds = 0.0
 
@@ -392,24 +395,6 @@ class QuestionProbeCallback(KnowledgeProbeCallback):
     def _append(self, rows: Sequence[dict[str, Any]]) -> None:
         super()._append(rows)
         tqdm.write(described(read_question_probes(self._path)))
-
-    def _history(self) -> tuple[Known, np.ndarray]:
-        records = read_question_probes(self._path)
-        skills = [_mean(row["skills"].values()) if row["skills"] else float("nan") for row in records]
-        return known_entities(records, self._threshold), np.array(skills)
-
-    def _summary(self, rows: Sequence[Record]) -> dict[str, float]:
-        (record,) = rows
-        threshold = self._threshold
-        overall = _overall(rows, threshold)
-        logs = {f"probe_{key}": record[key] for key in ("loss", "perplexity", "documents_seen")}
-        if overall:
-            logs["probe_learned_share"] = overall["learned"] / overall["entities"]
-            logs |= {f"probe_{key}": overall[key] for key in ("recall", "exact")}
-        shares = hallucination(record)
-        logs |= {"probe_hallucination": sum(shares.values())} if shares else {}
-        logs |= {f"probe_{name}_accuracy": value for name, value in record["skills"].items()}
-        return logs | {f"probe_{name}_perplexity": value for name, value in record["texts"].items()}
 
 
 def described(records: Sequence[Record]) -> str:

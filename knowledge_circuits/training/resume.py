@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from knowledge_circuits.files import InputError
-from knowledge_circuits.manifest import fingerprint
+from knowledge_circuits.manifest import fingerprint, is_partial_digest
 from knowledge_circuits.run_config import read_run_config
 from knowledge_circuits.runs import Run
 from knowledge_circuits.training.arguments import RunArguments
@@ -18,6 +18,7 @@ from knowledge_circuits.training.checkpoints import (
     has_resume_state,
     is_finished,
     newest_to_go_on_from,
+    records_of,
     remove_checkpoints,
     saved_checkpoints,
     step_of,
@@ -54,20 +55,18 @@ RECIPE = (
 
 def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return what two configurations of one run say differently about things that decide its weights, in words."""
-    names = [("arguments", name) for name in RECIPE]
-    if now["arguments"]["lr_scheduler_type"] not in ("constant", "constant_with_warmup"):
-        names += [("arguments", "num_train_epochs"), ("arguments", "max_steps")]
-    pairs = [(name, earlier.get(part, {}).get(name), now[part].get(name)) for part, name in names]
+    before, after = earlier.get("arguments", {}), now["arguments"]
+    names = list(RECIPE)
+    if after["lr_scheduler_type"] not in ("constant", "constant_with_warmup"):
+        names += ["num_train_epochs", "max_steps"]
+    pairs = [(name, before.get(name), after.get(name)) for name in names]
     pairs.append(("sequences per step", earlier.get("sequences_per_step"), now["sequences_per_step"]))
+    before, after = chosen(before), chosen(after)
+    pairs += [(name, before.get(name), after.get(name)) for name in sorted({*before, *after})]
     said = [f"{name} {old!r}, now {new!r}" for name, old, new in pairs if old != new]
-    strategies = chosen(earlier.get("arguments", {})), chosen(now["arguments"])
-    said += [
-        f"{name} {strategies[0].get(name)!r}, now {strategies[1].get(name)!r}"
-        for name in sorted({*strategies[0], *strategies[1]})
-        if strategies[0].get(name) != strategies[1].get(name)
-    ]
     weights = earlier.get("starting_weights"), now["starting_weights"]
-    if all(weights) and weights[0] != weights[1]:  # weights that were removed since, or are a hub's, tell nothing
+    # Weights that were removed since, or are a hub's, tell nothing, nor does an earlier version's digest of some bytes.
+    if all(weights) and weights[0] != weights[1] and not is_partial_digest(weights[0]):
         said.append("other weights to start from")
     if earlier.get("data", {}).get("content_key") != now["data"]["content_key"]:
         said.append("other data, tokenizer or block size")
@@ -91,8 +90,7 @@ def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArgume
     main = arguments.process_index == 0
     if main and arguments.overwrite_output_dir:
         remove_checkpoints(run)
-        records = (run.evaluations, run.knowledge_dynamics, run.question_probes)
-        for path in (run.config_manifest, run.config, *records):
+        for path in (run.config_manifest, run.config, *records_of(run)):
             path.unlink(missing_ok=True)
     if main:
         for partial in run.checkpoints_folder.glob(".checkpoint-*.partial"):

@@ -119,12 +119,8 @@ def train(flags: Flags, make_callbacks: CallbackMaker = lambda run, tokenizer: (
     refuse_unsupported(arguments)
     refuse_combinations(flags)
     set_accumulation(arguments)
-    run = Run(run_folder(flags.model, flags.data, arguments))
-    arguments.output_dir = str(run.path)
-    silence_libraries(arguments)
-    tokenizer = training_tokenizer(flags.model)
-    data, block_size = prepare_data(flags, tokenizer)
-    configuration = run_configuration(flags, data, block_size)
+    run, tokenizer, data = open_run(flags)
+    configuration = run_configuration(flags, data)
     with locked(run.path, "training") if arguments.process_index == 0 else nullcontext():
         return _train(flags, run, configuration, data, tokenizer, make_callbacks)
 
@@ -146,13 +142,13 @@ def _train(
     if done is not None:
         return Outcome(run, done, trained=False)
     blocks = training_blocks(flags, run, data, tokenizer)
-    callbacks: list[TrainerCallback] = [
-        *probe_callbacks(flags.probes, tokenizer, run, data.new, blocks.documents_seen),
-        *make_callbacks(run, tokenizer),
-    ]
+    probes = probe_callbacks(flags.probes, tokenizer, run, data.new, blocks.documents_seen)
+    callbacks: list[TrainerCallback] = [*probes, *make_callbacks(run, tokenizer)]
     if isinstance(blocks, AdaptiveBlocks):
         callbacks.append(EndOfExposure(blocks))
     model = training_model(flags.model, tokenizer, arguments.seed)
+    for probe in probes:
+        probe.check_fits(model)  # before anything is written
     strategy = strategy_parts(flags, model, tokenizer)
     settings = settings_fingerprint(configuration)
     trainer = make_trainer(arguments, run, model, tokenizer, data, callbacks, settings, blocks, **strategy)
@@ -178,14 +174,9 @@ def evaluate(flags: Flags) -> dict[str, float]:
     Returns:
         loss, accuracy and first-token attribute accuracies.
     """
-    arguments = flags.training
-    run = Run(run_folder(flags.model, flags.data, arguments))
-    arguments.output_dir = str(run.path)
-    silence_libraries(arguments)
-    tokenizer = training_tokenizer(flags.model)
-    data, _ = prepare_data(flags, tokenizer)
-    model = training_model(flags.model, tokenizer, arguments.seed)
-    metrics = make_trainer(arguments, run, model, tokenizer, data, ()).evaluate()
+    run, tokenizer, data = open_run(flags)
+    model = training_model(flags.model, tokenizer, flags.training.seed)
+    metrics = make_trainer(flags.training, run, model, tokenizer, data, ()).evaluate()
     record = evaluation_record(metrics, 0, 0.0)
     return {name: value for name, value in record.items() if name not in ("step", "epoch")}
 
@@ -213,7 +204,7 @@ def training_blocks(flags: Flags, run: Run, data: TrainingData, tokenizer: PreTr
     return AdaptiveBlocks(
         data.documents,
         stream,
-        data.train.input_ids.shape[1],
+        data.train.block_size,
         tokenizer.eos_token_id,
         seed,
         together,
@@ -251,13 +242,18 @@ def refuse_unsupported(arguments: RunArguments) -> None:
         raise InputError("--save_strategy best: give epoch or steps, or --save_schedule exponential")
 
 
-def prepare_data(flags: Flags, tokenizer: PreTrainedTokenizerBase) -> tuple[TrainingData, int]:
-    """Read and pack the documents; the main process packs, the others read what it left in the cache.
+def open_run(flags: Flags) -> tuple[Run, PreTrainedTokenizerBase, TrainingData]:
+    """Return the run's folder, its tokenizer and its packed data, and switch off what libraries say of their own.
 
-    Returns:
-        The packed data and the block size.
+    The main process packs the documents, the others read what it left in the cache.
     """
     arguments = flags.training
+    run = Run(run_folder(flags.model, flags.data, arguments))
+    arguments.output_dir = str(run.path)
+    if arguments.log_level == "passive":
+        logging.set_verbosity_error()  # warnings that nobody can act on; --log_level asks for them
+    logging.disable_progress_bar()
+    tokenizer = training_tokenizer(flags.model)
     block_size = choose_block_size(
         flags.data.block_size, context_length(model_configuration(flags.model)), tokenizer.model_max_length
     )
@@ -273,7 +269,7 @@ def prepare_data(flags: Flags, tokenizer: PreTrainedTokenizerBase) -> tuple[Trai
     cache = (Path(flags.model.cache_dir) if flags.model.cache_dir else CACHE) / "packed"
     with arguments.main_process_first(desc="packing"):
         packed = pack_documents(documents, tokenizer, block_size, flags.data, cache)
-    return replace(packed, documents=plain), block_size
+    return run, tokenizer, replace(packed, documents=plain)
 
 
 def planned_steps(arguments: RunArguments, blocks: int) -> int:
@@ -289,7 +285,7 @@ def steps_per_epoch(arguments: RunArguments, blocks: int) -> int:
     return max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
 
 
-def run_configuration(flags: Flags, data: TrainingData, block_size: int) -> dict[str, Any]:
+def run_configuration(flags: Flags, data: TrainingData) -> dict[str, Any]:
     """Return all that a run is: its flags, what its data are, and the versions of what it ran on."""
     arguments = flags.training
     generated = data_configuration(flags.data.train_file)
@@ -311,7 +307,7 @@ def run_configuration(flags: Flags, data: TrainingData, block_size: int) -> dict
             "seed": generated.get("seed"),
             "train_file": flags.data.train_file,
             "content_key": data.content_key,
-            "block_size": block_size,
+            "block_size": data.train.block_size,
             "blocks": len(data.train),
             "tokens": int(data.train.counted.sum()),
             "generated": generated,
@@ -373,13 +369,6 @@ def make_trainer(
         if isinstance(callback, LoggingCallback):
             callback.log = trainer.log
     return trainer
-
-
-def silence_libraries(arguments: RunArguments) -> None:
-    """Switch off warnings and bars of transformers that nobody can act on, unless --log_level asks for them."""
-    if arguments.log_level == "passive":
-        logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def set_up_reporting(arguments: RunArguments, run: Run) -> None:

@@ -12,8 +12,9 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NotRequired, TypeVar
 
 from pydantic import AfterValidator, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +28,8 @@ from knowledge_circuits.models.scoring import encode_continuations, score_contin
 from knowledge_circuits.models.tokenization import start_token_id
 from knowledge_circuits.paths import HELD_OUT_TEXT, REASONING
 from knowledge_circuits.records import RECORD, Text, shape
+
+Item = TypeVar("Item")
 
 
 def _text_or_index(value: Any) -> Any:
@@ -63,7 +66,7 @@ class SkillExample:
     answer: int
 
 
-def arithmetic_examples(count: int = 100, seed: int = 0, largest: int = LARGEST_OPERAND) -> list[SkillExample]:
+def arithmetic_examples(count: int = 100, seed: int = 0) -> list[SkillExample]:
     """Return a seeded multiple-choice set of sums, each with three wrong results close to the right one.
 
     An option has the full stop that ends the sentence, so that `1` does not win over `12` by being its beginning.
@@ -71,10 +74,9 @@ def arithmetic_examples(count: int = 100, seed: int = 0, largest: int = LARGEST_
     Args:
         count: how many; all the sums there are if these are fewer.
         seed: of the choice of sums and of the options' order.
-        largest: operands go from 0 to this number.
     """
     rng = random.Random(seed)
-    pairs = [(a, b) for a in range(largest + 1) for b in range(largest + 1)]
+    pairs = list(product(range(LARGEST_OPERAND + 1), repeat=2))
     examples = []
     for a, b in rng.sample(pairs, min(count, len(pairs))):
         total = a + b
@@ -120,11 +122,14 @@ def fewer_examples(examples: Sequence[SkillExample], most: int | None) -> list[S
     skills: dict[str, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
         skills[example.skill].append(index)
-    chosen: list[int] = []
-    for members in skills.values():
-        count = min(most, len(members))
-        chosen += [members[index * len(members) // count] for index in range(count)]
-    return [examples[index] for index in sorted(chosen)]
+    chosen = sorted(index for members in skills.values() for index in evenly_spaced(members, most))
+    return [examples[index] for index in chosen]
+
+
+def evenly_spaced(items: Sequence[Item], most: int) -> list[Item]:
+    """Return at most `most` items, evenly spaced, in their order."""
+    count = min(most, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def _example(row: SkillRow, where: str, default_skill: str) -> SkillExample:
@@ -175,16 +180,12 @@ class SkillTest:
             right[example.skill].append(max(range(len(likelihoods)), key=likelihoods.__getitem__) == example.answer)
         return {skill: SkillScore(sum(answers) / len(answers), len(answers)) for skill, answers in right.items()}
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt with its option."""
-        return max((len(prompt) + len(option) for prompt, option in self._pairs), default=0)
-
     def check_fits(self, model: PreTrainedModel) -> None:
         """Refuse examples that are longer than the model's context."""
+        longest = max((len(prompt) + len(option) for prompt, option in self._pairs), default=0)
         limit = context_length(model.config)
-        if limit and self.longest > limit:
-            raise InputError(f"a skill example takes {self.longest} tokens, but the model's context holds {limit}")
+        if limit and longest > limit:
+            raise InputError(f"a skill example takes {longest} tokens, but the model's context holds {limit}")
 
 
 class TextTest:
@@ -203,6 +204,6 @@ class TextTest:
         return text_perplexity(model, self._ids, self._start, min(block_size, limit - 1))
 
 
-def held_out_text(path: str | Path = HELD_OUT_TEXT) -> str:
-    """Return the project's held-out text (or another file's): expository English that no corpus contains."""
-    return read_text(path)
+def held_out_text() -> str:
+    """Return the project's held-out text: expository English that no corpus contains."""
+    return read_text(HELD_OUT_TEXT)

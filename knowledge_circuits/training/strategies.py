@@ -47,7 +47,10 @@ class StrategyArguments:
     lora_dropout: float = field(default=0.0, metadata={"help": "LoRA: dropout before the adapters."})
     lora_modules: list[str] = field(
         default_factory=lambda: ["all-linear"],
-        metadata={"help": "LoRA: names of the adapted layers, such as q_proj v_proj; default: all linear ones."},
+        metadata={
+            "help": "LoRA: names of the adapted layers, such as q_proj v_proj; default: all linear "
+            "ones but the head. A head that shares its weights with the embedding is refused, as is that embedding."
+        },
     )
     adaptive_exposure: bool = field(
         default=False,

@@ -10,14 +10,12 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import EvalPrediction, Trainer
@@ -32,7 +30,7 @@ from knowledge_circuits.training.checkpoints import (
     complete,
     drop_older_resume_state,
     remove_oldest,
-    staging_folder,
+    staged,
 )
 from knowledge_circuits.training.data import IGNORED
 from knowledge_circuits.training.divergence import FollowEpochs, Reference
@@ -187,20 +185,16 @@ class CheckpointTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a whole checkpoint or none, then drop the resume state of the older ones."""
-        final = self.run.checkpoints_folder / f"checkpoint-{self.state.global_step}"
-        check_weights(self.model, f"step {self.state.global_step}")
-        self._staging = staging_folder(self.run, self.state.global_step)
+        step = self.state.global_step
+        check_weights(self.model, f"step {step}")
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                if self.previous_epoch is not None:
-                    self.previous_epoch.save(self._staging / final.name, self.state.epoch or 0)
-                complete(self._staging / final.name, final, self.run, self.state.global_step, self.settings)
-                self._staging.rmdir()
-        except (RuntimeError, SafetensorError, OSError) as error:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            raise unwritable(final, error) from error
+            with staged(self.run, step) as self._staging:
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.is_world_process_zero():
+                    if self.previous_epoch is not None:
+                        self.previous_epoch.save(self._staging / f"checkpoint-{step}", self.state.epoch or 0)
+                    complete(self._staging, self.run, step, self.settings)
         finally:
             self._staging = None
         if self.is_world_process_zero():
@@ -211,16 +205,11 @@ class CheckpointTrainer(Trainer):
 
     def save_start(self) -> None:
         """Save the model as it is before the first step as checkpoint-0: weights and tokenizer, no trainer state."""
-        final = self.run.checkpoints_folder / "checkpoint-0"
-        if self.is_world_process_zero() and not check(final / FOLDER_MANIFEST).is_whole:
-            staging = staging_folder(self.run, 0) / final.name
-            try:
-                self._save(str(staging))
-                complete(staging, final, self.run, 0, self.settings)
-                staging.parent.rmdir()
-            except (RuntimeError, SafetensorError, OSError) as error:
-                shutil.rmtree(staging.parent, ignore_errors=True)
-                raise unwritable(final, error) from error
+        manifest = self.run.checkpoints_folder / "checkpoint-0" / FOLDER_MANIFEST
+        if self.is_world_process_zero() and not check(manifest).is_whole:
+            with staged(self.run, 0) as staging:
+                self._save(str(staging / "checkpoint-0"))
+                complete(staging, self.run, 0, self.settings)
         self.accelerator.wait_for_everyone()
 
 
@@ -238,14 +227,6 @@ def loading(checkpoint: str | None) -> Iterator[None]:
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{checkpoint}: training cannot load the state in it ({reason}); {REMEDY}") from error
-
-
-def unwritable(path: Path, error: Exception) -> InputError | OSError:
-    """Return the error to raise when a checkpoint cannot be written; libraries hide a full disk behind their own."""
-    if isinstance(error, OSError):
-        return error
-    reason = " ".join(str(error).split())[:200]
-    return InputError(f"{path}: cannot be written ({reason}); is the disk full? Earlier checkpoints are untouched")
 
 
 def block_counts(logits: Tensor, labels: Tensor, attribute_types: Tensor) -> Tensor:
