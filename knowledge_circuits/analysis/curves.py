@@ -263,10 +263,10 @@ def _whiten(values: Floats, correlation: float) -> Floats:
 def _residuals(designs: Floats, curves: Floats) -> Floats:
     """Residual sums of squares of curves [m, n] under each of the designs [t, n, k], as [m, t]."""
     basis, _ = np.linalg.qr(designs)
-    count, n, parameters = basis.shape
-    fitted = curves @ basis.transpose(1, 0, 2).reshape(n, count * parameters)
-    explained = (fitted.reshape(-1, count, parameters) ** 2).sum(axis=2)
-    return np.maximum((curves**2).sum(axis=1)[:, None] - explained, 0)
+    left = np.repeat((curves**2).sum(axis=1)[:, None], len(designs), axis=1)
+    for vectors in np.moveaxis(basis, 2, 0):
+        left -= (curves @ vectors.T) ** 2
+    return np.maximum(left, 0)
 
 
 def half_change(x: ArrayLike, y: ArrayLike) -> Floats:
