@@ -289,6 +289,30 @@ def products_rate(setting: Setting) -> float:
     return flop / seconds
 
 
+def circuit_products_seconds(setting: Setting) -> float:
+    """Seconds a prompt of the products alone in clean, corrupted and circuit run: all layers but the last.
+
+    Clean and corrupted prompts are one batch. In the circuit's run, each head's inputs are summed along edges and
+    projected for themselves. Each product reads the same operands again and again, so they may be in the cache.
+    """
+    shape, rows = Shape.of(setting.config()), setting.batch * (setting.positions - 1)
+    d, h, e = shape.d_model, shape.n_heads, shape.d_head
+
+    def seconds(product: Callable[..., Tensor], *sizes: tuple[int, ...]) -> float:
+        operands = [torch.randn(size, device=setting.device).to(DTYPES[setting.dtype]) for size in sizes]
+        return best_seconds(partial(product, *operands), 10, setting.device)
+
+    projections = ((d, (shape.query_weights + shape.key_value_weights) // d), (h * e, d))
+    mlp = ((d, (2 if shape.gated else 1) * shape.d_mlp), (shape.d_mlp, d))
+    layer = sum(seconds(linear, (2 * rows, weight[0]), weight) for weight in (*projections, *mlp))
+    layer += sum(seconds(linear, (rows, weight[0]), weight) for weight in mlp)
+    layer += seconds(torch.bmm, (3 * h, rows, d), (3 * h, d, e)) + seconds(torch.bmm, (h, rows, e), (h, e, d))
+    sources = [1 + earlier * (h + 1) for earlier in range(shape.n_layers - 1)]
+    some = min(rows, 32)  # at a time, as the engine does it: they stay in the cache
+    sums = sum(seconds(torch.bmm, (some, 3 * h + 1, before), (some, before, d)) for before in sources) * rows / some
+    return (layer * len(sources) + sums) / setting.batch
+
+
 def measure(setting: Setting, sides: list[str], repeats: int, hook_repeats: int, memory: bool) -> dict[str, Any]:
     """Times, agreement and memory of both works at one setting."""
     shape = Shape.of(setting.config())
@@ -302,6 +326,7 @@ def measure(setting: Setting, sides: list[str], repeats: int, hook_repeats: int,
         "edges": shape.edges,
         "least_gflop_per_prompt": {work: flop / 1e9 for work, flop in least.items()},
         "products_gflop_per_second": products_rate(setting) / 1e9,
+        "circuit_products_seconds_per_prompt": circuit_products_seconds(setting),
     }
     answers: dict[str, dict[str, Tensor]] = {"attribution": {}, "circuit": {}}
     for side in sides:
@@ -361,6 +386,8 @@ def report(result: dict[str, Any], peak: float) -> None:
     print(
         f"  attribution's products with weights alone: {products:.1f} GFLOP/s, {products * 1e9 / peak:.0%} of the peak"
     )
+    alone = result["circuit_products_seconds_per_prompt"]
+    print(f"  products of the clean, corrupted and circuit run alone: {alone:.4f} s a prompt")
     for work in ("attribution", "circuit"):
         print(f"  {work}: at least {result['least_gflop_per_prompt'][work]:.2f} GFLOP a prompt")
         for side, values in result[work].items():

@@ -53,7 +53,7 @@ from knowledge_circuits.engine.products import batched_product, linear
 from knowledge_circuits.engine.prompts import Batch
 
 #: Bytes of inputs summed and projected at a time on a CPU, so that they stay in its cache.
-_BLOCK_BYTES = 4e6
+_BLOCK_BYTES = 8e6
 #: The weights of a circuit's heads are copies; where the projections have more bytes, each pass makes them again.
 _KEPT_BYTES = 1e9
 #: Rows of a pass (circuits x items x positions) up to which circuits run together. On a CPU more gain nothing; on other
