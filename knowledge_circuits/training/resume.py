@@ -57,7 +57,8 @@ def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return what two configurations of one run say differently about things that decide its weights, in words."""
     before, after = earlier.get("arguments", {}), now["arguments"]
     names = list(RECIPE)
-    if after["lr_scheduler_type"] not in ("constant", "constant_with_warmup"):
+    constant = after["lr_scheduler_type"] in ("constant", "constant_with_warmup")
+    if not constant or 0 < after["warmup_steps"] < 1:  # a warm-up below 1 is a share of all steps
         names += ["num_train_epochs", "max_steps"]
     pairs = [(name, before.get(name), after.get(name)) for name in names]
     pairs.append(("sequences per step", earlier.get("sequences_per_step"), now["sequences_per_step"]))
