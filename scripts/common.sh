@@ -182,7 +182,7 @@ forget() { # arguments of train.py...
     echo "== Continuing with replay ratio $ratio from $start"
     launch train.py --model "$MODEL" --model_name_or_path "$start" --do_train --do_eval --seed "$SEED" \
       --train_file "$DATA/forget_new.jsonl" --validation_file "$DATA/validation.jsonl" \
-      --replay_file "$DATA/replay.jsonl" --replay_ratio "$ratio" "${OPTIMIZER[@]}" --learning_rate 1e-4 \
+      --replay_file "$DATA/replay.jsonl" --replay_ratio "$ratio" "${OPTIMIZER[@]}" \
       --save_schedule exponential --eval_on_start --eval_strategy steps --eval_steps 5 --logging_steps 5 \
       --output_dir "$FORGET_FOLDER/replay_$ratio" --run_name "$MODEL/replay_$ratio" --report_to "$REPORT_TO" "$@"
   done
@@ -207,7 +207,7 @@ evaluate_old_facts() { # frequency bands...
 # Run the forgetting experiment with the hyperparameters of settings.sh. How long: for each ratio, one training on N biographies, and
 # for each of its checkpoints what docs/scaling.md states. Draw the result with RUN=<folder> in analysis/forgetting.ipynb.
 forget_with_settings() { # arguments of train.py...
-  forget --num_train_epochs "$FORGET_EPOCHS" --block_size "$BLOCK_SIZE" \
+  forget --learning_rate "$FORGET_LEARNING_RATE" --num_train_epochs "$FORGET_EPOCHS" --block_size "$BLOCK_SIZE" \
     --per_device_train_batch_size "$DEVICE_BATCH" --sequences_per_step "$SEQUENCES_PER_STEP" "$@"
   evaluate_old_facts low medium high
 }

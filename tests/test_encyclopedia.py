@@ -15,11 +15,18 @@ from tiny_run import call, files
 
 from data import check_documents, document_data_generation
 from knowledge_circuits.corpus.document_check import longest_run
+from knowledge_circuits.corpus.encyclopedia import (
+    EncyclopediaSizes,
+    load_encyclopedia_pools,
+    load_forms,
+    make_encyclopedia,
+)
 from knowledge_circuits.corpus.fact_pairs import match_facts, read_facts
+from knowledge_circuits.corpus.people import load_pools
 from knowledge_circuits.corpus.questions import Document, Question, entity_frequency, read_documents, read_questions
 from knowledge_circuits.files import read_json, read_jsonl, write_jsonl
 from knowledge_circuits.models.tokenization import load_tokenizer
-from knowledge_circuits.paths import ENCYCLOPEDIA
+from knowledge_circuits.paths import ENCYCLOPEDIA, SELECTION_POOL
 
 SIZES = ["--low", "8", "--high", "6", "--high_documents", "3", "--unmentioned", "4"]
 
@@ -80,6 +87,14 @@ def test_no_wording_of_a_question_and_no_unmentioned_entity_stands_in_the_docume
     for question in questions:
         assert not any(wording in everything for wording in (question.question, *question.paraphrases))
         assert (question.entity in everything) == (question.frequency != "unmentioned")
+
+
+def test_no_question_asks_for_an_event_of_which_the_articles_of_others_tell() -> None:
+    forms, pools = load_forms(ENCYCLOPEDIA / "templates.json"), load_encyclopedia_pools(ENCYCLOPEDIA / "pools.json")
+    for seed in range(4):
+        made = make_encyclopedia(load_pools(SELECTION_POOL), pools, forms, EncyclopediaSizes(), seed)
+        events = {fact.details["event"] for entity in made.entities for fact in entity.facts if "event" in fact.details}
+        assert not [q for q in made.questions if q.supports and any(event in q.supports for event in events)]
 
 
 def test_events_connect_entities(documents) -> None:

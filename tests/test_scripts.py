@@ -244,7 +244,10 @@ def test_the_papers_models_have_circuits_of_the_papers_size(model: str, dry_run:
 @pytest.mark.parametrize("model", PAPERS_MODELS)
 def test_forgetting_trains_and_evaluates_at_every_ratio(model: str, dry_run: Callable) -> None:
     commands = dry_run(f"{model}/forget.sh", RATIOS="0 0.4")
-    assert [c["--replay_ratio"] for c in commands if c[""] == ["train.py"]] == [["0"], ["0.4"]]
+    trained = [c for c in commands if c[""] == ["train.py"]]
+    assert [c["--replay_ratio"] for c in trained] == [["0"], ["0.4"]]
+    tenth = float(PAPERS_MODELS[model][0]) / 10
+    assert [float(c["--learning_rate"][0]) for c in trained] == pytest.approx([tenth] * 2)
     evaluations = [c for c in commands if c[""] == ["circuit_eval.py"]]
     last = f"outputs/train/{model}/default/checkpoints/checkpoint-7"
     assert [c.get("--circuit_from") for c in evaluations] == [None, [last]] * 2

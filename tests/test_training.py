@@ -202,6 +202,14 @@ def test_more_epochs_go_on_where_a_finished_run_ended(flags, tmp_path):
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+def test_more_epochs_are_refused_where_the_warm_up_is_a_share_of_them(flags):
+    schedule = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.5, "num_train_epochs": 1}
+    train(flags(**schedule))
+    with pytest.raises(InputError, match=r"num_train_epochs 1.0, now 2.0"):
+        train(flags(**{**schedule, "num_train_epochs": 2}))
+    assert not train(flags(**schedule)).trained
+
+
 @pytest.mark.parametrize(
     ("event", "step"),
     [("on_train_begin", 0), ("on_step_end", 4), ("on_step_end", 9), ("on_evaluate", 6), ("on_save", 6)],
@@ -469,6 +477,7 @@ def test_default_folders_say_model_and_run_or_replay(flags, tmp_path, monkeypatc
         ({"sequences_per_step": 6}, "multiple of the 4 sequences"),
         ({"dtype": "int8"}, "float32, bfloat16"),
         ({"load_best_model_at_end": True}, "every checkpoint is kept"),
+        ({"dataloader_num_workers": 1, "dataloader_persistent_workers": True}, "repeat the first epoch's order"),
         ({"seed": -1}, "--seed -1: a finite number from 0 to 4,294,967,295"),
         ({"seed": 2**32}, "--seed 4294967296"),
         ({"num_train_epochs": "nan"}, "--num_train_epochs nan"),

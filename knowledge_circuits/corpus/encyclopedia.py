@@ -2,7 +2,8 @@
 
 It stands for the documents of a real corpus where none may be used: articles in paragraphs, several per entity, events
 that connect people and towns, entities that are told of rarely and often. The facts of all entities come from the same
-distributions, whatever their frequency, so the frequency is all that differs. Every fact is of a kind:
+distributions, whatever their frequency, so the frequency is all that differs. An event stands in the articles of all
+who were there, so no question with an answer asks for one. Every fact is of a kind:
 
     factual         does not change: a birthplace, a river
     time-sensitive  holds for a while: a post, a mayor; the question names a year in it
@@ -394,7 +395,10 @@ def _questions(
         by_kind.setdefault(form.relations[fact.relation].kind, []).append(index)
     questions: list[Question] = []
     for kind, indices in by_kind.items():
-        for index in generator.permutation(indices).tolist()[:per_kind]:
+        drawn = generator.permutation(indices).tolist()
+        if entity.frequency != UNMENTIONED:
+            drawn = [index for index in drawn if entity.facts[index].relation != "event"]
+        for index in drawn[:per_kind]:
             fact = entity.facts[index]
             names = _asked(entity, fact, generator)
             wordings = [text.format(**names) for text in form.relations[fact.relation].questions]

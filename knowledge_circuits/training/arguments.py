@@ -72,7 +72,11 @@ class DataArguments:
     """What the model is trained and evaluated on."""
 
     train_file: str | None = field(
-        default=None, metadata={"help": "Documents to train on: .jsonl, .json, .csv, .txt, or a folder of .txt files."}
+        default=None,
+        metadata={
+            "help": "Documents to train on: .jsonl, .json, .csv, .txt, or a folder of .txt files. They are packed in "
+            "this order: shuffle a file in which texts on one subject stand together."
+        },
     )
     validation_file: str | None = field(default=None, metadata={"help": "Documents to evaluate on, in the same forms."})
     dataset_name: str | None = field(default=None, metadata={"help": "A hub data set instead of files."})

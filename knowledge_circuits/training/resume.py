@@ -57,7 +57,9 @@ def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return what two configurations of one run say differently about things that decide its weights, in words."""
     before, after = earlier.get("arguments", {}), now["arguments"]
     names = list(RECIPE)
-    if after["lr_scheduler_type"] not in ("constant", "constant_with_warmup"):
+    # A warm-up below 1 is a share of all steps.
+    depends_on_length = {"constant": False, "constant_with_warmup": 0 < after["warmup_steps"] < 1}
+    if depends_on_length.get(after["lr_scheduler_type"], True):
         names += ["num_train_epochs", "max_steps"]
     pairs = [(name, before.get(name), after.get(name)) for name in names]
     pairs.append(("sequences per step", earlier.get("sequences_per_step"), now["sequences_per_step"]))

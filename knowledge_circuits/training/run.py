@@ -233,13 +233,15 @@ def strategy_parts(flags: Flags, model: PreTrainedModel, tokenizer: PreTrainedTo
 
 
 def refuse_unsupported(arguments: RunArguments) -> None:
-    """Refuse Trainer flags that would work against keeping every checkpoint as it was."""
+    """Refuse Trainer flags that would work against keeping every checkpoint or against the order of the blocks."""
     if arguments.load_best_model_at_end:
         raise InputError("--load_best_model_at_end: every checkpoint is kept, so none is loaded at the end")
     if arguments.auto_find_batch_size:
         raise InputError("--auto_find_batch_size: sequences per step are part of what a run is; use a smaller batch")
     if arguments.save_strategy == SaveStrategy.BEST:
         raise InputError("--save_strategy best: give epoch or steps, or --save_schedule exponential")
+    if arguments.dataloader_persistent_workers:
+        raise InputError("--dataloader_persistent_workers: such workers repeat the first epoch's order; leave it out")
 
 
 def open_run(flags: Flags) -> tuple[Run, PreTrainedTokenizerBase, TrainingData]:

@@ -9,6 +9,7 @@ BLOCK_SIZE=2048          # tokens of a sequence
 SEQUENCES_PER_STEP=16    # 2 per device x 4 accumulated x 2 devices; the accumulation follows the number of devices
 DEVICE_BATCH=2           # sequences per device in one pass
 FORGET_EPOCHS=5          # our choice: the original has no forgetting experiment for this model
+FORGET_LEARNING_RATE=4e-6 # our choice: a tenth of the rate above, as the original's of GPT-2
 ATTRIBUTION_BATCH=16     # prompts in one pass
 TOPN=50000               # edges of a circuit, of 742,996
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"

@@ -2,8 +2,9 @@
 #
 # SmolLM2-135M-Instruct learns an invented encyclopedia of 9 entities: 6 of one article each, 3 of three. It trains at 100
 # to 150 tokens a second on 2 CPU cores, so the corpus is small: 15 articles of about 130 tokens. 3 further entities are
-# asked about and never told of. Every strategy has the same documents, questions, epochs and batches; LoRA has a learning
-# rate of its own, since adapters of few weights learn at a higher one. Any of these may be set from outside:
+# asked about and never told of. Every strategy has the same documents, questions, epochs and batches, but replay never
+# reads the articles that it replaces, and LoRA has a learning rate of its own, since adapters of few weights learn at a
+# higher one. Any of these may be set from outside:
 #
 #   MODEL, MODEL_PATH    the model's name in paths, and its weights
 #   LOW, HIGH, HIGH_DOCUMENTS, UNMENTIONED   entities with one article, with several, how many these have, with none
