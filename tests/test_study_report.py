@@ -68,6 +68,11 @@ def test_seeds_that_break_at_the_edge_of_the_search_are_drawn_open() -> None:
     assert not figures.forest(decide_phase_shift(circuits()), "depth").legends
 
 
+def test_every_verdict_has_a_colour_on_its_card(depth: str) -> None:
+    for verdict in findings.Verdict:
+        assert re.search(rf"\.card\.{verdict.name.lower()}\b[^}}]*--tone", depth), verdict
+
+
 def test_effect_sizes_come_before_p(relevance: str) -> None:
     header = relevance[relevance.index("<thead>") :]
     assert header.index("95% interval") < header.index(">p<")
