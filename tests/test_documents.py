@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from knowledge_circuits.analysis.document_tables import (
 )
 from knowledge_circuits.analysis.documents import FULL, read_document_study, strategy_name
 from knowledge_circuits.analysis.findings import Finding, Verdict
+from knowledge_circuits.figures.documents import by_strategy, over_epochs
 from knowledge_circuits.files import InputError
 from knowledge_circuits.report.documents import write_documents_report
 
@@ -260,6 +262,17 @@ def test_references_are_answers_to_the_runs_questions(tmp_path: Path):
         InputError, match=r"answers_none.jsonl: answers to other questions than the runs', such as 'another'"
     ):
         read_document_study(tmp_path)
+
+
+def test_a_claim_s_line_is_drawn_and_a_shared_label_stands_above_its_references(tmp_path: Path):
+    write_run(tmp_path / "full", probes("0111", "0101", "0000"))
+    figure = by_strategy(claims(tmp_path)["Consolidation"], "made up")
+    assert [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == "--"] == [RARE]
+    study = read_document_study(tmp_path)
+    told = {"alone": 0.2, "lower": 0.5, "higher": 0.53}
+    answered = {name: record(0, dict.fromkeys(ENTITIES, recall), 1.0) for name, recall in told.items()}
+    labels = {text.get_text(): text.xy[1] for text in over_epochs(replace(study, references=answered)).axes[0].texts}
+    assert labels == pytest.approx({"alone": 0.2, "lower,\nhigher": 0.53})
 
 
 def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path):

@@ -101,6 +101,12 @@ class Statistic:
         return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     @property
+    def line(self) -> float:
+        """The number above or below which the claim puts the estimate; NaN without one."""
+        side, _, line = self.claim.partition(" ")
+        return float(line) if side in ("above", "below") else np.nan
+
+    @property
     def tested(self) -> str:
         """The test as text, "" without one."""
         if not np.isfinite(self.p):
