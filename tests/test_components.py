@@ -134,6 +134,8 @@ def test_agreement_of_two_halves_stands_beside_that_by_chance(
     assert row["agreement"] == pytest.approx((last["even_kind"] == last["odd_kind"]).mean())
     assert row["kappa"] == pytest.approx(expected.kappa)
     assert row["low"] < row["kappa"] < row["high"]
+    alone = components.halves_agreement(rows_of(analysed.heads, CITY, 4), circuits)
+    assert alone["kappa"].notna().all() and alone[["low", "high"]].isna().all(axis=None)  # no interval over one group
 
 
 def test_halves_that_draw_kinds_at_random_agree_by_chance_alone(

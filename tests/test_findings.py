@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,6 +105,12 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
     assert findings.relevance(table, no_circuits(), seed=3) != findings.relevance(table, no_circuits(), seed=4)
 
 
+def test_one_person_of_a_group_has_no_interval() -> None:
+    finding = findings.relevance(answers(dict.fromkeys(Band, 3.0), people=1), no_circuits())
+    assert [s.interval for s in finding.statistics] == [f"{s.estimate:.3g}, no interval" for s in finding.statistics]
+    assert len(figures.intervals(finding, "made up").axes[0].get_yticks()) == 4
+
+
 def test_a_run_without_predictions_says_so() -> None:
     finding = findings.relevance(pd.DataFrame(columns=learning_tables.PREDICTION_COLUMNS), no_circuits())
     assert finding.verdict == Verdict.ONE_RUN
@@ -134,6 +142,17 @@ def test_a_break_at_the_edge_of_the_search_is_said_and_drawn_open() -> None:
         assert (point.get_markerfacecolor() == "white") == marked
         assert point.get_label() == (findings.EDGE if marked else "break")
         assert point.get_label() in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_one_group_has_no_interval_over_groups() -> None:
+    circuits = made_circuits(bent(), turning([5, 4, 3, 2, 1, 0]))
+    rows = circuits.table["task"].eq("city") & circuits.table["type"].eq("new") & circuits.table["band"].eq("low")
+    one = replace(circuits, table=circuits.table[rows].reset_index(drop=True), activation=circuits.activation[rows])
+    for finding in (findings.phase_shift(one), findings.deep_to_shallow(one)):
+        assert finding.statistics and all("no interval" in s.interval for s in finding.statistics)
+    drawn = figures.phase_shift(one, "made up").legends[0].get_texts()
+    assert "95% interval of the break" not in [text.get_text() for text in drawn]
+    assert "correlation with depth: -1.00" in figures.layer_order(one, "made up").axes[1].get_title(loc="left")
 
 
 def test_a_smooth_decay_is_best_described_as_one() -> None:

@@ -117,6 +117,12 @@ def test_the_page_is_small_and_loads_nothing(page: str) -> None:
     assert "default-src 'none'" in page
 
 
+def test_every_colour_of_the_style_sheet_is_a_value_and_no_reference_to_itself(page: str) -> None:
+    values = re.findall(r"(--[\w-]+):\s*([^;}]+)", page)
+    assert {name for name, _ in values} >= set(re.findall(r"var\((--[\w-]+)", page))
+    assert [name for name, value in values if value == f"var({name})"] == []
+
+
 def test_every_link_within_the_page_leads_somewhere(page: str) -> None:
     for anchor in re.findall(r'href="#([^"]+)"', page):
         assert f'id="{anchor}"' in page

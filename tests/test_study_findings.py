@@ -189,6 +189,12 @@ def test_a_bend_in_the_curves_of_all_seeds_is_a_phase_shift() -> None:
     assert breaks == pytest.approx([4, 4, 4], abs=0.4)
 
 
+def test_weights_of_shapes_are_shares_and_have_no_interval() -> None:
+    weights = [s for s in decide_phase_shift(circuits()).statistics if s.name.endswith("BIC weight")]
+    assert sum(s.estimate for s in weights) == pytest.approx(len(study_findings.CURVES))
+    assert all("no interval" in s.interval for s in weights)
+
+
 def test_a_smooth_decay_is_said_to_be_one() -> None:
     finding = decide_phase_shift(circuits("exponential decay"))
     assert finding.verdict == Verdict.FAILS

@@ -66,6 +66,13 @@ def test_seeds_that_break_at_the_edge_of_the_search_are_drawn_open() -> None:
         assert [face == "white" for face in faces] == [False, False, True, False]
         assert findings.EDGE in figure.legends[0].get_texts()[1].get_text()
     assert not figures.forest(decide_phase_shift(circuits()), "depth").legends
+    dashed = [line for ax in forest.axes for line in ax.lines if line.get_linestyle() == "--"]
+    assert [line.get_xdata()[0] for line in dashed] == [2.0] * 3  # the claim's line of the BIC
+
+
+def test_every_verdict_has_a_colour_on_its_card(depth: str) -> None:
+    for verdict in findings.Verdict:
+        assert re.search(rf"\.card\.{verdict.name.lower()}\b[^}}]*--tone", depth), verdict
 
 
 def test_effect_sizes_come_before_p(relevance: str) -> None:

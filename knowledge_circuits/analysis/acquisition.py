@@ -13,8 +13,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from knowledge_circuits.analysis.statistics import circular_shift_correlation
-
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -79,25 +77,28 @@ def hold_table(known: Mask, holds: Iterable[int] = range(1, 9)) -> pd.DataFrame:
 
 
 def loss_correlations(loss: ArrayLike, known: ArrayLike) -> pd.DataFrame:
-    """Pearson's correlations of loss and knowledge over the probes, each with a p that keeps autocorrelation.
+    """Pearson's correlations of loss and knowledge over the probes.
 
     The first change, from the untrained state, is larger than all others and can decide the sign, so changes are
-    correlated with and without it. Levels both follow training time; their correlation says little by itself.
+    correlated with and without it. No correlation has a p: both series follow training time, and so do any two
+    unrelated curves that flatten out. Their levels and their changes correlate too.
 
     Args:
         loss: [probes] validation loss.
         known: [probes] share of facts known.
 
     Returns:
-        One row each for "changes", "changes without the first", "levels", "levels without the first": of, correlation,
-        p (circular shifts; never below 1 / points), points.
+        One row each for "changes", "changes without the first", "levels", "levels without the first": of, correlation
+        (NaN for fewer than 4 points or a series that does not change), points.
     """
     levels = np.asarray(loss, dtype=np.float64), np.asarray(known, dtype=np.float64)
     series = {"changes": tuple(np.diff(level) for level in levels), "levels": levels}
     rows = []
-    for name, (first, second) in series.items():
+    for name, both in series.items():
         for start, words in ((0, name), (1, f"{name} without the first")):
-            correlation, p = circular_shift_correlation(first[start:], second[start:])
-            points = int((np.isfinite(first[start:]) & np.isfinite(second[start:])).sum())
-            rows.append({"of": words, "correlation": correlation, "p": p, "points": points})
+            pairs = np.stack(both)[:, start:]
+            pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
+            told = pairs.shape[1] > 3 and (np.ptp(pairs, axis=1) > 0).all()
+            correlation = float(np.corrcoef(pairs)[0, 1]) if told else np.nan
+            rows.append({"of": words, "correlation": correlation, "points": pairs.shape[1]})
     return pd.DataFrame(rows)

@@ -408,7 +408,7 @@ def halves_agreement(heads: pd.DataFrame, circuits: Circuits | None, seed: int =
 
     Returns:
         One row per checkpoint: step, epoch, heads (of all groups' circuits), agreement, chance, kappa and the 95%
-        interval low, high of kappa by bootstrap over groups, which share the run's weights.
+        interval low, high of kappa by bootstrap over groups, which share the run's weights; NaN for one group.
     """
     inside = circuit_heads(heads, circuits).dropna(subset=["even_kind", "odd_kind"])
     generator, rows = np.random.default_rng(seed), []
@@ -420,7 +420,8 @@ def halves_agreement(heads: pd.DataFrame, circuits: Circuits | None, seed: int =
         agreement, chance, kappa = _cohens_kappa(by_group.sum(axis=0))
         draws = generator.multinomial(len(by_group), np.full(len(by_group), 1 / len(by_group)), size=RESAMPLES)
         samples = _cohens_kappa(np.tensordot(draws, by_group, axes=1))[2]
-        interval = np.percentile(samples, [2.5, 97.5]) if np.isfinite(samples).all() else (np.nan, np.nan)
+        told = len(by_group) > 1 and np.isfinite(samples).all()
+        interval = np.percentile(samples, [2.5, 97.5]) if told else (np.nan, np.nan)
         rows.append((step, epoch, len(part), float(agreement), float(chance), float(kappa), *interval))
     columns = ["step", "epoch", "heads", "agreement", "chance", "kappa", "low", "high"]
     return pd.DataFrame(rows, columns=columns)

@@ -45,6 +45,8 @@ ALL = "mean of the strategies"
 SMALL_GAIN, SMALL_TURNOVER = 0.05, 0.05
 #: A share of forgotten entities that counts, and a share of consolidated ones that is no longer rare.
 NOTABLE, RARE = 0.1, 0.5
+#: Values that lie closer together than this agree exactly.
+_ROUNDING = 1e-9
 
 
 class Kind(Enum):
@@ -254,7 +256,8 @@ def interval(values: Floats, frequency: NDArray[np.str_], kind: Kind) -> tuple[f
         kind: not RUN.
 
     Returns:
-        Estimate, low, high; NaN where there are no entities, or for the interval too few.
+        Estimate, low, high; NaN where there are no entities, or for the interval too few. Entities that agree exactly
+        have no mean's or difference's interval, for they tell no spread.
     """
     there = np.isfinite(values)
     sample = values[there]
@@ -266,14 +269,14 @@ def interval(values: Floats, frequency: NDArray[np.str_], kind: Kind) -> tuple[f
         high = stats.beta.ppf(1 - LEVEL / 2, hits + 1, count - hits) if hits < count else 1.0
         return hits / count, float(low), float(high)
     if kind is Kind.ENTITIES:
-        mean = over_runs(sample) if len(sample) else None
-        return (float(mean.mean), float(mean.low), float(mean.high)) if mean else (math.nan, math.nan, math.nan)
+        if len(sample) < 2 or np.ptp(sample) < _ROUNDING:
+            return mean_of(sample), math.nan, math.nan
+        mean = over_runs(sample)
+        return float(mean.mean), float(mean.low), float(mean.high)
     high, low = (values[there & (frequency == label)] for label in (HIGH, LOW))
     difference = mean_of(high) - mean_of(low)
-    if min(len(high), len(low)) < 2:
+    if min(len(high), len(low)) < 2 or max(np.ptp(high), np.ptp(low)) < _ROUNDING:
         return difference, math.nan, math.nan
-    if np.ptp(high) == np.ptp(low) == 0:
-        return difference, difference, difference
     bounds = stats.ttest_ind(high, low, equal_var=False).confidence_interval(1 - LEVEL)
     return difference, float(bounds.low), float(bounds.high)
 

@@ -101,6 +101,12 @@ class Statistic:
         return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     @property
+    def line(self) -> float:
+        """The number above or below which the claim puts the estimate; NaN without one."""
+        side, _, line = self.claim.partition(" ")
+        return float(line) if side in ("above", "below") else np.nan
+
+    @property
     def tested(self) -> str:
         """The test as text, "" without one."""
         if not np.isfinite(self.p):
@@ -231,7 +237,9 @@ def _levels(table: pd.DataFrame, column: str, knowledge: KnowledgeType, band: Ba
 
 
 def _resampled_means(values: Floats, generator: np.random.Generator) -> Floats:
-    """Means of resamples with replacement, [RESAMPLES]."""
+    """Means of resamples with replacement, [RESAMPLES]; NaN for one person, whose resamples are all alike."""
+    if len(values) < 2:
+        return np.full(RESAMPLES, np.nan)
     return values[generator.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
 
 
@@ -245,7 +253,7 @@ class PhaseShift:
     Attributes:
         epochs, mean: the fitted points, [n].
         fit: of the mean curve.
-        break_low, break_high: 95% interval of the break point (epoch).
+        break_low, break_high: 95% interval of the break point (epoch); NaN for one group.
         comparison: of the shapes of the mean curve; None with too few checkpoints for one.
         smooth: the best smooth shape of the mean curve at the epochs, [n]; None without a comparison.
     """
@@ -272,7 +280,7 @@ def fit_phase_shift(
     x, y = _group_curves(circuits, column)
     if len(x) < curves.FEWEST_POINTS:
         return None
-    low, high = _interval(_resampled_fit(x, y, seed, resamples).break_point)
+    low, high = _interval(_resampled_fit(x, y, seed, resamples).break_point) if len(y) > 1 else (np.nan, np.nan)
     mean = y.mean(axis=0)
     comparison = curves.compare_shapes(x, mean) if len(x) >= curves.FEWEST_FOR_SHAPES else None
     smooth = curves.fitted(x, mean, comparison.best_smooth) if comparison is not None else None
@@ -367,9 +375,9 @@ class LayerOrder:
         layers: the layers looked at (all but the last, whose few edges mostly lead to `logits`), [l].
         epochs: half-change epoch of the mean curve of the groups, [l]; NaN where the layer changes less than it
             scatters.
-        low, high: 95% intervals of the epochs over resampled groups, [l].
+        low, high: 95% intervals of the epochs over resampled groups, [l]; NaN for one group.
         correlation: Spearman's of epoch with depth; below 0 where deep layers change first.
-        samples: the correlation in each resample.
+        samples: the correlation in each resample; none of one group.
     """
 
     layers: NDArray[np.int64]
@@ -385,7 +393,8 @@ def layer_order(circuits: Circuits, seed: int = 0) -> LayerOrder | None:
     x, y = _activation_curves(circuits)
     if len(x) < 3 or len(y) == 0:
         return None
-    sampled = np.tensordot(_resampled_groups(len(y), seed, RESAMPLES), y, axes=1)
+    resamples = RESAMPLES if len(y) > 1 else 0
+    sampled = np.tensordot(_resampled_groups(len(y), seed, resamples), y, axes=1)
     epochs = curves.half_change_above_scatter(x, y.mean(axis=0))
     resampled = curves.half_change_above_scatter(x, sampled)
     low, high = np.full((2, len(epochs)), np.nan)

@@ -20,7 +20,6 @@ from scipy import stats
 
 from knowledge_circuits.analysis.dynamics import Dynamics, FactHistory, acquisition_epochs, fact_history
 from knowledge_circuits.analysis.run_circuits import Circuits
-from knowledge_circuits.analysis.statistics import circular_shift_correlation
 from knowledge_circuits.engine import topology
 from knowledge_circuits.training.stopping import known_in_a_row_counts, skill_lost
 
@@ -67,7 +66,7 @@ def probe_table(dynamics: Dynamics, evaluations: pd.DataFrame | None = None) -> 
 
 @dataclass(frozen=True)
 class Correlation:
-    """A correlation coefficient (-1 to 1) with its two-sided p-value and the number of pairs; NaN if undefined."""
+    """A correlation coefficient (-1 to 1), its two-sided p-value or NaN, and the number of pairs; NaN if undefined."""
 
     value: float
     p_value: float
@@ -133,15 +132,15 @@ def relation_table(history: FactHistory, probes: pd.DataFrame) -> pd.DataFrame:
 def loss_knowledge_correlation(loss: ArrayLike, known: ArrayLike) -> Correlation:
     """Pearson correlation of the change of loss with the change of the number of known facts, probe to probe.
 
-    Near -1: whenever the loss falls much, many facts are gained. Near 0: the loss does not tell. The p value is that of
-    circular shifts, which keep autocorrelation; it is NaN for fewer than 4 changes.
+    Near -1: whenever the loss falls much, many facts are gained. Near 0: the loss does not tell. It has no p value
+    (`acquisition.loss_correlations`).
 
     Args:
         loss: [probes]; NaN where it was not measured.
         known: [probes] counts or shares.
     """
     changes = np.diff(np.asarray(loss, float)), np.diff(np.asarray(known, float))
-    return replace(_correlate(stats.pearsonr, *changes), p_value=circular_shift_correlation(*changes)[1])
+    return replace(_correlate(stats.pearsonr, *changes), p_value=math.nan)
 
 
 def reconfiguration_rate(consecutive_jaccard: ArrayLike) -> NDArray[np.float64]:

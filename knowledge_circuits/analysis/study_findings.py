@@ -462,7 +462,8 @@ def best_shape(bend: Bends) -> str:
 
 
 def _bend_statistics(name: str, bend: Bends, seeds: list[int]) -> list[Statistic]:
-    """Return a curve's advantage, break point and slopes over seeds, and the weights of the shapes."""
+    """Return a curve's advantage, break point and slopes over seeds, and the weights of the shapes, which have no
+    interval: a t interval would leave 0 to 1."""
     parts = (
         (BEND_GAIN, bend.comparison.bend_gain, "above 2"),
         ("break point (epoch)", bend.break_point, ""),
@@ -477,7 +478,8 @@ def _bend_statistics(name: str, bend: Bends, seeds: list[int]) -> list[Statistic
         row = _statistic(f"{name}: {label}", "mean of the groups", pd.Series(values, index=seeds), wanted, p)
         rows.append(replace(row, edge_seeds=edge, note=note))
     for shape, weights in bend.comparison.weights().items():
-        rows.append(_statistic(f"{name}: BIC weight", str(shape), pd.Series(weights, index=seeds)))
+        weight = _statistic(f"{name}: BIC weight", str(shape), pd.Series(weights, index=seeds))
+        rows.append(replace(weight, low=np.nan, high=np.nan))
     return rows
 
 

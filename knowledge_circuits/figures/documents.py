@@ -83,16 +83,18 @@ def _draw_strategies(ax: Axes, table: pd.DataFrame, column: str, study: Document
 
 
 def _draw_references(ax: Axes, references: pd.DataFrame, column: str) -> None:
-    """Draw a line for each reference; those that nearly coincide share a label, the lowest's is clear of the curves."""
-    labels: dict[float, list[str]] = {}
+    """Draw a line for each reference, named at the left, where curves are low; close ones share a label."""
+    near: list[list[tuple[float, str]]] = []
     for row in references.sort_values(column).to_dict("records"):
         ax.axhline(row[column], color=GREY, linestyle="--", linewidth=0.9)
-        near = [value for value in labels if abs(value - row[column]) < 0.06]
-        labels.setdefault(near[0] if near else row[column], []).append(style.plain(row["reference"]))
-    for value, names in labels.items():
-        below = 0.05 < value == min(labels)
-        where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top" if below else "bottom"}
-        ax.annotate(",\n".join(names), (1, value), fontsize=6.5, color=GREY, **where)
+        if not near or row[column] - near[-1][-1][0] >= 0.06:
+            near.append([])
+        near[-1].append((row[column], style.plain(row["reference"])))
+    for lines in near:
+        below = lines is near[0] and lines[0][0] > 0.05
+        label, end = ",\n".join(name for _, name in lines), lines[0 if below else -1][0]
+        where = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "top" if below else "bottom"}
+        ax.annotate(label, (0.01, end), fontsize=6.5, color=GREY, **where)
 
 
 def _strategy_panels(title: str, table: pd.DataFrame, label: str, note: str) -> tuple[Figure, list[tuple[Axes, Any]]]:
@@ -213,7 +215,8 @@ def by_strategy(finding: Finding, name: str) -> Figure:
     rows = -(-len(parts) // columns)
     figure, axes = style.grid(
         f"{finding.title}: {finding.verdict}", "", rows, columns, width=5.4 * columns,
-        height=0.7 + rows * (0.8 + 0.24 * most), share_y=False, note=f"{style.plain(name)}: 95% intervals",
+        height=0.7 + rows * (0.8 + 0.24 * most), share_y=False,
+        note=f"{style.plain(name)}: 95% intervals, where there are any; dashed, the claim's line",
     )  # fmt: skip
     for ax, (title, statistics) in zip(axes.flat, parts.items(), strict=False):
         _draw_intervals(ax, title, statistics)
@@ -228,6 +231,8 @@ def _draw_intervals(ax: Axes, title: str, statistics: Sequence[Statistic]) -> No
         ax.plot([statistic.low, statistic.high], [row, row], color=color, linewidth=2)
         ax.plot(statistic.estimate, row, marker, color=color, markersize=5)
     claim = f" (claim: {statistics[0].claim})" if statistics[0].claim else ""
+    if claim:
+        ax.axvline(statistics[0].line, color=BLACK, linewidth=0.9, linestyle="--")
     ax.set_yticks(range(len(statistics)), [style.plain(statistic.where) for statistic in statistics])
     ax.set_ylim(len(statistics) - 0.4, -0.6)
     ax.set_title("\n".join(wrap(f"{title}{claim}", 62)), fontsize=8)

@@ -52,9 +52,9 @@ def _draw_shift(ax: Axes, shift: findings.PhaseShift) -> None:
     line, face, label = (":", "white", findings.EDGE) if fit.at_edge else ("-", ORANGE, "break")
     ax.axvline(float(fit.break_point), color=ORANGE, linewidth=1.2, linestyle=line)
     ax.plot(fit.break_point, fit.level, "D", color=ORANGE, markerfacecolor=face, markersize=7, label=label)
-    ax.axvspan(
-        shift.break_low, shift.break_high, color=ORANGE, alpha=0.2, linewidth=0, label="95% interval of the break"
-    )
+    if np.isfinite(shift.break_low):
+        span = {"color": ORANGE, "alpha": 0.2, "linewidth": 0, "label": "95% interval of the break"}
+        ax.axvspan(shift.break_low, shift.break_high, **span)
     best = "too few checkpoints to compare shapes"
     if shift.comparison is not None:
         gain = float(shift.comparison.bend_gain)

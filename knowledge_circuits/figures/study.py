@@ -40,7 +40,7 @@ def forest(finding: Finding, name: str) -> Figure:
     for ax, statistic in zip(axes.flat, shown, strict=False):
         _draw_forest(ax, statistic)
         parts = [s for s in shown if s.name == statistic.name]  # the parts of one quantity have one scale
-        reach = [0.0, *(limit for s in parts for limit in (s.low, s.high, *s.by_seed.values()))]
+        reach = [0.0, statistic.line, *(limit for s in parts for limit in (s.low, s.high, *s.by_seed.values()))]
         margin = 0.04 * (max(reach) - min(reach))
         ax.set_xlim(min(reach) - margin, max(reach) + margin)
     for ax in axes.flat[len(shown) :]:
@@ -65,6 +65,8 @@ def _draw_forest(ax: Axes, statistic: Statistic) -> None:
     ax.plot([statistic.low, statistic.high], [len(seeds)] * 2, color=BLUE, linewidth=2.2)
     ax.plot(statistic.estimate, len(seeds), "D", color=BLUE, markersize=6)
     ax.axvline(0, color=BLACK, linewidth=0.9)
+    if statistic.line:
+        ax.axvline(statistic.line, color=BLACK, linewidth=0.9, linestyle="--")
     ax.set_yticks(range(len(seeds) + 1), [*(f"seed {seed}" for seed in seeds), "mean"])
     ax.set_ylim(len(seeds) + 0.6, -0.6)
     ax.locator_params(axis="x", nbins=5)

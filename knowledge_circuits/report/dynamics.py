@@ -77,11 +77,13 @@ def _figures(
     )
     yield embed(
         figures.prior_exposure(history, name),
-        "Rising lines say that what the base model found likelier, or the corpus tells more often, is learned more.",
+        "Rising lines say that what the base model found likelier, or the corpus tells more often, is learned more. "
+        "Correlations are over facts, their p over people.",
     )
     yield embed(
         figures.loss_and_knowledge(probes, name),
-        "If the loss told when facts are learned, points would fall from the upper left to the lower right.",
+        "If the loss told when facts are learned, points would fall from the upper left to the lower right; so they do "
+        "where both curves flatten out.",
     )
     yield embed(
         figures.skills_text_and_circuits(records.skills, records.texts, changes, name),
@@ -117,14 +119,15 @@ def _acquired(history: FactHistory) -> str:
 def _relations(history: FactHistory, probes: pd.DataFrame, changes: pd.DataFrame) -> list[str]:
     """Loss and knowledge, prior exposure, reconfiguration."""
     loss = loss_correlations(probes["loss"], probes["known"])
-    correlations = "; ".join(f"{row.of} {row.correlation:+.2f} (p = {row.p:.2g})" for row in loss.itertuples())
+    correlations = "; ".join(f"{row.of} {number(row.correlation, '+.2f')}" for row in loss.itertuples())
     prior = relations.prior_exposure(history)
     parts = [
-        f"Validation loss and known facts, Pearson's correlations with the p of circular shifts: {correlations}. If "
-        "the loss told when facts are learned, changes would correlate near -1; levels both follow training time.",
+        f"Validation loss and known facts, Pearson's correlations: {correlations}. If the loss told when facts are "
+        "learned, changes would correlate near -1. Both follow training time, and two unrelated curves that flatten "
+        "out correlate nearly as strongly.",
         "Epoch of acquisition against the base model's probability of the answer: Spearman's correlation "
         f"{correlation_text(prior['acquisition ~ base_prob'])}; against the frequency of the biography: "
-        f"{correlation_text(prior['acquisition ~ frequency'])} (below 0: learned earlier).",
+        f"{correlation_text(prior['acquisition ~ frequency'])} (below 0: learned earlier; p over people).",
     ]
     rates = changes.groupby("epoch")["rate"].mean()
     if len(rates):

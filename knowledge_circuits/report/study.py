@@ -83,7 +83,10 @@ def _figures(study: Study, findings: tuple[Finding, ...]) -> Iterator[tuple[str,
     """Yield the figures of a study: name, figure, caption; a forest plot per finding, then the curves behind them."""
     kind = str(study.kind)
     for finding in findings:
-        caption = f"{finding.title}, seed by seed. The claim lies to the side of the line that each panel names."
+        caption = (
+            f"{finding.title}, seed by seed. The claim lies to the side of the line that each panel names, dashed "
+            "where it is not 0."
+        )
         yield _forest_name(finding), figures.forest(finding, kind), caption
     if study.kind == StudyKind.RELEVANCE:
         caption = (
