@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks import verdicts
 from knowledge_circuits.analysis import acquisition
 
 KNOWN = np.array(
@@ -42,23 +43,44 @@ def test_nothing_known_has_no_shares() -> None:
 def test_the_first_change_can_decide_the_sign_of_a_correlation_and_is_taken_out() -> None:
     loss = np.array([9.0, 4, 3.9, 3.6, 3.5, 3.1, 3.0, 2.9])
     known = np.array([0.0, 0.1, 0.2, 0.25, 0.4, 0.42, 0.5, 0.6])
-    table = acquisition.loss_correlations(loss, known).set_index("of")
-    assert table["points"].tolist() == [7, 6, 8, 7]
+    table = acquisition.loss_correlations(np.arange(8), loss, known).set_index("of")
+    assert table["points"].tolist() == [7, 6, 8, 7, 0, 0]  # eight probes are too few for a trend
     without = np.corrcoef(np.diff(loss)[1:], np.diff(known)[1:])[0, 1]
     assert table.loc["changes without the first", "correlation"] == pytest.approx(without)
-    assert acquisition.loss_correlations(loss[:4], known[:4])["correlation"].isna().tolist() == [
-        True,
-        True,
-        False,
-        True,
-    ]
+    few = acquisition.loss_correlations(np.arange(4), loss[:4], known[:4])
+    assert few["correlation"].isna().tolist() == [True, True, False, True, True, True]
 
 
-def test_loss_and_knowledge_have_no_p_since_unrelated_curves_that_flatten_out_correlate() -> None:
-    generator, epochs, found = np.random.default_rng(0), np.arange(11), []
-    for _ in range(200):
-        loss, unknown = np.exp(-epochs / generator.uniform(1, 6, size=(2, 1))) + 0.02 * generator.normal(size=(2, 11))
-        table = acquisition.loss_correlations(loss, 1 - unknown)
-        assert set(table) == {"of", "correlation", "points"}
-        found.append(table["correlation"])
-    assert (np.median(found, axis=0) < -0.7).all()
+def flattening(generator: np.random.Generator, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and knowledge that have nothing to do with one another but the time that they take."""
+    noise = 0.02 * verdicts.autoregressive(generator, (2, len(epochs)), 0.5)
+    loss, unknown = np.exp(-epochs / generator.uniform(1, 6, size=(2, 1))) + noise
+    return loss, 1 - unknown
+
+
+def test_unrelated_curves_that_flatten_out_correlate() -> None:
+    generator, epochs = np.random.default_rng(0), np.arange(9)
+    tables = [acquisition.loss_correlations(epochs, *flattening(generator, epochs)) for _ in range(200)]
+    assert (np.median([table["correlation"][:4] for table in tables], axis=0) < -0.7).all()
+    assert all(table["p"].isna().all() for table in tables)
+
+
+def test_changes_beyond_the_trends_have_a_p_that_unrelated_curves_rarely_make_small() -> None:
+    generator, epochs = np.random.default_rng(0), np.arange(26)
+    tables = [acquisition.loss_correlations(epochs, *flattening(generator, epochs)) for _ in range(200)]
+    assert (np.mean([table["p"][4:] < 0.05 for table in tables], axis=0) < 0.08).all()
+
+
+def test_a_loss_that_falls_whenever_more_facts_are_learned_is_told_beyond_the_trends() -> None:
+    generator, epochs = np.random.default_rng(0), np.arange(26)
+    noise = 0.05 * generator.normal(size=26)
+    table = acquisition.loss_correlations(epochs, np.exp(-epochs / 4) - noise, 1 - np.exp(-epochs / 7) + noise)
+    assert (table["correlation"][4:] < -0.8).all() and (table["p"][4:] == 1 / table["points"][4:]).all()
+
+
+def test_a_series_that_its_trend_explains_wholly_has_nothing_beyond_it() -> None:
+    epochs = np.arange(12.0)
+    table = acquisition.loss_correlations(epochs, 5 - epochs, np.zeros(12)).set_index("of")
+    assert table["correlation"].isna().all()
+    moved = acquisition.loss_correlations(epochs, 5 - epochs, np.sin(epochs)).set_index("of")
+    assert np.isnan(moved.loc[acquisition.BEYOND_TRENDS, "correlation"])

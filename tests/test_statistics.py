@@ -74,6 +74,28 @@ def test_more_runs_in_the_same_order_make_it_less_likely_by_chance() -> None:
     assert three < one / 3
 
 
+def test_circular_shifts_keep_the_autocorrelation_that_an_ordinary_test_takes_for_evidence() -> None:
+    generator = np.random.default_rng(2)
+    ordinary, shifted = [], []
+    for _ in range(300):
+        noise = generator.normal(size=(2, 130))
+        x, y = (np.convolve(row, np.ones(20), mode="valid")[:100] for row in noise)
+        ordinary.append(stats.pearsonr(x, y).pvalue < 0.05)
+        shifted.append(statistics.circular_shift_correlation(x, y)[1] < 0.05)
+    assert np.mean(ordinary) > 0.3
+    assert np.mean(shifted) < 0.1
+
+
+def test_a_correlation_by_circular_shifts_is_pearsons() -> None:
+    x, y = np.random.default_rng(3).normal(size=(2, 12))
+    y[3] = np.nan
+    correlation, p = statistics.circular_shift_correlation(x, x + y)
+    there = np.isfinite(y)
+    assert correlation == pytest.approx(stats.pearsonr(x[there], (x + y)[there]).statistic)
+    assert 1 / 11 <= p <= 1
+    assert np.isnan(statistics.circular_shift_correlation([1.0, 1, 1, 1], [1.0, 2, 3, 4])).all()
+
+
 def test_two_of_three_is_bonferroni_without_the_smallest() -> None:
     p = [0.2, 0.001, 0.01]
     assert statistics.partial_conjunction(p, 1) == pytest.approx(0.003)

@@ -13,11 +13,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from knowledge_circuits.analysis import curves
+from knowledge_circuits.analysis.statistics import circular_shift_correlation
+
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 #: Probes in a row that make a fact held.
 HOLD = 5
+#: What of loss and knowledge may be tested (`loss_correlations`).
+BEYOND_TRENDS = "changes beyond the trends"
 
 
 def held_epochs(known: Mask, epochs: ArrayLike, hold: int = HOLD) -> Floats:
@@ -76,29 +81,42 @@ def hold_table(known: Mask, holds: Iterable[int] = range(1, 9)) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def loss_correlations(loss: ArrayLike, known: ArrayLike) -> pd.DataFrame:
+def loss_correlations(epochs: ArrayLike, loss: ArrayLike, known: ArrayLike) -> pd.DataFrame:
     """Pearson's correlations of loss and knowledge over the probes.
 
     The first change, from the untrained state, is larger than all others and can decide the sign, so changes are
-    correlated with and without it. No correlation has a p: both series follow training time, and so do any two
-    unrelated curves that flatten out. Their levels and their changes correlate too.
+    correlated with and without it. Both series follow training time, and so do any two unrelated curves that flatten
+    out: their levels and their changes correlate too. Only changes beyond the trends, each series' best smooth curve,
+    have a p, of circular shifts, which keep autocorrelation.
 
     Args:
+        epochs: [probes].
         loss: [probes] validation loss.
         known: [probes] share of facts known.
 
     Returns:
-        One row each for "changes", "changes without the first", "levels", "levels without the first": of, correlation
-        (NaN for fewer than 4 points or a series that does not change), points.
+        One row each for "changes", "levels" and "changes beyond the trends", and for each without the first: of,
+        correlation (NaN for fewer than 4 points or a series that does not change; beyond the trends, for fewer than
+        `curves.FEWEST_FOR_SHAPES` probes), p (never below 1 / points), points.
     """
-    levels = np.asarray(loss, dtype=np.float64), np.asarray(known, dtype=np.float64)
-    series = {"changes": tuple(np.diff(level) for level in levels), "levels": levels}
+    x, *levels = (np.asarray(values, dtype=np.float64) for values in (epochs, loss, known))
+    changes = [np.diff(level) for level in levels]
+    beyond = [np.diff(_beyond_trend(x, level)) for level in levels]
     rows = []
-    for name, both in series.items():
+    for name, (first, second) in {"changes": changes, "levels": levels, BEYOND_TRENDS: beyond}.items():
         for start, words in ((0, name), (1, f"{name} without the first")):
-            pairs = np.stack(both)[:, start:]
-            pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
-            told = pairs.shape[1] > 3 and (np.ptp(pairs, axis=1) > 0).all()
-            correlation = float(np.corrcoef(pairs)[0, 1]) if told else np.nan
-            rows.append({"of": words, "correlation": correlation, "points": pairs.shape[1]})
-    return pd.DataFrame(rows)
+            correlation, p = circular_shift_correlation(first[start:], second[start:])
+            points = int((np.isfinite(first[start:]) & np.isfinite(second[start:])).sum())
+            rows.append((words, correlation, p if name == BEYOND_TRENDS else np.nan, points))
+    return pd.DataFrame(rows, columns=["of", "correlation", "p", "points"])
+
+
+def _beyond_trend(epochs: Floats, values: Floats) -> Floats:
+    """Return what a series' best smooth curve leaves of it, [probes]; NaN where it is missing or that is nothing."""
+    left, there = np.full(len(values), np.nan), np.isfinite(values)
+    if there.sum() >= curves.FEWEST_FOR_SHAPES:
+        x, y = epochs[there], values[there]
+        residuals = y - curves.fitted(x, y, curves.compare_shapes(x, y).best_smooth)
+        if np.ptp(residuals) > 1e-9 * np.ptp(y):
+            left[there] = residuals
+    return left

@@ -128,6 +128,29 @@ def _permuted_correlations(ranks: tuple[tuple[float, ...], ...], seed: int, resa
     return total / len(ranks)
 
 
+def circular_shift_correlation(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
+    """Pearson's correlation of two series, with the p of all circular shifts of one against the other.
+
+    Shifts keep each series' autocorrelation (but for the seam where the end meets the beginning), which an ordinary
+    test takes for evidence. A trend is not kept: its shift is no likely series, and any two trends give the smallest
+    possible p, which is 1 / n.
+
+    Args:
+        first, second: [n] over the same checkpoints, without a trend; pairs with a missing value are left out.
+
+    Returns:
+        The correlation and its two-sided p; NaN twice for fewer than 4 pairs or a series that does not change.
+    """
+    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    both = np.isfinite(x) & np.isfinite(y)
+    x, y = x[both], y[both]
+    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan"), float("nan")
+    x, y = stats.zscore(x), stats.zscore(y)
+    shifted = np.array([x @ np.roll(y, shift) for shift in range(len(x))]) / len(x)
+    return float(shifted[0]), float((np.abs(shifted) >= abs(shifted[0]) - 1e-12).mean())
+
+
 def partial_conjunction(p: ArrayLike, at_least: int) -> Floats:
     """Return the p of the claim that at least so many of several tests' effects are there (Benjamini and Heller 2008).
 

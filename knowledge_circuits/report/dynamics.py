@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from knowledge_circuits.analysis import dynamics, relations
@@ -118,13 +119,17 @@ def _acquired(history: FactHistory) -> str:
 
 def _relations(history: FactHistory, probes: pd.DataFrame, changes: pd.DataFrame) -> list[str]:
     """Loss and knowledge, prior exposure, reconfiguration."""
-    loss = loss_correlations(probes["loss"], probes["known"])
-    correlations = "; ".join(f"{row.of} {number(row.correlation, '+.2f')}" for row in loss.itertuples())
+    loss = loss_correlations(probes["epoch"], probes["loss"], probes["known"])
+    correlations = "; ".join(
+        f"{row.of} {number(row.correlation, '+.2f')}" + (f" (p = {row.p:.2g})" if np.isfinite(row.p) else "")
+        for row in loss.itertuples()
+    )
     prior = relations.prior_exposure(history)
     parts = [
         f"Validation loss and known facts, Pearson's correlations: {correlations}. If the loss told when facts are "
         "learned, changes would correlate near -1. Both follow training time, and two unrelated curves that flatten "
-        "out correlate nearly as strongly.",
+        "out correlate nearly as strongly. Only changes beyond the trends (each series' best smooth curve) have a p, "
+        "by circular shifts.",
         "Epoch of acquisition against the base model's probability of the answer: Spearman's correlation "
         f"{correlation_text(prior['acquisition ~ base_prob'])}; against the frequency of the biography: "
         f"{correlation_text(prior['acquisition ~ frequency'])} (below 0: learned earlier; p over people).",
