@@ -92,14 +92,14 @@ def discovery_items(
     for metric in dict.fromkeys(one.metric for one in settings.alone()):
         check_pairs(groups, loader.tokenizer(checkpoints[0]), metric, resampling)
     if settings.stability:
-        _refuse_more_edges(settings.stability, loader.most_edges(checkpoints[0]))
+        _refuse_more_edges(settings.stability, loader.n_edges(checkpoints[0]))
     return [_GroupScoring(checkpoint, data, loader, settings).item() for checkpoint in checkpoints for data in groups]
 
 
 def _refuse_more_edges(stability: int, edges: int) -> None:
     """Raise InputError if stability is asked for of circuits larger than a graph of so many edges."""
     if stability > edges:
-        raise InputError(f"--stability {stability}: the graph has at most {edges} edges")
+        raise InputError(f"--stability {stability}: the graph has only {edges} edges")
 
 
 @dataclass(frozen=True)
