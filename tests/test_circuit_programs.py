@@ -286,6 +286,14 @@ def test_results_of_an_older_version_are_adopted_if_they_agree_with_the_settings
     assert files(copy.checkpoints) == before
 
 
+def test_details_that_are_not_there_are_not_adopted(copy):
+    circuits_of(copy).manifest.unlink()
+    assert call(circuit_discovery.main, copy.discovery(*ONE_GROUP, "--adopt", "--stability", "40", "--spans")) == 0
+    graph = read_graph(circuits_of(copy).graph())
+    details = read_details(circuits_of(copy).details, graph.layout)
+    assert details.stability is not None and details.spans
+
+
 def test_a_circuit_that_says_less_of_its_scores_than_its_graph_is_not_adopted(copy, capsys):
     path = circuits_of(copy).circuit(40)
     content = read_json(path)
@@ -822,6 +830,11 @@ def test_each_groups_circuit_runs_on_the_prompts_of_all_groups(copy, capsys):
     pairs = read_groups(str(copy.circuit_data), [CITY_NEW_HIGH], 6)[0].pairs(load_tokenizer(checkpoint.path))
     (run,) = evaluate(decoder, [core], pairs)
     assert found["shared"]["faithfulness"][0] == pytest.approx(run.faithfulness, rel=1e-4)
+    assert call(circuit_eval.main, copy.evaluation(*two, "--cross_groups", "--floors")) == 0
+    assert path.read_bytes() == before
+    more = [*two[:5], "--source_frequency", "high", "low", "--topn", "60", "--cross_groups"]
+    assert call(circuit_eval.main, copy.evaluation(*more)) == 0
+    assert len(read_json(path)["groups"]) == 4  # and the core is theirs
     assert call(circuit_eval.main, copy.evaluation(*two, "--cross_groups")) == 0
     assert path.read_bytes() == before
 
