@@ -349,6 +349,16 @@ def test_results_do_not_depend_on_the_order_in_which_targets_and_floors_were_ask
     assert results == read_json(path) and None not in (results["chance_hit10"], results["random_hit10"])
 
 
+def test_floors_of_a_results_file_that_was_changed_are_not_kept(copy):
+    arguments = copy.evaluation(*ONE_SOURCE, "--topn", "35", "--target_type", "new", "--target_frequency", "high")
+    assert call(circuit_eval.main, [*arguments, "--floors"]) == 0
+    path = circuits_of(copy).results(35)
+    changed = re.sub(r'("random_hit10": [\d.]*)(\d)', lambda found: f"{found[1]}{9 - int(found[2])}", path.read_text())
+    path.write_text(changed)
+    assert call(circuit_eval.main, [*arguments, "--verify"]) == 0
+    assert "random_hit10" not in read_json(path)
+
+
 def test_results_without_floors_are_not_adopted_as_results_with_floors(copy):
     arguments = copy.evaluation(*ONE_SOURCE, "--topn", "40", "--adopt")
     circuits_of(copy).circuit_manifest(40).unlink()

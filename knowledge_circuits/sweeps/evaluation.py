@@ -462,7 +462,7 @@ def _target_key(columns: Columns) -> str:
 
 
 def _whole_manifest(path: Path) -> Manifest | None:
-    return read_manifest(path) if check(path).is_whole else None
+    return read_manifest(path) if check(path, verify=True).is_whole else None
 
 
 def _other_targets(folder: CircuitFolder, path: Path, earlier: Manifest, made_from: Mapping[str, Any]) -> list[Path]:
