@@ -112,6 +112,20 @@ def test_the_program_writes_the_answers_of_every_context_once(data: Path, tmp_pa
     assert "answers_retrieved.jsonl answers other queries" in capsys.readouterr().err
 
 
+def test_answers_under_another_chat_template_are_not_taken_for_finished(data: Path, tmp_path: Path, capsys):
+    model = shutil.copytree(data / "model", tmp_path / "model")
+    template = model / "chat_template.jinja"
+    template.write_text("{{ messages[0].content }}")
+    assert call(predict_program.main, words(data, model, "--instruct")) == 0
+    template.write_text("Say: {{ messages[0].content }}")
+    assert call(predict_program.main, words(data, model, "--instruct")) == 1
+    assert "made from other settings or inputs" in capsys.readouterr().err
+    assert call(predict_program.main, words(data, model, "--instruct", "--overwrite")) == 0
+    assert call(predict_program.main, words(data, model, "--overwrite")) == 0
+    template.unlink()
+    assert call(predict_program.main, words(data, model)) == 0  # does not use it
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from families import save_family
+from families import FAMILIES, save_family
 from tiny import byte_level_tokenizer, save_tiny_gpt2, save_tiny_llama
 from tiny_run import ONE_GROUP, TinyRun, call, files, make_run
 
@@ -26,7 +26,7 @@ from knowledge_circuits.engine import floors
 from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.evaluation import evaluate
 from knowledge_circuits.engine.graph import layout_of
-from knowledge_circuits.engine.graph_files import read_details, read_graph
+from knowledge_circuits.engine.graph_files import read_details, read_graph, write_graph
 from knowledge_circuits.engine.selection import mean_scores, prune, top_n
 from knowledge_circuits.engine.stability import Resampling
 from knowledge_circuits.engine.weights import load_decoder
@@ -286,6 +286,14 @@ def test_results_of_an_older_version_are_adopted_if_they_agree_with_the_settings
     assert files(copy.checkpoints) == before
 
 
+def test_details_that_are_not_there_are_not_adopted(copy):
+    circuits_of(copy).manifest.unlink()
+    assert call(circuit_discovery.main, copy.discovery(*ONE_GROUP, "--adopt", "--stability", "40", "--spans")) == 0
+    graph = read_graph(circuits_of(copy).graph())
+    details = read_details(circuits_of(copy).details, graph.layout)
+    assert details.stability is not None and details.spans
+
+
 def test_a_circuit_that_says_less_of_its_scores_than_its_graph_is_not_adopted(copy, capsys):
     path = circuits_of(copy).circuit(40)
     content = read_json(path)
@@ -294,6 +302,26 @@ def test_a_circuit_that_says_less_of_its_scores_than_its_graph_is_not_adopted(co
     circuits_of(copy).circuit_manifest(40).unlink()
     sentence = refused(capsys, circuit_eval.main, copy.evaluation(*ONE_SOURCE, "--topn", "40", "--adopt"))
     assert "city_graph.json was made with prompts None, now '" in sentence
+
+
+@pytest.mark.parametrize("flags", [[], ["--signed"], ["--same_sign", "0.9"], ["--ensemble", "EAP"]])
+def test_a_circuit_is_adopted_only_with_the_edges_that_its_settings_choose(copy, capsys, flags):
+    scoring = copy.discovery(*ONE_GROUP, "--ensemble", "EAP", "--stability", "40", "--overwrite")
+    assert call(circuit_discovery.main, scoring) == 0
+    arguments = copy.evaluation(*ONE_SOURCE, "--topn", "35", *flags)
+    assert call(circuit_eval.main, [*arguments, "--overwrite"]) == 0
+    (manifest,) = (copy.checkpoints / "checkpoint-4").rglob("topn_35/city_manifest.json")
+    written = manifest.read_text()
+    manifest.unlink()
+    assert call(circuit_eval.main, [*arguments, "--adopt"]) == 0
+    assert manifest.read_text() == written
+
+    path = manifest.with_name("city_graph.json")
+    circuit = read_graph(path)
+    write_graph(path, top_n(circuit, circuit.n_edges - 1))
+    manifest.unlink()
+    sentence = refused(capsys, circuit_eval.main, [*arguments, "--adopt"])
+    assert "city_graph.json was made with other edges than these settings choose" in sentence
 
 
 def test_predictions_for_more_targets_join_those_that_are_there(copy, capsys):
@@ -305,6 +333,37 @@ def test_predictions_for_more_targets_join_those_that_are_there(copy, capsys):
     capsys.readouterr()
     assert call(circuit_eval.main, few) == 0
     assert "0 done, 2 were there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("floors_first", [True, False])
+def test_results_do_not_depend_on_the_order_in_which_targets_and_floors_were_asked_for(copy, floors_first):
+    arguments = copy.evaluation(*ONE_SOURCE, "--topn", "35")
+    own = ["--target_type", "new", "--target_frequency", "high", *["--floors"] * floors_first]
+    other = ["--target_type", "revised", "--target_frequency", "low", *["--floors"] * (not floors_first)]
+    for flags in (own, other, [*own, "--floors"]):
+        assert call(circuit_eval.main, [*arguments, *flags]) == 0
+    path = circuits_of(copy).results(35)
+    results, made_from = read_json(path), read_manifest(circuits_of(copy).circuit_manifest(35)).made_from
+    assert made_from["floors"] and {"test items new/high", "test items revised/low"} < made_from.keys()
+    assert call(circuit_eval.main, [*arguments, "--floors", "--overwrite"]) == 0
+    assert results == read_json(path) and None not in (results["chance_hit10"], results["random_hit10"])
+
+
+def test_floors_of_a_results_file_that_was_changed_are_not_kept(copy):
+    arguments = copy.evaluation(*ONE_SOURCE, "--topn", "35", "--target_type", "new", "--target_frequency", "high")
+    assert call(circuit_eval.main, [*arguments, "--floors"]) == 0
+    path = circuits_of(copy).results(35)
+    changed = re.sub(r'("random_hit10": [\d.]*)(\d)', lambda found: f"{found[1]}{9 - int(found[2])}", path.read_text())
+    path.write_text(changed)
+    assert call(circuit_eval.main, [*arguments, "--verify"]) == 0
+    assert "random_hit10" not in read_json(path)
+
+
+def test_results_without_floors_are_not_adopted_as_results_with_floors(copy):
+    arguments = copy.evaluation(*ONE_SOURCE, "--topn", "40", "--adopt")
+    circuits_of(copy).circuit_manifest(40).unlink()
+    assert call(circuit_eval.main, [*arguments, "--floors"]) == 0
+    assert "random_faithfulness" in read_json(circuits_of(copy).results(40))
 
 
 def test_overwriting_removes_only_files_that_the_manifest_lists(copy):
@@ -569,7 +628,7 @@ def test_more_edges_than_there_are_is_refused(copy, capsys):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--stability", "99999"], "--stability 99999: the graph has at most "),
+        (["--stability", "99999"], "--stability 99999: the graph has only "),
         (["--method", "exact", "--gradient", "gim"], "--method exact takes no gradient, so --gradient gim does not go"),
         (["--ensemble", "exact_gim"], "--method exact takes no gradient, so --gradient gim does not go"),
         (["--method", "exact", "--spans"], "--method exact gives no scores by token span, so --spans does not go"),
@@ -583,13 +642,13 @@ def test_what_needs_no_model_is_refused_before_one_is_loaded(fresh, capsys, monk
     assert not list(fresh.checkpoints.rglob("*_graph.json"))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "opt", "gptj", "falcon", "phi"])
-def test_a_configuration_tells_the_most_edges_of_a_graph(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_configuration_tells_the_edges_of_a_graph(tmp_path: Path, family: str) -> None:
     folder = save_family(tmp_path, family)
     loader, checkpoint = ModelLoader(torch.device("cpu"), "float32"), Checkpoint(str(folder), folder)
     decoder = loader.load(checkpoint).decoder
-    edges = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel).n_edges
-    assert loader.most_edges(checkpoint) > edges if decoder.parallel else loader.most_edges(checkpoint) == edges
+    layout = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)
+    assert loader.n_edges(checkpoint) == layout.n_edges
 
 
 def test_an_unknown_source_of_circuits_is_refused(copy, capsys):
@@ -679,8 +738,6 @@ def test_an_ensemble_is_the_mean_of_graphs_and_stable_signs_thin_a_circuit(copy,
     assert read_json(of["EAP-IG+EAP"].results(40))["method"] == "EAP-IG+EAP"
 
     stable = ["--topn", "40", "--same_sign", "0.99"]
-    assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, *stable)) == 1
-    assert "run circuit_discovery.py --stability" in capsys.readouterr().err
     assert call(circuit_discovery.main, [*discovery, "--stability", "40"]) == 0
     assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, *stable)) == 0
     thinned = read_graph(checkpoint.circuit_folder(6, CITY_NEW_HIGH, "EAP-IG_sign0.99").circuit(40))
@@ -692,6 +749,21 @@ def test_an_ensemble_is_the_mean_of_graphs_and_stable_signs_thin_a_circuit(copy,
     positive = read_graph(checkpoint.circuit_folder(6, CITY_NEW_HIGH, "EAP-IG_signed").circuit(40))
     assert torch.equal(positive.in_graph, prune(top_n(scored, 40, absolute=False)).in_graph)
     assert positive.meta["signed"] and not torch.equal(positive.in_graph, prune(top_n(scored, 40)).in_graph)
+
+
+def test_stable_signs_without_a_measured_stability_are_refused_before_a_model_is_loaded(copy, capsys, monkeypatch):
+    arguments = copy.evaluation(*ONE_SOURCE, "--topn", "40", "--same_sign", "0.9")
+    for flags in ([], ["--spans"]):  # no details, and details without stability
+        assert call(circuit_discovery.main, copy.discovery(*ONE_GROUP, *flags)) == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(model_loader, "load_decoder", None)
+            sentence = refused(capsys, circuit_eval.main, arguments)
+        assert "run circuit_discovery.py --stability" in sentence and "failed" not in sentence
+    assert call(circuit_discovery.main, copy.discovery(*ONE_GROUP, "--stability", "40")) == 0
+    assert call(circuit_eval.main, arguments) == 0
+    for details in copy.checkpoints.rglob("city_details.safetensors"):
+        details.unlink()
+    assert call(circuit_eval.main, arguments) == 0  # what is there needs no stability
 
 
 def test_an_ensembles_stability_is_that_of_its_mean_in_each_resample_of_the_same_prompts(copy, capsys):
@@ -768,6 +840,11 @@ def test_each_groups_circuit_runs_on_the_prompts_of_all_groups(copy, capsys):
     pairs = read_groups(str(copy.circuit_data), [CITY_NEW_HIGH], 6)[0].pairs(load_tokenizer(checkpoint.path))
     (run,) = evaluate(decoder, [core], pairs)
     assert found["shared"]["faithfulness"][0] == pytest.approx(run.faithfulness, rel=1e-4)
+    assert call(circuit_eval.main, copy.evaluation(*two, "--cross_groups", "--floors")) == 0
+    assert path.read_bytes() == before
+    more = [*two[:5], "--source_frequency", "high", "low", "--topn", "60", "--cross_groups"]
+    assert call(circuit_eval.main, copy.evaluation(*more)) == 0
+    assert len(read_json(path)["groups"]) == 4  # and the core is theirs
     assert call(circuit_eval.main, copy.evaluation(*two, "--cross_groups")) == 0
     assert path.read_bytes() == before
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.engine.graph_files import read_graph, write_graph
 from knowledge_circuits.engine.selection import greedy, prune, threshold, top_n
+from knowledge_circuits.files import InputError
 
 
 @st.composite
@@ -101,3 +105,36 @@ def test_a_circuit_larger_than_the_graph_is_refused(select, n: int) -> None:  # 
     layout = Layout(1, 1)
     with pytest.raises(ValueError, match="edges from a graph of"):
         select(Graph(layout, torch.zeros(layout.real_edges.shape), layout.real_edges, 8), n)
+
+
+def of_scores(**scores: float) -> Graph:
+    """A graph of one layer and one head, all scores 0 but those of the given targets that the embedding feeds."""
+    layout = Layout(1, 1)
+    matrix = torch.zeros(layout.real_edges.shape)
+    for target, score in scores.items():
+        matrix[0, layout.targets.index(target)] = score
+    return Graph(layout, matrix, layout.real_edges, 8)
+
+
+def test_edges_of_score_zero_fill_up_a_circuit() -> None:
+    scored = of_scores(m0=2.0, logits=-1.0)
+    assert edges_of(top_n(scored, 4)) > edges_of(top_n(scored, 2)) == {("input", "m0"), ("input", "logits")}
+    assert top_n(scored, 4).n_edges == greedy(scored, 4).n_edges == 4
+
+
+@pytest.mark.parametrize("select", [top_n, greedy, threshold])
+def test_nothing_is_selected_by_a_score_that_is_not_a_number(select) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError, match="a score is NaN"):
+        select(of_scores(m0=float("nan"), logits=1.0), 1)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".pt"])
+def test_edges_whose_scores_a_circuits_file_leaves_out_are_not_selected(tmp_path: Path, suffix: str) -> None:
+    write_graph(path := tmp_path / f"circuit{suffix}", top_n(of_scores(m0=2.0, logits=-1.0), 2), edges="circuit")
+    read = read_graph(path)
+    assert edges_of(top_n(top_n(read, 1), 2)) == edges_of(read)
+    for select, n in ((top_n, 3), (greedy, 3), (threshold, 0)):
+        with pytest.raises(InputError, match="holds its circuit's edges only"):
+            select(read, n)
+    with pytest.raises(InputError, match="holds its circuit's edges only"):
+        top_n(read, 2, absolute=False)  # an unknown score may be above -1

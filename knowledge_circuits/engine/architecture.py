@@ -64,6 +64,12 @@ def refuse_unsupported(config: Any, name: str) -> None:
             raise InputError(f"{name}: the architecture {kind!r} is not supported: {reason}")
 
 
+def is_parallel(config: Any) -> bool:
+    """Return whether attention and MLP run side by side in an architecture that `refuse_unsupported` accepts."""
+    named = getattr(config, "use_parallel_residual", getattr(config, "parallel_attn", None))
+    return config.model_type in ("phi", "gptj") if named is None else bool(named)
+
+
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:
     """Return the parameters of rotary positions: one for all layers, one for each layer, or none."""
     rope = getattr(config, "rope_parameters", None) or {}

@@ -2,6 +2,9 @@
 
 Each function takes a scored `Graph` and returns one with fewer edges; only `mean_scores` changes scores. A selection
 that is not pruned can hold edges that nothing feeds or nothing reads; `prune` removes them.
+
+As in EAP-IG 2.0, `top_n` and `greedy` return the number of edges that is asked for: where fewer have a score other than
+0, edges of score 0 fill it up, in the order of ties.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ def top_n(graph: Graph, n: int, absolute: bool = True) -> Graph:
 
     Raises:
         ValueError: n is negative or more than the edges there are.
+        InputError: a score is NaN, or the graph was read from a file without the scores of edges that would be chosen.
     """
     if not 0 <= n <= graph.layout.n_edges:
         raise ValueError(f"a circuit of {n} edges from a graph of {graph.layout.n_edges}")
@@ -32,12 +36,12 @@ def top_n(graph: Graph, n: int, absolute: bool = True) -> Graph:
     order = (scores.abs() if absolute else scores).argsort(descending=True, stable=True)
     chosen = torch.zeros(len(order), dtype=torch.bool)
     chosen[order[:n]] = True
-    return graph.with_edges(graph.layout.matrix(chosen))
+    return _selected(graph, graph.layout.matrix(chosen))
 
 
 def threshold(graph: Graph, least: float) -> Graph:
     """Return the edges whose |score| is at least `least`."""
-    return graph.with_edges(graph.layout.real_edges & (graph.scores.abs() >= least))
+    return _selected(graph, graph.layout.real_edges & (graph.scores.abs() >= least))
 
 
 def greedy(graph: Graph, n: int) -> Graph:
@@ -45,6 +49,9 @@ def greedy(graph: Graph, n: int) -> Graph:
 
     The next edge is always the one of largest |score| among those that lead into a node already in the circuit, so
     every edge reaches the logits (ties in row-major order).
+
+    Raises:
+        ValueError, InputError: as `top_n`.
     """
     layout = graph.layout
     if not 0 <= n <= layout.n_edges:
@@ -72,6 +79,23 @@ def greedy(graph: Graph, n: int) -> Graph:
         membership[source, target] = True
         if source not in opened:
             open_node(source)
+    return _selected(graph, membership)
+
+
+def _selected(graph: Graph, membership: Tensor) -> Graph:
+    """Return the graph with edges that were selected by their scores.
+
+    Raises:
+        InputError: a score is NaN, or not in the file that the graph was read from.
+    """
+    if bool(graph.scores.isnan().any()):
+        raise InputError("a score is NaN, so edges cannot be selected by their scores")
+    unknown = membership & ~graph.in_graph & (graph.scores == 0)
+    if graph.meta.get("edges") == "circuit" and bool(unknown.any()):
+        raise InputError(
+            "edges are to be selected whose scores are not in the graph's file, which holds its circuit's edges only; "
+            "select fewer, or read the file with all edges"
+        )
     return graph.with_edges(membership)
 
 

@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from knowledge_circuits.corpus.answering import Prompter, answer_prompts, exact, recall
 from knowledge_circuits.corpus.questions import UNMENTIONED, Document, Question, entity_frequency
 from knowledge_circuits.files import InputError, read_jsonl
-from knowledge_circuits.manifest import fingerprint
+from knowledge_circuits.manifest import FileRecord, fingerprint
 from knowledge_circuits.models.loading import context_length
 from knowledge_circuits.models.tokenization import plain_ids
 from knowledge_circuits.sweeps.flags import Context
@@ -205,13 +206,15 @@ class ReferenceAnswers(Answers):
 
     @property
     def inputs(self) -> dict[str, Any]:
-        reference = self.reference
+        reference, template = self.reference, Path(self.checkpoint.path) / "chat_template.jinja"
+        asked_with = {"template": FileRecord.of(template).sha256[:16]} if template.is_file() else {}
         return {
             "questions": fingerprint([question.model_dump() for question in reference.questions]),
             "documents": fingerprint([document.model_dump() for document in reference.documents]),
             "context": str(reference.context),
             "retrieved": reference.retrieved if reference.context is Context.RETRIEVED else None,
             "instruct": reference.instruct,
+            **(asked_with if reference.instruct else {}),
         }
 
     def answers_these(self, rows: Sequence[dict[str, Any]]) -> bool:

@@ -11,7 +11,7 @@ One work item is one checkpoint and circuit size; `cross_groups.json` in the siz
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from knowledge_circuits.engine.graph import Graph
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.selection import prune, top_n
 from knowledge_circuits.files import InputError, write_json
-from knowledge_circuits.manifest import State, begin, check, fingerprint, finish
+from knowledge_circuits.manifest import State, Status, begin, check, fingerprint, finish, read_manifest
 from knowledge_circuits.runs import Checkpoint
 from knowledge_circuits.study import AnyGroup
 from knowledge_circuits.sweeps.chosen_circuits import EvaluationSettings
@@ -122,7 +122,7 @@ class _CrossGroups:
         return self.path.with_name("cross_groups_manifest.json")
 
     def evaluation(self, data: AnyGroupData) -> GroupEvaluation:
-        return GroupEvaluation(self.checkpoint, (), data, (), self.loader, self.settings)
+        return GroupEvaluation(self.checkpoint, (), data, (), self.loader, replace(self.settings, floors=False))
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -131,7 +131,12 @@ class _CrossGroups:
         return {group: fingerprint(part) for group, part in parts.items()}
 
     def states(self) -> list[State]:
-        return [check(self.manifest, self.made_from, [self.path], self.settings.verify)]
+        made_from = self.made_from
+        state = check(self.manifest, made_from, [self.path], self.settings.verify)
+        manifest = read_manifest(self.manifest) if state.is_whole else None
+        if manifest and manifest.made_from.keys() != made_from.keys():  # the core is that of more groups
+            state = State(Status.MISSING, self.manifest, "of other groups")
+        return [state]
 
     def run(self) -> None:
         """Select the circuits, measure and write, the manifest last."""

@@ -92,14 +92,14 @@ def discovery_items(
     for metric in dict.fromkeys(one.metric for one in settings.alone()):
         check_pairs(groups, loader.tokenizer(checkpoints[0]), metric, resampling)
     if settings.stability:
-        _refuse_more_edges(settings.stability, loader.most_edges(checkpoints[0]))
+        _refuse_more_edges(settings.stability, loader.n_edges(checkpoints[0]))
     return [_GroupScoring(checkpoint, data, loader, settings).item() for checkpoint in checkpoints for data in groups]
 
 
 def _refuse_more_edges(stability: int, edges: int) -> None:
     """Raise InputError if stability is asked for of circuits larger than a graph of so many edges."""
     if stability > edges:
-        raise InputError(f"--stability {stability}: the graph has at most {edges} edges")
+        raise InputError(f"--stability {stability}: the graph has only {edges} edges")
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class _GraphUnit:
         return [state]
 
     def adopt(self) -> None:
-        """Write a manifest for a graph without one.
+        """Write a manifest for a graph without one; details are not adopted but made, with the graph.
 
         Raises:
             InputError: its meta says that it was scored in another way.
@@ -247,7 +247,8 @@ class _GraphUnit:
         differing = [f"{key} {meta[key]!r}, now {now[key]!r}" for key in now if meta.get(key, now[key]) != now[key]]
         if differing:
             raise InputError(f"{path} was made with {'; '.join(differing)}; --overwrite recomputes it")
-        finish(self.folder.manifest, "graph", self.made_from, [path])
+        made_from = {key: value for key, value in self.made_from.items() if key not in _DETAILS}
+        finish(self.folder.manifest, "graph", made_from, [path])
 
     def score(self) -> Graph:
         """Score every edge of the model's graph on the group's prompts.

@@ -22,6 +22,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from knowledge_circuits.engine import floors
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.evaluation import Evaluation, evaluate, standalone, standalones
@@ -31,8 +33,18 @@ from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.selection import mean_scores, prune, top_n
 from knowledge_circuits.engine.stability import keep_stable_signs
 from knowledge_circuits.engine.topology import circuit_entropy
-from knowledge_circuits.files import InputError, numbered_jsonl, write_json, write_jsonl
-from knowledge_circuits.manifest import FileRecord, State, Status, begin, check, finish, read_manifest, remove_replaced
+from knowledge_circuits.files import InputError, numbered_jsonl, read_json, write_json, write_jsonl
+from knowledge_circuits.manifest import (
+    FileRecord,
+    Manifest,
+    State,
+    Status,
+    begin,
+    check,
+    finish,
+    read_manifest,
+    remove_replaced,
+)
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, Coordinates, existing_graph, find_graph
 from knowledge_circuits.study import Columns
 from knowledge_circuits.sweeps.chosen_circuits import EvaluationSettings
@@ -62,14 +74,18 @@ def evaluation_items(
         loader: loads each checkpoint once.
 
     Raises:
-        InputError: the data are not of the first checkpoint's tokenizer, or lack the answers that the metric reads.
+        InputError: the data are not of the first checkpoint's tokenizer, or lack the answers that the metric reads; or
+            no stability was measured for `same_sign`.
     """
     check_pairs(source_groups, loader.tokenizer(checkpoints[0]), settings.metric)
-    return [
-        GroupEvaluation(checkpoint, origins, data, targets.get(data.group.task, ()), loader, settings).item()
+    evaluations = [
+        GroupEvaluation(checkpoint, origins, data, targets.get(data.group.task, ()), loader, settings)
         for checkpoint in checkpoints
         for data in source_groups
     ]
+    for evaluation in evaluations if settings.same_sign else ():
+        evaluation.refuse_unmeasured()
+    return [evaluation.item() for evaluation in evaluations]
 
 
 @dataclass(frozen=True)
@@ -158,10 +174,37 @@ class GroupEvaluation:
         """Return what became of one circuit's files."""
         texts = self.texts(key)
         made_from, verify = self.made_from(key), self.settings.verify
-        return check(self.manifest(key), made_from, texts, verify, beside=texts[:1])
+        state = check(self.manifest(key), made_from, texts, verify, beside=texts[:1])
+        if state.is_whole and self.lacks_floors(key):
+            return State(Status.MISSING, state.path, "without floors of the group's own test items")
+        return state
+
+    def lacks_floors(self, key: CircuitKey) -> bool:
+        """Whether results lack floors that are asked for; random Hit@10 takes the group's own test items."""
+        if not self.settings.floors or key.origin is not None:
+            return False
+        results = read_json(self.folder.results(key.topn))
+        if "random_faithfulness" not in results:
+            return True
+        own = any(items.target == self.data.group for items in self.targets)
+        return own and bool(results.get("edges_num")) and results.get("random_hit10") is None
 
     def states(self) -> list[State]:
         return [self.state(key) for key in self.keys]
+
+    def refuse_unmeasured(self) -> None:
+        """Raise InputError if circuits are to be made and no stability was measured when their graphs were scored."""
+        origins = self.by_step.values()
+        for folder in (one for origin in origins for one in self.settings.scored_folders(origin, self.data.group)):
+            manifest = read_manifest(folder.manifest)
+            measured = folder.details.exists() and (manifest is None or "stability" in manifest.made_from)
+            if not measured and find_graph(folder.graph()) and not self.is_whole:
+                raise _without_stability(folder)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether none of the circuits is to be made."""
+        return not self.settings.overwrite and all(state.is_whole for state in self.states())
 
     def adopt(self) -> None:
         """Write manifests for circuits that have all their files and no manifest.
@@ -174,20 +217,30 @@ class GroupEvaluation:
             texts = self.texts(key)
             if self.manifest(key).exists() or circuit is None or not all(path.exists() for path in texts):
                 continue
-            meta = {**read_graph(circuit).meta, "version": None}
-            if graph := find_graph(self.settings.folder(self.by_step[key.origin], self.data.group).graph()):
-                scored = {**read_graph(graph).meta, "version": None}
-                differing = [
-                    f"{name} {meta.get(name)!r}, now {value!r}"
-                    for name, value in scored.items()
-                    if meta.get(name) != value
-                ]
-                if differing:
-                    raise InputError(f"{circuit} was made with {'; '.join(differing)}; --overwrite recomputes it")
+            if self.lacks_floors(key):
+                continue
+            self._refuse_other_circuit(circuit, key)
             for items, path in zip(self.targets, texts[1:], strict=True):
                 if [row.get("ground_truth") for _, row in numbered_jsonl(path)] != [one.value for one in items.items]:
                     raise InputError(f"{path} is about other test items than those given; --overwrite recomputes it")
             finish(self.manifest(key), "circuit", self.made_from(key), [circuit, *texts])
+
+    def _refuse_other_circuit(self, path: Path, key: CircuitKey) -> None:
+        """Raise InputError if a circuit is not that of the scored graphs, where these are there."""
+        origin = self.by_step[key.origin]
+        paths = [find_graph(folder.graph()) for folder in self.settings.scored_folders(origin, self.data.group)]
+        graphs = [read_graph(one) for one in paths if one]
+        if len(graphs) < len(paths):
+            return
+        scored, circuit = graphs[0] if len(graphs) == 1 else mean_scores(graphs), read_graph(path)
+        now, meta = {**scored.meta, "version": None}, {**circuit.meta, "version": None}
+        differing = [
+            f"{name} {meta.get(name)!r}, now {value!r}" for name, value in now.items() if meta.get(name) != value
+        ]
+        if not differing and not torch.equal(circuit.in_graph, self.circuit(scored, origin, key.topn).in_graph):
+            differing = ["other edges than these settings choose"]
+        if differing:
+            raise InputError(f"{path} was made with {'; '.join(differing)}; --overwrite recomputes it")
 
     def run(self) -> None:
         """Evaluate the circuits that are not whole; the prompts' clean and corrupted runs are shared by all of them."""
@@ -298,9 +351,7 @@ class GroupEvaluation:
         for folder in self.settings.scored_folders(origin, self.data.group):
             details = read_details(folder.details, circuit.layout) if folder.details.exists() else None
             if details is None or details.stability is None:
-                raise InputError(
-                    f"{folder.details}: no stability for --same_sign; run circuit_discovery.py --stability"
-                )
+                raise _without_stability(folder)
             circuit = keep_stable_signs(circuit, details.stability, share)
         return prune(circuit).with_meta(**meta, same_sign=share)
 
@@ -329,22 +380,29 @@ class GroupEvaluation:
     ) -> None:
         """Write a circuit with its results and predictions, its manifest last.
 
-        Predictions for other targets that are whole stay part of the unit, unless everything is recomputed.
+        What is whole and not measured now stays part of the unit, unless everything is recomputed: predictions for
+        other targets, floors, and the chance of Hit@10 where the group's own test items are not given.
         """
         manifest, made_from, settings = self.manifest(key), self.made_from(key), self.settings
-        others = {} if settings.overwrite else _other_targets(self.folder, manifest, made_from)
+        results_path = self.folder.results(key.topn, key.origin)
+        others: list[Path] = []
+        if not settings.overwrite and (earlier := _whole_manifest(manifest)):
+            others = _other_targets(self.folder, manifest, earlier, made_from)
+            known = read_json(results_path)
+            results = known | {name: value for name, value in results.items() if value is not None}
+            made_from = earlier.made_from | made_from
         begin(manifest, "circuit", made_from)
         self.write_predictions(model, circuit, key, queries)
-        write_json(self.folder.results(key.topn, key.origin), results)
+        write_json(results_path, results)
         path_of = partial(self.folder.circuit, key.topn, origin=key.origin)
         files = [
             replace_graph(circuit, path_of, settings.suffix, manifest, settings.overwrite),
             *self.texts(key),
-            *(path for _, path in others.values()),
+            *others,
         ]
         if settings.overwrite:
             remove_replaced(manifest, files)
-        finish(manifest, "circuit", made_from | {name: digest for name, (digest, _) in others.items()}, files)
+        finish(manifest, "circuit", made_from, files)
 
     def write_predictions(
         self, model: LoadedModel, circuit: Graph, key: CircuitKey, queries: Sequence[Queries]
@@ -403,18 +461,22 @@ def _target_key(columns: Columns) -> str:
     return f"test items {'/'.join(value for _, value in columns)}"
 
 
-def _other_targets(folder: CircuitFolder, manifest: Path, made_from: Mapping[str, Any]) -> dict[str, tuple[Any, Path]]:
-    """Return the digest and file of whole predictions for targets that `made_from` does not have."""
-    earlier = read_manifest(manifest) if check(manifest).is_whole else None
-    others = {}
-    for name in earlier.files if earlier else ():
-        path = manifest.parent / name
-        read = Coordinates.read(path.relative_to(folder.output))
-        if earlier and read is not None and read[0].target:
-            key = _target_key(read[0].target)
-            if key in earlier.made_from and key not in made_from:
-                others[key] = (earlier.made_from[key], path)
+def _whole_manifest(path: Path) -> Manifest | None:
+    return read_manifest(path) if check(path, verify=True).is_whole else None
+
+
+def _other_targets(folder: CircuitFolder, path: Path, earlier: Manifest, made_from: Mapping[str, Any]) -> list[Path]:
+    """Return an earlier manifest's predictions for targets that `made_from` does not have."""
+    others = []
+    for file in (path.parent / name for name in earlier.files):
+        read = Coordinates.read(file.relative_to(folder.output))
+        if read is not None and read[0].target and _target_key(read[0].target) not in made_from:
+            others.append(file)
     return others
+
+
+def _without_stability(folder: CircuitFolder) -> InputError:
+    return InputError(f"{folder.details}: no stability for --same_sign; run circuit_discovery.py --stability")
 
 
 def _faithfulness(outcome: Evaluation) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from knowledge_circuits.engine.architecture import refuse_unsupported
+from knowledge_circuits.engine.architecture import is_parallel, refuse_unsupported
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.graph import layout_of
 from knowledge_circuits.engine.weights import checked_map, load_decoder
@@ -73,10 +73,8 @@ class ModelLoader:
         """Return a checkpoint's tokenizer without loading its weights."""
         return load_tokenizer(checkpoint.path, self._trust_remote_code, revision=checkpoint.revision)
 
-    def most_edges(self, checkpoint: Checkpoint) -> int:
-        """Return how many edges a checkpoint's graph has at most, from its configuration without loading its weights.
-
-        Of an architecture whose attention and MLP run side by side it has fewer.
+    def n_edges(self, checkpoint: Checkpoint) -> int:
+        """Return how many edges a checkpoint's graph has, from its configuration without loading its weights.
 
         Raises:
             InputError: no configuration, or one of an architecture that the engine does not support.
@@ -86,7 +84,7 @@ class ModelLoader:
         config = load_configuration(path, self._trust_remote_code, revision)
         refuse_unsupported(config, path)
         text = config.get_text_config()
-        return layout_of(text.num_hidden_layers, text.num_attention_heads, parallel=False).n_edges
+        return layout_of(text.num_hidden_layers, text.num_attention_heads, is_parallel(text)).n_edges
 
     def load(self, checkpoint: Checkpoint) -> LoadedModel:
         """Return the checkpoint's model; it is loaded unless it was the last one loaded.
