@@ -79,7 +79,7 @@ def read_groups(template: str, wanted: Sequence[Group], limit: int, quiet: bool 
             print(f"{group.group}: no prompts in {group.file}; skipped", file=sys.stderr)
     filled = [group for group in data if group.size]
     if not filled:
-        raise InputError(f"{template}: no prompts of any chosen group ({'; '.join(map(str, wanted))})")
+        raise InputError(f"{template}: no prompts of any chosen group; choose others, or make the data for more people")
     return filled
 
 
