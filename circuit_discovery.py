@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     add_shared_flags(parser)
     add_group_flags(parser)
     parser.add_argument("--data_file", required=True, help=DATA_FILE_HELP)
-    parser.add_argument("--ig_steps", type=positive, default=5, help="integration steps of the IG methods (5)")
+    parser.add_argument("--ig_steps", type=positive, default=5, help="integration steps of the IG methods; default 5")
     parser.add_argument(
         "--stability",
         type=positive,
@@ -45,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
+    scored = checkpoints(args.model_path, args.output_dir, args.revisions, args.step_pattern)
     from knowledge_circuits.sweeps.discovery import DiscoverySettings, discovery_items
     from knowledge_circuits.sweeps.groups import groups_of_flags
     from knowledge_circuits.sweeps.model_loader import loader_from
@@ -52,7 +53,6 @@ def main() -> int:
     from knowledge_circuits.sweeps.programs import prepare, run_items
 
     process = this_process()
-    scored = checkpoints(args.model_path, args.output_dir, args.revisions, args.step_pattern)
     prepare(args.threads, process, scored)
     loader = loader_from(args, process)
     groups = groups_of_flags(args, args.data_file, "", loader, scored[0], quiet=not process.is_main)

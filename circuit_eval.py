@@ -66,6 +66,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
+    evaluated = checkpoints(args.model_path, args.output_dir, args.revisions, args.step_pattern)
     from knowledge_circuits.sweeps.chosen_circuits import EvaluationSettings, circuit_sizes, find_origins
     from knowledge_circuits.sweeps.cross_groups import cross_group_items
     from knowledge_circuits.sweeps.evaluation import evaluation_items
@@ -76,7 +77,6 @@ def main() -> int:
     from knowledge_circuits.sweeps.targets import targets_of_flags
 
     process = this_process()
-    evaluated = checkpoints(args.model_path, args.output_dir, args.revisions, args.step_pattern)
     prepare(args.threads, process, evaluated)
     origins = find_origins(args.circuit_from, evaluated)
     loader, quiet = loader_from(args, process), not process.is_main
@@ -85,7 +85,7 @@ def main() -> int:
     settings = EvaluationSettings.of_flags(args, topn=())
     sizes = circuit_sizes(args.topn, settings, origins or evaluated, [data.group for data in groups])
     if args.topn is None and process.is_main:
-        print(f"--topn is {sizes[0]}")
+        print(f"--topn is {sizes[0]}, the default of --model {args.model}")
     settings = replace(settings, topn=sizes)
     items = evaluation_items(evaluated, origins, groups, targets, loader, settings)
     if args.cross_groups:

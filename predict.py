@@ -94,6 +94,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
+    evaluated = checkpoints(args.model_name_or_path, args.output_dir, args.revisions, args.step_pattern)
+    asks = holds_questions(args.input_file)
     from knowledge_circuits.corpus.fact_pairs import is_fact_file, read_facts
     from knowledge_circuits.models.loading import DTYPES
     from knowledge_circuits.sweeps.model_loader import refuse_shared_deletion
@@ -102,7 +104,6 @@ def main() -> int:
     from knowledge_circuits.sweeps.programs import prepare, run_items
 
     process = this_process()
-    asks = holds_questions(args.input_file)
     own = not asks and is_fact_file(args.input_file)
     if args.group_by and not own:
         raise InputError(f"--group_by does not go with {args.input_file}: it holds no prompts with answers")
@@ -110,7 +111,6 @@ def main() -> int:
         raise InputError(
             f"{args.input_file}: --context, --documents and --instruct need a file with the column question"
         )
-    evaluated = checkpoints(args.model_name_or_path, args.output_dir, args.revisions, args.step_pattern)
     if args.output_file and asks:
         raise InputError("--output_file is for people; answers to questions go to answers_<context>.jsonl")
     if args.output_file and len(evaluated) > 1:

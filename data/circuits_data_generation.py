@@ -93,12 +93,17 @@ def write_pairs(
     begin(unit, CIRCUIT_UNIT, made_from)
     for task in arguments.task:
         data = circuit_data(people, task, tokenizer, arguments.circuit_n, arguments.seed, arguments.rare_length)
+        if not data.pairs:
+            raise InputError(
+                f"{source}: no length in tokens has more than {arguments.rare_length} names, so nobody is paired; ask "
+                "more people (query_data_generation.py --test_per_group), or lower --rare_length"
+            )
         path = folder.circuit(arguments.circuit_n, arguments.model, task)
         write_jsonl(path, (pair.to_row() for pair in data.pairs))
         files.add(path)
         print_summary(data, path)
     for length, count in data.rare_lengths.items():  # the same for every task
-        print(f"dropped: {count} subject(s) of {length} tokens, a length that too few names have")
+        print(f"dropped: {count} subject(s) of {length} tokens, a length that too few names have (--rare_length)")
     finish(unit, CIRCUIT_UNIT, made_from, files)
     folder.record(f"circuits_data_generation {arguments.model} {arguments.circuit_n}", vars(arguments))
 

@@ -105,7 +105,10 @@ def _folder(folder: str | Path, task: str, model: str, graph: Graph, names: Sequ
                 f"{kind} {name!r}: MIB's folders are <task>_<model>; use letters, digits, dots and hyphens"
             )
     if graph.meta.get("edges") == "circuit":
-        raise InputError("the graph holds the scores of its circuit's edges only; MIB ranks all edges of the model")
+        raise InputError(
+            "the graph holds the scores of its circuit's edges only, but MIB ranks all edges of the model; give the "
+            "scored graph, as circuit_discovery.py writes it"
+        )
     inner = Path(folder) / f"{task}_{model}"
     inner.mkdir(parents=True, exist_ok=True)
     if others := sorted(path.name for path in _graph_files(inner) if path.name not in names):

@@ -30,12 +30,13 @@ from knowledge_circuits.engine.graph_files import read_details, read_graph, writ
 from knowledge_circuits.engine.selection import mean_scores, prune, top_n
 from knowledge_circuits.engine.stability import Resampling
 from knowledge_circuits.engine.weights import load_decoder
-from knowledge_circuits.files import read_json, read_jsonl, write_json, write_jsonl
+from knowledge_circuits.files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from knowledge_circuits.manifest import read_manifest
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Checkpoint, CircuitFolder, Run, checkpoints
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, group_columns, groups
 from knowledge_circuits.sweeps import model_loader, programs
+from knowledge_circuits.sweeps.chosen_circuits import find_origins
 from knowledge_circuits.sweeps.groups import GroupData, read_groups
 from knowledge_circuits.sweeps.model_loader import ModelLoader
 from knowledge_circuits.sweeps.targets import TestItems
@@ -417,7 +418,7 @@ def test_other_formats_hold_the_same_graph_and_replace_it_when_overwriting(finis
 def test_topn_is_by_default_a_quarter_of_the_edges_and_said(copy, capsys):
     assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE)) == 0
     quarter = read_graph(circuits_of(copy).graph()).layout.n_edges // 4
-    assert f"--topn is {quarter}" in capsys.readouterr().out
+    assert f"--topn is {quarter}, the default of --model" in capsys.readouterr().out
     assert circuits_of(copy).results(quarter).exists()
 
 
@@ -651,9 +652,12 @@ def test_a_configuration_tells_the_edges_of_a_graph(tmp_path: Path, family: str)
     assert loader.n_edges(checkpoint) == layout.n_edges
 
 
-def test_an_unknown_source_of_circuits_is_refused(copy, capsys):
+def test_an_unknown_source_of_circuits_is_refused(copy, tmp_path, capsys):
     sentence = refused(capsys, circuit_eval.main, copy.evaluation("--topn", "40", "--circuit_from", "3"))
     assert "--circuit_from 3: neither a checkpoint's folder nor one of the steps 0, 4" in sentence
+    alone = Checkpoint("models/tiny", tmp_path)
+    with pytest.raises(InputError, match=r"--circuit_from 3: .* nor a step of models/tiny, which has none"):
+        find_origins(["3"], [alone])
 
 
 def test_two_sources_of_one_step_are_refused_and_one_source_named_twice_is_one(copy, tmp_path, capsys):
@@ -726,7 +730,8 @@ def test_stability_and_spans_are_kept_beside_a_graph_that_is_made_again_for_them
 def test_an_ensemble_is_the_mean_of_graphs_and_stable_signs_thin_a_circuit(copy, capsys):
     flags = ["--topn", "40", "--ensemble", "EAP"]
     assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, *flags)) == 1
-    assert "method_EAP/city_graph.json: no such graph" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "method_EAP/city_graph.json: no such graph" in said.err and "1 failed" not in said.out, "before any work"
     discovery = copy.discovery(*ONE_GROUP)
     assert call(circuit_discovery.main, [*discovery, "--method", "EAP"]) == 0
     assert call(circuit_eval.main, copy.evaluation(*ONE_SOURCE, *flags)) == 0

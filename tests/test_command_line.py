@@ -101,15 +101,29 @@ PROGRAMS = sorted(
 )
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize(("flag", "status"), [("--help", 0), ("--no_such_flag", 2)])
-def test_help_and_a_mistyped_flag_answer_before_anything_heavy_is_imported(program, flag, status):
+def ends_before_heavy_imports(status: int, program: str, *flags: str) -> None:
+    """Check that a program ends with this status before it imports anything heavy."""
     after = (
-        f"import runpy, sys; sys.argv = [{program!r}, {flag!r}]\n"
+        f"import runpy, sys; sys.argv = {[program, *flags]!r}\n"
         f"try: runpy.run_path({program!r}, run_name='__main__')\n"
         f"except SystemExit as end: print(end.code, *sorted(set(sys.modules) & {HEAVY}))"
     )
     process = subprocess.run([sys.executable, "-c", after], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout.splitlines()[-1] == str(status), process.stdout[-500:] + process.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(("flag", "status"), [("--help", 0), ("--no_such_flag", 2)])
+def test_help_and_a_mistyped_flag_answer_before_anything_heavy_is_imported(program, flag, status):
     if program == "train.py":  # its own check of the flags: status 1 as for any other bad input
         status = min(status, 1)
-    assert process.stdout.splitlines()[-1] == str(status), process.stdout[-500:] + process.stderr
+    ends_before_heavy_imports(status, program, flag)
+
+
+@pytest.mark.parametrize(
+    ("program", "data"),
+    [("circuit_discovery.py", "--data_file"), ("circuit_eval.py", "--eval_data_file"), ("predict.py", "--input_file")],
+)
+def test_a_missing_model_folder_is_refused_before_anything_heavy_is_imported(program, data):
+    model = ["--model_name_or_path"] if program == "predict.py" else ["--model", "tiny", "--model_path"]
+    ends_before_heavy_imports(1, program, *model, "./nowhere", data, "pairs.csv")

@@ -284,7 +284,7 @@ def test_a_csv_with_the_columns_of_eap_ig_gives_the_same_scores(fresh: Path, cap
 
 
 def test_pairs_of_other_lengths_are_named_and_left_out_or_paired_anew(tmp_path: Path, tokenizer, fresh, capsys) -> None:
-    long = "The capital of a country with a very long name is"
+    long = "The capital of a country with a very, very, very, very, very, very, very, very, very, very long name is"
     pairs = [row | {"corrupted": long} if row["country"] == "Poland" else row for row in rows()]
     odd = {"prompt": long, "answer": "Atlantis", "group": "europe"}
     path = tmp_path / "odd.jsonl"
@@ -300,7 +300,8 @@ def test_pairs_of_other_lengths_are_named_and_left_out_or_paired_anew(tmp_path: 
         assert len(clean) == len(corrupted) and clean != corrupted and labels[0] != labels[1]
     assert call(circuit_discovery.main, discovery(fresh, path, "--pair_anew")) == 0
     out = capsys.readouterr().out
-    assert f"odd / europe: 1 without a corrupted prompt of as many tokens left out: line {len(pairs) + 1} (" in out
+    left_out = f"odd / europe: 1 without a corrupted prompt of as many tokens left out: line {len(pairs) + 1} ("
+    assert left_out in out and all(len(line) < 200 for line in out.splitlines())
     assert "were paired anew" in out
 
 
@@ -445,11 +446,11 @@ HEAD = "clean,corrupted,answer,corrupted_answer,group\n"
     [
         ("", [], "holds no prompts"),
         (HEAD, [], "holds no prompts"),
-        (HEAD + "A b,B b,,d,g\n", [], "line 2: no answer; give `answer`"),
+        (HEAD + "A b,B b,,d,g\n", [], "line 2: no answer under `answer`, .*, only clean, corrupted, corrupted_answer"),
         (HEAD + "A b,B b,c,,g\n", [], "line 2: no answer to the corrupted prompt"),
         (HEAD + "A b,B b,c,d,\n", [], "line 2: 'group' must be a text of 1 to 80 characters"),
         (HEAD + "A b,B b,c,d," + "g" * 81 + "\n", [], "line 2: 'group' must be a text of 1 to 80 characters"),
-        (HEAD + ",B b,c,d,g\n", [], "line 2: no key 'clean'"),
+        (HEAD + ",B b,c,d,g\n", [], "line 2: no prompt under `clean` or `prompt`, only corrupted, answer"),
         (HEAD + "A b,B b,c,d,g\n", ["--group_by", "era"], "no column 'era' to group by, only clean, corrupted"),
         (HEAD + "A b,B b,c,d,g\n", ["--group", "h"], "no group 'h', only g"),
         (HEAD + "A b,B b,c,d,g\n", ["--task", "city"], "--task does not go with .*own.csv"),
@@ -463,7 +464,7 @@ HEAD = "clean,corrupted,answer,corrupted_answer,group\n"
         ),
         ("clean,corrupted,correct_idx,incorrect_idx\nA b,B b,99999,3\n", [], "token id 99999 is outside the model's"),
         (IDS + "A b,B b,2,3\n", ["--ensemble", "EAP_answer_log_probability"], "whole answers"),
-        ("a,b\n1,2\n", [], "line 2: no key 'clean'"),
+        ("promt;answer\n1;2\n", [], "line 2: no prompt under `clean` or `prompt`, only promt;answer"),
         ("clean,method_of\nA,b\n", ["--group_by", "method_of"], "cannot stand in a folder's name"),
     ],
 )
@@ -474,6 +475,13 @@ def test_a_bad_file_of_facts_is_one_sentence(fresh: Path, tmp_path: Path, capsys
     error = capsys.readouterr().err
     assert re.search(reason, error), error
     assert not list(fresh.rglob("*_graph.json"))
+
+
+def test_a_file_of_facts_of_another_form_is_refused_by_its_name(fresh: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "own.tsv"
+    path.write_text(HEAD.replace(",", "\t"))
+    assert call(circuit_discovery.main, discovery(fresh, path)) == 1
+    assert "own.tsv: prompts and people are read from .csv, .json and .jsonl" in capsys.readouterr().err
 
 
 def test_predictions_need_answers_in_words_and_people_no_groups(fresh: Path, tmp_path: Path, capsys) -> None:

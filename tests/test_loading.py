@@ -170,6 +170,12 @@ def test_an_adapters_folder_is_loaded_merged_with_its_base_models_tokenizer(adap
     assert load_tokenizer(str(adapter)).get_vocab() == families.word_tokenizer().get_vocab()
 
 
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="my_model: no such folder, nor found on the hub"):
+        load_tokenizer("my_model")
+
+
 def test_an_adapter_without_its_base_model_is_named_with_it(adapter: Path) -> None:
     (adapter.parent / "base").rename(adapter.parent / "elsewhere")
     with pytest.raises(InputError, match=r"/adapter: its base model, which adapter_config.json names: .*base"):

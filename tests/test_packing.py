@@ -212,8 +212,8 @@ def test_documents_are_read_from_each_kind_of_file(tmp_path):
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"text": "fine"}\n{"text": ', "a.jsonl, line 2: not valid JSON"),
-        ("a.jsonl", '{"text": "fine"}\n{"text": 5}\n', "document 2: no text"),
-        ("a.jsonl", '{"text": "fine"}\n{"words": "x"}\n', "document 2: no text"),
+        ("a.jsonl", '{"text": "fine"}\n{"text": 5}\n', "line 2: no text"),
+        ("a.jsonl", '{"text": "fine"}\n{"words": "x"}\n', "line 2: no text"),
         ("a.jsonl", "", "holds no documents"),
         ("a.json", '{"data": "x"}', "list of objects"),
         ("a.json", "[1, 2]", "list of objects"),
@@ -229,8 +229,16 @@ def test_a_bad_training_file_is_refused_with_its_place(tmp_path, name, content, 
 
 
 def test_a_missing_training_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere.jsonl: no such file"):
-        read_text_rows(tmp_path / "nowhere.jsonl")
+    for name in ("nowhere.jsonl", "my_textz"):
+        with pytest.raises(InputError, match=rf"{name}: no such file"):
+            read_text_rows(tmp_path / name)
+
+
+def test_an_empty_file_in_a_folder_of_texts_is_named(tmp_path):
+    (tmp_path / "good.txt").write_text("fine")
+    (tmp_path / "left_empty.txt").write_text("\n")
+    with pytest.raises(InputError, match=r"left_empty.txt: no text under 'text'"):
+        read_text_rows(tmp_path)
 
 
 def test_held_out_documents_are_not_trained_on():

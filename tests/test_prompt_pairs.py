@@ -180,6 +180,16 @@ def test_the_program_writes_one_file_a_task_with_the_agreed_keys(
     assert config["circuits_data_generation tiny 8"]["circuit_n"] == 8
 
 
+def test_people_of_whom_nobody_can_be_paired_are_refused(
+    people: list[Person], tiny_gpt2_folder: Path, tmp_path: Path
+) -> None:
+    folder = DataFolder.of(str(tmp_path), 200)
+    write_jsonl(folder.test, (person.to_row() for person in people[:5]))
+    done = run_program(tmp_path, tiny_gpt2_folder)
+    assert done.returncode == 1 and "nobody is paired; ask more people" in done.stderr
+    assert not folder.circuit(8, "tiny", TASKS[0]).exists()
+
+
 def test_data_of_another_tokenizer_are_not_replaced_unasked_nor_used(
     people: list[Person], tiny_gpt2_folder: Path, tmp_path: Path
 ) -> None:

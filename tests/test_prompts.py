@@ -22,6 +22,10 @@ def test_a_message_names_the_prompt_and_whom_it_asks_about() -> None:
         PromptPairs([[1, 2], [1, 2]], [[1, 3], [1, 7]], [(1, 2)] * 2, [{}, ADA]).check_fits(5, 10)
     with pytest.raises(InputError, match=r"^prompt 1: its 3 tokens are more than the model's context"):
         PromptPairs([[1, 2, 3]], [[1, 3, 2]], [(1, 2)]).check_fits(5, 2)
+    long = {"clean": "word " * 300}
+    with pytest.raises(InputError, match=r"^prompt 1 \(word [word ]{70,}\.\.\.\): its 3 tokens") as caught:
+        PromptPairs([[1, 2, 3]], [[1, 3, 2]], [(1, 2)], [long]).check_fits(5, 2)
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(

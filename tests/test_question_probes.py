@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import quiz
 from memorizing import memorizing_model
+from tiny import byte_level_tokenizer
 
 from knowledge_circuits.corpus.answering import Prompter, abstains, answer_prompts, exact, recall
 from knowledge_circuits.corpus.questions import UNMENTIONED, Document, Question
 from knowledge_circuits.files import InputError
 from knowledge_circuits.models.scoring import text_perplexity
 from knowledge_circuits.models.tokenization import start_token_id
+from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute
+from knowledge_circuits.training.probe_files import probe_callbacks
+from knowledge_circuits.training.probes import ProbeArguments
 from knowledge_circuits.training.question_probes import (
     QuestionProbe,
     agreement,
@@ -276,6 +280,13 @@ def test_records_of_other_questions_or_of_another_threshold_are_refused(tmp_path
         _probe(threshold=0.5)[0].refuse_others(records, tmp_path)
     with pytest.raises(InputError, match="--learned_threshold 0"):
         _probe(threshold=0.0)
+
+
+def test_a_table_without_questions_is_refused_as_probes(tmp_path: Path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,answer\nThe capital of Poland is,Warsaw\n")
+    with pytest.raises(InputError, match=r"pairs\.csv: no column 'question'"):
+        probe_callbacks(ProbeArguments(probe_file=str(path)), byte_level_tokenizer(), Run(tmp_path))
 
 
 def test_a_skill_file_may_ask_questions_and_the_reasoning_set_is_sound(tmp_path: Path):

@@ -38,7 +38,7 @@ def read_text_rows(path: str | Path, text_column: str | None = None) -> list[Row
         InputError: the file, the line or the document, and what is wrong with it; or a manifest says that it was cut
             or exchanged.
     """
-    return _with_text([row for _, row in read_rows(path)], str(path), text_column)
+    return _with_text(read_rows(path), str(path), text_column)
 
 
 def read_rows(path: str | Path) -> list[tuple[str, Row]]:
@@ -58,6 +58,8 @@ def read_rows(path: str | Path) -> list[tuple[str, Row]]:
     if Path(path).is_dir():
         return _folder(Path(path))
     path = whole_file(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
     if path.suffix == ".json":
         return _json_list(path)
     readers = {".jsonl": numbered_jsonl, ".csv": numbered_csv, ".txt": _text_lines}
@@ -90,10 +92,12 @@ def hub_documents(
         raise InputError(f"the data set {name!r} cannot be loaded: {first_line(error)}") from error
     if "train" not in splits:
         raise InputError(f"the data set {name!r} has no split 'train', only: {', '.join(splits)}")
-    train = _with_text(list(splits["train"]), f"data set {name} (train)", text_column)
-    if "validation" not in splits:
-        return train, None
-    return train, _with_text(list(splits["validation"]), f"data set {name} (validation)", text_column)
+
+    def documents(split: str) -> list[Row]:
+        where = f"data set {name} ({split})"
+        return _with_text(_placed(where, "document", enumerate(splits[split], start=1)), where, text_column)
+
+    return documents("train"), documents("validation") if "validation" in splits else None
 
 
 def split_off_validation(documents: Sequence[Row], percentage: int, seed: int) -> tuple[list[Row], list[Row]]:
@@ -133,15 +137,15 @@ def without_blanks(row: Row) -> Row:
     return {key: value for key, value in row.items() if value is not None and str(value).strip()}
 
 
-def _with_text(rows: Sequence[Row], where: str, text_column: str | None) -> list[Row]:
+def _with_text(rows: Sequence[tuple[str, Row]], file: str, text_column: str | None) -> list[Row]:
     if not rows:
-        raise InputError(f"{where}: holds no documents")
-    column = text_column_of(rows, where, text_column)
+        raise InputError(f"{file}: holds no documents")
+    column = text_column_of([row for _, row in rows], file, text_column)
     documents = []
-    for number, row in enumerate(rows, start=1):
+    for where, row in rows:
         text = row.get(column)
         if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{where}, document {number}: no text under {column!r}")
+            raise InputError(f"{where}: no text under {column!r}")
         documents.append(row if column == TEXT else {**row, TEXT: text})
     return documents
 
@@ -159,7 +163,7 @@ def _folder(folder: Path) -> list[tuple[str, Row]]:
     return rows
 
 
-def _placed(path: Path, unit: str, rows: Iterable[tuple[int, Row]]) -> list[tuple[str, Row]]:
+def _placed(path: Path | str, unit: str, rows: Iterable[tuple[int, Row]]) -> list[tuple[str, Row]]:
     return [(f"{path}, {unit} {number}", row) for number, row in rows]
 
 

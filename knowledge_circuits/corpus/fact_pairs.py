@@ -80,8 +80,10 @@ def is_fact_file(path: str) -> bool:
     Raises:
         InputError: it cannot be read.
     """
-    if "{task}" in path or Path(path).suffix not in (".csv", ".json", ".jsonl"):
-        return False
+    if "{task}" in path or not Path(path).is_file():
+        return False  # whoever reads it says what it is
+    if Path(path).suffix not in (".csv", ".json", ".jsonl"):
+        raise InputError(f"{path}: prompts and people are read from .csv, .json and .jsonl; convert the file")
     rows = read_rows(path)
     keys = rows[0][1] if rows else {}
     return Path(path).suffix == ".csv" or "clean" in keys or "prompt" in keys
@@ -136,10 +138,13 @@ def _fact(where: str, row: dict[str, Any], task: str, names: Sequence[str], grou
         content["clean"] = content["prompt"]
     if isinstance(content.get("spans"), str):  # a cell of a CSV
         content["spans"] = parse_json(content["spans"], f"{where}, `spans`")
+    if "clean" not in content:
+        raise InputError(f"{where}: no prompt under `clean` or `prompt`, only {', '.join(content)}")
     checked = shape(_FactRow).check(content, where)
     answer = checked.get("answer", checked.get("correct_idx"))
     if answer is None:
-        raise InputError(f"{where}: no answer; give `answer`, or its first token's id as `correct_idx`")
+        keys = ", ".join(content)
+        raise InputError(f"{where}: no answer under `answer`, nor a token id under `correct_idx`, only {keys}")
     partner = checked.get("corrupted_answer", checked.get("incorrect_idx"))
     if "corrupted" in checked and partner is None:
         raise InputError(f"{where}: no answer to the corrupted prompt; give `corrupted_answer` or `incorrect_idx`")

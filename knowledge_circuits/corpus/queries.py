@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from knowledge_circuits.corpus.fact_pairs import Fact
 from knowledge_circuits.corpus.people import Person
-from knowledge_circuits.files import InputError
+from knowledge_circuits.files import InputError, shortened
 from knowledge_circuits.models.loading import context_length
 from knowledge_circuits.models.scoring import encode_continuations
 from knowledge_circuits.study import Attribute
@@ -79,7 +79,7 @@ class FactQuery:
 
     @property
     def name(self) -> str:
-        return f"the prompt {self.prompt!r}"
+        return f"the prompt {shortened(self.prompt, 80)}"
 
     @property
     def first_keys(self) -> dict[str, Any]:

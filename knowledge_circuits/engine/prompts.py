@@ -358,7 +358,8 @@ class PromptPairs:
     def name(self, number: int) -> str:
         """Return what a message calls an item: its number, from 1, and its subject or text where that is known."""
         row = self.rows[number] if self.rows else {}
-        known = row.get("clean_subject") or row.get("clean")
+        known = row.get("clean_subject") or row.get("clean") or ""
+        known = known if len(known) <= 80 else known[:77] + "..."
         return f"prompt {number + 1}" + (f" ({known})" if known else "")
 
 

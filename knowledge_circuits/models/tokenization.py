@@ -45,7 +45,8 @@ def load_tokenizer(
             name_or_path, trust_remote_code=trust_remote_code, revision=revision, cache_dir=cache_dir
         )
     except Exception as error:  # whatever a damaged file makes the library raise
-        raise InputError(f"{name_or_path}: no tokenizer could be loaded ({first_line(error)})") from error
+        what = "no tokenizer could be loaded" if Path(name_or_path).is_dir() else "no such folder, nor found on the hub"
+        raise InputError(f"{name_or_path}: {what} ({first_line(error)})") from error
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

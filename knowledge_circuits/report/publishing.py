@@ -210,7 +210,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = program_parser(__doc__)
     parser.add_argument("run", help="a run's folder, such as outputs/train/nano/default")
     parser.add_argument("--name", required=True, help="the model's repository, user/name")
-    parser.add_argument("--license", default="other", help="the hub's identifier of the license, such as mit (other)")
+    license_help = "the hub's identifier of the license, such as mit; default other"
+    parser.add_argument("--license", default="other", help=license_help)
     parser.add_argument("--public", action="store_true", help="make new repositories public; default private")
     parser.add_argument("--dry_run", action="store_true", help="send nothing, even with a token")
     return parser.parse_args()

@@ -66,14 +66,17 @@ def circuit_sizes(
         origins, groups: those whose circuits are evaluated.
 
     Raises:
-        InputError: there is no graph, or it has fewer edges.
+        InputError: a way of scoring has no graph, or the graph has fewer edges.
     """
-    folders = [folder for origin in origins for group in groups for folder in settings.scored_folders(origin, group)]
-    paths = [folder.graph() for folder in folders]
-    graph = next((read_graph(file) for path in paths if (file := find_graph(path))), None)
-    if graph is None:
-        raise InputError(f"{paths[0]}: no such graph, nor one of another chosen group; run circuit_discovery.py first")
-    edges = graph.layout.n_edges
+    of_groups = [settings.scored_folders(origin, group) for origin in origins for group in groups]
+    for folders in zip(*of_groups, strict=True):  # one way of scoring each
+        graphs = [graph for folder in folders if (graph := find_graph(folder.graph()))]
+        if not graphs:
+            raise InputError(
+                f"{folders[0].graph()}: no such graph, and none of another chosen group; run circuit_discovery.py "
+                "first, with the same data file and flags"
+            )
+    edges = read_graph(graphs[0]).layout.n_edges
     sizes = sorted(set(topn or [PAPER_TOPN.get(settings.model, edges // 4)]))
     if sizes[-1] > edges:
         only = f"the graph has only {edges} edges"
@@ -115,8 +118,9 @@ def find_origin(name: str, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
         if name in (str(checkpoint.step), checkpoint.name) or Path(name).absolute() == Path(checkpoint.path).absolute():
             return checkpoint
     if not Path(name).is_dir():
-        known = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
-        raise InputError(f"--circuit_from {name}: neither a checkpoint's folder nor one of the steps {known}")
+        known = ", ".join(str(checkpoint.step) for checkpoint in checkpoints if checkpoint.step is not None)
+        steps = f"one of the steps {known}" if known else f"a step of {checkpoints[0].path}, which has none"
+        raise InputError(f"--circuit_from {name}: neither a checkpoint's folder nor {steps}")
     origins = all_checkpoints(name)
     if len(origins) != 1 or origins[0].step is None:
         raise InputError(f"--circuit_from {name}: not one checkpoint-<step> folder")

@@ -97,13 +97,14 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--group_by", nargs="+", metavar="COLUMN", help=GROUP_BY_HELP)
     add("--pair_anew", action="store_true", help=_PAIR_ANEW_HELP)
-    add("--circuit_n", type=positive, default=300, help="most prompts per group; part of the output path (300)")
-    add("--batch_size", type=positive, default=32, help="prompts per pass; changes speed, memory and rounding (32)")
+    add("--circuit_n", type=positive, default=300, help="most prompts per group; part of the output path; default 300")
+    add("--batch_size", type=positive, default=32, help="prompts per pass: speed, memory and rounding; default 32")
     add("--method", type=choice(Method), default=Method.EAP_IG, help=f"{', '.join(Method)}; default EAP-IG")
     add("--gradient", type=choice(GradientRule), default=GradientRule.STANDARD, help=_GRADIENT_HELP)
     add("--metric", type=choice(Metric), default=Metric.LOGIT_DIFFERENCE, help=_METRIC_HELP)
     add("--ensemble", nargs="+", default=[], metavar="METHOD", help=_ENSEMBLE_HELP)
-    add("--format", choices=[suffix[1:] for suffix in GRAPH_SUFFIXES], default="json", help="of new graph files (json)")
+    formats = [suffix[1:] for suffix in GRAPH_SUFFIXES]
+    add("--format", choices=formats, default="json", help="of new graph files; default json")
     add(
         "--device_map",
         type=device_map,

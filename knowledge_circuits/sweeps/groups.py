@@ -16,7 +16,7 @@ from knowledge_circuits.engine.metrics import pairs_for
 from knowledge_circuits.engine.options import Metric
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.stability import Resampling
-from knowledge_circuits.files import InputError
+from knowledge_circuits.files import InputError, shortened
 from knowledge_circuits.manifest import fingerprint
 from knowledge_circuits.runs import Checkpoint
 from knowledge_circuits.study import FactGroup, Group, task_file
@@ -79,7 +79,7 @@ def read_groups(template: str, wanted: Sequence[Group], limit: int, quiet: bool 
             print(f"{group.group}: no prompts in {group.file}; skipped", file=sys.stderr)
     filled = [group for group in data if group.size]
     if not filled:
-        raise InputError(f"{template}: no prompts of any chosen group ({'; '.join(map(str, wanted))})")
+        raise InputError(f"{template}: no prompts of any chosen group; choose others, or make the data for more people")
     return filled
 
 
@@ -186,13 +186,13 @@ def read_fact_groups(
 def _say_matches(group: FactGroup, matched: MatchedFacts) -> None:
     pairs, unmatched = matched.pairs, matched.unmatched
     if unmatched:
-        names = ", ".join(f"{fact.where.rpartition(', ')[2]} ({fact.clean!r})" for fact in unmatched[:3])
+        names = ", ".join(f"{fact.where.rpartition(', ')[2]} ({shortened(fact.clean, 80)})" for fact in unmatched[:3])
         more = f" and {len(unmatched) - 3} more" if len(unmatched) > 3 else ""
         print(f"{group}: {len(unmatched)} without a corrupted prompt of as many tokens left out: {names}{more}")
     if matched.anew:
         print(f"{group}: {matched.anew} of {len(pairs)} pairs were paired anew")
     if same := sum(clean == corrupted for clean, corrupted in pairs.labels):
-        print(f"{group}: {same} of {len(pairs)} pairs have answers with the same first token: their logits are equal")
+        print(f"{group}: {same} of {len(pairs)} pairs have answers with the same first token: logit difference 0")
     if not len(pairs):
         print(f"{group}: no prompts left; skipped", file=sys.stderr)
 

@@ -56,6 +56,8 @@ def probe_callbacks(
     if arguments.stop_on is not None:
         stopping = StoppingRule(arguments.patience, arguments.skill_drop, arguments.stop_min_share)
     if not holds_questions(arguments.probe_file):
+        if arguments.probe_file.endswith(".csv"):
+            raise InputError(f"{arguments.probe_file}: no column 'question'; people are read from .jsonl")
         people = read_entities(arguments.probe_file)
         examples = fewer_examples([*arithmetic_examples(), *examples], arguments.skill_examples)
         probe = KnowledgeProbe(people, tokenizer, examples, texts, arguments.probe_max_facts)
