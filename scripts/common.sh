@@ -164,7 +164,7 @@ evaluate() { # arguments of circuit_eval.py...
 # Output: <task>_from_<step>_results.json beside the results of the checkpoints' own circuits.
 transfer_circuits() { # arguments of circuit_eval.py...
   local -a origins
-  read -ra origins -d '' < <(python -m knowledge_circuits.analysis.transferred_circuits "$RUN_FOLDER") || true
+  read -ra origins -d '' < <(python -m knowledge_circuits.analysis origins "$RUN_FOLDER") || true
   evaluate --circuit_from "${origins[@]}" "$@"
 }
 
@@ -235,7 +235,7 @@ figures() { # names...
 
 # Write the run's report.html and, beside it, the table of what was learned, summary.txt.
 report() {
-  python -m knowledge_circuits.analysis.summary "$RUN_FOLDER" >/dev/null &
+  python -m knowledge_circuits.analysis summary "$RUN_FOLDER" >/dev/null &
   local other=$!
   python report.py --run "$RUN_FOLDER"
   wait "$other"

@@ -8,4 +8,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-python -m knowledge_circuits.report.publishing "$@"
+python -m knowledge_circuits.report "$@"

@@ -132,14 +132,17 @@ STAGES = {
         *(
             Stage(
                 study,
+                (f"knowledge_circuits/analysis/__main__.py {study} mirrored/run --study studies/{study}{data}",),
+                after="mirrored",
+            )
+            for study, data in (
+                ("relevance", ""),
                 (
-                    f"knowledge_circuits/analysis/study_runs.py {study} mirrored/run --study studies/{study}"
+                    "depth",
                     f" --data_file {MIRRORED}/circuit_4/taught/{{task}}.jsonl"
                     f" --control_file {MIRRORED}/circuit_4/control/{{task}}.jsonl",
                 ),
-                after="mirrored",
             )
-            for study in ("relevance", "depth")
         ),
     )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,8 +97,9 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "pandas", "matplotlib", "scipy", "datasets"}
 PROGRAMS = sorted(
     str(path.relative_to(ROOT))
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]
-    if "run_program(" in path.read_text()
+    for pattern in ("*.py", "data/*.py", "knowledge_circuits/**/*.py")
+    for path in ROOT.glob(pattern)
+    if re.search(r"^    run_program\(", path.read_text(), re.MULTILINE)
 )
 
 

@@ -192,7 +192,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def program_line(line: str) -> str:
     """A command line of `python` as the path of a program and its arguments."""
     words = line.removeprefix("python ").split()
-    return " ".join([f"{words[1].replace('.', '/')}.py", *words[2:]] if words[0] == "-m" else words)
+    if words[0] != "-m":
+        return " ".join(words)
+    module = words[1].replace(".", "/")
+    program = f"{module}/__main__.py" if (ROOT / module).is_dir() else f"{module}.py"
+    return " ".join([program, *words[2:]])
 
 
 def test_the_study_s_scripts_train_all_strategies_and_their_page_has_them(study: Path):

@@ -13,6 +13,7 @@ from tiny_run import call
 
 from knowledge_circuits.files import InputError
 from knowledge_circuits.report import publishing
+from knowledge_circuits.report.__main__ import main
 from knowledge_circuits.runs import Run
 
 
@@ -47,7 +48,7 @@ def test_without_a_token_the_cards_are_written_and_nothing_is_sent(
 ) -> None:
     monkeypatch.setattr(publishing, "get_token", lambda: None)
     monkeypatch.setattr(publishing, "HfApi", lambda **_: pytest.fail("the hub was asked"))
-    assert call(publishing.main, [str(run.path), "--name", "user/tiny", "--license", "mit"]) == 0
+    assert call(main, [str(run.path), "--name", "user/tiny", "--license", "mit"]) == 0
     assert "nothing was sent: no token" in capsys.readouterr().out
     for name, first in ("dataset_card.md", "# Knowledge circuits of tiny/default"), ("model_card.md", "# tiny/default"):
         _, front, card = (run.path / "publish" / name).read_text().split("---\n", 2)
@@ -63,7 +64,7 @@ def test_with_a_token_graphs_and_the_last_checkpoint_are_sent_without_the_optimi
     Hub.commits = {}
     monkeypatch.setattr(publishing, "get_token", lambda: "secret")
     monkeypatch.setattr(publishing, "HfApi", Hub)
-    assert call(publishing.main, [str(run.path), "--name", "user/tiny"]) == 0
+    assert call(main, [str(run.path), "--name", "user/tiny"]) == 0
     model, data = Hub.commits["user/tiny"], Hub.commits["user/tiny-circuits"]
     assert {"README.md", "model.safetensors", "config.json", "tokenizer.json"} <= set(model)
     assert not any("optimizer" in name or "circuit_" in name for name in model)

@@ -149,7 +149,7 @@ def test_a_run_that_is_not_trained_to_its_end_is_left_out(folder: Path, tmp_path
     shutil.copytree(folder / "a" / "run", tmp_path / "run")
     shutil.rmtree(Run(tmp_path / "run").checkpoints()[-1].path)
     flags = f"{tmp_path}/run {tmp_path}/nowhere --study {tmp_path}/study"
-    command = f"knowledge_circuits/analysis/study_runs.py relevance {flags}"
+    command = f"knowledge_circuits/analysis/__main__.py relevance {flags}"
     status, output = finish(Stage("relevance", (command,)), tmp_path, tmp_path / "log")
     assert (status, output.count("left out"), (tmp_path / "study").exists()) == (0, 2, False)
 

@@ -97,6 +97,6 @@ def test_a_run_without_predictions_is_refused_with_the_remedy(tmp_path: Path) ->
 
 def test_the_program_prints_the_table_and_keeps_it_in_the_run(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    program = [sys.executable, "-m", "knowledge_circuits.analysis.summary", str(run.path)]
+    program = [sys.executable, "-m", "knowledge_circuits.analysis", "summary", str(run.path)]
     printed = subprocess.run(program, capture_output=True, text=True, check=True).stdout
     assert printed == (run.path / "summary.txt").read_text() == summary_text(run)

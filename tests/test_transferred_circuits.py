@@ -9,7 +9,8 @@ from synthetic_run import Truth, write_run
 from tiny_run import call
 
 from knowledge_circuits.analysis import findings, run_circuits
-from knowledge_circuits.analysis.transferred_circuits import main, origin_steps
+from knowledge_circuits.analysis.__main__ import main
+from knowledge_circuits.analysis.transferred_circuits import origin_steps
 from knowledge_circuits.runs import Run
 
 
@@ -38,7 +39,7 @@ def test_a_short_run_has_no_break_and_two_origins(tmp_path: Path) -> None:
 def test_the_program_prints_steps_that_circuit_eval_takes(
     synthetic_run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(main, [str(synthetic_run.path)]) == 0
+    assert call(main, ["origins", str(synthetic_run.path)]) == 0
     said = capsys.readouterr()
     steps = [int(line) for line in said.out.splitlines()]
     assert len(steps) == 4
@@ -48,5 +49,5 @@ def test_the_program_prints_steps_that_circuit_eval_takes(
 
 def test_a_run_without_circuits_is_told_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "nano" / "bare", Truth(epochs=1), circuits=False)
-    assert call(main, [str(run.path)]) == 1
+    assert call(main, ["origins", str(run.path)]) == 1
     assert "circuit_discovery.py" in capsys.readouterr().err

@@ -25,6 +25,7 @@
     document_claims       claims about training on documents, judged on a study
     fact_circuits         how circuits of one's own facts change between checkpoints
     summary               the table that scripts/reproduce.sh ends with
+    __main__              the commands summary, origins, facts, relevance and depth
 
 May import: `training`, `corpus`, `engine`, `models` and the shared vocabulary. Draws nothing.
 """

@@ -11,7 +11,7 @@ checkpoint to the next, for each group:
 The table goes to circuits.csv in the run's folder. What was measured stays beside each checkpoint (fact_circuits.npz,
 with a manifest), so that an interrupted measurement goes on.
 
-    python -m knowledge_circuits.analysis.fact_circuits outputs/train/gpt2/full --data_file pairs.csv --group_by kind
+    python -m knowledge_circuits.analysis facts outputs/train/gpt2/full --data_file pairs.csv --group_by kind
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tqdm import tqdm
 
 from knowledge_circuits.analysis import timeline
 from knowledge_circuits.analysis.study_runs import TOP_SHARE, MeasuredCircuits, MeasuredGroup, circuit_and_halves
-from knowledge_circuits.command_line import HelpFormatter, positive, program_parser, run_program
 from knowledge_circuits.engine import floors, topology
 from knowledge_circuits.engine.weights import load_decoder
-from knowledge_circuits.files import InputError, atomic_write, read_bytes
+from knowledge_circuits.files import InputError, read_bytes
 from knowledge_circuits.manifest import fingerprint
 from knowledge_circuits.models.loading import weights_digest
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Checkpoint, Run
+from knowledge_circuits.sweeps.flags import MEASURED_BATCH, MEASURED_PAIRS
 from knowledge_circuits.sweeps.groups import FactGroupData, read_fact_groups
 
 CIRCUIT_COLUMNS = (
@@ -55,9 +55,9 @@ class Pairs:
 
     file: str
     group_by: Sequence[str] | None = None
-    limit: int = 20
+    limit: int = MEASURED_PAIRS
     pair_anew: bool = False
-    batch_size: int = 8
+    batch_size: int = MEASURED_BATCH
 
     @property
     def key(self) -> str:
@@ -120,28 +120,3 @@ def _measure_group(decoder: Any, tokenizer: Any, group: FactGroupData, batch_siz
         "split_half_jaccard": floors.split_half_jaccard(halves),
     }
     return row, topology.membership(circuit), halves
-
-
-def main() -> None:
-    parser = program_parser(__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
-    add = parser.add_argument
-    add("runs", nargs="+", help="folders of runs")
-    add("--data_file", required=True, help="prompt pairs (docs/formats.md)")
-    add("--group_by", nargs="+", metavar="COLUMN", help="grouping columns; default: group, or all in one")
-    add("--circuit_n", type=positive, default=Pairs.limit, help="pairs per group at most")
-    add("--pair_anew", action="store_true", help="give pairs of unequal length another partner of their group")
-    add("--batch_size", type=positive, default=Pairs.batch_size, help="most prompts per pass")
-    arguments = parser.parse_args()
-    pairs = Pairs(
-        arguments.data_file, arguments.group_by, arguments.circuit_n, arguments.pair_anew, arguments.batch_size
-    )
-    for folder in arguments.runs:
-        run = timeline.find_run(folder)
-        table = circuit_table(run, pairs)
-        with atomic_write(run.path / "circuits.csv") as file:
-            table.to_csv(file, index=False, float_format="%.6g")
-        print(f"{len(table):,} rows: {run.path / 'circuits.csv'}")
-
-
-if __name__ == "__main__":
-    run_program(main)

@@ -9,7 +9,7 @@ depth       every checkpoint's circuits become circuits.csv, in three steps:
             Steps 1 and 2 are saved beside the checkpoint (study_circuits.npz), so that an interrupted measurement goes
             on where it was.
 
-python -m knowledge_circuits.analysis.study_runs depth outputs/train/depth/seed_0 --study docs/studies/depth
+python -m knowledge_circuits.analysis depth outputs/train/depth/seed_0 --study docs/studies/depth ...
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from knowledge_circuits.analysis.study_tables import (
     finished,
     write_study_run,
 )
-from knowledge_circuits.command_line import choice, program_parser, run_program
 from knowledge_circuits.corpus.mirrored import PAST, TAUGHT
 from knowledge_circuits.corpus.prompt_pairs import group_pairs, read_circuit_data
 from knowledge_circuits.engine import floors, topology
@@ -317,33 +316,23 @@ def depth_table(run: Run, data_files: Mapping[People, str]) -> pd.DataFrame:
     return circuit_table(measured)
 
 
-def main() -> None:
-    parser = program_parser(__doc__)
-    parser.add_argument("kind", type=choice(StudyKind, tuple(StudyKind)), help="relevance or depth")
-    parser.add_argument("runs", nargs="+", help="folders of runs; those not trained to their end are left out")
-    parser.add_argument("--study", required=True, help="the study's folder; tables go to its runs/<run>")
-    parser.add_argument("--data_file", help="depth: circuit data of the taught people, with {task}")
-    parser.add_argument("--control_file", help="depth: circuit data of people who are never taught, with {task}")
-    arguments = parser.parse_args()
+def measure_runs(kind: StudyKind, runs: Sequence[str], study: Path, files: Mapping[People, str]) -> None:
+    """Measure the runs that are trained to their end and not in the study yet, and print where their tables are.
+
+    Args:
+        runs: folders.
+        study: the study's folder.
+        files: depth: circuit data of the people, with {task}.
+    """
     torch.set_num_threads(1)
-    for folder in arguments.runs:
+    for folder in runs:
         run = Run(Path(folder))
         if not run.checkpoints_folder.is_dir() or not is_finished(Path(run.checkpoints()[-1].path)):
             print(f"{folder}: not trained to its end; left out")
             continue
-        described = study_run(run, arguments.kind)
-        if finished(Path(arguments.study), described):
+        described = study_run(run, kind)
+        if finished(study, described):
             print(f"{folder}: measured before")
             continue
-        if arguments.kind is StudyKind.RELEVANCE:
-            table = fact_table(run)
-        else:
-            if not (arguments.data_file and arguments.control_file):
-                raise InputError("a depth study needs --data_file and --control_file")
-            files = {People.TAUGHT: arguments.data_file, People.CONTROL: arguments.control_file}
-            table = depth_table(run, files)
-        print(f"{len(table):,} rows: {write_study_run(Path(arguments.study), described, table)}")
-
-
-if __name__ == "__main__":
-    run_program(main)
+        table = fact_table(run) if kind is StudyKind.RELEVANCE else depth_table(run, files)
+        print(f"{len(table):,} rows: {write_study_run(study, described, table)}")

@@ -1,6 +1,6 @@
 """What a run learned, as a small table of text: the last words of scripts/reproduce.sh.
 
-    python -m knowledge_circuits.analysis.summary outputs/train/nano/default
+    python -m knowledge_circuits.analysis summary outputs/train/nano/default
 
 One row per type and frequency band: first-token accuracy of the queries at the first, the middle and the last
 checkpoint, whole-answer accuracy at the last one, and there the mean faithfulness of the tasks' circuits. Where only
@@ -10,15 +10,12 @@ printed and saved as summary.txt in the run.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 
 from knowledge_circuits.analysis.circuit_tables import last_checkpoint
 from knowledge_circuits.analysis.learning_tables import past_predictions, predictions
-from knowledge_circuits.analysis.timeline import find_run, run_name
-from knowledge_circuits.command_line import program_parser, run_program
-from knowledge_circuits.files import InputError, atomic_write
+from knowledge_circuits.analysis.timeline import run_name
+from knowledge_circuits.files import InputError
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Band, KnowledgeType
 
@@ -86,17 +83,3 @@ def _rows(table: pd.DataFrame) -> list[str]:
         cells = "".join(f" {'-' if pd.isna(value) else format(value, '.2f'):>12}" for value in row.iloc[1:])
         lines.append(f"{KnowledgeType(kind).symbol:8} {band:7} {int(row['people']):6d}{cells}")
     return lines
-
-
-def main() -> None:
-    parser = program_parser(__doc__)
-    parser.add_argument("run", help="the run's folder, such as outputs/train/nano/default")
-    run = find_run(parser.parse_args().run)
-    text = summary_text(run)
-    with atomic_write(Path(run.path) / "summary.txt") as file:
-        file.write(text)
-    print(text, end="")
-
-
-if __name__ == "__main__":
-    run_program(main)

@@ -2,7 +2,7 @@
 
 Between checkpoints, a test of the paper's phase shift:
 
-    python -m knowledge_circuits.analysis.transferred_circuits outputs/train/nano/default
+    python -m knowledge_circuits.analysis origins outputs/train/nano/default
 
 prints the steps of up to four checkpoints, the origins: the first, the last one before the break point of circuit
 entropy, the first one after it, and the last (steps on stdout, descriptions on stderr). `circuit_eval.py
@@ -17,7 +17,6 @@ circuit or many?
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -28,9 +27,8 @@ from typing_extensions import TypedDict
 
 from knowledge_circuits.analysis.circuit_settings import Setting, main_setting
 from knowledge_circuits.analysis.findings import fit_phase_shift
-from knowledge_circuits.analysis.run_circuits import Circuits, read_circuits
-from knowledge_circuits.analysis.timeline import epochs, find_run
-from knowledge_circuits.command_line import program_parser, run_program
+from knowledge_circuits.analysis.run_circuits import Circuits
+from knowledge_circuits.analysis.timeline import epochs
 from knowledge_circuits.files import InputError
 from knowledge_circuits.records import RECORD, Count, shape
 from knowledge_circuits.runs import PATCHING, Run
@@ -159,21 +157,3 @@ def origin_steps(run_circuits: Circuits, seed: int = 0) -> dict[str, int]:
     if len(run_circuits.steps) > 1:
         steps["the last"] = run_circuits.steps[-1]
     return steps
-
-
-def main() -> None:
-    parser = program_parser(__doc__)
-    parser.add_argument("run", help="the run's folder, such as outputs/train/nano/default")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
-    arguments = parser.parse_args()
-    run_circuits = read_circuits(find_run(arguments.run))
-    if run_circuits is None:
-        raise InputError(f"{arguments.run}: no circuits yet; run circuit_discovery.py and circuit_eval.py first")
-    epoch_of = dict(zip(run_circuits.steps, run_circuits.epochs, strict=True))
-    for description, step in origin_steps(run_circuits, arguments.seed).items():
-        print(f"origin of transferred circuits: {description}, epoch {epoch_of[step]:g}", file=sys.stderr)
-        print(step)
-
-
-if __name__ == "__main__":
-    run_program(main)

@@ -185,7 +185,7 @@ def reconfiguration(study: DocumentStudy) -> Figure:
     """Turnover of the circuits' edges from probe to probe and its split-half floor, by strategy."""
     table = circuit_tables(study).dropna(subset=["turnover"])
     if table.empty:
-        message = "No circuits yet: analysis.fact_circuits measures them."
+        message = "No circuits yet: python -m knowledge_circuits.analysis facts measures them."
         return style.missing("Circuits over epochs", message, study.name)
     title, note = "How much circuits change from checkpoint to checkpoint", "mean over groups of prompts and seeds"
     figure, panels = _strategy_panels(title, table, "1 - edge Jaccard", f"{style.plain(study.name)}: {note}")

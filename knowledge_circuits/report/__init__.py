@@ -15,6 +15,7 @@
     study               a designed study: a verdict per finding
     documents           runs on documents with questions: a verdict per claim
     publishing          a run's results and a checkpoint, each with a card, for a hub
+    __main__            the command that publishes
     templates/          the page's HTML, CSS and JavaScript
 
 May import everything below; nothing imports it but the program report.py.

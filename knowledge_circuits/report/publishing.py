@@ -1,6 +1,6 @@
 """Publish a run: its graphs and results as a data set, a checkpoint as a model, each with a card.
 
-    python -m knowledge_circuits.report.publishing outputs/train/nano/default --name user/nano-knowledge
+    python -m knowledge_circuits.report outputs/train/nano/default --name user/nano-knowledge
 
 The data set `<name>-circuits` gets what was saved beside the checkpoints: graphs, circuits, results, predictions and
 their manifests, and the run's own files. The model `<name>` gets the last checkpoint's weights and tokenizer, without
@@ -10,7 +10,6 @@ optimizer state. Cards are written to the run's folder `publish/`, from the run'
 
 from __future__ import annotations
 
-import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from knowledge_circuits.analysis import circuit_tables, learning_tables, timeline
 from knowledge_circuits.analysis.circuit_settings import names_of_groups
-from knowledge_circuits.command_line import program_parser, run_program
 from knowledge_circuits.files import InputError, atomic_write, first_line
 from knowledge_circuits.models.loading import weight_files
 from knowledge_circuits.report.page import configuration
@@ -206,32 +204,25 @@ def push(publication: Publication, api: HfApi, private: bool) -> str:
     return str(address)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = program_parser(__doc__)
-    parser.add_argument("run", help="a run's folder, such as outputs/train/nano/default")
-    parser.add_argument("--name", required=True, help="the model's repository, user/name")
-    license_help = "the hub's identifier of the license, such as mit; default other"
-    parser.add_argument("--license", default="other", help=license_help)
-    parser.add_argument("--public", action="store_true", help="make new repositories public; default private")
-    parser.add_argument("--dry_run", action="store_true", help="send nothing, even with a token")
-    return parser.parse_args()
+def publish(folder: str, name: str, license_: str = "other", public: bool = False, dry_run: bool = False) -> None:
+    """Send a run's two repositories to the hub, or without a token print what would be sent.
 
-
-def main() -> None:
-    args = parse_arguments()
-    token = None if args.dry_run else get_token()
-    for publication in publications(timeline.find_run(args.run), args.name, args.license):
+    Args:
+        folder: the run's.
+        name: the model's repository, user/name.
+        license_: the hub's identifier of the license.
+        public: make new repositories public.
+        dry_run: send nothing, even with a token.
+    """
+    token = None if dry_run else get_token()
+    for publication in publications(timeline.find_run(folder), name, license_):
         print(publication)
         if token:
-            print(push(publication, HfApi(token=token), not args.public))
+            print(push(publication, HfApi(token=token), not public))
         else:
             for file in publication.files[:5]:
                 print(f"  {file.relative_to(publication.root)}")
             if len(publication.files) > 5:
                 print(f"  and {len(publication.files) - 5} more")
     if not token:
-        print("nothing was sent: " + ("--dry_run" if args.dry_run else "no token (HF_TOKEN or hf auth login)"))
-
-
-if __name__ == "__main__":
-    run_program(main)
+        print("nothing was sent: " + ("--dry_run" if dry_run else "no token (HF_TOKEN or hf auth login)"))

@@ -20,6 +20,9 @@ from knowledge_circuits.files import InputError
 from knowledge_circuits.runs import GRAPH_SUFFIXES, Checkpoint, CircuitFolder, method_name
 from knowledge_circuits.study import TASKS, AnyGroup, Attribute, Band, Group, KnowledgeType, groups
 
+#: Pairs per group, and prompts per pass, of one's own facts whose circuits are measured at every checkpoint.
+MEASURED_PAIRS, MEASURED_BATCH = 20, 8
+
 
 class Context(StrEnum):
     """Which documents stand in the prompt of a question; see `answers`."""

@@ -16,6 +16,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 pairs=(--circuit_n "$CIRCUIT_N" --model_name_or_path "$CHECKPOINTS/checkpoint-0")
 data circuits_data_generation --model depth "${pairs[@]}"
 data circuits_data_generation --model depth-control --untaught --rare_length 1 "${pairs[@]}"
-python -m knowledge_circuits.analysis.study_runs depth "$RUN_FOLDER" --study outputs/studies/depth \
+python -m knowledge_circuits.analysis depth "$RUN_FOLDER" --study outputs/studies/depth \
   --data_file "$DATA/circuit_$CIRCUIT_N/depth/{task}.jsonl" \
   --control_file "$DATA/circuit_$CIRCUIT_N/depth-control/{task}.jsonl"

@@ -26,7 +26,7 @@ for strategy in ${@:-$STRATEGIES}; do
       --per_device_train_batch_size "$DEVICE_BATCH" --save_strategy epoch --logging_steps 1 --disable_tqdm True \
       --report_to "$REPORT_TO" ${flags[@]+"${flags[@]}"}
     echo "== $run: circuits"
-    python -m knowledge_circuits.analysis.fact_circuits "$run" --data_file "$DATA/pairs.csv" --group_by frequency \
+    python -m knowledge_circuits.analysis facts "$run" --data_file "$DATA/pairs.csv" --group_by frequency \
       --circuit_n "$CIRCUIT_N"
   done
 done

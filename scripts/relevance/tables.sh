@@ -9,4 +9,4 @@ for seed in $SEEDS; do
   for dose in $DOSES; do
     for mirror in a b; do echo "outputs/train/relevance/seed_$seed-dose_$dose-mirror_$mirror"; done
   done
-done | xargs python -m knowledge_circuits.analysis.study_runs relevance --study outputs/studies/relevance
+done | xargs python -m knowledge_circuits.analysis relevance --study outputs/studies/relevance
