@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Check the project: ruff, import contract, mypy and all tests.
 #
-#   bash scripts/test.sh              9 to 10 minutes on 2 CPU cores; the first time 2 minutes more to install
+#   bash scripts/test.sh              7 to 10 minutes on 2 CPU cores; the first time 2 minutes more to install
 #   bash scripts/test.sh --slow       also the SmolLM2 pipeline and the tests that kill programs: about an hour
 #   bash scripts/test.sh -k packing   further arguments are passed on to pytest
 #   bash scripts/test.sh --cov=knowledge_circuits --cov-fail-under=90   also line coverage; a quarter slower
