@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 RESAMPLES = 2000
 #: A difference of mean levels over training smaller than this is taken as none.
 NEGLIGIBLE = 0.01
-#: What is said of a two-segment fit whose break need not be where the curve bends (`curves.at_edge`).
+#: What is said of a two-segment fit whose break need not be where the curve bends (`TwoSegmentFit.at_edge`).
 EDGE = "break at the edge of the search"
 BEND_GAIN = "BIC, best smooth shape - two segments"
 #: Fewer layers that change at all do not make an order.
