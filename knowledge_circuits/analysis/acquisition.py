@@ -7,8 +7,6 @@ so `hold_table` gives them for 1 to 8. Being known at the last probe says nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
@@ -25,7 +23,7 @@ HOLD = 5
 BEYOND_TRENDS = "changes beyond the trends"
 
 
-def held_epochs(known: Mask, epochs: ArrayLike, hold: int = HOLD) -> Floats:
+def held_epochs(known: Mask, epochs: ArrayLike, hold: int) -> Floats:
     """Return the epoch from which each fact is first known at `hold` probes in a row.
 
     Args:
@@ -55,12 +53,8 @@ def share_of_ever_known(known: Mask, counts: ArrayLike) -> float:
     return float(np.sum(counts) / ever) if ever else np.nan
 
 
-def hold_table(known: Mask, holds: Iterable[int] = range(1, 9)) -> pd.DataFrame:
-    """Return how many facts are held, by the number of probes in a row that it takes.
-
-    Args:
-        known: [facts, probes].
-        holds: the numbers to try.
+def hold_table(known: Mask) -> pd.DataFrame:
+    """Return how many facts of `known` [facts, probes] are held, by the number of probes in a row that it takes.
 
     Returns:
         One row per number: hold; held (ever), held_at_end (known at the last `hold` probes), lost (held once, not at
@@ -69,7 +63,7 @@ def hold_table(known: Mask, holds: Iterable[int] = range(1, 9)) -> pd.DataFrame:
     """
     in_a_row = known_in_a_row(known)
     rows = []
-    for hold in holds:
+    for hold in range(1, 9):
         held = np.isfinite(held_epochs(known, np.arange(known.shape[1]), hold))
         counts = {
             "held": held,
