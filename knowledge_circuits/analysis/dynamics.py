@@ -166,19 +166,9 @@ def known_to_end_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]:
     return np.where(in_a_row > 0, times[np.minimum(known.shape[1] - in_a_row, known.shape[1] - 1)], np.nan)
 
 
-def known_to_end_share(known: Known) -> float:
-    """Return the share of ever-known facts that the last probe finds known; NaN where nothing was ever known."""
-    return share_of_ever_known(known, known[:, -1])
-
-
 def forgetting_events(known: Known) -> NDArray[np.int64]:
     """Return how often each fact [facts] was known at one probe and unknown at the next."""
     return (known[:, :-1] & ~known[:, 1:]).sum(axis=1)
-
-
-def non_monotonic_share(known: Known) -> float:
-    """Return the share of ever-known facts that were forgotten at least once; NaN where nothing was ever known."""
-    return share_of_ever_known(known, forgetting_events(known) > 0)
 
 
 def acquisition_window(known: Known, epochs: ArrayLike, low: float = 0.1, high: float = 0.9) -> tuple[float, float]:
@@ -228,6 +218,7 @@ def describe_groups(history: FactHistory, by: Sequence[str] = ("type", "band")) 
     rows = []
     for names, rows_of_group in _groups(history.facts, by):
         known = history.known[rows_of_group]
+        forgotten = forgetting_events(known)
         start, end = acquisition_window(known, history.epochs)
         acquired = acquisition_epochs(known, history.epochs)
         rows.append(
@@ -236,10 +227,10 @@ def describe_groups(history: FactHistory, by: Sequence[str] = ("type", "band")) 
                 "facts": len(known),
                 "ever_known": float(known.any(axis=1).mean()),
                 "known_at_end": float(known[:, -1].mean()),
-                "known_to_end": known_to_end_share(known),
+                "known_to_end": share_of_ever_known(known, known[:, -1]),
                 "held": share_of_ever_known(known, known_in_a_row(known) >= HOLD),
-                "forgetting_events": share_of_ever_known(known, forgetting_events(known)),
-                "non_monotonic": non_monotonic_share(known),
+                "forgetting_events": share_of_ever_known(known, forgotten),
+                "non_monotonic": share_of_ever_known(known, forgotten > 0),
                 "acquisition": float(np.nanmedian(acquired)) if known.any() else math.nan,
                 "window_start": start,
                 "window_end": end,

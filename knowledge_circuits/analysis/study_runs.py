@@ -223,15 +223,13 @@ def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> Measure
         pairs: the group's prompts, the same at every checkpoint.
     """
     scored, circuit, halves = circuit_and_halves(decoder, pairs)
-    others = [prune(top_n(scored, round(share * scored.layout.n_edges))) for share in floors.SIZE_SHARES]
+    sizes = [circuit, *(prune(top_n(scored, round(share * scored.layout.n_edges))) for share in floors.SIZE_SHARES)]
     is_random = epoch % RANDOM_EVERY == 0
     randoms = floors.random_circuits(scored.layout, circuit.n_edges, decoder.d_model) if is_random else []
-    main, *evaluations = evaluate(decoder, [circuit, *others, *randoms], pairs)
-    gap = (main.clean - main.corrupted).numpy()
-    mean, low, high = floors.mean_interval(gap)
-    measured = zip((circuit, *others), (main, *evaluations), strict=False)
-    curve = dict(sorted((c.n_edges, _value(e.faithfulness)) for c, e in measured if c.n_edges))
-    random_faithfulness = [_value(evaluation.faithfulness) for evaluation in evaluations[len(others) :]]
+    main, *others = evaluate(decoder, [*sizes, *randoms], pairs)
+    mean, low, high = floors.mean_interval((main.clean - main.corrupted).numpy())
+    faithfulness = np.array([one.faithfulness for one in (main, *others)], dtype=float)  # None becomes NaN
+    curve = dict(sorted((c.n_edges, value) for c, value in zip(sizes, faithfulness, strict=False) if c.n_edges))
     random_hits = [one.hit_at_10 for one in standalones(decoder, randoms, pairs)]
     row = {
         "prompts": len(pairs),
@@ -240,21 +238,17 @@ def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> Measure
         "entropy": topology.circuit_entropy(circuit),
         "edges_for_90": floors.edges_for(list(curve), list(curve.values())) if curve else np.nan,
         "centroid": floors.layer_centroid(circuit),
-        "faithfulness": _value(main.faithfulness),
+        "faithfulness": float(faithfulness[0]),
         "clean_minus_corrupted": mean,
         "cmc_low": low,
         "cmc_high": high,
         "split_half_jaccard": floors.split_half_jaccard(halves),
-        "random_faithfulness": float(np.mean(random_faithfulness)) if randoms else np.nan,
+        "random_faithfulness": float(np.mean(faithfulness[len(sizes) :])) if randoms else np.nan,
         "random_hit10": float(np.mean(random_hits)) if randoms else np.nan,
         "hit10": standalone(decoder, circuit, pairs).hit_at_10,
         **{f"layer_{layer}": float(x) for layer, x in enumerate(topology.edge_activation_ratio(circuit))},
     }
     return row, topology.membership(circuit), halves
-
-
-def _value(faithfulness: float | None) -> float:
-    return np.nan if faithfulness is None else faithfulness
 
 
 def measure_checkpoint(checkpoint: Checkpoint, epoch: float, data_files: Mapping[People, str]) -> MeasuredCircuits:
@@ -320,8 +314,6 @@ def measure_runs(kind: StudyKind, runs: Sequence[str], study: Path, files: Mappi
     """Measure the runs that are trained to their end and not in the study yet, and print where their tables are.
 
     Args:
-        runs: folders.
-        study: the study's folder.
         files: depth: circuit data of the people, with {task}.
     """
     torch.set_num_threads(1)
