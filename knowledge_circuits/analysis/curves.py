@@ -101,11 +101,8 @@ class TwoSegmentFit:
 
 
 def two_segment_fit(x: ArrayLike, y: ArrayLike) -> TwoSegmentFit:
-    """Fit a line that bends once to each curve y [..., n] over x [n], n of at least 6, by least squares.
-
-    Break points lie on a grid. At least three points lie on either side of the break, or on it, so that no single
-    checkpoint makes a segment.
-    """
+    """Fit a line that bends once to each curve y [..., n] over x [n], n of at least 6, by least squares over a grid of
+    break points."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if len(x) < FEWEST_POINTS:
         raise ValueError(f"a two-segment fit needs at least {FEWEST_POINTS} checkpoints, not {len(x)}")
@@ -139,11 +136,7 @@ _CORRELATIONS = (0.0, 0.2, 0.4, 0.6, 0.8)
 
 @dataclass(frozen=True)
 class ShapeComparison:
-    """How well each shape describes each curve.
-
-    Attributes:
-        bic: by shape, in the shape of the curves' leading axes; smaller is better.
-    """
+    """The BIC of each shape for each curve, in the shape of the curves' leading axes; smaller is better."""
 
     bic: Mapping[Shape, Floats]
 
@@ -164,10 +157,7 @@ class ShapeComparison:
 
 
 def compare_shapes(x: ArrayLike, y: ArrayLike) -> ShapeComparison:
-    """Fit every shape to each curve y [..., n] over x [n] by maximum likelihood.
-
-    Non-linear parameters are taken from grids. n is at least `FEWEST_FOR_SHAPES`.
-    """
+    """Fit every shape to each curve y [..., n] over x [n] by maximum likelihood over grids of non-linear parameters."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     n = len(x)
     if n < FEWEST_FOR_SHAPES:
@@ -237,10 +227,9 @@ def _residuals(designs: Floats, curves: Floats) -> Floats:
 
 
 def half_change(x: ArrayLike, y: ArrayLike) -> Floats:
-    """Return the first epoch [...] at which each curve y [..., n] over x [n] has made half of its way.
+    """Return the first epoch [...] at which each curve y [..., n] over x [n] has made half of its change.
 
-    Its way goes from its first to its last value. Between two checkpoints the curve is taken as straight. A curve that
-    ends where it began has no such epoch (NaN).
+    It is straight between checkpoints. NaN where it ends where it began.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     change = y[..., -1:] - y[..., :1]

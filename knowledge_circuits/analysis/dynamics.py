@@ -50,13 +50,7 @@ TEXT_COLUMNS = ["step", "epoch", "text", "perplexity"]
 
 @dataclass(frozen=True)
 class Dynamics:
-    """A run's probe records as tidy tables, in the order of the file.
-
-    Attributes:
-        facts: one row per probe and fact, see FACT_COLUMNS.
-        skills: one row per probe and skill, see SKILL_COLUMNS.
-        texts: one row per probe and text, see TEXT_COLUMNS.
-    """
+    """A run's probe records in the order of the file: a row per probe and fact, skill or text (columns above)."""
 
     facts: pd.DataFrame
     skills: pd.DataFrame
@@ -132,11 +126,7 @@ def run_dynamics(run: Run) -> Dynamics:
 
 
 def fact_history(facts: pd.DataFrame) -> FactHistory:
-    """Arrange a table of fact probes as a matrix.
-
-    Args:
-        facts: see FACT_COLUMNS; every probe asks for the same facts. No rows make a history without facts and probes.
-    """
+    """Arrange a table of fact probes, which all ask for the same facts, as a matrix; without rows it is empty."""
     wide = facts.pivot(index=["full_name", "attribute"], columns="step", values="correct")
     first = facts[facts["step"] == facts["step"].min()].set_index(["full_name", "attribute"]).loc[wide.index]
     described = first[["type", "band", "frequency", "token_prob"]].rename(columns={"token_prob": "base_prob"})
@@ -171,22 +161,16 @@ def forgetting_events(known: Known) -> NDArray[np.int64]:
     return (known[:, :-1] & ~known[:, 1:]).sum(axis=1)
 
 
-def acquisition_window(known: Known, epochs: ArrayLike, low: float = 0.1, high: float = 0.9) -> tuple[float, float]:
-    """Return the epochs by which 10% and 90% of all acquisitions have been made.
+def acquisition_window(known: Known, epochs: ArrayLike) -> tuple[float, float]:
+    """Return the epochs by which 10% and 90% of all acquisitions have been made; NaN twice where nothing was acquired.
 
     Facts that the first probe finds known were not acquired in training and do not count.
-
-    Args:
-        low, high: the shares at which the window opens and closes.
-
-    Returns:
-        Its first and last epoch; NaN twice where nothing was acquired.
     """
-    acquired = np.sort(acquisition_epochs(known, epochs)[known.any(axis=1) & ~known[:, 0]])
+    acquired = acquisition_epochs(known, epochs)[known.any(axis=1) & ~known[:, 0]]
     if not len(acquired):
         return math.nan, math.nan
-    ends = [acquired[max(math.ceil(share * len(acquired) - 1e-9), 1) - 1] for share in (low, high)]
-    return float(ends[0]), float(ends[1])
+    start, end = np.quantile(acquired, (0.1, 0.9), method="inverted_cdf")
+    return float(start), float(end)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------

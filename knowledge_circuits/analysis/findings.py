@@ -151,11 +151,8 @@ def describe(
     past_predictions: pd.DataFrame | None = None,
 ) -> tuple[Finding, Finding, Finding]:
     """Return all three findings as one run shows them; one whose tables are empty says so."""
-    return (
-        relevance(predictions, circuit_predictions, past_predictions),
-        phase_shift(circuits),
-        deep_to_shallow(circuits),
-    )
+    of_people = relevance(predictions, circuit_predictions, past_predictions)
+    return of_people, phase_shift(circuits), deep_to_shallow(circuits)
 
 
 # --- 1. relevance -----------------------------------------------------------------------------------------------------
@@ -192,39 +189,29 @@ def relevance(
     reason = "Mean over training, K_rel minus K_compl, all bands: " + "; ".join(
         f"{s.name} {s.interval}" for s in pooled
     )
-    known = _past_known(past_predictions)
     said = "Whether the model still knows the past of K_rel people was not asked."
-    if known is not None:
-        said = f"First-token accuracy of the past facts of K_rel people is {known.estimate:.2f} or more at every epoch."
-    return Finding(title, claim, Verdict.ONE_RUN, f"{reason}. {said}", (*statistics, *([known] if known else [])))
-
-
-def _past_known(past_predictions: pd.DataFrame | None) -> Statistic | None:
-    """Return the least first-token accuracy of past facts over all checkpoints; None where none were asked for."""
-    if past_predictions is None or past_predictions.empty:
-        return None
-    least = float(past_predictions.groupby("step")["first_token_correct"].mean().min())
-    return Statistic("past facts known (first token), least of all epochs", "K_rel", least)
+    if past_predictions is not None and len(past_predictions):
+        least = float(past_predictions.groupby("step")["first_token_correct"].mean().min())
+        said = f"First-token accuracy of the past facts of K_rel people is {least:.2f} or more at every epoch."
+        statistics.append(Statistic("past facts known (first token), least of all epochs", "K_rel", least))
+    return Finding(title, claim, Verdict.ONE_RUN, f"{reason}. {said}", tuple(statistics))
 
 
 def _relevance_of(name: str, table: pd.DataFrame, column: str, generator: np.random.Generator) -> list[Statistic]:
     """Return the difference in each band that has both types, and their mean."""
-    statistics: list[Statistic] = []
-    differences, samples = [], []
-    label = f"{name}, K_rel - K_compl"
+    parts: dict[str, tuple[float, Floats]] = {}
     for band in Band:
-        levels = [_levels(table, column, knowledge, band) for knowledge in (KnowledgeType.REVISED, KnowledgeType.NEW)]
-        if min(map(len, levels)) == 0:
-            continue
-        known, unknown = levels
-        sampled = _resampled_means(known, generator) - _resampled_means(unknown, generator)
-        differences.append(float(known.mean() - unknown.mean()))
-        samples.append(sampled)
-        statistics.append(Statistic(label, str(band), differences[-1], *_interval(sampled), "above 0"))
-    if statistics:
-        interval = _interval(np.mean(samples, axis=0))
-        statistics.append(Statistic(label, "all bands", float(np.mean(differences)), *interval, "above 0"))
-    return statistics
+        known, unknown = (_levels(table, column, kind, band) for kind in (KnowledgeType.REVISED, KnowledgeType.NEW))
+        if len(known) and len(unknown):
+            samples = _resampled_means(known, generator) - _resampled_means(unknown, generator)
+            parts[str(band)] = float(known.mean() - unknown.mean()), samples
+    if parts:
+        differences, resampled = zip(*parts.values(), strict=True)
+        parts["all bands"] = float(np.mean(differences)), np.mean(resampled, axis=0)
+    return [
+        Statistic(f"{name}, K_rel - K_compl", where, difference, *_interval(samples), "above 0")
+        for where, (difference, samples) in parts.items()
+    ]
 
 
 def _levels(table: pd.DataFrame, column: str, knowledge: KnowledgeType, band: Band) -> Floats:
@@ -355,7 +342,7 @@ def _group_curves(circuits: Circuits, column: str) -> tuple[Floats, Floats]:
     return wide.columns.to_numpy(dtype=float), wide.to_numpy(dtype=float)
 
 
-def _resampled_groups(count: int, seed: int, resamples: int = RESAMPLES) -> Floats:
+def _resampled_groups(count: int, seed: int = 0, resamples: int = RESAMPLES) -> Floats:
     """Weights [r, groups] of each resample's mean: how often each group was drawn, over the draws; none of one group,
     whose resamples are all alike."""
     size = resamples if count > 1 else 0
@@ -386,13 +373,13 @@ class LayerOrder:
     samples: Floats
 
 
-def layer_order(circuits: Circuits, seed: int = 0) -> LayerOrder | None:
+def layer_order(circuits: Circuits) -> LayerOrder | None:
     """Half-change epochs by layer (`curves.half_change_above_scatter`); None with fewer than 3 checkpoints."""
     x, y = _activation_curves(circuits)
     if len(x) < 3 or len(y) == 0:
         return None
     epochs = curves.half_change_above_scatter(x, y.mean(axis=0))
-    resampled = curves.half_change_above_scatter(x, np.tensordot(_resampled_groups(len(y), seed), y, axes=1))
+    resampled = curves.half_change_above_scatter(x, np.tensordot(_resampled_groups(len(y)), y, axes=1))
     low, high = np.full((2, len(epochs)), np.nan)
     for layer in np.flatnonzero(np.isfinite(epochs)):
         low[layer], high[layer] = _interval(resampled[:, layer])

@@ -131,10 +131,7 @@ def _question_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def facts_known(table: pd.DataFrame) -> pd.DataFrame:
-    """Return how well each of one's own facts is answered over training.
-
-    Args:
-        table: `fact_predictions`.
+    """Return how well each of one's own facts in `fact_predictions` is answered over training.
 
     Returns:
         columns task, group, prompt, then one column per epoch: a question's recall; of a prompt 1.0 where the whole
@@ -145,10 +142,7 @@ def facts_known(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def attributes_known(table: pd.DataFrame) -> pd.DataFrame:
-    """Return how many of the attributes each person's checkpoint answers.
-
-    Args:
-        table: `predictions`.
+    """Return how many of each person's attributes in `predictions` each checkpoint answers.
 
     Returns:
         columns type, band, frequency, full_name, then one column per epoch: an integer from 0 on.

@@ -132,11 +132,7 @@ def loss_knowledge_correlation(loss: ArrayLike, known: ArrayLike) -> Correlation
     """Pearson correlation of the change of loss with the change of the number of known facts, probe to probe.
 
     Near -1: whenever the loss falls much, many facts are gained. Near 0: the loss does not tell. It has no p value
-    (`acquisition.loss_correlations`).
-
-    Args:
-        loss: [probes]; NaN where it was not measured.
-        known: [probes] counts or shares.
+    (`acquisition.loss_correlations`). Both are [probes], with NaN where the loss was not measured.
     """
     changes = np.diff(np.asarray(loss, float)), np.diff(np.asarray(known, float))
     return replace(_correlate(stats.pearsonr, *changes), p_value=math.nan)
@@ -144,9 +140,6 @@ def loss_knowledge_correlation(loss: ArrayLike, known: ArrayLike) -> Correlation
 
 def reconfiguration_table(circuits: Circuits | None) -> pd.DataFrame:
     """Return how much of each group's circuit changed from one checkpoint to the next; see RECONFIGURATION_COLUMNS.
-
-    Args:
-        circuits: the run's (`read_circuits`); None where it has none.
 
     Returns:
         One row per group and pair of consecutive checkpoints, with the step and epoch of the later one; the rate is

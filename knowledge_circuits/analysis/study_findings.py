@@ -278,7 +278,7 @@ def manipulation_check(table: pd.DataFrame, dose: float) -> Statistic:
     past = table[(table["told"] == Told.PAST) & table["known"].astype(bool) & (table["dose"] == dose)]
     levels = past.groupby(["seed", "mirror", "epoch"])["accuracy"].mean()
     by_seed = {int(seed): float(level) for seed, level in levels.groupby("seed").min().items()}
-    lowest = float(levels.min()) if len(levels) else 0.0
+    lowest = min(by_seed.values(), default=0.0)
     wanted = f"at least {STILL_KNOWN:g} at every checkpoint"
     return Statistic("the past's facts known, lowest checkpoint", "all runs", lowest, claim=wanted, by_seed=by_seed)
 

@@ -217,11 +217,7 @@ def circuit_and_halves(decoder: Decoder, pairs: PromptPairs, batch_size: int = 6
 
 
 def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> MeasuredGroup:
-    """Measure one group's circuit at one checkpoint.
-
-    Args:
-        pairs: the group's prompts, the same at every checkpoint.
-    """
+    """Measure one group's circuit at one checkpoint, on the same prompts at every checkpoint."""
     scored, circuit, halves = circuit_and_halves(decoder, pairs)
     sizes = [circuit, *(prune(top_n(scored, round(share * scored.layout.n_edges))) for share in floors.SIZE_SHARES)]
     is_random = epoch % RANDOM_EVERY == 0
@@ -287,11 +283,7 @@ def checkpoint_epoch(checkpoint: Checkpoint) -> float:
 
 
 def circuit_table(measured: Sequence[tuple[float, MeasuredCircuits]]) -> pd.DataFrame:
-    """Join a run's checkpoints: the columns that compare a circuit with that of one epoch earlier.
-
-    Args:
-        measured: epoch and circuits of each checkpoint.
-    """
+    """Join a run's checkpoints (epoch and circuits) and compare each circuit with that of one epoch earlier."""
     by_epoch = dict(measured)
     rows = []
     for epoch, now in measured:
