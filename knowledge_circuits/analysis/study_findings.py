@@ -15,7 +15,7 @@ A study of one seed reports its numbers and decides nothing. docs/statistics.md 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -80,11 +80,7 @@ def judge_study(study: Study) -> tuple[Finding, ...]:
 
 @dataclass(frozen=True)
 class Bends(curves.TwoSegmentFit):
-    """What curves of each run say of a bend: two segments, and how they compare with smooth shapes; fields [..., r].
-
-    Attributes:
-        comparison: every shape's BIC.
-    """
+    """What curves of each run say of a bend: two segments, and how they compare with smooth shapes; fields [..., r]."""
 
     comparison: curves.ShapeComparison
 
@@ -238,7 +234,7 @@ def decide_relevance(table: pd.DataFrame) -> Finding:
         for measure in _MEASURES
     ]
     for measure in _MEASURES:
-        secondary += filter(None, (_dose_contrast(differences, main, measure), _dose_trend(differences, measure)))
+        secondary += _dose_statistics(differences, main, measure)
     verdict = of_seeds(advantage_verdict(deciding), at_main["seed"].nunique())
     reason = "Mean level over training, known minus unknown: " + "; ".join(map(str, deciding))
     if check.estimate < STILL_KNOWN:
@@ -320,33 +316,23 @@ def _advantage(differences: pd.DataFrame, measure: str, where: str = "all bands"
     return _statistic(f"{_MEASURES[measure]}, known - unknown", where, effects, "above 0", p)
 
 
-def _effects_by_dose(differences: pd.DataFrame, measure: str) -> pd.Series:
-    """Return the advantage by seed and dose, the mean over both halves of people."""
-    return differences.groupby(["seed", "dose", "half"])[measure].mean().groupby(["seed", "dose"]).mean()
-
-
-def _dose_contrast(differences: pd.DataFrame, main: float, measure: str) -> Statistic | None:
-    """Return the advantage at the main dose less that at dose 0, per seed: what replay alone does not give; None where
-    no seed has both."""
-    effects = _effects_by_dose(differences, measure).unstack("dose")
-    if main == 0 or 0 not in effects:
-        return None
-    by_seed = (effects[main] - effects[0]).dropna()
-    if by_seed.empty:
-        return None
-    where = f"{main:g} texts in the past minus 0"
-    return _statistic(f"{_MEASURES[measure]}, known - unknown", where, by_seed, "above 0")
-
-
-def _dose_trend(differences: pd.DataFrame, measure: str) -> Statistic | None:
-    """Return the slope of the advantage over the dose, per seed; None where no seed has two doses."""
+def _dose_statistics(differences: pd.DataFrame, main: float, measure: str) -> Iterator[Statistic]:
+    """Yield the advantage at the main dose less that at dose 0, which is what replay alone does not give, and the slope
+    of the advantage over the dose; each over the seeds that have two such doses, if any."""
+    means = differences.groupby(["seed", "dose", "half"])[measure].mean().groupby(["seed", "dose"]).mean()
+    by_dose = means.unstack("dose")
+    if main > 0 and 0 in by_dose:
+        contrast, where = (by_dose[main] - by_dose[0]).dropna(), f"{main:g} texts in the past minus 0"
+        if len(contrast):
+            yield _statistic(f"{_MEASURES[measure]}, known - unknown", where, contrast, "above 0")
     slopes = {
-        seed: np.polyfit(effects.index.get_level_values("dose").to_numpy(dtype=float), effects.to_numpy(), 1)[0]
-        for seed, effects in _effects_by_dose(differences, measure).groupby("seed")
-        if len(effects) > 1
+        seed: np.polyfit(of_seed.index.get_level_values("dose").to_numpy(dtype=float), of_seed.to_numpy(), 1)[0]
+        for seed, of_seed in means.groupby("seed")
+        if len(of_seed) > 1
     }
-    name = f"{_MEASURES[measure]}: advantage per text in the past"
-    return _statistic(name, "all doses", pd.Series(slopes), "above 0") if slopes else None
+    if slopes:
+        name = f"{_MEASURES[measure]}: advantage per text in the past"
+        yield _statistic(name, "all doses", pd.Series(slopes), "above 0")
 
 
 # --- 2. phase shift ---------------------------------------------------------------------------------------------------

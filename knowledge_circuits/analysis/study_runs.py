@@ -8,8 +8,6 @@ depth       every checkpoint's circuits become circuits.csv, in three steps:
             3. what changed since the checkpoint one epoch earlier
             Steps 1 and 2 are saved beside the checkpoint (study_circuits.npz), so that an interrupted measurement goes
             on where it was.
-
-python -m knowledge_circuits.analysis depth outputs/train/depth/seed_0 --study docs/studies/depth ...
 """
 
 from __future__ import annotations
@@ -81,11 +79,9 @@ def study_run(run: Run, kind: StudyKind) -> StudyRun:
     flags = configuration.data.generated.get("mirrored_data_generation")
     if not flags:
         raise InputError(f"{run.path}: not a run on data of data/mirrored_data_generation.py")
-    varied = {}
-    if kind is StudyKind.RELEVANCE:
-        varied = {"mirror": flags["mirror"].upper(), "dose": flags["dose"]}
+    varied = {"mirror": flags["mirror"].upper(), "dose": flags["dose"]} if kind is StudyKind.RELEVANCE else {}
     left_out = {"seed", "pool_dir", "people_file", "template_dir", "birth_years", *varied}
-    settings: dict[str, Scalar] = {name: flags[name] for name in flags if name not in left_out}
+    settings: dict[str, Scalar] = {name: value for name, value in flags.items() if name not in left_out}
     settings |= _training_settings(configuration, "")
     past = Run(Path(str(configuration.arguments.model_name_or_path)).parents[1])
     settings |= _training_settings(read_run_config(past), "past_")

@@ -128,10 +128,7 @@ def with_epochs(run: Run) -> Iterator[tuple[Checkpoint, int, float]]:
 
 
 def training_log(run: Run) -> pd.DataFrame:
-    """Return what the Trainer logged: columns step, epoch, loss, learning_rate (NaN where it was not logged).
-
-    Empty without a trainer state.
-    """
+    """Return what the Trainer logged, if anything: columns step, epoch, loss, learning_rate (NaN where not logged)."""
     columns = ["step", "epoch", "loss", "learning_rate"]
     states = list(_trainer_states(run).values())
     if not states:
