@@ -186,9 +186,8 @@ def relevance(
     if not pooled:
         reason = "The run has neither predictions nor circuits' hits over two checkpoints."
         return Finding(title, claim, Verdict.ONE_RUN, reason, ())
-    reason = "Mean over training, K_rel minus K_compl, all bands: " + "; ".join(
-        f"{s.name} {s.interval}" for s in pooled
-    )
+    measured = "; ".join(f"{s.name} {s.interval}" for s in pooled)
+    reason = f"Mean over training, K_rel minus K_compl, all bands: {measured}"
     said = "Whether the model still knows the past of K_rel people was not asked."
     if past_predictions is not None and len(past_predictions):
         least = float(past_predictions.groupby("step")["first_token_correct"].mean().min())

@@ -213,7 +213,7 @@ def circuit_and_halves(decoder: Decoder, pairs: PromptPairs, batch_size: int = 6
 
 
 def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> MeasuredGroup:
-    """Measure one group's circuit at one checkpoint, on the same prompts at every checkpoint."""
+    """Measure a group's circuit at one checkpoint; `pairs` are the same at all of them."""
     scored, circuit, halves = circuit_and_halves(decoder, pairs)
     sizes = [circuit, *(prune(top_n(scored, round(share * scored.layout.n_edges))) for share in floors.SIZE_SHARES)]
     is_random = epoch % RANDOM_EVERY == 0
