@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from knowledge_circuits.analysis.acquisition import share_of_ever_known
 from knowledge_circuits.analysis.dynamics import (
     acquisition_epochs,
     acquisition_window,
@@ -20,8 +21,6 @@ from knowledge_circuits.analysis.dynamics import (
     fact_history,
     forgetting_events,
     known_to_end_epochs,
-    known_to_end_share,
-    non_monotonic_share,
     read_dynamics,
     run_dynamics,
 )
@@ -53,14 +52,14 @@ def test_a_fact_is_known_to_the_end_from_the_epoch_after_which_it_is_never_unkno
 
 
 def test_two_of_four_ever_known_facts_are_known_at_the_end():
-    assert known_to_end_share(KNOWN) == 2 / 4
-    assert math.isnan(known_to_end_share(KNOWN[3:4]))
+    assert share_of_ever_known(KNOWN, KNOWN[:, -1]) == 2 / 4
+    assert math.isnan(share_of_ever_known(KNOWN[3:4], KNOWN[3:4, -1]))
 
 
 def test_every_fall_from_known_to_unknown_is_a_forgetting_event():
     assert forgetting_events(KNOWN).tolist() == [0, 1, 2, 0, 1]
-    assert non_monotonic_share(KNOWN) == 3 / 4
-    assert math.isnan(non_monotonic_share(KNOWN[3:4]))
+    assert share_of_ever_known(KNOWN, forgetting_events(KNOWN) > 0) == 3 / 4
+    assert math.isnan(share_of_ever_known(KNOWN[3:4], forgetting_events(KNOWN[3:4]) > 0))
 
 
 def test_the_window_holds_the_acquisitions_from_a_tenth_to_nine_tenths():
@@ -69,7 +68,7 @@ def test_the_window_holds_the_acquisitions_from_a_tenth_to_nine_tenths():
     at = [1, 2, 2, 2, 3, 3, 3, 4, 4, 5]
     known = np.array([[epoch >= start for epoch in epochs] for start in at])
     assert acquisition_window(known, epochs) == (1, 4)
-    assert acquisition_window(known, epochs, 0.11, 0.91) == (2, 5)
+    assert acquisition_window(known[1:], epochs) == (2, 5)  # of nine facts, the first makes 10% and the last 90%
     assert acquisition_window(KNOWN[:1], EPOCHS) == (2, 2)
 
 

@@ -186,6 +186,14 @@ def test_too_few_checkpoints_are_said() -> None:
     assert "6 checkpoints" in findings.phase_shift(None).reason
 
 
+def test_a_run_whose_groups_all_lack_a_checkpoint_says_so() -> None:
+    circuits = made_circuits(bent())
+    present = (circuits.table["step"] < 14) == (circuits.table["task"] == "city")
+    lacking = replace(circuits, table=circuits.table[present].reset_index(drop=True))
+    assert "Too few groups" in findings.phase_shift(lacking).reason
+    assert figures.phase_shift(lacking, "made up").axes
+
+
 # --- deep to shallow
 
 

@@ -15,7 +15,6 @@ from knowledge_circuits.analysis.relations import (
     loss_knowledge_correlation,
     prior_exposure,
     probe_table,
-    reconfiguration_rate,
     select_checkpoints,
 )
 
@@ -66,10 +65,6 @@ def test_a_loss_that_falls_evenly_tells_nothing_of_knowledge():
     result = loss_knowledge_correlation([4, 3, 2, 1], [0, 0, 5, 50])
     assert math.isnan(result.value) and result.pairs == 3
     assert loss_knowledge_correlation([math.nan, 3, 2, 1], [0, 0, 5, 50]).pairs == 2
-
-
-def test_a_circuit_that_keeps_all_edges_has_reconfiguration_rate_zero():
-    assert reconfiguration_rate([1, 0.75, 0]).tolist() == [0, 0.25, 1]
 
 
 def _probes(**columns: list[float]) -> pd.DataFrame:

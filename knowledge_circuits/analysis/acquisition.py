@@ -3,11 +3,11 @@
 A fact is *held* from the first of `hold` probes in a row that find it known. A fact that is known at the last probe but
 at fewer than `hold` before the end is *right-censored*: the run ended before it could be told. Both depend on `hold`,
 so `hold_table` gives them for 1 to 8. Being known at the last probe says nothing of staying known.
+
+Shapes: `known` [facts, probes], `epochs` [probes].
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -25,17 +25,8 @@ HOLD = 5
 BEYOND_TRENDS = "changes beyond the trends"
 
 
-def held_epochs(known: Mask, epochs: ArrayLike, hold: int = HOLD) -> Floats:
-    """Return the epoch from which each fact is first known at `hold` probes in a row.
-
-    Args:
-        known: [facts, probes].
-        epochs: [probes].
-        hold: at least 1.
-
-    Returns:
-        [facts]; NaN for a fact that never is.
-    """
+def held_epochs(known: Mask, epochs: ArrayLike, hold: int) -> Floats:
+    """Return the epoch [facts] from which each fact is first known at `hold` probes in a row; NaN if it never is."""
     if hold < 1:
         raise ValueError(f"a fact is held after at least 1 probe, not {hold}")
     if known.shape[1] < hold:
@@ -45,7 +36,7 @@ def held_epochs(known: Mask, epochs: ArrayLike, hold: int = HOLD) -> Floats:
 
 
 def known_in_a_row(known: Mask) -> NDArray[np.int64]:
-    """Return at how many probes in a row, counted from the end, each fact of `known` [facts, probes] is known."""
+    """Return at how many probes in a row, counted from the end, each fact is known."""
     return np.logical_and.accumulate(known[:, ::-1], axis=1).sum(axis=1)
 
 
@@ -55,12 +46,8 @@ def share_of_ever_known(known: Mask, counts: ArrayLike) -> float:
     return float(np.sum(counts) / ever) if ever else np.nan
 
 
-def hold_table(known: Mask, holds: Iterable[int] = range(1, 9)) -> pd.DataFrame:
+def hold_table(known: Mask) -> pd.DataFrame:
     """Return how many facts are held, by the number of probes in a row that it takes.
-
-    Args:
-        known: [facts, probes].
-        holds: the numbers to try.
 
     Returns:
         One row per number: hold; held (ever), held_at_end (known at the last `hold` probes), lost (held once, not at
@@ -69,7 +56,7 @@ def hold_table(known: Mask, holds: Iterable[int] = range(1, 9)) -> pd.DataFrame:
     """
     in_a_row = known_in_a_row(known)
     rows = []
-    for hold in holds:
+    for hold in range(1, 9):
         held = np.isfinite(held_epochs(known, np.arange(known.shape[1]), hold))
         counts = {
             "held": held,
@@ -90,9 +77,7 @@ def loss_correlations(epochs: ArrayLike, loss: ArrayLike, known: ArrayLike) -> p
     have a p, of circular shifts, which keep autocorrelation.
 
     Args:
-        epochs: [probes].
-        loss: [probes] validation loss.
-        known: [probes] share of facts known.
+        epochs, loss, known: [probes]; validation loss, share of facts known.
 
     Returns:
         One row each for "changes", "levels" and "changes beyond the trends", and for each without the first: of,

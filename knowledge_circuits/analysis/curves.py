@@ -1,6 +1,6 @@
 """Curves over epochs: smoothing, area, break point, and when half of a change is done.
 
-    smooth            centred moving average over 3 checkpoints that narrows at the ends
+    smooth            centred moving average over 3 checkpoints that begins and ends where the curve does
     area              trapezoid area over the epochs divided by their span: the mean level during training
     two segments      y = a + b x + c max(0, x - t): a continuous line that bends once, at t; three checkpoints at least
                       on either side, so a bend outside of these is found at the edge of the search, if at all
@@ -26,49 +26,37 @@ from scipy import integrate, special
 
 Floats = NDArray[np.float64]
 
-#: Half-width of a normal 95% interval in standard deviations.
-NORMAL_95 = 1.96
 #: A two-segment fit has four parameters; fewer points than this cannot tell it from a line.
 FEWEST_POINTS = 6
 #: A comparison of shapes fits up to six parameters.
 FEWEST_FOR_SHAPES = 10
-_GRID = 400
 
 
-def moving_average(values: ArrayLike, window: int = 3) -> Floats:
-    """Centred moving average along the last axis; at the ends over the points there are.
+def moving_average(values: ArrayLike) -> Floats:
+    """Return the centred moving average over 3 points along the last axis; at the ends over the points there are.
 
     Args:
         values: [..., n] in epoch order; missing values (NaN) are left out of the averages.
-        window: an odd number of points.
 
     Returns:
-        [..., n]; NaN where a window holds no value.
+        [..., n]; NaN where all three are missing.
     """
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"a centred window is an odd number of points, not {window}")
     points = np.asarray(values, dtype=np.float64)
-    margin = [(0, 0)] * (points.ndim - 1) + [(window // 2, window // 2)]
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(points, margin, constant_values=np.nan), window, axis=-1)
+    margin = [(0, 0)] * (points.ndim - 1) + [(1, 1)]
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(points, margin, constant_values=np.nan), 3, axis=-1)
     present = np.isfinite(windows)
     with np.errstate(invalid="ignore"):
         return np.where(present, windows, 0).sum(axis=-1) / present.sum(axis=-1)
 
 
-def smooth(values: ArrayLike, window: int = 3) -> Floats:
-    """Return a curve's moving average [n], which begins and ends where the curve does: there the window narrows.
-
-    Args:
-        values: [n] in epoch order; NaN where missing.
-        window: an odd number of points.
-    """
+def smooth(values: ArrayLike) -> Floats:
+    """Return a curve's moving average [n], which begins and ends where the curve [n] does unless it is NaN there."""
     points = np.asarray(values, dtype=np.float64)
-    center = moving_average(points, window)
-    for margin in range(min(window, len(points)) // 2):
-        narrow = moving_average(points, 2 * margin + 1)
-        for index in (margin, -1 - margin):
-            center[index] = narrow[index] if np.isfinite(narrow[index]) else center[index]
-    return center
+    smoothed = moving_average(points)
+    for end in (0, -1):
+        if np.isfinite(points[end]):
+            smoothed[end] = points[end]
+    return smoothed
 
 
 def area_under_curve(x: ArrayLike, y: ArrayLike) -> Floats:
@@ -90,7 +78,8 @@ class TwoSegmentFit:
         break_point: the epoch at which the line bends.
         level: the fitted value there.
         slope_before, slope_after: per epoch.
-        at_edge: whether the break lies at the edge of the search (`at_edge`).
+        at_edge: whether the break lies at the edge of the search, within half of a checkpoint's distance of the first
+            or last that can be fitted: it may stand for one outside and does not tell when the curve bends.
     """
 
     break_point: Floats
@@ -112,40 +101,20 @@ class TwoSegmentFit:
 
 
 def two_segment_fit(x: ArrayLike, y: ArrayLike) -> TwoSegmentFit:
-    """Fit a line that bends once to each curve y [..., n] over x [n], n of at least 6, by least squares.
-
-    Break points lie on a grid. At least three points lie on either side of the break, or on it, so that no single
-    checkpoint makes a segment.
-    """
+    """Fit a line that bends once to each curve y [..., n] over x [n], n of at least 6, by least squares over a grid of
+    break points."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if len(x) < FEWEST_POINTS:
         raise ValueError(f"a two-segment fit needs at least {FEWEST_POINTS} checkpoints, not {len(x)}")
     means = y.mean(axis=-1).reshape(-1)
     rows = y.reshape(-1, len(x)) - means[:, None]
-    breaks, designs = _bends(x, _GRID)
+    breaks, designs = _bends(x, 400)
     best = _residuals(designs, rows).argmin(axis=1)
     weights = (np.linalg.pinv(designs[best]) @ rows[:, :, None])[:, :, 0]
-    level, shape = means + weights[:, 0] + weights[:, 1] * breaks[best], y.shape[:-1]
-    return TwoSegmentFit(
-        break_point=breaks[best].reshape(shape),
-        level=level.reshape(shape),
-        slope_before=weights[:, 1].reshape(shape),
-        slope_after=(weights[:, 1] + weights[:, 2]).reshape(shape),
-        at_edge=at_edge(x, breaks[best]).reshape(shape),
-    )
-
-
-def at_edge(x: Floats, break_point: ArrayLike) -> NDArray[np.bool_]:
-    """Return whether breaks lie within half of a checkpoint's distance of the first or last that can be fitted.
-
-    Such a break may stand for one outside of the search: it does not tell when the curve bends.
-
-    Args:
-        x: [n] epochs, n of at least 6.
-        break_point: [...] epochs.
-    """
-    breaks = np.asarray(break_point, dtype=np.float64)
-    return np.asarray((breaks < (x[2] + x[3]) / 2) | (breaks > (x[-3] + x[-4]) / 2))
+    at, before, after = breaks[best], weights[:, 1], weights[:, 1] + weights[:, 2]
+    at_edge = (at < (x[2] + x[3]) / 2) | (at > (x[-3] + x[-4]) / 2)
+    fields = (at, means + weights[:, 0] + before * at, before, after, at_edge)
+    return TwoSegmentFit(*(field.reshape(y.shape[:-1]) for field in fields))
 
 
 class Shape(StrEnum):
@@ -167,11 +136,7 @@ _CORRELATIONS = (0.0, 0.2, 0.4, 0.6, 0.8)
 
 @dataclass(frozen=True)
 class ShapeComparison:
-    """How well each shape describes each curve.
-
-    Attributes:
-        bic: by shape, in the shape of the curves' leading axes; smaller is better.
-    """
+    """The BIC of each shape for each curve, in the shape of the curves' leading axes; smaller is better."""
 
     bic: Mapping[Shape, Floats]
 
@@ -192,10 +157,7 @@ class ShapeComparison:
 
 
 def compare_shapes(x: ArrayLike, y: ArrayLike) -> ShapeComparison:
-    """Fit every shape to each curve y [..., n] over x [n] by maximum likelihood.
-
-    Non-linear parameters are taken from grids. n is at least `FEWEST_FOR_SHAPES`.
-    """
+    """Fit every shape to each curve y [..., n] over x [n] by maximum likelihood over grids of non-linear parameters."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     n = len(x)
     if n < FEWEST_FOR_SHAPES:
@@ -224,34 +186,29 @@ def fitted(x: ArrayLike, y: ArrayLike, shape: Shape) -> Floats:
 def _shape_designs(x: Floats) -> dict[Shape, Floats]:
     """Return the linear designs [t, n, k] of each shape, one for each value t of its non-linear parameters."""
     time, span, gap = x - x[0], x[-1] - x[0], np.diff(x).min()
-
-    def stack(*columns: Floats) -> Floats:
-        return np.stack(np.broadcast_arrays(np.ones_like(x), *columns), axis=-1)
-
     decay = np.exp(-time / np.geomspace(gap / 2, 3 * span, 160)[:, None])
-    exponent, scale = _pairs(np.geomspace(0.1, 3, 16), np.geomspace(gap / 2, span / 2, 16))
-    middle, width = _pairs(np.linspace(x[0], x[-1], 48), np.geomspace(gap / 2, span / 3, 24))
+    exponent, scale = np.geomspace(0.1, 3, 16)[:, None], np.geomspace(gap / 2, span / 2, 16)[:, None, None]
+    middle, width = np.linspace(x[0], x[-1], 48)[:, None], np.geomspace(gap / 2, span / 3, 24)[:, None, None]
     return {
-        Shape.LINE: stack(x)[None],
-        Shape.DECAY: stack(decay),
-        Shape.DRIFT: stack(x, decay),
-        Shape.POWER: stack((1 + time / scale) ** -exponent),
-        Shape.LOGISTIC: stack(special.expit((x - middle) / width)),
+        Shape.LINE: _designs(x),
+        Shape.DECAY: _designs(decay),
+        Shape.DRIFT: _designs(x, decay),
+        Shape.POWER: _designs((1 + time / scale) ** -exponent),
+        Shape.LOGISTIC: _designs(special.expit((x - middle) / width)),
         Shape.BEND: _bends(x, 80)[1],
     }
-
-
-def _pairs(first: Floats, second: Floats) -> tuple[Floats, Floats]:
-    """Return all pairs of two parameters' values as two columns [t, 1]."""
-    one, two = np.meshgrid(first, second)
-    return one.reshape(-1, 1), two.reshape(-1, 1)
 
 
 def _bends(x: Floats, count: int) -> tuple[Floats, Floats]:
     """Break points [t] between the third and the last but two epochs, and their designs [t, n, 3]."""
     breaks = np.linspace(x[2], x[-3], count)
-    hinge = np.maximum(0, x - breaks[:, None])
-    return breaks, np.stack(np.broadcast_arrays(np.ones_like(x), x, hinge), axis=-1)
+    return breaks, _designs(x, np.maximum(0, x - breaks[:, None]))
+
+
+def _designs(*columns: Floats) -> Floats:
+    """Stack a constant and columns [..., n] to designs [t, n, k], with one axis t for all parameters."""
+    stacked = np.stack(np.broadcast_arrays(1.0, *columns), axis=-1)
+    return stacked.reshape(-1, *stacked.shape[-2:])
 
 
 def _whiten(values: Floats, correlation: float) -> Floats:
@@ -270,10 +227,9 @@ def _residuals(designs: Floats, curves: Floats) -> Floats:
 
 
 def half_change(x: ArrayLike, y: ArrayLike) -> Floats:
-    """Return the first epoch [...] at which each curve y [..., n] over x [n] has made half of its way.
+    """Return the first epoch [...] at which each curve y [..., n] over x [n] has made half of its change.
 
-    Its way goes from its first to its last value. Between two checkpoints the curve is taken as straight. A curve that
-    ends where it began has no such epoch (NaN).
+    It is straight between checkpoints. NaN where it ends where it began.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     change = y[..., -1:] - y[..., :1]
@@ -290,10 +246,10 @@ def half_change(x: ArrayLike, y: ArrayLike) -> Floats:
 def half_change_above_scatter(x: ArrayLike, y: ArrayLike) -> Floats:
     """Half-change epochs [...] of curves y [..., n] over x [n] smoothed over 3 checkpoints.
 
-    NaN where a curve ends within 1.96 standard deviations of its smoothing residuals of where it began.
+    NaN where a curve ends within 1.96 standard deviations (normal 95%) of its smoothing residuals of where it began.
     """
     y = np.asarray(y, dtype=np.float64)
     smoothed = moving_average(y)
-    noise = NORMAL_95 * (y - smoothed).std(axis=-1, ddof=1)
+    noise = 1.96 * (y - smoothed).std(axis=-1, ddof=1)
     change = np.abs(smoothed[..., -1] - smoothed[..., 0])
     return np.where(change > noise, half_change(x, smoothed), np.nan)

@@ -50,13 +50,7 @@ TEXT_COLUMNS = ["step", "epoch", "text", "perplexity"]
 
 @dataclass(frozen=True)
 class Dynamics:
-    """A run's probe records as tidy tables, in the order of the file.
-
-    Attributes:
-        facts: one row per probe and fact, see FACT_COLUMNS.
-        skills: one row per probe and skill, see SKILL_COLUMNS.
-        texts: one row per probe and text, see TEXT_COLUMNS.
-    """
+    """A run's probe records in the order of the file: a row per probe and fact, skill or text (columns above)."""
 
     facts: pd.DataFrame
     skills: pd.DataFrame
@@ -132,11 +126,7 @@ def run_dynamics(run: Run) -> Dynamics:
 
 
 def fact_history(facts: pd.DataFrame) -> FactHistory:
-    """Arrange a table of fact probes as a matrix.
-
-    Args:
-        facts: see FACT_COLUMNS; every probe asks for the same facts. No rows make a history without facts and probes.
-    """
+    """Arrange a table of fact probes, which all ask for the same facts, as a matrix; without rows it is empty."""
     wide = facts.pivot(index=["full_name", "attribute"], columns="step", values="correct")
     first = facts[facts["step"] == facts["step"].min()].set_index(["full_name", "attribute"]).loc[wide.index]
     described = first[["type", "band", "frequency", "token_prob"]].rename(columns={"token_prob": "base_prob"})
@@ -166,37 +156,21 @@ def known_to_end_epochs(known: Known, epochs: ArrayLike) -> NDArray[np.float64]:
     return np.where(in_a_row > 0, times[np.minimum(known.shape[1] - in_a_row, known.shape[1] - 1)], np.nan)
 
 
-def known_to_end_share(known: Known) -> float:
-    """Return the share of ever-known facts that the last probe finds known; NaN where nothing was ever known."""
-    return share_of_ever_known(known, known[:, -1])
-
-
 def forgetting_events(known: Known) -> NDArray[np.int64]:
     """Return how often each fact [facts] was known at one probe and unknown at the next."""
     return (known[:, :-1] & ~known[:, 1:]).sum(axis=1)
 
 
-def non_monotonic_share(known: Known) -> float:
-    """Return the share of ever-known facts that were forgotten at least once; NaN where nothing was ever known."""
-    return share_of_ever_known(known, forgetting_events(known) > 0)
-
-
-def acquisition_window(known: Known, epochs: ArrayLike, low: float = 0.1, high: float = 0.9) -> tuple[float, float]:
-    """Return the epochs by which 10% and 90% of all acquisitions have been made.
+def acquisition_window(known: Known, epochs: ArrayLike) -> tuple[float, float]:
+    """Return the epochs by which 10% and 90% of all acquisitions have been made; NaN twice where nothing was acquired.
 
     Facts that the first probe finds known were not acquired in training and do not count.
-
-    Args:
-        low, high: the shares at which the window opens and closes.
-
-    Returns:
-        Its first and last epoch; NaN twice where nothing was acquired.
     """
-    acquired = np.sort(acquisition_epochs(known, epochs)[known.any(axis=1) & ~known[:, 0]])
+    acquired = acquisition_epochs(known, epochs)[known.any(axis=1) & ~known[:, 0]]
     if not len(acquired):
         return math.nan, math.nan
-    ends = [acquired[max(math.ceil(share * len(acquired) - 1e-9), 1) - 1] for share in (low, high)]
-    return float(ends[0]), float(ends[1])
+    start, end = np.quantile(acquired, (0.1, 0.9), method="inverted_cdf")
+    return float(start), float(end)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -228,6 +202,7 @@ def describe_groups(history: FactHistory, by: Sequence[str] = ("type", "band")) 
     rows = []
     for names, rows_of_group in _groups(history.facts, by):
         known = history.known[rows_of_group]
+        forgotten = forgetting_events(known)
         start, end = acquisition_window(known, history.epochs)
         acquired = acquisition_epochs(known, history.epochs)
         rows.append(
@@ -236,10 +211,10 @@ def describe_groups(history: FactHistory, by: Sequence[str] = ("type", "band")) 
                 "facts": len(known),
                 "ever_known": float(known.any(axis=1).mean()),
                 "known_at_end": float(known[:, -1].mean()),
-                "known_to_end": known_to_end_share(known),
+                "known_to_end": share_of_ever_known(known, known[:, -1]),
                 "held": share_of_ever_known(known, known_in_a_row(known) >= HOLD),
-                "forgetting_events": share_of_ever_known(known, forgetting_events(known)),
-                "non_monotonic": non_monotonic_share(known),
+                "forgetting_events": share_of_ever_known(known, forgotten),
+                "non_monotonic": share_of_ever_known(known, forgotten > 0),
                 "acquisition": float(np.nanmedian(acquired)) if known.any() else math.nan,
                 "window_start": start,
                 "window_end": end,

@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 RESAMPLES = 2000
 #: A difference of mean levels over training smaller than this is taken as none.
 NEGLIGIBLE = 0.01
-#: What is said of a two-segment fit whose break need not be where the curve bends (`curves.at_edge`).
+#: What is said of a two-segment fit whose break need not be where the curve bends (`TwoSegmentFit.at_edge`).
 EDGE = "break at the edge of the search"
 BEND_GAIN = "BIC, best smooth shape - two segments"
 #: Fewer layers that change at all do not make an order.
@@ -151,11 +151,8 @@ def describe(
     past_predictions: pd.DataFrame | None = None,
 ) -> tuple[Finding, Finding, Finding]:
     """Return all three findings as one run shows them; one whose tables are empty says so."""
-    return (
-        relevance(predictions, circuit_predictions, past_predictions),
-        phase_shift(circuits),
-        deep_to_shallow(circuits),
-    )
+    of_people = relevance(predictions, circuit_predictions, past_predictions)
+    return of_people, phase_shift(circuits), deep_to_shallow(circuits)
 
 
 # --- 1. relevance -----------------------------------------------------------------------------------------------------
@@ -181,7 +178,7 @@ def relevance(
     """
     title = "Relevance"
     claim = "Relevant new knowledge (K_rel) is acquired better than completely new knowledge (K_compl)."
-    hits = own_circuit_hits(circuit_predictions) if len(circuit_predictions) else circuit_predictions
+    hits = own_circuit_hits(circuit_predictions)
     statistics: list[Statistic] = []
     for name, table, column in (("query accuracy", predictions, "correct"), ("Hit@10", hits, "hit")):
         statistics += _relevance_of(name, table, column, np.random.default_rng(seed))
@@ -189,48 +186,37 @@ def relevance(
     if not pooled:
         reason = "The run has neither predictions nor circuits' hits over two checkpoints."
         return Finding(title, claim, Verdict.ONE_RUN, reason, ())
-    reason = "Mean over training, K_rel minus K_compl, all bands: " + "; ".join(
-        f"{s.name} {s.interval}" for s in pooled
-    )
-    known = _past_known(past_predictions)
+    measured = "; ".join(f"{s.name} {s.interval}" for s in pooled)
+    reason = f"Mean over training, K_rel minus K_compl, all bands: {measured}"
     said = "Whether the model still knows the past of K_rel people was not asked."
-    if known is not None:
-        said = f"First-token accuracy of the past facts of K_rel people is {known.estimate:.2f} or more at every epoch."
-    return Finding(title, claim, Verdict.ONE_RUN, f"{reason}. {said}", (*statistics, *([known] if known else [])))
-
-
-def _past_known(past_predictions: pd.DataFrame | None) -> Statistic | None:
-    """Return the least first-token accuracy of past facts over all checkpoints; None where none were asked for."""
-    if past_predictions is None or past_predictions.empty:
-        return None
-    least = float(past_predictions.groupby("step")["first_token_correct"].mean().min())
-    return Statistic("past facts known (first token), least of all epochs", "K_rel", least)
+    if past_predictions is not None and len(past_predictions):
+        least = float(past_predictions.groupby("step")["first_token_correct"].mean().min())
+        said = f"First-token accuracy of the past facts of K_rel people is {least:.2f} or more at every epoch."
+        statistics.append(Statistic("past facts known (first token), least of all epochs", "K_rel", least))
+    return Finding(title, claim, Verdict.ONE_RUN, f"{reason}. {said}", tuple(statistics))
 
 
 def _relevance_of(name: str, table: pd.DataFrame, column: str, generator: np.random.Generator) -> list[Statistic]:
     """Return the difference in each band that has both types, and their mean."""
-    statistics: list[Statistic] = []
-    differences, samples = [], []
-    label = f"{name}, K_rel - K_compl"
+    parts: dict[str, tuple[float, Floats]] = {}
     for band in Band:
-        levels = [_levels(table, column, knowledge, band) for knowledge in (KnowledgeType.REVISED, KnowledgeType.NEW)]
-        if min(map(len, levels)) == 0:
-            continue
-        known, unknown = levels
-        sampled = _resampled_means(known, generator) - _resampled_means(unknown, generator)
-        differences.append(float(known.mean() - unknown.mean()))
-        samples.append(sampled)
-        statistics.append(Statistic(label, str(band), differences[-1], *_interval(sampled), "above 0"))
-    if statistics:
-        interval = _interval(np.mean(samples, axis=0))
-        statistics.append(Statistic(label, "all bands", float(np.mean(differences)), *interval, "above 0"))
-    return statistics
+        known, unknown = (_levels(table, column, kind, band) for kind in (KnowledgeType.REVISED, KnowledgeType.NEW))
+        if len(known) and len(unknown):
+            samples = _resampled_means(known, generator) - _resampled_means(unknown, generator)
+            parts[str(band)] = float(known.mean() - unknown.mean()), samples
+    if parts:
+        differences, resampled = zip(*parts.values(), strict=True)
+        parts["all bands"] = float(np.mean(differences)), np.mean(resampled, axis=0)
+    return [
+        Statistic(f"{name}, K_rel - K_compl", where, difference, *_interval(samples), "above 0")
+        for where, (difference, samples) in parts.items()
+    ]
 
 
 def _levels(table: pd.DataFrame, column: str, knowledge: KnowledgeType, band: Band) -> Floats:
     """Return each person's mean level over training, [people]; empty for fewer than two checkpoints."""
-    rows = table[(table["type"] == knowledge) & (table["band"] == band)] if len(table) else table
-    if len(rows) == 0 or rows["epoch"].nunique() < 2:
+    rows = table[(table["type"] == knowledge) & (table["band"] == band)]
+    if rows["epoch"].nunique() < 2:
         return np.empty(0)
     wide = rows.pivot_table(index="full_name", columns="epoch", values=column, aggfunc="mean").dropna()
     return curves.area_under_curve(wide.columns.to_numpy(dtype=float), wide.to_numpy(dtype=float))
@@ -248,11 +234,13 @@ def _resampled_means(values: Floats, generator: np.random.Generator) -> Floats:
 
 @dataclass(frozen=True)
 class PhaseShift:
-    """The two-segment fit to the mean curve of the groups, with the resampled break points.
+    """The two-segment fit to the mean curve of the groups, and to those of resampled groups.
 
     Attributes:
         epochs, mean: the fitted points, [n].
         fit: of the mean curve.
+        resampled: the mean curves of resampled groups, [r, n]; none of one group.
+        resampled_fit: of these.
         break_low, break_high: 95% interval of the break point (epoch); NaN for one group.
         comparison: of the shapes of the mean curve; None with too few checkpoints for one.
         smooth: the best smooth shape of the mean curve at the epochs, [n]; None without a comparison.
@@ -261,6 +249,8 @@ class PhaseShift:
     epochs: Floats
     mean: Floats
     fit: curves.TwoSegmentFit
+    resampled: Floats
+    resampled_fit: curves.TwoSegmentFit
     break_low: float
     break_high: float
     comparison: curves.ShapeComparison | None
@@ -270,24 +260,25 @@ class PhaseShift:
 def fit_phase_shift(
     circuits: Circuits, column: str = "entropy", seed: int = 0, resamples: int = RESAMPLES
 ) -> PhaseShift | None:
-    """Return the break of a topology curve, averaged over the groups; None with fewer checkpoints than the fit needs.
+    """Return the break of a topology curve, averaged over the groups that have every checkpoint.
 
-    A break point is where two segments fit best. Whether there is a bend at all, `comparison` tells.
+    None without such a group, and with fewer checkpoints than the fit needs. A break point is where two segments fit
+    best. Whether there is a bend at all, `comparison` tells.
 
     Args:
         column: "entropy", or "edge_jaccard" (whose last point, 1 by definition, is left out).
     """
     x, y = _group_curves(circuits, column)
-    if len(x) < curves.FEWEST_POINTS:
+    if len(x) < curves.FEWEST_POINTS or len(y) == 0:
         return None
-    low, high = _interval(_resampled_fit(x, y, seed, resamples).break_point) if len(y) > 1 else (np.nan, np.nan)
-    mean = y.mean(axis=0)
+    mean, resampled = y.mean(axis=0), _resampled_groups(len(y), seed, resamples) @ y
+    fit, resampled_fit = curves.two_segment_fit(x, mean), curves.two_segment_fit(x, resampled)
     comparison = curves.compare_shapes(x, mean) if len(x) >= curves.FEWEST_FOR_SHAPES else None
     smooth = curves.fitted(x, mean, comparison.best_smooth) if comparison is not None else None
-    return PhaseShift(x, mean, curves.two_segment_fit(x, mean), low, high, comparison, smooth)
+    return PhaseShift(x, mean, fit, resampled, resampled_fit, *_interval(resampled_fit.break_point), comparison, smooth)
 
 
-def phase_shift(circuits: Circuits | None, seed: int = 0, resamples: int = RESAMPLES) -> Finding:
+def phase_shift(circuits: Circuits | None, resamples: int = RESAMPLES) -> Finding:
     """Return whether the curves of the circuits' evolution bend, or are as well described by a smooth curve.
 
     For the mean curve of the groups: the BIC of each shape (`curves.compare_shapes`), and the break point and slopes of
@@ -300,9 +291,9 @@ def phase_shift(circuits: Circuits | None, seed: int = 0, resamples: int = RESAM
     names = {"entropy": "circuit entropy", "edge_jaccard": "edge Jaccard with the last"}
     statistics, shapes = [], []
     for column, name in names.items():
-        shift = fit_phase_shift(circuits, column, seed, resamples)
+        shift = fit_phase_shift(circuits, column, resamples=resamples)
         if shift is not None:
-            measured = _shift_statistics(circuits, column, name, shift, seed, resamples)
+            measured = _shift_statistics(name, shift)
             statistics += measured
             shapes += [f"{name}: {_best(shift.comparison, measured)}"] if shift.comparison else []
     if not statistics:
@@ -318,16 +309,12 @@ def _best(comparison: curves.ShapeComparison, measured: Sequence[Statistic]) -> 
     return f"the BIC is lowest for the shape {shape}; two segments gain {gain.interval} over the best smooth curve"
 
 
-def _shift_statistics(
-    circuits: Circuits, column: str, name: str, shift: PhaseShift, seed: int, resamples: int
-) -> list[Statistic]:
+def _shift_statistics(name: str, shift: PhaseShift) -> list[Statistic]:
     """Return the bend's advantage over smooth shapes, its break point and slopes."""
-    x, y = _group_curves(circuits, column)
-    samples, where = _resampled_fit(x, y, seed, resamples), "mean of the groups"
+    fit, resampled, where = shift.fit, shift.resampled_fit, "mean of the groups"
 
-    def statistic(label: str, estimate: Floats, sampled: Floats, claim: str = "") -> Statistic:
-        interval = _interval(sampled) if len(y) > 1 else (np.nan, np.nan)
-        return Statistic(f"{name}: {label}", where, float(estimate), *interval, claim)
+    def statistic(label: str, estimate: Floats, samples: Floats, claim: str = "") -> Statistic:
+        return Statistic(f"{name}: {label}", where, float(estimate), *_interval(samples), claim)
 
     statistics = []
     if shift.comparison is not None:
@@ -335,15 +322,14 @@ def _shift_statistics(
         for shape in (curves.Shape.BEND, curves.Shape.DECAY):
             above = float(bic[shape] - min(float(value) for value in bic.values()))
             statistics.append(Statistic(f"{name}: BIC of {shape}, above the best shape's", where, above))
-        few = _resampled_groups(len(y), seed, min(resamples, 500)) @ y
-        gains = curves.compare_shapes(x, few).bend_gain
+        gains = curves.compare_shapes(shift.epochs, shift.resampled[:500]).bend_gain  # all of them take long
         statistics.append(statistic(BEND_GAIN, shift.comparison.bend_gain, gains, "above 2"))
-    bend = statistic("break point (epoch)", shift.fit.break_point, samples.break_point)
+    bend = statistic("break point (epoch)", fit.break_point, resampled.break_point)
     return [
         *statistics,
-        replace(bend, note=EDGE.removeprefix("break ") if shift.fit.at_edge else ""),
-        statistic("slope before the break (per epoch)", shift.fit.slope_before, samples.slope_before),
-        statistic("slope after / before", shift.fit.slope_ratio, samples.slope_ratio),
+        replace(bend, note=EDGE.removeprefix("break ") if fit.at_edge else ""),
+        statistic("slope before the break (per epoch)", fit.slope_before, resampled.slope_before),
+        statistic("slope after / before", fit.slope_ratio, resampled.slope_ratio),
     ]
 
 
@@ -355,13 +341,11 @@ def _group_curves(circuits: Circuits, column: str) -> tuple[Floats, Floats]:
     return wide.columns.to_numpy(dtype=float), wide.to_numpy(dtype=float)
 
 
-def _resampled_fit(x: Floats, y: Floats, seed: int, resamples: int) -> curves.TwoSegmentFit:
-    return curves.two_segment_fit(x, _resampled_groups(len(y), seed, resamples) @ y)
-
-
-def _resampled_groups(count: int, seed: int, resamples: int) -> Floats:
-    """Weights [resamples, groups] of each resample's mean: how often each group was drawn, over the draws."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples) / count
+def _resampled_groups(count: int, seed: int = 0, resamples: int = RESAMPLES) -> Floats:
+    """Weights [r, groups] of each resample's mean: how often each group was drawn, over the draws; none of one group,
+    whose resamples are all alike."""
+    size = resamples if count > 1 else 0
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=size) / count
 
 
 # --- 3. deep to shallow -----------------------------------------------------------------------------------------------
@@ -388,15 +372,13 @@ class LayerOrder:
     samples: Floats
 
 
-def layer_order(circuits: Circuits, seed: int = 0) -> LayerOrder | None:
+def layer_order(circuits: Circuits) -> LayerOrder | None:
     """Half-change epochs by layer (`curves.half_change_above_scatter`); None with fewer than 3 checkpoints."""
     x, y = _activation_curves(circuits)
     if len(x) < 3 or len(y) == 0:
         return None
-    resamples = RESAMPLES if len(y) > 1 else 0
-    sampled = np.tensordot(_resampled_groups(len(y), seed, resamples), y, axes=1)
     epochs = curves.half_change_above_scatter(x, y.mean(axis=0))
-    resampled = curves.half_change_above_scatter(x, sampled)
+    resampled = curves.half_change_above_scatter(x, np.tensordot(_resampled_groups(len(y)), y, axes=1))
     low, high = np.full((2, len(epochs)), np.nan)
     for layer in np.flatnonzero(np.isfinite(epochs)):
         low[layer], high[layer] = _interval(resampled[:, layer])
@@ -430,14 +412,12 @@ def deep_to_shallow(circuits: Circuits | None) -> Finding:
 
 def _activation_curves(circuits: Circuits) -> tuple[Floats, Floats]:
     """Epochs [n] and edge activation ratios [groups, l - 1, n], of the groups that have every checkpoint."""
-    table, epochs = circuits.table, np.array(circuits.epochs)
-    position = {step: index for index, step in enumerate(circuits.steps)}
-    layers = max(circuits.layout.n_layers - 1, 1)
-    ratios = []
-    for _, rows in table.groupby(circuits.group_columns, sort=True):
-        if len(rows) == len(position):
-            order = rows.index[np.argsort([position[step] for step in rows["step"]])]
-            ratios.append(circuits.activation[order, :layers].T)
+    epochs, layers = np.array(circuits.epochs), max(circuits.layout.n_layers - 1, 1)
+    ratios = [
+        circuits.activation[rows.sort_values("step").index, :layers].T
+        for _, rows in circuits.table.groupby(circuits.group_columns)
+        if len(rows) == len(epochs)
+    ]
     return epochs, np.array(ratios).reshape(-1, layers, len(epochs))
 
 

@@ -31,21 +31,16 @@ QUESTIONS = "questions"
 
 
 def evaluations(run: Run) -> pd.DataFrame:
-    """Return all evaluations in step order; first-token accuracy by type in columns named by `first_token_column`."""
+    """Return all evaluations in step order; first-token accuracy in columns <type>_first_token_attribute_accuracy."""
     rows = shape(Evaluation).optional_lines(run.evaluations)
     table = pd.DataFrame(rows, columns=None if rows else EVALUATION_COLUMNS)
     return table.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
 
 
-def first_token_column(knowledge: KnowledgeType) -> str:
-    """Return the evaluations' column of one type's first-token accuracy."""
-    return f"{knowledge}_first_token_attribute_accuracy"
-
-
 def first_token_accuracy(run: Run) -> pd.DataFrame:
     """First-token accuracy on the validation biographies: columns step, epoch, type, accuracy."""
-    table = evaluations(run).rename(columns={first_token_column(kind): str(kind) for kind in KnowledgeType})
-    table = table[["step", "epoch", *(str(kind) for kind in KnowledgeType if kind in table)]]
+    columns = {f"{kind}_first_token_attribute_accuracy": str(kind) for kind in KnowledgeType}
+    table = evaluations(run).rename(columns=columns).reindex(columns=["step", "epoch", *columns.values()])
     table = table.melt(["step", "epoch"], var_name="type", value_name="accuracy")
     return table.dropna(subset=["accuracy"], ignore_index=True)
 
@@ -136,10 +131,7 @@ def _question_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def facts_known(table: pd.DataFrame) -> pd.DataFrame:
-    """Return how well each of one's own facts is answered over training.
-
-    Args:
-        table: `fact_predictions`.
+    """Return how well each of one's own facts in `fact_predictions` is answered over training.
 
     Returns:
         columns task, group, prompt, then one column per epoch: a question's recall; of a prompt 1.0 where the whole
@@ -150,10 +142,7 @@ def facts_known(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def attributes_known(table: pd.DataFrame) -> pd.DataFrame:
-    """Return how many of the attributes each person's checkpoint answers.
-
-    Args:
-        table: `predictions`.
+    """Return how many of each person's attributes in `predictions` each checkpoint answers.
 
     Returns:
         columns type, band, frequency, full_name, then one column per epoch: an integer from 0 on.

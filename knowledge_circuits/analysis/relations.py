@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from knowledge_circuits.analysis.dynamics import Dynamics, FactHistory, acquisition_epochs, fact_history
@@ -120,54 +120,37 @@ def relation_table(history: FactHistory, probes: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns relation, coefficient (whose), value, p_value, pairs; no rows without probes.
     """
-    columns = ["relation", "coefficient", "value", "p_value", "pairs"]
-    if not len(history.steps):
-        return pd.DataFrame(columns=columns)
-    loss = loss_knowledge_correlation(probes["loss"], probes["known"])
-    rows = [("change of loss ~ change of known facts", "Pearson", loss)]
-    rows += [(name, "Spearman", correlation) for name, correlation in prior_exposure(history).items()]
-    return pd.DataFrame([(*row[:2], row[2].value, row[2].p_value, row[2].pairs) for row in rows], columns=columns)
+    rows = []
+    if len(history.steps):
+        loss = loss_knowledge_correlation(probes["loss"], probes["known"])
+        rows = [("change of loss ~ change of known facts", "Pearson", *astuple(loss))]
+        rows += [(name, "Spearman", *astuple(correlation)) for name, correlation in prior_exposure(history).items()]
+    return pd.DataFrame(rows, columns=["relation", "coefficient", "value", "p_value", "pairs"])
 
 
 def loss_knowledge_correlation(loss: ArrayLike, known: ArrayLike) -> Correlation:
     """Pearson correlation of the change of loss with the change of the number of known facts, probe to probe.
 
     Near -1: whenever the loss falls much, many facts are gained. Near 0: the loss does not tell. It has no p value
-    (`acquisition.loss_correlations`).
-
-    Args:
-        loss: [probes]; NaN where it was not measured.
-        known: [probes] counts or shares.
+    (`acquisition.loss_correlations`). Both are [probes], with NaN where the loss was not measured.
     """
     changes = np.diff(np.asarray(loss, float)), np.diff(np.asarray(known, float))
     return replace(_correlate(stats.pearsonr, *changes), p_value=math.nan)
 
 
-def reconfiguration_rate(consecutive_jaccard: ArrayLike) -> NDArray[np.float64]:
-    """1 - the edge Jaccard similarity of consecutive checkpoints' circuits: 0 means that no edge changed.
-
-    Args:
-        consecutive_jaccard: [checkpoints - 1], similarity of each checkpoint's circuit with the next one's.
-    """
-    return 1 - np.asarray(consecutive_jaccard, dtype=np.float64)
-
-
 def reconfiguration_table(circuits: Circuits | None) -> pd.DataFrame:
     """Return how much of each group's circuit changed from one checkpoint to the next; see RECONFIGURATION_COLUMNS.
 
-    Args:
-        circuits: the run's (`read_circuits`); None where it has none.
-
     Returns:
-        One row per group and pair of consecutive checkpoints, with the step and epoch of the later one.
+        One row per group and pair of consecutive checkpoints, with the step and epoch of the later one; the rate is
+        1 - edge Jaccard, 0 where no edge changed.
     """
     if circuits is None:
         return pd.DataFrame(columns=RECONFIGURATION_COLUMNS)
     table, edges, parts = circuits.table.reset_index(drop=True), circuits.edges, []
     for _, rows in table.groupby(circuits.group_columns, sort=False):
         order = rows.sort_values("step").index.to_numpy()
-        alike = topology.jaccard(edges[order[:-1]], edges[order[1:]])
-        parts.append(table.loc[order[1:]].assign(rate=reconfiguration_rate(alike)))
+        parts.append(table.loc[order[1:]].assign(rate=1 - topology.jaccard(edges[order[:-1]], edges[order[1:]])))
     return pd.concat(parts, ignore_index=True)[["step", "epoch", *circuits.group_columns, "rate"]]
 
 

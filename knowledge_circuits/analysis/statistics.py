@@ -34,13 +34,9 @@ class Estimate:
 
 
 def over_runs(values: ArrayLike) -> Estimate:
-    """Return the mean over runs, with its t interval and t test.
+    """Return the mean over runs of values [..., r], with its t interval and t test.
 
-    Args:
-        values: [..., r]; one number a run.
-
-    Returns:
-        Fields [...]; with one run no interval (NaN) and a p of 1. Runs that all agree exactly have p 0, or 1 at 0.
+    One run has no interval (NaN) and a p of 1. Runs that all agree exactly have p 0, or 1 at 0.
     """
     sample = np.asarray(values, dtype=np.float64)
     mean, runs = sample.mean(axis=-1), sample.shape[-1]
@@ -60,14 +56,11 @@ def mean_of(values: Iterable[float]) -> float:
 
 
 def label_swap_p(differences: ArrayLike, weights: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Floats:
-    """Return the p of a weighted mean of paired differences when the two labels of each pair are swapped at random.
+    """Return the p [...] of a weighted mean of paired differences when the labels of each pair are swapped at random.
 
     Args:
         differences: [..., pairs] known minus unknown, of a person in a mirrored pair of runs; a swap turns its sign.
         weights: [pairs] of the mean, summing to 1.
-
-    Returns:
-        [...]
     """
     weighted = np.asarray(differences, dtype=np.float64) * np.asarray(weights, dtype=np.float64)
     observed = np.abs(weighted.sum(axis=-1))
@@ -79,13 +72,9 @@ def label_swap_p(differences: ArrayLike, weights: ArrayLike, seed: int = 0, resa
 
 
 def depth_correlation(epochs: ArrayLike) -> Floats:
-    """Spearman's rank correlation of each row with its position, over its finite entries.
+    """Return Spearman's rank correlation [...] of layers' epochs [..., l] with their depth, over the finite ones.
 
-    Args:
-        epochs: [..., l] one number a layer, NaN where a layer has none.
-
-    Returns:
-        [...]; NaN for fewer than 3 entries or entries that are all equal.
+    NaN for fewer than 3 or where all are equal.
     """
     values = np.asarray(epochs, dtype=np.float64)
     finite = np.isfinite(values)
@@ -101,13 +90,9 @@ def depth_correlation(epochs: ArrayLike) -> Floats:
 
 
 def permuted_layers_p(epochs: Floats, seed: int = 0, resamples: int = RESAMPLES) -> float:
-    """Return the p of the runs' mean rank correlation with depth when layers are permuted within each run.
+    """Return the p of the runs' mean `depth_correlation` of epochs [r, l] when layers are permuted within each run.
 
-    Args:
-        epochs: [r, l] one number a run and layer; NaN where a layer has none.
-
-    Returns:
-        The p; NaN where a run has no correlation.
+    NaN where a run has no correlation.
     """
     observed = abs(depth_correlation(epochs).mean())
     if not np.isfinite(observed):

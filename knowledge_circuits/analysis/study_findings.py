@@ -15,9 +15,11 @@ A study of one seed reports its numbers and decides nothing. docs/statistics.md 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,11 +68,7 @@ _MEASURES = {"accuracy": "first-token accuracy", "hit10": "Hit@10"}
 
 
 def judge_study(study: Study) -> tuple[Finding, ...]:
-    """Return the findings of a study, each with its verdict.
-
-    Args:
-        study: all its finished runs.
-    """
+    """Return the findings of a study, each with its verdict."""
     if study.kind == StudyKind.RELEVANCE:
         return (decide_relevance(study.table),)
     shift = decide_phase_shift(study.table)
@@ -82,11 +80,7 @@ def judge_study(study: Study) -> tuple[Finding, ...]:
 
 @dataclass(frozen=True)
 class Bends(curves.TwoSegmentFit):
-    """What curves of each run say of a bend: two segments, and how they compare with smooth shapes; fields [..., r].
-
-    Attributes:
-        comparison: every shape's BIC.
-    """
+    """What curves of each run say of a bend: two segments, and how they compare with smooth shapes; fields [..., r]."""
 
     comparison: curves.ShapeComparison
 
@@ -134,13 +128,11 @@ def same_epoch(first: Bends, second: Bends, span: float) -> NDArray[np.bool_]:
 
 
 def is_phase_shift(bends_of_curves: list[Bends], span: float) -> NDArray[np.bool_]:
-    """Return whether at least two of the curves bend, and at the same epoch, [...]."""
-    shapes = [
-        first.wins & second.wins & same_epoch(first, second, span)
-        for index, first in enumerate(bends_of_curves)
-        for second in bends_of_curves[index + 1 :]
+    """Return whether at least two of the curves (two or more) bend, and at the same epoch, [...]."""
+    together = [
+        first.wins & second.wins & same_epoch(first, second, span) for first, second in combinations(bends_of_curves, 2)
     ]
-    return np.any(shapes, axis=0) if shapes else np.zeros(bends_of_curves[0].wins.shape, dtype=bool)
+    return np.any(together, axis=0)
 
 
 def turn(x: Floats, y: Floats, split: float) -> tuple[Floats, Floats, Floats]:
@@ -184,7 +176,7 @@ class Depth:
 
     @property
     def verdict(self) -> Verdict:
-        """By the rule of `deep_to_shallow`, whatever the number of seeds."""
+        """By the rule of `decide_deep_to_shallow`, whatever the number of seeds."""
         centroid = int(np.sign(self.before.mean)) if self.adjusted[0] < LEVEL else 0
         order = -int(np.sign(self.order.mean)) if self.order is not None and self.adjusted[1] < LEVEL else 0
         return verdict_of_sides({centroid, order})
@@ -221,9 +213,6 @@ def decide_relevance(table: pd.DataFrame) -> Finding:
     within pairs, and neither is below 0; it does not hold if one is below 0 and none above, or if both intervals lie
     within 0.01 of 0. The bands, the other doses, the main dose minus dose 0 and the trend over doses are reported, with
     a Holm correction of their own.
-
-    Args:
-        table: a relevance study's table (`study_tables.read_study`).
     """
     title, claim = "Relevance", "New facts are learned better about people who were known before (K_rel)."
     main = main_dose(table)
@@ -245,12 +234,11 @@ def decide_relevance(table: pd.DataFrame) -> Finding:
         for measure in _MEASURES
     ]
     for measure in _MEASURES:
-        secondary += filter(None, (_dose_contrast(differences, main, measure), _dose_trend(differences, measure)))
+        secondary += _dose_statistics(differences, main, measure)
     verdict = of_seeds(advantage_verdict(deciding), at_main["seed"].nunique())
+    reason = "Mean level over training, known minus unknown: " + "; ".join(map(str, deciding))
     if check.estimate < STILL_KNOWN:
         verdict = Verdict.NOT_TESTABLE
-    reason = "Mean level over training, known minus unknown: " + "; ".join(str(s) for s in deciding)
-    if verdict == Verdict.NOT_TESTABLE:
         reason = f"The study cannot test it: the past's facts were known to {check.estimate:.2f} only. {reason}"
     if not (differences["dose"] == 0).any():
         reason += ". Known people's names also stand in replayed texts; without dose 0 that is not controlled"
@@ -277,8 +265,8 @@ def advantage_verdict(deciding: list[Statistic]) -> Verdict:
 def main_dose(table: pd.DataFrame) -> float:
     """Return the dose above 0 that most runs have (the largest of equals); 0 where there is no other."""
     runs = table[["seed", "mirror", "dose"]].drop_duplicates()
-    counts = runs[runs["dose"] > 0].groupby("dose").size()
-    return 0.0 if counts.empty else float(max(counts.index, key=lambda dose: (counts[dose], dose)))
+    commonest = runs.loc[runs["dose"] > 0, "dose"].mode()
+    return 0.0 if commonest.empty else float(commonest.max())
 
 
 def manipulation_check(table: pd.DataFrame, dose: float) -> Statistic:
@@ -286,16 +274,13 @@ def manipulation_check(table: pd.DataFrame, dose: float) -> Statistic:
     past = table[(table["told"] == Told.PAST) & table["known"].astype(bool) & (table["dose"] == dose)]
     levels = past.groupby(["seed", "mirror", "epoch"])["accuracy"].mean()
     by_seed = {int(seed): float(level) for seed, level in levels.groupby("seed").min().items()}
-    lowest = float(levels.min()) if len(levels) else 0.0
+    lowest = min(by_seed.values(), default=0.0)
     wanted = f"at least {STILL_KNOWN:g} at every checkpoint"
     return Statistic("the past's facts known, lowest checkpoint", "all runs", lowest, claim=wanted, by_seed=by_seed)
 
 
 def person_differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean level over training when known minus when unknown, of each person with both mirrored runs.
-
-    Args:
-        table: a relevance study's table.
+    """Return the mean level over training when known minus when unknown, of each person with both mirrored runs.
 
     Returns:
         Columns seed, dose, half (the mirror in which the person is known), person, band, and one column
@@ -331,37 +316,23 @@ def _advantage(differences: pd.DataFrame, measure: str, where: str = "all bands"
     return _statistic(f"{_MEASURES[measure]}, known - unknown", where, effects, "above 0", p)
 
 
-def _effects_by_dose(differences: pd.DataFrame, measure: str) -> pd.Series:
-    """Return the advantage by seed and dose, the mean over both halves of people."""
-    return differences.groupby(["seed", "dose", "half"])[measure].mean().groupby(["seed", "dose"]).mean()
-
-
-def _dose_contrast(differences: pd.DataFrame, main: float, measure: str) -> Statistic | None:
-    """Return the advantage at the main dose less that at dose 0, per seed: what replay alone does not give; None where
-    no seed has both."""
-    effects = _effects_by_dose(differences, measure).unstack("dose")
-    if main == 0 or 0 not in effects:
-        return None
-    by_seed = (effects[main] - effects[0]).dropna()
-    if by_seed.empty:
-        return None
-    where, p = f"{main:g} texts in the past minus 0", float(over_runs(by_seed.to_numpy()).p)
-    return _statistic(f"{_MEASURES[measure]}, known - unknown", where, by_seed, "above 0", p)
-
-
-def _dose_trend(differences: pd.DataFrame, measure: str) -> Statistic | None:
-    """Return the slope of the advantage over the dose, per seed; None where no seed has two doses."""
-    effects = _effects_by_dose(differences, measure)
-    slopes_of: dict[int, float] = {}
-    for seed, row in effects.groupby("seed"):
-        doses = row.index.get_level_values("dose").to_numpy(dtype=float)
-        if len(doses) > 1:
-            slopes_of[int(seed)] = float(np.polyfit(doses, row.to_numpy(), 1)[0])
-    if not slopes_of:
-        return None
-    by_seed = pd.Series(slopes_of)
-    p = float(over_runs(by_seed.to_numpy()).p)
-    return _statistic(f"{_MEASURES[measure]}: advantage per text in the past", "all doses", by_seed, "above 0", p)
+def _dose_statistics(differences: pd.DataFrame, main: float, measure: str) -> Iterator[Statistic]:
+    """Yield the advantage at the main dose less that at dose 0, which is what replay alone does not give, and the slope
+    of the advantage over the dose; each over the seeds that have two such doses, if any."""
+    means = differences.groupby(["seed", "dose", "half"])[measure].mean().groupby(["seed", "dose"]).mean()
+    by_dose = means.unstack("dose")
+    if main > 0 and 0 in by_dose:
+        contrast, where = (by_dose[main] - by_dose[0]).dropna(), f"{main:g} texts in the past minus 0"
+        if len(contrast):
+            yield _statistic(f"{_MEASURES[measure]}, known - unknown", where, contrast, "above 0")
+    slopes = {
+        seed: np.polyfit(of_seed.index.get_level_values("dose").to_numpy(dtype=float), of_seed.to_numpy(), 1)[0]
+        for seed, of_seed in means.groupby("seed")
+        if len(of_seed) > 1
+    }
+    if slopes:
+        name = f"{_MEASURES[measure]}: advantage per text in the past"
+        yield _statistic(name, "all doses", pd.Series(slopes), "above 0")
 
 
 # --- 2. phase shift ---------------------------------------------------------------------------------------------------
@@ -394,14 +365,13 @@ def study_curves(table: pd.DataFrame, column: str) -> tuple[Floats, Floats, list
         taught["value"], taught["epoch"] = taught["turnover"] - taught["turnover_floor"], taught["epoch"] - 0.5
     if column == "edges_for_90":
         taught.loc[~(taught["cmc_low"] > 0), "value"] = np.nan
-    seeds = sorted(taught["seed"].unique().tolist())
-    by_seed = []
-    for seed in seeds:
-        wide = taught[taught["seed"] == seed].set_index([*GROUP_COLUMNS, "epoch"])["value"].unstack("epoch")
+    by_seed = {}
+    for seed, of_seed in taught.groupby("seed"):
+        wide = of_seed.set_index([*GROUP_COLUMNS, "epoch"])["value"].unstack("epoch")
         wide = wide.loc[:, wide.notna().mean() >= _GROUPS_NEEDED]
-        by_seed.append(pd.Series(_epoch_means(wide.to_numpy(dtype=float)), index=wide.columns))
+        by_seed[int(seed)] = pd.Series(_epoch_means(wide.to_numpy(dtype=float)), index=wide.columns)
     joined = pd.concat(by_seed, axis=1, join="inner").sort_index() if by_seed else pd.DataFrame()
-    return joined.index.to_numpy(dtype=float), joined.to_numpy(dtype=float).T, seeds
+    return joined.index.to_numpy(dtype=float), joined.to_numpy(dtype=float).T, list(by_seed)
 
 
 def _epoch_means(values: Floats) -> Floats:
@@ -440,11 +410,9 @@ def decide_phase_shift(table: pd.DataFrame) -> Finding:
         )
         return Finding(*PHASE_SHIFT, Verdict.UNDECIDED, reason, tuple(statistics))
     shapes = "; ".join(f"{CURVES[column]} is {best_shape(bend)}" for column, bend in bends_of.items())
-    if bool(is_phase_shift(list(bends_of.values()), max(spans))):
-        verdict = Verdict.HOLDS
-    else:
-        smooth = sum(bool(bend.loses) for bend in bends_of.values())
-        verdict = Verdict.FAILS if smooth >= BENDS_WANTED else Verdict.UNDECIDED
+    holds = bool(is_phase_shift(list(bends_of.values()), max(spans)))
+    fails = sum(bool(bend.loses) for bend in bends_of.values()) >= BENDS_WANTED
+    verdict = Verdict.HOLDS if holds else Verdict.FAILS if fails else Verdict.UNDECIDED
     verdict = of_seeds(verdict, table["seed"].nunique())
     p = float(partial_conjunction([float(bend.one_sided_p) for bend in bends_of.values()], BENDS_WANTED))
     wins = sum(bool(bend.wins) for bend in bends_of.values())
@@ -470,13 +438,13 @@ def _bend_statistics(name: str, bend: Bends, seeds: list[int]) -> list[Statistic
         ("slope before the break (per epoch)", bend.slope_before, ""),
         ("slope after the break (per epoch)", bend.slope_after, ""),
     )
-    rows = []
     edge = tuple(seed for seed, there in zip(seeds, bend.at_edge, strict=True) if there)
     note = f"{EDGE}: seed {', '.join(map(str, edge))}" if edge else ""
-    for label, values, wanted in parts:
-        p = float(bend.gain.p) if wanted else np.nan
-        row = _statistic(f"{name}: {label}", "mean of the groups", pd.Series(values, index=seeds), wanted, p)
-        rows.append(replace(row, edge_seeds=edge, note=note))
+    rows = [
+        _statistic(f"{name}: {label}", "mean of the groups", pd.Series(values, index=seeds), claim,
+                   edge_seeds=edge, note=note)
+        for label, values, claim in parts
+    ]  # fmt: skip
     for shape, weights in bend.comparison.weights().items():
         weight = _statistic(f"{name}: BIC weight", str(shape), pd.Series(weights, index=seeds))
         rows.append(replace(weight, low=np.nan, high=np.nan))
@@ -491,10 +459,9 @@ def decide_deep_to_shallow(table: pd.DataFrame, shift: Finding | None = None) ->
 
     Two ways to say it, both directional, both with seeds as the unit. The centroid of the circuits' edges over layers
     goes deeper up to the split, ends there deeper than it began, and goes shallower after it (t tests of both slopes
-    and of the change; the largest p counts). And the deeper a
-    layer, the earlier it has made half of its change (mean rank correlation over seeds below 0, by t test and by
-    permuting the layers within each run; the larger p counts). The split is the mean break of circuit entropy where
-    there is a phase shift, otherwise a third of training.
+    and of the change; the largest p counts). And the deeper a layer, the earlier it has made half of its change (mean
+    rank correlation over seeds below 0, by t test and by permuting the layers within each run; the larger p counts).
+    The split is the mean break of circuit entropy where there is a phase shift, otherwise a third of training.
 
     Rule: the finding holds if at least one of the two lies on the claim's side after Holm over both, and the other not
     against it; it does not hold if one lies against the claim and none with it; otherwise it is undecided.
@@ -517,12 +484,10 @@ def decide_deep_to_shallow(table: pd.DataFrame, shift: Finding | None = None) ->
         name = "rank correlation of half-change epoch with depth"
         parts.append((name, f"{halves.shape[1]} layers", depth_correlation(halves), "below 0", 1))
     statistics = [
-        replace(
-            _statistic(name, where, pd.Series(values, index=seeds), wanted, depth.p[test], depth.adjusted[test]),
-            note="" if test else "p of all three",
-        )
-        for name, where, values, wanted, test in parts
-    ]
+        _statistic(name, where, pd.Series(values, index=seeds), claim, depth.p[test], adjusted=depth.adjusted[test],
+                   note="" if test else "p of all three")
+        for name, where, values, claim, test in parts
+    ]  # fmt: skip
     turns = statistics[:3]  # three numbers, one test
     reason = "; ".join(f"{s.name}, {s.where}: {s.interval}" for s in turns) + f"; all three together{turns[0].tested}"
     reason += "".join(f"; {s}" for s in statistics[3:])
@@ -560,16 +525,17 @@ def half_change_epochs(table: pd.DataFrame) -> Floats:
 
 
 def corrected(statistics: list[Statistic]) -> list[Statistic]:
-    """Return the same statistics with p values adjusted by Holm over those that have one."""
-    tested = [s for s in statistics if np.isfinite(s.p)]
-    adjusted = iter(holm([s.p for s in tested]))
-    return [replace(s, adjusted=float(next(adjusted))) if np.isfinite(s.p) else s for s in statistics]
+    """Return the same statistics with p values adjusted by Holm."""
+    adjusted = holm([s.p for s in statistics])
+    return [replace(s, adjusted=float(p)) for s, p in zip(statistics, adjusted, strict=True)]
 
 
 def _statistic(
-    name: str, where: str, by_seed: pd.Series, claim: str = "", p: float = np.nan, adjusted: float = np.nan
+    name: str, where: str, by_seed: pd.Series, claim: str = "", p: float | None = None, **others: Any
 ) -> Statistic:
-    """Return the mean of the seeds' numbers with its t interval."""
+    """Return the mean of the seeds' numbers with its t interval; a claim has the t test's p unless one is given."""
     effect, seeds = over_runs(by_seed.to_numpy()), {int(seed): float(value) for seed, value in by_seed.items()}
-    return Statistic(name, where, float(effect.mean), float(effect.low), float(effect.high), claim,
-                     p=p, adjusted=adjusted, by_seed=seeds)  # fmt: skip
+    if p is None:
+        p = float(effect.p) if claim else np.nan
+    ends = float(effect.low), float(effect.high)
+    return Statistic(name, where, float(effect.mean), *ends, claim, p, by_seed=seeds, **others)

@@ -8,8 +8,6 @@ depth       every checkpoint's circuits become circuits.csv, in three steps:
             3. what changed since the checkpoint one epoch earlier
             Steps 1 and 2 are saved beside the checkpoint (study_circuits.npz), so that an interrupted measurement goes
             on where it was.
-
-python -m knowledge_circuits.analysis depth outputs/train/depth/seed_0 --study docs/studies/depth ...
 """
 
 from __future__ import annotations
@@ -81,11 +79,9 @@ def study_run(run: Run, kind: StudyKind) -> StudyRun:
     flags = configuration.data.generated.get("mirrored_data_generation")
     if not flags:
         raise InputError(f"{run.path}: not a run on data of data/mirrored_data_generation.py")
-    varied = {}
-    if kind is StudyKind.RELEVANCE:
-        varied = {"mirror": flags["mirror"].upper(), "dose": flags["dose"]}
+    varied = {"mirror": flags["mirror"].upper(), "dose": flags["dose"]} if kind is StudyKind.RELEVANCE else {}
     left_out = {"seed", "pool_dir", "people_file", "template_dir", "birth_years", *varied}
-    settings: dict[str, Scalar] = {name: flags[name] for name in flags if name not in left_out}
+    settings: dict[str, Scalar] = {name: value for name, value in flags.items() if name not in left_out}
     settings |= _training_settings(configuration, "")
     past = Run(Path(str(configuration.arguments.model_name_or_path)).parents[1])
     settings |= _training_settings(read_run_config(past), "past_")
@@ -217,21 +213,15 @@ def circuit_and_halves(decoder: Decoder, pairs: PromptPairs, batch_size: int = 6
 
 
 def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> MeasuredGroup:
-    """Measure one group's circuit at one checkpoint.
-
-    Args:
-        pairs: the group's prompts, the same at every checkpoint.
-    """
+    """Measure a group's circuit at one checkpoint; `pairs` are the same at all of them."""
     scored, circuit, halves = circuit_and_halves(decoder, pairs)
-    others = [prune(top_n(scored, round(share * scored.layout.n_edges))) for share in floors.SIZE_SHARES]
+    sizes = [circuit, *(prune(top_n(scored, round(share * scored.layout.n_edges))) for share in floors.SIZE_SHARES)]
     is_random = epoch % RANDOM_EVERY == 0
     randoms = floors.random_circuits(scored.layout, circuit.n_edges, decoder.d_model) if is_random else []
-    main, *evaluations = evaluate(decoder, [circuit, *others, *randoms], pairs)
-    gap = (main.clean - main.corrupted).numpy()
-    mean, low, high = floors.mean_interval(gap)
-    measured = zip((circuit, *others), (main, *evaluations), strict=False)
-    curve = dict(sorted((c.n_edges, _value(e.faithfulness)) for c, e in measured if c.n_edges))
-    random_faithfulness = [_value(evaluation.faithfulness) for evaluation in evaluations[len(others) :]]
+    main, *others = evaluate(decoder, [*sizes, *randoms], pairs)
+    mean, low, high = floors.mean_interval((main.clean - main.corrupted).numpy())
+    faithfulness = np.array([one.faithfulness for one in (main, *others)], dtype=float)  # None becomes NaN
+    curve = dict(sorted((c.n_edges, value) for c, value in zip(sizes, faithfulness, strict=False) if c.n_edges))
     random_hits = [one.hit_at_10 for one in standalones(decoder, randoms, pairs)]
     row = {
         "prompts": len(pairs),
@@ -240,21 +230,17 @@ def measure_group(decoder: Decoder, pairs: PromptPairs, epoch: float) -> Measure
         "entropy": topology.circuit_entropy(circuit),
         "edges_for_90": floors.edges_for(list(curve), list(curve.values())) if curve else np.nan,
         "centroid": floors.layer_centroid(circuit),
-        "faithfulness": _value(main.faithfulness),
+        "faithfulness": float(faithfulness[0]),
         "clean_minus_corrupted": mean,
         "cmc_low": low,
         "cmc_high": high,
         "split_half_jaccard": floors.split_half_jaccard(halves),
-        "random_faithfulness": float(np.mean(random_faithfulness)) if randoms else np.nan,
+        "random_faithfulness": float(np.mean(faithfulness[len(sizes) :])) if randoms else np.nan,
         "random_hit10": float(np.mean(random_hits)) if randoms else np.nan,
         "hit10": standalone(decoder, circuit, pairs).hit_at_10,
         **{f"layer_{layer}": float(x) for layer, x in enumerate(topology.edge_activation_ratio(circuit))},
     }
     return row, topology.membership(circuit), halves
-
-
-def _value(faithfulness: float | None) -> float:
-    return np.nan if faithfulness is None else faithfulness
 
 
 def measure_checkpoint(checkpoint: Checkpoint, epoch: float, data_files: Mapping[People, str]) -> MeasuredCircuits:
@@ -293,11 +279,7 @@ def checkpoint_epoch(checkpoint: Checkpoint) -> float:
 
 
 def circuit_table(measured: Sequence[tuple[float, MeasuredCircuits]]) -> pd.DataFrame:
-    """Join a run's checkpoints: the columns that compare a circuit with that of one epoch earlier.
-
-    Args:
-        measured: epoch and circuits of each checkpoint.
-    """
+    """Join a run's checkpoints (epoch and circuits) and compare each circuit with that of one epoch earlier."""
     by_epoch = dict(measured)
     rows = []
     for epoch, now in measured:
@@ -320,8 +302,6 @@ def measure_runs(kind: StudyKind, runs: Sequence[str], study: Path, files: Mappi
     """Measure the runs that are trained to their end and not in the study yet, and print where their tables are.
 
     Args:
-        runs: folders.
-        study: the study's folder.
         files: depth: circuit data of the people, with {task}.
     """
     torch.set_num_threads(1)

@@ -204,15 +204,12 @@ def read_study(study: Path) -> Study:
     if not paths:
         raise InputError(f"{study}: no finished run of a study (runs/*/study_run.json); run the study's script first")
     runs = [_read_run(path) for path in paths]
+    first = runs[0]
     for path, run in zip(paths, runs, strict=True):
-        if run.study != runs[0].study:
-            raise InputError(f"{path}: a run of the {run.study} study among those of {runs[0].study}")
-        differing = sorted(
-            key
-            for key in run.settings.keys() | runs[0].settings.keys()
-            if run.settings.get(key) != runs[0].settings.get(key)
-        )
-        if differing:
+        if run.study != first.study:
+            raise InputError(f"{path}: a run of the {run.study} study among those of {first.study}")
+        keys = run.settings.keys() | first.settings.keys()
+        if differing := sorted(key for key in keys if run.settings.get(key) != first.settings.get(key)):
             raise InputError(
                 f"{path}: {', '.join(differing)} differ from {paths[0].parent.name}; only runs that differ in seed, "
                 "mirror and dose make one study: give the others a folder of their own"
@@ -221,7 +218,7 @@ def read_study(study: Path) -> Study:
     order = ["seed", "mirror", "dose"]
     table = pd.concat(tables, ignore_index=True).sort_values(order, kind="stable", ignore_index=True)
     runs.sort(key=lambda run: (run.seed, run.mirror, run.dose or 0))
-    return Study(runs[0].study, tuple(runs), runs[0].settings, table)
+    return Study(first.study, tuple(runs), runs[0].settings, table)
 
 
 def _read_run(path: Path) -> StudyRun:

@@ -1,7 +1,5 @@
 """What a run learned, as a small table of text: the last words of scripts/reproduce.sh.
 
-    python -m knowledge_circuits.analysis summary outputs/train/nano/default
-
 One row per type and frequency band: first-token accuracy of the queries at the first, the middle and the last
 checkpoint, whole-answer accuracy at the last one, and there the mean faithfulness of the tasks' circuits. Where only
 the past told some facts, their rows follow: whether the people whom the model knew are still known. The table is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -15,17 +16,16 @@ from knowledge_circuits.run_config import read_run_config
 from knowledge_circuits.runs import Checkpoint, Run
 
 
-def find_run(path: str | None = None, default: str = "outputs/train/nano/default") -> Run:
-    """Return the run that a notebook or a report is about.
+def find_run(path: str) -> Run:
+    """Return the run of a folder, which is looked up from the working folder, then from the repository's root.
 
     Args:
-        path: the run's folder; None means the default. A relative one is looked up from the working folder, then from
-            the repository's root.
+        path: "" means nano's run.
 
     Raises:
         InputError: no such run.
     """
-    wanted = Path(path or default).expanduser()
+    wanted = Path(path or "outputs/train/nano/default").expanduser()
     for candidate in (wanted, REPOSITORY / wanted):
         if (candidate / "checkpoints").is_dir():
             return Run(candidate)
@@ -45,19 +45,18 @@ class RunName(str):
         """The spans of epochs in which the learning rate changed, which figures over time shade; none where it was
         constant or not logged."""
         logged = training_log(self.run).dropna(subset=["learning_rate"])
-        epochs, rates = logged["epoch"].tolist(), logged["learning_rate"].tolist()
+        negligible = 1e-6 * logged["learning_rate"].max()
         spans: list[tuple[float, float]] = []
-        for index in range(1, len(rates)):
-            if abs(rates[index] - rates[index - 1]) > 1e-6 * max(rates):
-                start, end = epochs[index - 1], epochs[index]
+        for (start, before), (end, after) in pairwise(zip(logged["epoch"], logged["learning_rate"], strict=True)):
+            if abs(after - before) > negligible:
                 if spans and spans[-1][1] == start:
-                    start = spans.pop()[0]
+                    start, _ = spans.pop()
                 spans.append((start, end))
         return spans
 
     @cached_property
     def is_history(self) -> bool:
-        """Whether time is counted in optimizer steps; see `is_history`."""
+        """Whether time is counted in optimizer steps."""
         return is_history(self.run)
 
 
@@ -129,10 +128,7 @@ def with_epochs(run: Run) -> Iterator[tuple[Checkpoint, int, float]]:
 
 
 def training_log(run: Run) -> pd.DataFrame:
-    """Return what the Trainer logged: columns step, epoch, loss, learning_rate (NaN where it was not logged).
-
-    Empty without a trainer state.
-    """
+    """Return what the Trainer logged, if anything: columns step, epoch, loss, learning_rate (NaN where not logged)."""
     columns = ["step", "epoch", "loss", "learning_rate"]
     states = list(_trainer_states(run).values())
     if not states:
