@@ -41,8 +41,8 @@ from knowledge_circuits.analysis.circuit_settings import (
 from knowledge_circuits.analysis.head_kinds import (
     HeadKind,
     VocabularySums,
+    direct_logit_attribution,
     head_kinds,
-    logit_parts,
     original_ratio,
     split_by_source,
     without_vocabulary_mean,
@@ -191,12 +191,11 @@ def analyse_model(
                 subject = prompts.subject_mask(part.index, length).to(decoder.device)
                 ids, targets = part.clean.to(decoder.device), part.labels[:, 0].to(decoder.device)
                 trace = forward(decoder, embed(decoder, ids), queries=None, keep_residuals=True)
-                split = split_by_source(logit_parts(centred, trace, targets).heads, subject)
+                split = split_by_source(direct_logit_attribution(centred, trace, targets), subject)
                 ratio = original_ratio(decoder, trace, subject, sums)
                 reading = logit_lens(decoder, trace, targets, subject)
-                of_heads = (split.subject, split.relation, ratio.subject, ratio.relation)
-                of_lens = (reading.rank + 1, reading.prob, reading.subject_rank + 1)
-                for measure, values in zip(measures.values(), (*of_heads, *of_lens), strict=True):
+                found = (*split, *ratio, reading.rank + 1, reading.prob, reading.subject_rank + 1)
+                for measure, values in zip(measures.values(), found, strict=True):
                     measure[part.index] = values.double().cpu()
     means = {name: _group_means(values, prompts) for name, values in measures.items()}
     halves = {

@@ -25,7 +25,7 @@ from knowledge_circuits.analysis.components import (
     has_circuit_data,
     read_group_prompts,
 )
-from knowledge_circuits.analysis.head_kinds import logit_parts, split_by_source
+from knowledge_circuits.analysis.head_kinds import direct_logit_attribution, split_by_source
 from knowledge_circuits.analysis.logit_lens import lens_logits, logit_lens, residual_points
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.forward import Trace, embed, forward
@@ -157,7 +157,7 @@ def view(
     subject = prompts.subject_mask(torch.tensor([number]), ids.shape[1]).to(decoder.device)
     trace = forward(decoder, embed(decoder, ids), queries=None, keep_residuals=True)
     lens = logit_lens(decoder, trace, target, subject)
-    parts = logit_parts(decoder, trace, target)
+    heads = direct_logit_attribution(decoder, trace, target)
     points = torch.stack([point[0, -1] for point in residual_points(trace)])
     return PromptView(
         where=where,
@@ -169,7 +169,7 @@ def view(
         prob=lens.prob[0].double().cpu().numpy(),
         subject_rank=lens.subject_rank[0].cpu().numpy(),
         components=_components(decoder, tokenizer, trace, target, top),
-        subject_part=split_by_source(parts.heads, subject).subject[0].double().cpu().numpy(),
+        subject_part=split_by_source(heads, subject).subject[0].double().cpu().numpy(),
         patterns=torch.stack([layer.pattern[0] for layer in trace.layers]).double().cpu().numpy(),
     )
 
