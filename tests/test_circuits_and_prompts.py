@@ -122,9 +122,10 @@ def test_a_matrix_of_groups_is_summed_up_by_what_prompts_differ_in(measured: Run
     assert "share 50 edges (25% of a circuit), whose faithfulness is 0.50" in matrix.sentence
     assert matrix.sentence.endswith("as many, have 0.75.")
     content = read_json(path)
-    write_json(path, content | {"edges": [1]})
-    with pytest.raises(InputError, match="a row and a column for each of its 18 groups"):
-        cross_groups(measured)
+    for damage in ({"edges": [1]}, {"faithfulness": [*content["faithfulness"][:-1], [1.0]]}):
+        write_json(path, content | damage)
+        with pytest.raises(InputError, match="a row and a column for each of its 18 groups"):
+            cross_groups(measured)
     write_json(path, content | {"groups": "all"})
     with pytest.raises(InputError, match="groups"):
         cross_groups(measured)
