@@ -139,25 +139,19 @@ def view_prompt(
         decoder = load_decoder(checkpoint.path)
     if not 0 <= number < len(prompts.pairs):
         raise InputError(f"{group} has {len(prompts.pairs)} prompts, numbered from 0; there is no {number}")
-    return view(decoder, tokenizer, prompts, number, f"epoch {when[step]:g}", top)
+    return _view(decoder, tokenizer, prompts, number, f"epoch {when[step]:g}", top)
 
 
 @torch.no_grad()
-def view(
-    decoder: Decoder,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: GroupPrompts,
-    number: int,
-    where: str = "",
-    top: int = 5,
+def _view(
+    decoder: Decoder, tokenizer: PreTrainedTokenizerBase, prompts: GroupPrompts, number: int, where: str, top: int
 ) -> PromptView:
-    """View one of some prompts in a loaded model; see `view_prompt`."""
     ids = torch.tensor([list(prompts.pairs.clean[number])], device=decoder.device)
     target = torch.tensor([prompts.pairs.labels[number][0]], device=decoder.device)
     subject = prompts.subject_mask(torch.tensor([number]), ids.shape[1]).to(decoder.device)
     trace = forward(decoder, embed(decoder, ids), queries=None, keep_residuals=True)
     lens = logit_lens(decoder, trace, target, subject)
-    heads = direct_logit_attribution(decoder, trace, target)
+    heads = split_by_source(direct_logit_attribution(decoder, trace, target), subject)
     points = torch.stack([point[0, -1] for point in residual_points(trace)])
     return PromptView(
         where=where,
@@ -169,7 +163,7 @@ def view(
         prob=lens.prob[0].double().cpu().numpy(),
         subject_rank=lens.subject_rank[0].cpu().numpy(),
         components=_components(decoder, tokenizer, trace, target, top),
-        subject_part=split_by_source(heads, subject).subject[0].double().cpu().numpy(),
+        subject_part=heads.subject[0].double().cpu().numpy(),
         patterns=torch.stack([layer.pattern[0] for layer in trace.layers]).double().cpu().numpy(),
     )
 

@@ -98,10 +98,9 @@ class Circuits:
 
     def similarity(self) -> NDArray[np.float64]:
         """Edge Jaccard similarity between all pairs of checkpoints, mean over the groups that both have, [m, m]."""
-        position = {step: index for index, step in enumerate(self.steps)}
-        total, count = np.zeros((2, len(position), len(position)))
+        total, count = np.zeros((2, len(self.steps), len(self.steps)))
         for _, rows in self.table.groupby(self.group_columns, sort=False):
-            at = [position[step] for step in rows["step"]]
+            at = np.searchsorted(self.steps, rows["step"])
             total[np.ix_(at, at)] += topology.similarity_map(self.edges[rows.index])
             count[np.ix_(at, at)] += 1
         with np.errstate(invalid="ignore"):
