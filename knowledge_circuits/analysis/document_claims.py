@@ -179,9 +179,7 @@ CLAIMS = (
     Claim(
         "Loss and knowledge",
         f"In the second half of training the loss falls while recall grows by less than {SMALL_GAIN}.",
-        SMALL_GAIN,
-        False,
-        (
+        line=SMALL_GAIN, above=False, numbers=(
             Number("gain in recall in the second half of training", _late_gain),
             Number("loss at the end / in the middle", _late_loss, Kind.RUN),
             Number("gain in recall since the start", _gain),
@@ -192,16 +190,14 @@ CLAIMS = (
     Claim(
         "Non-monotonic learning",
         "Learned entities are forgotten again while training goes on.",
-        NOTABLE,
-        True,
-        (Number("share of the learned entities that are forgotten at least once", _forgotten, Kind.SHARE),),
+        line=NOTABLE, above=True, numbers=(
+            Number("share of the learned entities that are forgotten at least once", _forgotten, Kind.SHARE),
+        ),
     ),
     Claim(
         "Consolidation",
         "What is learned is rarely consolidated.",
-        RARE,
-        False,
-        (
+        line=RARE, above=False, numbers=(
             Number(f"share of the learned entities that are known at the last {CONSOLIDATED} probes", _consolidated,
                    Kind.SHARE),
         ),
@@ -209,9 +205,7 @@ CLAIMS = (
     Claim(
         "Exposure",
         "Learning depends on exposure: entities with many documents gain more than those with few.",
-        0,
-        True,
-        (
+        line=0, above=True, numbers=(
             Number("gain in recall, high minus low frequency", _gain, Kind.FREQUENCIES),
             Number("correlation of an entity's recall before and after training", _prior, Kind.RUN),
         ),
@@ -219,9 +213,7 @@ CLAIMS = (
     Claim(
         "Skills",
         "General skills go early: in the first epoch.",
-        0,
-        False,
-        (
+        line=0, above=False, numbers=(
             Number("change of skill accuracy in the first epoch", lambda run: _skill_change(run, 1), Kind.RUN),
             Number("change of skill accuracy at the end", lambda run: _skill_change(run, math.inf), Kind.RUN),
             Number("perplexity of held-out text, after the first epoch / at the start",
@@ -233,9 +225,7 @@ CLAIMS = (
     Claim(
         "Circuits",
         f"Circuits reconfigure between epochs: {SMALL_TURNOVER} of the edges beyond the noise of the prompts.",
-        SMALL_TURNOVER,
-        True,
-        (
+        line=SMALL_TURNOVER, above=True, numbers=(
             Number("turnover of edges minus its split-half floor", _turnover, Kind.RUN),
             Number("reconfiguration rate (1 - edge Jaccard of consecutive checkpoints)",
                    lambda run: mean_of(run.circuits["reconfiguration"]), Kind.RUN),
@@ -251,14 +241,15 @@ def interval(values: Floats, frequency: NDArray[np.str_], kind: Kind) -> tuple[f
     """Return a number of one run, or of the mean over strategies, with its 95% interval over entities.
 
     Args:
-        values: [e], NaN for entities that it is not about.
+        values: [e], NaN for entities that it is not about; [1] of the kind RUN.
         frequency: [e] labels.
-        kind: not RUN.
 
     Returns:
-        Estimate, low, high; NaN where there are no entities, or for the interval too few. Entities that agree exactly
-        have no mean's or difference's interval, for they tell no spread.
+        Estimate, low, high; NaN where there are no entities, or for the interval too few (for RUN always). Entities
+        that agree exactly have no mean's or difference's interval, for they tell no spread.
     """
+    if kind is Kind.RUN:
+        return float(values[0]), math.nan, math.nan
     there = np.isfinite(values)
     sample = values[there]
     if kind is Kind.SHARE:
@@ -287,7 +278,7 @@ def _statistics(study: DocumentStudy, number: Number, wanted: str = "") -> list[
     frequency = {run.seed: run.knowledge.frequency for run in study.runs}
     statistics = []
     for where, by_seed in _values(study, number).items():
-        told = {seed: _estimate(values, frequency[seed], number.kind) for seed, values in by_seed.items()}
+        told = {seed: interval(values, frequency[seed], number.kind)[0] for seed, values in by_seed.items()}
         seeds = {seed: value for seed, value in told.items() if math.isfinite(value)}
         over = over_runs(list(seeds.values())) if seeds else None
         estimate, low, high = (float(over.mean), float(over.low), float(over.high)) if over else (math.nan,) * 3
@@ -321,23 +312,16 @@ def _values(study: DocumentStudy, number: Number) -> dict[str, dict[int, Floats]
     return {ALL: means, **values}
 
 
-def _estimate(values: Floats, frequency: NDArray[np.str_], kind: Kind) -> float:
-    """Return a number of one seed from its values."""
-    return float(values[0]) if kind is Kind.RUN else interval(values, frequency, kind)[0]
-
-
 def _verdict(deciding: Statistic, line: float, above: bool, seeds: int) -> Verdict:
     """Return whether the interval lies on the claim's side of a line; with one seed this is said of that seed alone."""
     if not math.isfinite(deciding.estimate):
         return Verdict.NOT_TESTABLE
     if seeds == 2 or not math.isfinite(deciding.low):
         return of_seeds(Verdict.UNDECIDED, seeds)
-    one = seeds == 1
-    holds, fails = (
-        (deciding.low > line, deciding.high <= line) if above else (deciding.high < line, deciding.low >= line)
-    )
+    holds = deciding.low > line if above else deciding.high < line
+    fails = deciding.high <= line if above else deciding.low >= line
     if holds:
-        return Verdict.HOLDS_HERE if one else Verdict.HOLDS
+        return Verdict.HOLDS_HERE if seeds == 1 else Verdict.HOLDS
     if fails:
-        return Verdict.FAILS_HERE if one else Verdict.FAILS
+        return Verdict.FAILS_HERE if seeds == 1 else Verdict.FAILS
     return Verdict.UNDECIDED

@@ -151,10 +151,7 @@ class DocumentStudy:
 
 def strategy_name(arguments: Mapping[str, Any]) -> str:
     """Return what a run's flags call its strategy; combined ones are joined with a plus sign."""
-    flags = {
-        **chosen(arguments),
-        **({"replay_ratio": arguments["replay_ratio"]} if arguments.get("replay_ratio") else {}),
-    }
+    flags = {*chosen(arguments), *(["replay_ratio"] if arguments.get("replay_ratio") else [])}
     return " + ".join(name for flag, name in STRATEGIES.items() if flag in flags) or FULL
 
 
@@ -178,10 +175,8 @@ def read_document_study(folder: Path) -> DocumentStudy:
         raise InputError(
             f"{folder}: no run with question_probes.jsonl in it; train with a --probe_file of questions first"
         )
-    order = [FULL, *STRATEGIES.values()]
-    runs.sort(
-        key=lambda run: (order.index(run.strategy) if run.strategy in order else len(order), run.strategy, run.seed)
-    )
+    order = {name: place for place, name in enumerate((FULL, *STRATEGIES.values()))}
+    runs.sort(key=lambda run: (order.get(run.strategy, len(order)), run.strategy, run.seed))
     by_key: dict[tuple[str, int], DocumentRun] = {}
     for run in runs:
         other = by_key.setdefault((run.strategy, run.seed), run)
@@ -207,11 +202,10 @@ def _read_run(path: Path) -> DocumentRun:
     configuration = read_run_config(Run(path))
     flags = configuration.as_dict().get("arguments", {})
     table = path / "circuits.csv"
-    circuits = (
-        pd.read_csv(table, dtype={"group": str}) if table.exists() else pd.DataFrame(columns=list(CIRCUIT_COLUMNS))
-    )
-    missing = [column for column in CIRCUIT_COLUMNS if column not in circuits]
-    if missing:
+    circuits = pd.DataFrame(columns=list(CIRCUIT_COLUMNS))
+    if table.exists():
+        circuits = pd.read_csv(table, dtype={"group": str})
+    if missing := [column for column in CIRCUIT_COLUMNS if column not in circuits]:
         raise InputError(f"{table}: no column {', '.join(missing)}; measure the circuits again")
     named = ("model_name_or_path", "train_file", "probe_file", "learning_rate", "lr_scheduler_type", "num_train_epochs")
     settings = {name: flags[name] for name in (*named, "block_size", "instruct") if flags.get(name) is not None}
@@ -246,22 +240,22 @@ def _read_references(folder: Path, runs: Sequence[DocumentRun]) -> dict[str, Map
     questions = {row["id"]: row for row in runs[0].records[0]["questions"]}
     folders = [folder / "references", *(folder / run.name / "checkpoints" / "checkpoint-0" for run in runs)]
     references: dict[str, Mapping[str, Any]] = {}
+    asked = {id: row["entity"] for id, row in questions.items()}
     for context, name in REFERENCES.items():
-        for path in (one / f"answers_{context}.jsonl" for one in folders):
-            if name in references or not path.exists():
-                continue
-            rows = read_jsonl(path, ("id", "entity", "output", "recall", "exact"))
-            asked = {id: row["entity"] for id, row in questions.items()}
-            others = [str(row["id"]) for row in rows if asked.get(row["id"]) != row["entity"]]
-            if others or not rows:
-                raise InputError(
-                    f"{path}: answers to other questions than the runs', such as {(*others, 'none')[0]!r}; ask theirs "
-                    "with predict.py"
-                )
-            answered = [
-                {**questions[row["id"]], **{key: row[key] for key in ("output", "recall", "exact")}} for row in rows
-            ]
-            references[name] = {"step": 0, "epoch": 0.0, "questions": answered}
+        path = next((file for one in folders if (file := one / f"answers_{context}.jsonl").exists()), None)
+        if path is None:
+            continue
+        rows = read_jsonl(path, ("id", "entity", "output", "recall", "exact"))
+        others = [str(row["id"]) for row in rows if asked.get(row["id"]) != row["entity"]]
+        if others or not rows:
+            raise InputError(
+                f"{path}: answers to other questions than the runs', such as {(*others, 'none')[0]!r}; ask theirs "
+                "with predict.py"
+            )
+        answered = [
+            {**questions[row["id"]], **{key: row[key] for key in ("output", "recall", "exact")}} for row in rows
+        ]
+        references[name] = {"step": 0, "epoch": 0.0, "questions": answered}
     return references
 
 

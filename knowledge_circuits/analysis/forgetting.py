@@ -41,17 +41,11 @@ from knowledge_circuits.study import Group
 _PREFIX = "replay_"
 SHAPE_COLUMNS = ["ratio", "step", "epoch", *GROUP_COLUMNS, "edges", "entropy", "edge_jaccard", "node_jaccard"]
 ACTIVATION_COLUMNS = ["ratio", "step", "epoch", *GROUP_COLUMNS, "layer", "activation", "change"]
-SUMMARY_COLUMNS = ["replay ratio", "known before", "known after", "lowest", "at step", "change, low", "change, high"]
-SUMMARY_COLUMNS += [
-    "lost",
-    "gained",
-    "first token after",
-    "loss after",
-    "edge Jaccard",
-    "faithfulness, rediscovered",
-    "faithfulness, transferred",
+SUMMARY_COLUMNS = [
+    *("replay ratio", "known before", "known after", "lowest", "at step", "change, low", "change, high", "lost"),
+    *("gained", "first token after", "loss after", "edge Jaccard", "faithfulness, rediscovered"),
+    *("faithfulness, transferred", "Hit@10, rediscovered", "Hit@10, transferred"),
 ]
-SUMMARY_COLUMNS += ["Hit@10, rediscovered", "Hit@10, transferred"]
 
 
 class CircuitKind(StrEnum):
@@ -288,15 +282,11 @@ def summary(
     "known" is the share of queries about the original people that are answered (its lowest value too, and the step).
     Its change has a 95% t interval over people; "lost" and "gained" are numbers of queries. Everything else is about
     the last checkpoint. Faithfulness is the median of the groups, what is left their mean. NaN where something was not
-    measured.
-
-    Args:
-        predictions, evaluations, shapes, results, circuit_predictions: the tables of those names.
+    measured. The arguments are the tables of their names.
     """
     every = (predictions, evaluations, shapes, results, circuit_predictions)
-    ratios = sorted({ratio for table in every for ratio in table.get("ratio", ())})
     rows = []
-    for ratio in ratios:
+    for ratio in sorted({ratio for table in every for ratio in table.get("ratio", ())}):
         known, evaluated, shape, result, hits = (table[table["ratio"] == ratio] for table in every)
         curve = known.groupby("step")["correct"].mean()
         last = evaluated.tail(1)
