@@ -139,6 +139,6 @@ def circuit_files(
         yield from sorted(wanted, key=lambda file: order.get(file.group, 0))
 
 
-def own_circuit_files(run: Run, setting: Setting | None, kind: Kind | None = None) -> list[CircuitFile]:
+def own_circuit_files(run: Run, setting: Setting | None = None, kind: Kind | None = None) -> list[CircuitFile]:
     """Return the checkpoints' own circuits under a setting, not transferred ones."""
     return [file for file in circuit_files(run, setting, Content.GRAPH, kind) if file.coordinates.origin is None]

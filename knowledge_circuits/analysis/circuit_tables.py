@@ -129,9 +129,9 @@ def fact_circuits(results: pd.DataFrame, circuit_predictions: pd.DataFrame, circ
     return table[FACT_CIRCUIT_COLUMNS].astype(dict.fromkeys(_FACT_NUMBERS, float))
 
 
-def last_checkpoint(run: Run, setting: Setting | None = None) -> pd.DataFrame:
+def last_checkpoint(run: Run) -> pd.DataFrame:
     """Return the groups' numbers at the run's last checkpoint with results; see `last_numbers`."""
-    return last_numbers(results(run, setting), circuit_predictions(run, setting), answers(run))
+    return last_numbers(results(run), circuit_predictions(run), answers(run))
 
 
 def last_numbers(results: pd.DataFrame, circuit_predictions: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:

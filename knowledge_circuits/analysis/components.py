@@ -146,22 +146,21 @@ def read_group_prompts(
         limit: prompts per group at most.
         wanted: the groups; None means all 18.
     """
-    by_group: list[tuple[Group, PromptPairs]] = []
-    for group in wanted or tuple(groups()):
+    by_group: dict[Group, PromptPairs] = {}
+    for group in wanted or groups():
         rows = read_circuit_data(data_file, group.task)
         pairs = group_pairs(rows, group, tokenizer, limit, task_file(data_file, group.task))
         if len(pairs):
-            by_group.append((group, pairs))
+            by_group[group] = pairs
     if not by_group:
         raise InputError(f"{data_file}: no prompts of any group")
     counts = [
         len(subject_positions(tokenizer, row["clean_subject"], group.task.prompt(row["clean_subject"])))
-        for group, pairs in by_group
+        for group, pairs in by_group.items()
         for row in pairs.rows
     ]
-    joined = PromptPairs.joined([pairs for _, pairs in by_group])
-    members = torch.arange(len(by_group)).repeat_interleave(torch.tensor([len(pairs) for _, pairs in by_group]))
-    return GroupPrompts(joined, torch.tensor(counts), tuple(group for group, _ in by_group), members)
+    members = torch.repeat_interleave(torch.tensor([len(pairs) for pairs in by_group.values()]))
+    return GroupPrompts(PromptPairs.joined(list(by_group.values())), torch.tensor(counts), tuple(by_group), members)
 
 
 def analyse_model(
@@ -197,12 +196,11 @@ def analyse_model(
                 found = (*split, *ratio, reading.rank + 1, reading.prob, reading.subject_rank + 1)
                 for measure, values in zip(measures.values(), found, strict=True):
                     measure[part.index] = values.double().cpu()
-    means = {name: _group_means(values, prompts) for name, values in measures.items()}
-    halves = {
-        f"{part}_{half}": _group_means(measures[part], prompts, half) for half in ("even", "odd") for part in _PARTS
-    }
-    heads = {name: means[name] for name in _MEASURED} | halves
-    return CheckpointComponents(prompts.groups, heads, {name: means[name] for name in _LENS_MEASURES})
+    heads = {name: _group_means(measures[name], prompts) for name in _MEASURED}
+    for half in ("even", "odd"):
+        heads |= {f"{part}_{half}": _group_means(measures[part], prompts, half) for part in _PARTS}
+    lens = {name: _group_means(measures[name], prompts) for name in _LENS_MEASURES}
+    return CheckpointComponents(prompts.groups, heads, lens)
 
 
 def _group_means(values: Tensor, prompts: GroupPrompts, half: str = "") -> Floats:
@@ -388,8 +386,7 @@ def circuit_heads(heads: pd.DataFrame, circuits: Circuits | None) -> pd.DataFram
     if circuits is None or heads.empty:
         return heads.iloc[:0].assign(nodes=pd.Series(dtype=int))
     layout = circuits.layout
-    columns = np.array([layout.head_sources(layer).start for layer in range(layout.n_layers)])[:, None]
-    columns = columns + np.arange(layout.n_heads)
+    columns = np.array([np.r_[layout.head_sources(layer)] for layer in range(layout.n_layers)])  # [l, h]
     rows, layer, head = circuits.nodes[:, columns].nonzero()
     keys = circuits.table[["step", *GROUP_COLUMNS, "nodes"]].iloc[rows].reset_index(drop=True)
     inside = keys.assign(layer=layer, head=head)
@@ -449,13 +446,13 @@ def kind_proportions(heads: pd.DataFrame, circuits: Circuits | None, kind: str =
     return table.assign(proportion=table["heads"] / table["nodes"]).drop(columns=["heads", "nodes"])
 
 
-def kind_layers(heads: pd.DataFrame, circuits: Circuits | None, kind: str = "kind") -> pd.DataFrame:
+def kind_layers(heads: pd.DataFrame, circuits: Circuits | None) -> pd.DataFrame:
     """Return where the circuits' heads of each kind lie: mean over the groups of one type, by layer and epoch.
 
     Returns:
         columns type, kind, layer, epoch, share: of the layer's heads, how many are in the circuit and of the kind.
     """
-    table = _counts(heads, circuits, kind, ["kind", "layer"])
+    table = _counts(heads, circuits, "kind", ["kind", "layer"])
     table["share"] = table["heads"].astype(float) / (circuits.layout.n_heads if circuits is not None else 1)
     return table.groupby(["type", "kind", "layer", "epoch"], as_index=False)["share"].mean()
 

@@ -100,17 +100,17 @@ class Experiment:
         return f"{name}, which continues {timeline.run_name(self.original)}" if self.original else name
 
 
-def find_experiment(path: str | None = None, default: str = "outputs/forget/nano") -> Experiment:
+def find_experiment(path: str) -> Experiment:
     """Return the experiment that a notebook is about.
 
     Args:
-        path: the folder of its runs; None means the default. A relative one is looked up from the working folder, then
-            from the repository's root.
+        path: the folder of its runs; a relative one is looked up from the working folder, then from the repository's
+            root.
 
     Raises:
         InputError: no such experiment, or runs of it that went on from different checkpoints.
     """
-    wanted = Path(path or default).expanduser()
+    wanted = Path(path).expanduser()
     for folder in (wanted, REPOSITORY / wanted):
         runs = tuple(sorted(_runs_in(folder), key=lambda part: part.ratio))
         if runs:
@@ -216,22 +216,15 @@ def shapes(circuits: Mapping[float, Circuits]) -> pd.DataFrame:
     parts = []
     for ratio, own in circuits.items():
         original, has_original = _original_rows(own)
-        parts.append(
-            own.table.assign(
-                ratio=ratio,
-                edge_jaccard=np.where(has_original, topology.jaccard(own.edges, own.edges[original]), np.nan),
-                node_jaccard=np.where(has_original, topology.jaccard(own.nodes, own.nodes[original]), np.nan),
-            )[SHAPE_COLUMNS]
-        )
+        table = own.table.assign(ratio=ratio)
+        for name, members in (("edge_jaccard", own.edges), ("node_jaccard", own.nodes)):
+            table[name] = np.where(has_original, topology.jaccard(members, members[original]), np.nan)
+        parts.append(table[SHAPE_COLUMNS])
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=SHAPE_COLUMNS)
 
 
 def activation(circuits: Mapping[float, Circuits]) -> pd.DataFrame:
-    """Edge activation ratio by layer and its change since step 0; see ACTIVATION_COLUMNS.
-
-    Args:
-        circuits: by ratio.
-    """
+    """Edge activation ratio by layer of circuits by replay ratio, and its change since step 0; ACTIVATION_COLUMNS."""
     parts = []
     for ratio, own in circuits.items():
         original, has_original = _original_rows(own)

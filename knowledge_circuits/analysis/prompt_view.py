@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.analysis import timeline
-from knowledge_circuits.analysis.circuit_settings import Setting, main_setting
+from knowledge_circuits.analysis.circuit_settings import main_setting
 from knowledge_circuits.analysis.components import (
     GroupPrompts,
     circuit_data_file,
@@ -108,7 +108,6 @@ def view_prompt(
     number: int = 0,
     epoch: float = float("inf"),
     top: int = 5,
-    setting: Setting | None = None,
     data_file: str | None = None,
 ) -> PromptView | None:
     """View one circuit prompt of a group in the checkpoint nearest to an epoch.
@@ -118,13 +117,12 @@ def view_prompt(
         number: which of the group's prompts, from 0.
         epoch: wanted epoch; `inf` means the last checkpoint.
         top: how many tokens to keep of each layer and component.
-        setting: whose prompts (circuit_n); None means the run's main setting.
         data_file: the circuit data, `{task}` for each task; None means those that the run's configuration tells of.
 
     Returns:
         The view; None where the run has no circuits, weights or circuit data.
     """
-    setting = setting or main_setting(run)
+    setting = main_setting(run)
     if setting is None:
         return None
     when = timeline.epochs(run)

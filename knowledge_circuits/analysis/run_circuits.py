@@ -213,7 +213,7 @@ def stability_columns(details: Details, circuit: Graph) -> dict[str, float]:
 EXAMPLE = Group(Attribute.CITY, KnowledgeType.REVISED, Band.HIGH)
 
 
-def choose_group(run: Run, name: str | None = None, setting: Setting | None = None) -> AnyGroup:
+def choose_group(run: Run, name: str | None = None) -> AnyGroup:
     """Return the group of a name, such as "city / revised / high", or "capitals / europe" for facts of one's own.
 
     Args:
@@ -222,7 +222,7 @@ def choose_group(run: Run, name: str | None = None, setting: Setting | None = No
     Raises:
         InputError: the run has no circuits of that group; it names those that it has.
     """
-    found = {str(file.group): file.group for file in own_circuit_files(run, setting)}
+    found = {str(file.group): file.group for file in own_circuit_files(run)}
     if name is None:
         return EXAMPLE if not found or str(EXAMPLE) in found else next(iter(found.values()))
     if name not in found:
@@ -230,7 +230,7 @@ def choose_group(run: Run, name: str | None = None, setting: Setting | None = No
     return found[name]
 
 
-def circuits_at(run: Run, group: AnyGroup, epoch: Sequence[float], setting: Setting | None = None) -> dict[str, Graph]:
+def circuits_at(run: Run, group: AnyGroup, epoch: Sequence[float]) -> dict[str, Graph]:
     """Return one group's circuits at the checkpoints nearest to the given epochs, with headings for
     `figures.circuit_graph.circuit_graph`.
 
@@ -240,7 +240,7 @@ def circuits_at(run: Run, group: AnyGroup, epoch: Sequence[float], setting: Sett
     Returns:
         "epoch <e>" -> circuit; empty where the run has none of the group.
     """
-    files = {file.step: file for file in own_circuit_files(run, setting, type(group)) if file.group == group}
+    files = {file.step: file for file in own_circuit_files(run, kind=type(group)) if file.group == group}
     when = {step: file.epoch for step, file in files.items()}
     nearest = [files[nearest_step(when, wanted)] for wanted in epoch if files]
     return {f"epoch {file.epoch:g}": read_graph(file.path) for file in nearest}

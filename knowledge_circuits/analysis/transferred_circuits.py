@@ -31,7 +31,7 @@ from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.analysis.timeline import epochs
 from knowledge_circuits.files import InputError
 from knowledge_circuits.records import RECORD, Count, shape
-from knowledge_circuits.runs import PATCHING, Run
+from knowledge_circuits.runs import Coordinates, Run
 
 #: Why there is no matrix of groups where one is wanted.
 NO_CROSS_GROUPS = "No circuits were run on other groups' prompts yet: circuit_eval.py --cross_groups does it."
@@ -112,10 +112,9 @@ def cross_groups(run: Run, setting: Setting | None = None) -> CrossGroups | None
     setting = setting or main_setting(run)
     if setting is None:
         return None
-    ablation = "" if setting.intervention == PATCHING else f"_{setting.intervention}"
-    inner = f"circuit_{setting.circuit_n}/method_{setting.method}/topn_{setting.topn}{ablation}/cross_groups.json"
+    of_all_groups = Coordinates(setting.circuit_n, "", (), setting.method, setting.topn, setting.intervention)
     for checkpoint in reversed(run.checkpoints()):
-        path = checkpoint.output / inner
+        path = checkpoint.output / of_all_groups.folder / "cross_groups.json"
         if not path.exists():
             continue
         content, step = shape(_CrossGroups).file(path), checkpoint.step or 0
