@@ -61,7 +61,6 @@ class ForgettingRun:
 
     Attributes:
         ratio: the share of training documents that replayed ones replace.
-        run: the run.
         start: the original run's checkpoint that it went on from; None where its configuration does not say.
     """
 

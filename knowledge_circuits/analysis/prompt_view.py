@@ -113,7 +113,6 @@ def view_prompt(
     """View one circuit prompt of a group in the checkpoint nearest to an epoch.
 
     Args:
-        group: task, type and band.
         number: which of the group's prompts, from 0.
         epoch: wanted epoch; `inf` means the last checkpoint.
         top: how many tokens to keep of each layer and component.
