@@ -162,11 +162,7 @@ def read_group_prompts(
 
 
 def analyse_model(
-    decoder: Decoder,
-    sums: VocabularySums,
-    prompts: GroupPrompts,
-    batch_size: int = 64,
-    memory_gb: float | None = None,
+    decoder: Decoder, sums: VocabularySums, prompts: GroupPrompts, batch_size: int = 64, memory_gb: float | None = None
 ) -> CheckpointComponents:
     """Head parts and logit lens of one model, averaged over each group's prompts.
 
@@ -211,10 +207,7 @@ def _group_means(values: Tensor, prompts: GroupPrompts, chosen: slice = slice(No
 
 
 def analyse_run(
-    run: Run,
-    setting: Setting | None = None,
-    data_file: str | None = None,
-    device: torch.device | str | None = None,
+    run: Run, setting: Setting | None = None, data_file: str | None = None, device: torch.device | str | None = None
 ) -> Components:
     """Analyse every checkpoint of a run, taking from `<run>/analysis` what is there.
 

@@ -125,7 +125,7 @@ def cost_table(study: DocumentStudy) -> pd.DataFrame:
 
 
 def reference_table(study: DocumentStudy) -> pd.DataFrame:
-    """What the model answers without training: reference, recall, recall_floor, exact, known_share, questions."""
+    """Return the untrained model's answers: reference, recall, recall_floor, exact, known_share, questions."""
     rows = []
     for name, record in study.references.items():
         threshold = study.runs[0].threshold

@@ -85,21 +85,11 @@ def direct_logit_attribution(decoder: Decoder, trace: Trace, targets: Tensor) ->
     heads = []
     for block, layer in zip(decoder.blocks, trace.layers, strict=True):
         received = direction if layer.attention_post is None else direction * layer.attention_post.inverse_scale[:, -1]
-        heads.append(_by_source(layer.pattern[:, :, -1], layer.heads.v, received @ block.attention.w_o.T))
+        b, n_kv, _, e = layer.heads.v.shape
+        writes = (received @ block.attention.w_o.T).view(b, n_kv, -1, e)  # what a unit of each head's z adds
+        per_value = (writes @ layer.heads.v.mT).flatten(1, 2)  # [b, h, p]
+        heads.append(layer.pattern[:, :, -1] * per_value)
     return torch.stack(heads, 1)
-
-
-def _by_source(pattern: Tensor, v: Tensor, writes: Tensor) -> Tensor:
-    """Return A[last, s] (v[s] W_O . direction) of one layer, [b, h, p].
-
-    Args:
-        pattern: [b, h, p] of the last query.
-        v: [b, g, p, e].
-        writes: [b, h e] what a unit of each head's z adds to the logit.
-    """
-    b, n_kv, p, e = v.shape
-    per_value = writes.view(b, n_kv, -1, e) @ v.transpose(-1, -2)  # [b, g, h / g, p]
-    return pattern * per_value.reshape(b, -1, p)
 
 
 class SourceParts(NamedTuple):

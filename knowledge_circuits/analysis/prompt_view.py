@@ -19,12 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.analysis import timeline
 from knowledge_circuits.analysis.circuit_settings import main_setting
-from knowledge_circuits.analysis.components import (
-    GroupPrompts,
-    circuit_data_file,
-    has_circuit_data,
-    read_group_prompts,
-)
+from knowledge_circuits.analysis.components import GroupPrompts, circuit_data_file, has_circuit_data, read_group_prompts
 from knowledge_circuits.analysis.head_kinds import direct_logit_attribution, split_by_source
 from knowledge_circuits.analysis.logit_lens import lens_logits, logit_lens, residual_points
 from knowledge_circuits.engine.decoder import Decoder
@@ -103,12 +98,7 @@ class PromptView:
 
 
 def view_prompt(
-    run: Run,
-    group: Group,
-    number: int = 0,
-    epoch: float = float("inf"),
-    top: int = 5,
-    data_file: str | None = None,
+    run: Run, group: Group, number: int = 0, epoch: float = float("inf"), top: int = 5, data_file: str | None = None
 ) -> PromptView | None:
     """View one circuit prompt of a group in the checkpoint nearest to an epoch.
 
