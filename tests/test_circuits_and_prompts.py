@@ -116,7 +116,7 @@ def test_a_matrix_of_groups_is_summed_up_by_what_prompts_differ_in(measured: Run
     assert cross_groups(measured) is None
     path = write_matrix(measured)
     matrix = cross_groups(measured)
-    assert matrix is not None and (matrix.step, matrix.core_edges) == (80, 50) and np.isnan(matrix.core[0])
+    assert matrix is not None and (matrix.epoch, matrix.core_edges) == (8, 50) and np.isnan(matrix.core[0])
     expected = {"own": 0.9, "other frequency": 0.8, "other type": 0.6, "other task": 0.3}
     assert matrix.by_difference() == pytest.approx(expected)
     assert "share 50 edges (25% of a circuit), whose faithfulness is 0.50" in matrix.sentence

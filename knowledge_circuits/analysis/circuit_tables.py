@@ -2,7 +2,7 @@
 
 One row per observation, `step` and `epoch` in every table. A group of the study is named by task, type and band (plain
 strings with the values of `study`), a group of one's own facts by task (the name of its file) and group. A table of
-something that the run does not have yet is empty, with its columns.
+something that the run does not have yet is empty, with its columns. `setting` and `kind`: see `circuit_settings`.
 """
 
 from __future__ import annotations
@@ -53,9 +53,6 @@ def results(run: Run, setting: Setting | None = None, kind: Kind | None = None) 
 
     `circuit_step` is the circuit's origin: `step` itself unless the circuit was transferred. `metric` is what was
     measured, a value of `Metric`.
-
-    Args:
-        kind: of which groups; None means `circuit_settings.main_kind`.
     """
     kind = kind or main_kind(run, setting)
     names = FACT_GROUP_COLUMNS if kind is FactGroup else GROUP_COLUMNS
@@ -81,9 +78,6 @@ def circuit_predictions(run: Run, setting: Setting | None = None, kind: Kind | N
 
     type and band are the circuit's group, target_type and target_band the test items'. hit is 1.0 where the label's
     first token is among the ten most probable. full_name is the person, or the prompt of one's own facts.
-
-    Args:
-        kind: as for `results`.
 
     Raises:
         InputError: a file is damaged, or its folders name no group of test items.

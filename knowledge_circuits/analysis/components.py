@@ -215,9 +215,6 @@ def analyse_run(
         setting: whose prompts (circuit_n); None means the run's main setting.
         data_file: the circuit data, `{task}` for each task; None means those that the run's configuration tells of.
         device: where models run; None means a GPU where there is one.
-
-    Returns:
-        The tables; where circuits, data or weights are missing they are empty and `missing` says why.
     """
     setting = setting or main_setting(run)
     if setting is None:

@@ -100,7 +100,7 @@ def _judge(study: DocumentStudy, claim: Claim) -> Finding:
     first, *others = claim.numbers
     decisive = _statistics(study, first, f"{'above' if claim.above else 'below'} {claim.line}")
     deciding = decisive[0]
-    verdict = _verdict(deciding, claim.line, claim.above, len(deciding.by_seed))
+    verdict = _verdict(deciding, claim)
     shown = [deciding, *(s for s in decisive if s.where == FULL)]
     reason = f"{deciding.name}: {'; '.join(f'{s.where}: {s.interval}' for s in shown)}."
     reported = (s for number in others for s in _statistics(study, number))
@@ -312,14 +312,15 @@ def _values(study: DocumentStudy, number: Number) -> dict[str, dict[int, Floats]
     return {ALL: means, **values}
 
 
-def _verdict(deciding: Statistic, line: float, above: bool, seeds: int) -> Verdict:
+def _verdict(deciding: Statistic, claim: Claim) -> Verdict:
     """Return whether the interval lies on the claim's side of a line; with one seed this is said of that seed alone."""
+    line, seeds = claim.line, len(deciding.by_seed)
     if not math.isfinite(deciding.estimate):
         return Verdict.NOT_TESTABLE
     if seeds == 2 or not math.isfinite(deciding.low):
         return of_seeds(Verdict.UNDECIDED, seeds)
-    holds = deciding.low > line if above else deciding.high < line
-    fails = deciding.high <= line if above else deciding.low >= line
+    holds = deciding.low > line if claim.above else deciding.high < line
+    fails = deciding.high <= line if claim.above else deciding.low >= line
     if holds:
         return Verdict.HOLDS_HERE if seeds == 1 else Verdict.HOLDS
     if fails:

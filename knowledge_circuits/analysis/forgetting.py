@@ -176,12 +176,9 @@ def results(experiment: Experiment) -> pd.DataFrame:
 
 def circuit_predictions(experiment: Experiment) -> pd.DataFrame:
     """Return what every circuit answers alone on its own group's test items, with columns ratio and kind."""
-
-    def own_group(part: ForgettingRun) -> pd.DataFrame:
-        table = with_kind(circuit_tables.circuit_predictions(part.run, kind=Group), part.start)
-        return circuit_tables.on_own_group(table)
-
-    return _over(experiment, own_group)
+    read = circuit_tables.circuit_predictions
+    table = _over(experiment, lambda part: with_kind(read(part.run, kind=Group), part.start))
+    return circuit_tables.on_own_group(table).reset_index(drop=True)
 
 
 def with_kind(table: pd.DataFrame, start: Checkpoint | None) -> pd.DataFrame:

@@ -123,7 +123,6 @@ def read_circuits(
 
     Args:
         visit: is shown each circuit in turn, so that what else is wanted of the scores needs no second reading.
-        kind: of which groups; None means `main_kind`.
 
     Raises:
         InputError: a file is damaged, or is the graph of another model than the others.

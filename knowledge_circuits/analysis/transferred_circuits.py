@@ -62,7 +62,7 @@ class CrossGroups:
     """Every group's circuit on every group's prompts, at one checkpoint. G groups; NaN where undefined.
 
     Attributes:
-        step, epoch: the checkpoint.
+        epoch: of the checkpoint.
         groups: in the order of rows and columns: the task and the values of the grouping columns, by name.
         edges: [G] of the groups' circuits.
         faithfulness: [G, G] the row's circuit on the column's prompts.
@@ -71,7 +71,6 @@ class CrossGroups:
         same_size: [G] that of the group's own strongest edges, as many as the core has.
     """
 
-    step: int
     epoch: float
     groups: tuple[dict[str, str], ...]
     edges: NDArray[np.int64]
@@ -117,16 +116,15 @@ def cross_groups(run: Run, setting: Setting | None = None) -> CrossGroups | None
         path = checkpoint.output / of_all_groups.folder / "cross_groups.json"
         if not path.exists():
             continue
-        content, step = shape(_CrossGroups).file(path), checkpoint.step or 0
+        content = shape(_CrossGroups).file(path)
         groups, edges = tuple(content["groups"]), content["edges"]
         matrix, shared = content["faithfulness"], content["shared"]
         rows: list[list[Any]] = [edges, matrix, *matrix, shared["faithfulness"], shared["same_size"]]
         if any(group.keys() != groups[0].keys() for group in groups) or {len(row) for row in rows} != {len(groups)}:
             raise InputError(f"{path}: not a row and a column for each of its {len(groups)} groups")
         faithfulness, core, same_size = (np.array(values, dtype=float) for values in (matrix, *rows[-2:]))
-        return CrossGroups(
-            step, epochs(run)[step], groups, np.array(edges), faithfulness, shared["edges"], core, same_size
-        )
+        epoch = epochs(run)[checkpoint.step or 0]
+        return CrossGroups(epoch, groups, np.array(edges), faithfulness, shared["edges"], core, same_size)
     return None
 
 
