@@ -109,46 +109,43 @@ def _judge(study: DocumentStudy, claim: Claim) -> Finding:
 
 def _late_gain(run: DocumentRun) -> Floats:
     """Return the gains [e] from the middle of training to its end; NaN where the loss does not fall meanwhile."""
-    recall, loss, middle = run.knowledge.recall, run.knowledge.loss, len(run.knowledge.loss) // 2
-    return np.where(loss[-1] < loss[middle], recall[:, -1] - recall[:, middle], np.nan)
+    middle = len(run.loss) // 2
+    return np.where(run.loss[-1] < run.loss[middle], run.recall[:, -1] - run.recall[:, middle], np.nan)
 
 
 def _late_loss(run: DocumentRun) -> float:
-    loss = run.knowledge.loss
-    return float(loss[-1] / loss[len(loss) // 2])
+    return float(run.loss[-1] / run.loss[len(run.loss) // 2])
 
 
 def _flat_epochs(run: DocumentRun) -> float:
-    falls = np.diff(run.knowledge.loss) < 0
-    rises = np.diff(run.knowledge.recall.mean(axis=0)) > 1e-12
+    falls = np.diff(run.loss) < 0
+    rises = np.diff(run.recall.mean(axis=0)) > 1e-12
     return float((~rises[falls]).mean()) if falls.any() else math.nan
 
 
 def _gain(run: DocumentRun) -> Floats:
-    return run.knowledge.recall[:, -1] - run.knowledge.recall[:, 0]
+    return run.recall[:, -1] - run.recall[:, 0]
 
 
 def _gain_above_floor(run: DocumentRun) -> Floats:
     """Return the gains [e] less what the floor of recall has gained; NaN where the floor is not known."""
-    above = run.knowledge.recall - run.recall_floor
+    above = run.recall - run.recall_floor
     return above[:, -1] - above[:, 0]
 
 
 def _forgotten(run: DocumentRun) -> Floats:
     """Whether [e] was forgotten; NaN for entities never known, or first at the last probe."""
-    known = run.knowledge.known
-    return np.where(known[:, :-1].any(axis=1), forgetting_events(known) > 0, np.nan)
+    return np.where(run.known[:, :-1].any(axis=1), forgetting_events(run.known) > 0, np.nan)
 
 
 def _consolidated(run: DocumentRun) -> Floats:
     """Whether [e] is known at the last probes; NaN for entities never known, or first after the first of these."""
-    known = run.knowledge.known
-    could = known[:, : known.shape[1] - CONSOLIDATED + 1].any(axis=1)
-    return np.where(could, known[:, -CONSOLIDATED:].all(axis=1), np.nan)
+    could = run.known[:, : len(run.records) - CONSOLIDATED + 1].any(axis=1)
+    return np.where(could, run.known[:, -CONSOLIDATED:].all(axis=1), np.nan)
 
 
 def _prior(run: DocumentRun) -> float:
-    before, after = run.knowledge.recall[:, 0], run.knowledge.recall[:, -1]
+    before, after = run.recall[:, 0], run.recall[:, -1]
     if np.ptp(before) == 0 or np.ptp(after) == 0:
         return math.nan
     return float(np.corrcoef(before, after)[0, 1])
@@ -275,7 +272,7 @@ def interval(values: Floats, frequency: NDArray[np.str_], kind: Kind) -> tuple[f
 def _statistics(study: DocumentStudy, number: Number, wanted: str = "") -> list[Statistic]:
     """Return a number's mean over strategies and then that of each strategy, with intervals (module text)."""
     asked = {tuple(row["id"] for row in run.records[0]["questions"]) for run in study.runs}
-    frequency = {run.seed: run.knowledge.frequency for run in study.runs}
+    frequency = {run.seed: run.frequency for run in study.runs}
     statistics = []
     for where, by_seed in _values(study, number).items():
         told = {seed: interval(values, frequency[seed], number.kind)[0] for seed, values in by_seed.items()}
@@ -287,7 +284,7 @@ def _statistics(study: DocumentStudy, number: Number, wanted: str = "") -> list[
         note = ""
         if seeds and number.kind is not Kind.RUN and len(asked) == 1:
             entities = pd.DataFrame(list(by_seed.values())).mean().to_numpy()
-            _, lowest, highest = interval(entities, study.runs[0].knowledge.frequency, number.kind)
+            _, lowest, highest = interval(entities, study.runs[0].frequency, number.kind)
             low, high = float(np.fmin(low, lowest)), float(np.fmax(high, highest))
             count = int(np.isfinite(entities).sum())
             note = f"{count} entit{'y' if count == 1 else 'ies'}"

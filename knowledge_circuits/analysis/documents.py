@@ -86,20 +86,30 @@ class DocumentRun:
         return float(self.records[0]["learned_threshold"])
 
     @cached_property
-    def knowledge(self) -> Knowledge:
-        """The entities' recall over the probes."""
-        recalls = [entity_recalls(record) for record in self.records]
+    def frequency(self) -> NDArray[np.str_]:
+        """[e] labels of the mentioned entities."""
         labels = {row["entity"]: row["frequency"] for row in self.records[0]["questions"]}
-        return Knowledge(
-            np.array([labels[entity] for entity in recalls[0]], dtype=str),
-            np.array([[at[entity] for at in recalls] for entity in recalls[0]], dtype=float),
-            known_entities(self.records, self.threshold),
-            np.array([record["loss"] for record in self.records]),
-        )
+        return np.array([labels[entity] for entity in entity_recalls(self.records[0])], dtype=str)
+
+    @cached_property
+    def recall(self) -> Floats:
+        """[e, t] mean recall of the entity's questions."""
+        recalls = [entity_recalls(record) for record in self.records]
+        return np.array([[at[entity] for at in recalls] for entity in recalls[0]], dtype=float)
+
+    @cached_property
+    def known(self) -> Mask:
+        """[e, t] whether the entity is learned."""
+        return known_entities(self.records, self.threshold)
+
+    @cached_property
+    def loss(self) -> Floats:
+        """[t] of the documents."""
+        return np.array([record["loss"] for record in self.records])
 
     @cached_property
     def recall_floor(self) -> Floats:
-        """The floor [e, t] of `knowledge.recall` (`recall_floors`); NaN without the accepted answers."""
+        """The floor [e, t] of `recall` (`recall_floors`); NaN without the accepted answers."""
         asked = {row["id"]: row["entity"] for row in self.records[0]["questions"]}
         floors = [pd.Series(self.floors_of(record), dtype=float).groupby(asked).mean() for record in self.records]
         return np.array([floor.reindex(list(entity_recalls(self.records[0]))) for floor in floors], dtype=float).T
@@ -107,23 +117,6 @@ class DocumentRun:
     def floors_of(self, record: Mapping[str, Any]) -> dict[str, float]:
         """Return the floor of each answer's recall in a record, by question id; empty without accepted answers."""
         return recall_floors(record, self.accepted) if self.accepted else {}
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """What a run knew of every mentioned entity at every probe.
-
-    Attributes:
-        frequency: [e] labels.
-        recall: [e, t] mean recall of the entity's questions.
-        known: [e, t] whether the entity is learned.
-        loss: [t] of the documents.
-    """
-
-    frequency: NDArray[np.str_]
-    recall: Floats
-    known: Mask
-    loss: Floats
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,7 @@ class PromptView:
 
     def strongest_head(self) -> tuple[int, int]:
         """Layer and head of the head that takes most of the answer from the subject's tokens."""
-        layer, head = np.unravel_index(int(self.subject_part.argmax()), self.subject_part.shape)
-        return int(layer), int(head)
+        return divmod(int(self.subject_part.argmax()), self.subject_part.shape[1])
 
 
 def view_prompt(

@@ -269,8 +269,7 @@ def edge_changes(circuits: Circuits | None) -> pd.DataFrame:
         return pd.DataFrame(columns=[*GROUP_COLUMNS, *numbers])
     names, rows = circuits.group_columns, []
     for _, one in circuits.table.groupby(names, sort=False):
-        order = one.sort_values("step")
-        first, last = order.iloc[0], order.iloc[-1]
+        first, last = one.iloc[0], one.iloc[-1]
         before, after = (circuits.edges[row.name] for row in (first, last))
         counts = ((before & after).sum(), (before & ~after).sum(), (~before & after).sum())
         rows.append([*first[names], first["epoch"], last["epoch"], *counts, float(topology.jaccard(before, after))])
