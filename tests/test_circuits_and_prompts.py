@@ -116,15 +116,16 @@ def test_a_matrix_of_groups_is_summed_up_by_what_prompts_differ_in(measured: Run
     assert cross_groups(measured) is None
     path = write_matrix(measured)
     matrix = cross_groups(measured)
-    assert matrix is not None and (matrix.step, matrix.core_edges) == (80, 50) and np.isnan(matrix.core[0])
+    assert matrix is not None and (matrix.epoch, matrix.core_edges) == (8, 50) and np.isnan(matrix.core[0])
     expected = {"own": 0.9, "other frequency": 0.8, "other type": 0.6, "other task": 0.3}
     assert matrix.by_difference() == pytest.approx(expected)
     assert "share 50 edges (25% of a circuit), whose faithfulness is 0.50" in matrix.sentence
     assert matrix.sentence.endswith("as many, have 0.75.")
     content = read_json(path)
-    write_json(path, content | {"edges": [1]})
-    with pytest.raises(InputError, match="a row and a column for each of its 18 groups"):
-        cross_groups(measured)
+    for damage in ({"edges": [1]}, {"faithfulness": [*content["faithfulness"][:-1], [1.0]]}):
+        write_json(path, content | damage)
+        with pytest.raises(InputError, match="a row and a column for each of its 18 groups"):
+            cross_groups(measured)
     write_json(path, content | {"groups": "all"})
     with pytest.raises(InputError, match="groups"):
         cross_groups(measured)

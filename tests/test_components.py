@@ -29,8 +29,8 @@ from knowledge_circuits.analysis.components import (
 from knowledge_circuits.analysis.head_kinds import (
     HeadKind,
     VocabularySums,
+    direct_logit_attribution,
     head_kinds,
-    logit_parts,
     split_by_source,
     without_vocabulary_mean,
 )
@@ -100,7 +100,8 @@ def test_a_group_is_the_mean_of_its_prompts_taken_one_by_one(
     for number in members:
         ids = torch.tensor([list(prompts.pairs.clean[number])])
         target = torch.tensor([prompts.pairs.labels[number][0]])
-        parts = logit_parts(without_vocabulary_mean(decoder), forward(decoder, embed(decoder, ids)), target).heads[0]
+        trace = forward(decoder, embed(decoder, ids))
+        parts = direct_logit_attribution(without_vocabulary_mean(decoder), trace, target)[0]
         end = 1 + int(prompts.subject_tokens[number])
         subject.append(parts[..., 1:end].sum(-1))
         relation.append(parts[..., end:].sum(-1))
@@ -303,15 +304,16 @@ def test_a_prompts_components_are_its_logit(last: tuple, view: PromptView) -> No
     number = int((prompts.members == prompts.groups.index(CITY)).nonzero()[1, 0])
     ids = torch.tensor([list(prompts.pairs.clean[number])])
     target = torch.tensor([prompts.pairs.labels[number][0]])
-    parts = logit_parts(decoder, forward(decoder, embed(decoder, ids)), target)
+    trace = forward(decoder, embed(decoder, ids))
     written = sum(component.answer for component in view.components)
-    rest = float(parts.attention_biases.sum() + parts.bias.sum())
-    assert written + rest == pytest.approx(float(all_logits(decoder, ids)[0, -1, target[0]]), abs=1e-4)
+    direction = decoder.unembedding[:, target[0]] * trace.final_normalized.inverse_scale[0, -1]
+    biases = [block.attention.b_o @ direction for block in decoder.blocks] + [decoder.unembedding_bias[target[0]]]
+    assert written + float(sum(biases)) == pytest.approx(float(all_logits(decoder, ids)[0, -1, target[0]]), abs=1e-4)
     sizes = [abs(component.answer) for component in view.components]
     assert sizes == sorted(sizes, reverse=True)
     subject = torch.zeros(1, ids.shape[1], dtype=torch.bool)
     subject[0, list(view.subject)] = True
-    expected = split_by_source(parts.heads, subject).subject[0]
+    expected = split_by_source(direct_logit_attribution(decoder, trace, target), subject).subject[0]
     assert np.allclose(view.subject_part, expected, atol=1e-5)
     layer, head = view.strongest_head()
     assert view.subject_part[layer, head] == view.subject_part.max()

@@ -13,8 +13,8 @@ from torch import Tensor
 from knowledge_circuits.analysis.head_kinds import (
     HeadKind,
     VocabularySums,
+    direct_logit_attribution,
     head_kinds,
-    logit_parts,
     original_ratio,
     split_by_source,
     without_vocabulary_mean,
@@ -42,21 +42,30 @@ def logits_before_cap(decoder: Decoder) -> Tensor:
     return all_logits(replace(decoder, logit_cap=None), IDS)[:, -1]
 
 
+def sum_of_parts(decoder: Decoder, trace: Trace) -> Tensor:
+    """The heads' parts of the targets' logits, and what embeddings, MLPs and biases add to them."""
+    others = trace.embedded[:, -1] + (0 if decoder.positions is None else decoder.positions[IDS.shape[1] - 1])
+    for block, layer in zip(decoder.blocks, trace.layers, strict=True):
+        others = others + layer.mlp_output[:, -1] + block.attention.b_o
+    direction = decoder.unembedding[:, TARGETS].T * trace.final_normalized.inverse_scale[:, -1]
+    heads = direct_logit_attribution(decoder, trace, TARGETS)
+    return heads.sum((1, 2, 3)) + (direction * others).sum(-1) + decoder.unembedding_bias[TARGETS]
+
+
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_without_the_vocabulary_mean_parts_sum_to_the_logit_minus_the_mean_logit(family: str) -> None:
     decoder = double(family)
     logits = logits_before_cap(decoder)
-    parts = logit_parts(without_vocabulary_mean(decoder), run(decoder), TARGETS)
+    parts = sum_of_parts(without_vocabulary_mean(decoder), run(decoder))
     expected = logits[range(3), TARGETS] - logits.mean(-1)
-    torch.testing.assert_close(parts.total, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(parts, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_the_parts_of_a_logit_sum_to_it(family: str) -> None:
     decoder = double(family)
-    parts = logit_parts(decoder, run(decoder), TARGETS)
     expected = logits_before_cap(decoder).gather(1, TARGETS[:, None])[:, 0]
-    torch.testing.assert_close(parts.total, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(sum_of_parts(decoder, run(decoder)), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "phi"])
@@ -64,7 +73,7 @@ def test_one_source_position_is_what_is_lost_when_the_head_does_not_read_it(fami
     """Against Hugging Face's weights by hand: remove A[last, s] v[s] from one head's z in the last layer's input."""
     decoder = double(family)
     trace = run(decoder)
-    heads = logit_parts(decoder, trace, TARGETS).heads
+    heads = direct_logit_attribution(decoder, trace, TARGETS)
     layer, head, source = decoder.n_layers - 1, 2, 3
     block, kept = decoder.blocks[layer], trace.layers[layer]
     value = kept.heads.v[:, head // (decoder.n_heads // decoder.n_kv_heads), source]
@@ -79,13 +88,13 @@ def test_one_source_position_is_what_is_lost_when_the_head_does_not_read_it(fami
 @pytest.mark.parametrize("queries", [1, None])
 def test_parts_do_not_need_the_last_layers_other_positions(queries: int | None) -> None:
     decoder = double("phi")
-    parts = logit_parts(decoder, run(decoder, queries), TARGETS)
-    torch.testing.assert_close(parts.total, all_logits(decoder, IDS)[range(3), -1, TARGETS], rtol=0, atol=1e-10)
+    parts = sum_of_parts(decoder, run(decoder, queries))
+    torch.testing.assert_close(parts, all_logits(decoder, IDS)[range(3), -1, TARGETS], rtol=0, atol=1e-10)
 
 
 def test_the_start_token_is_in_neither_part() -> None:
     decoder = double("llama")
-    heads = logit_parts(decoder, run(decoder), TARGETS).heads
+    heads = direct_logit_attribution(decoder, run(decoder), TARGETS)
     split = split_by_source(heads, SUBJECT)
     torch.testing.assert_close(split.subject + split.relation, heads[..., 1:].sum(-1))
     torch.testing.assert_close(split.subject[1], heads[1, :, :, 1:4].sum(-1))
@@ -146,7 +155,7 @@ def test_the_two_measures_can_disagree() -> None:
     sums = VocabularySums.of(model)
     decoder = decoder_from_model(model)
     trace = run(decoder)
-    exact = split_by_source(logit_parts(decoder, trace, TARGETS).heads, SUBJECT)
+    exact = split_by_source(direct_logit_attribution(decoder, trace, TARGETS), SUBJECT)
     original = original_ratio(decoder, trace, SUBJECT, sums)
     ratios = [np.asarray(parts.subject.mean(0) / parts.relation.mean(0)).ravel() for parts in (exact, original)]
     assert abs(np.corrcoef(ratios)[0, 1]) < 0.9

@@ -13,15 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from knowledge_circuits.analysis.timeline import with_epochs
-from knowledge_circuits.engine.options import Metric
+from knowledge_circuits.engine.options import Method, Metric
 from knowledge_circuits.runs import PATCHING, Content, Coordinates, Run
 from knowledge_circuits.study import AnyGroup, FactGroup, Group, groups
 
 #: What is said where a figure or table would show circuits and there are none.
 NO_CIRCUITS = "No circuits in this run yet: circuit_discovery.py and circuit_eval.py write them."
-
-#: The attribution method that the paper uses; preferred where a run has several.
-PREFERRED_METHOD = "EAP-IG"
 
 #: The columns that name a group in tables: of the study, and of one's own facts.
 GROUP_COLUMNS = ["task", "type", "band"]
@@ -50,13 +47,13 @@ def _setting(key: Coordinates) -> Setting | None:
 
 
 def settings(run: Run) -> list[Setting]:
-    """Return the settings that the run has circuits or results of, those with most circuits first."""
+    """Return the settings that the run has circuits or results of: those with most circuits first, then EAP-IG's."""
     count: Counter[Setting] = Counter()
     for checkpoint in run.checkpoints():
         for key, content in checkpoint.circuit_files():
             if (setting := _setting(key)) is not None:
                 count[setting] += content is Content.GRAPH
-    return sorted(count, key=lambda setting: (-count[setting], setting.method != PREFERRED_METHOD, setting))
+    return sorted(count, key=lambda setting: (-count[setting], setting.method != Method.EAP_IG, setting))
 
 
 def main_setting(run: Run) -> Setting | None:
@@ -142,6 +139,6 @@ def circuit_files(
         yield from sorted(wanted, key=lambda file: order.get(file.group, 0))
 
 
-def own_circuit_files(run: Run, setting: Setting | None, kind: Kind | None = None) -> list[CircuitFile]:
+def own_circuit_files(run: Run, setting: Setting | None = None, kind: Kind | None = None) -> list[CircuitFile]:
     """Return the checkpoints' own circuits under a setting, not transferred ones."""
     return [file for file in circuit_files(run, setting, Content.GRAPH, kind) if file.coordinates.origin is None]

@@ -2,7 +2,7 @@
 
 One row per observation, `step` and `epoch` in every table. A group of the study is named by task, type and band (plain
 strings with the values of `study`), a group of one's own facts by task (the name of its file) and group. A table of
-something that the run does not have yet is empty, with its columns.
+something that the run does not have yet is empty, with its columns. `setting` and `kind`: see `circuit_settings`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from knowledge_circuits.analysis.learning_tables import answers
 from knowledge_circuits.analysis.run_circuits import STABILITY_COLUMNS, Circuits
 from knowledge_circuits.files import InputError
 from knowledge_circuits.records import CircuitPrediction, CircuitResults, shape
-from knowledge_circuits.runs import Content, Coordinates, Run
-from knowledge_circuits.study import FactGroup, groups
+from knowledge_circuits.runs import Content, Run
+from knowledge_circuits.study import AnyGroup, FactGroup, groups
 
 #: Hit@10: the label's first token is among the ten most probable (rank 0 is best).
 HIT_RANK = 9
@@ -53,9 +53,6 @@ def results(run: Run, setting: Setting | None = None, kind: Kind | None = None) 
 
     `circuit_step` is the circuit's origin: `step` itself unless the circuit was transferred. `metric` is what was
     measured, a value of `Metric`.
-
-    Args:
-        kind: of which groups; None means `circuit_settings.main_kind`.
     """
     kind = kind or main_kind(run, setting)
     names = FACT_GROUP_COLUMNS if kind is FactGroup else GROUP_COLUMNS
@@ -82,9 +79,6 @@ def circuit_predictions(run: Run, setting: Setting | None = None, kind: Kind | N
     type and band are the circuit's group, target_type and target_band the test items'. hit is 1.0 where the label's
     first token is among the ten most probable. full_name is the person, or the prompt of one's own facts.
 
-    Args:
-        kind: as for `results`.
-
     Raises:
         InputError: a file is damaged, or its folders name no group of test items.
     """
@@ -92,12 +86,14 @@ def circuit_predictions(run: Run, setting: Setting | None = None, kind: Kind | N
     kind = kind or main_kind(run, setting)
     names = FACT_GROUP_COLUMNS if kind is FactGroup else GROUP_COLUMNS
     for file in circuit_files(run, setting, Content.PREDICTIONS, kind):
-        items, of_target = shape(CircuitPrediction).lines(file.path), _target(file.coordinates, kind)
-        if of_target is None:
+        target: AnyGroup | None = file.coordinates.study_target
+        if kind is FactGroup and file.coordinates.target:
+            target = FactGroup(file.coordinates.task, file.coordinates.target)
+        if target is None:
             folders = "target_<column>_<value>" if kind is FactGroup else "target_type_<type>/target_frequency_<band>"
             raise InputError(f"{file.path}: a prediction lies below {folders}")
-        about = {**file.columns, **of_target}
-        for item in items:
+        about = file.columns | {f"target_{name}": value for name, value in group_columns(target).items()}
+        for item in shape(CircuitPrediction).lines(file.path):
             named = (item.get(key) for key in ("full_name", "clean_subject", "prompt", "clean"))
             prob, rank = float(item["token_prob"]), int(item["token_rank"])
             measured = {"token_prob": prob, "token_rank": rank, "hit": float(rank <= HIT_RANK)}
@@ -105,14 +101,6 @@ def circuit_predictions(run: Run, setting: Setting | None = None, kind: Kind | N
     targets = [f"target_{name}" for name in names[1:]]
     columns = ["step", "epoch", "circuit_step", *names, *targets, *CIRCUIT_PREDICTION_COLUMNS[-4:]]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _target(coordinates: Coordinates, kind: Kind) -> dict[str, str] | None:
-    """Return the columns that name the test items' group; None where the path names none of this kind."""
-    if kind is FactGroup:
-        return {"target_group": FactGroup(coordinates.task, coordinates.target).name} if coordinates.target else None
-    target = coordinates.study_target
-    return None if target is None else {"target_type": str(target.type), "target_band": str(target.band)}
 
 
 def fact_circuits(results: pd.DataFrame, circuit_predictions: pd.DataFrame, circuits: Circuits | None) -> pd.DataFrame:
@@ -135,9 +123,9 @@ def fact_circuits(results: pd.DataFrame, circuit_predictions: pd.DataFrame, circ
     return table[FACT_CIRCUIT_COLUMNS].astype(dict.fromkeys(_FACT_NUMBERS, float))
 
 
-def last_checkpoint(run: Run, setting: Setting | None = None) -> pd.DataFrame:
+def last_checkpoint(run: Run) -> pd.DataFrame:
     """Return the groups' numbers at the run's last checkpoint with results; see `last_numbers`."""
-    return last_numbers(results(run, setting), circuit_predictions(run, setting), answers(run))
+    return last_numbers(results(run), circuit_predictions(run), answers(run))
 
 
 def last_numbers(results: pd.DataFrame, circuit_predictions: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,8 @@ from knowledge_circuits.analysis.circuit_settings import (
 from knowledge_circuits.analysis.head_kinds import (
     HeadKind,
     VocabularySums,
+    direct_logit_attribution,
     head_kinds,
-    logit_parts,
     original_ratio,
     split_by_source,
     without_vocabulary_mean,
@@ -57,7 +56,7 @@ from knowledge_circuits.engine.memory import activation_bytes, budget_bytes
 from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.weights import decoder_from_model
 from knowledge_circuits.files import InputError, read_bytes, read_json, write_json
-from knowledge_circuits.models.loading import load_model, no_loading_bars, weight_files, weights_digest
+from knowledge_circuits.models.loading import load_model, no_loading_bars, weights_digest
 from knowledge_circuits.models.tokenization import load_tokenizer, subject_positions
 from knowledge_circuits.paths import REPOSITORY
 from knowledge_circuits.run_config import read_run_config
@@ -112,7 +111,6 @@ class CheckpointComponents:
     """Group means of one model; G groups.
 
     Attributes:
-        groups: the G groups.
         heads: measure -> [G, l, h], the names of `HEAD_MEASURES`.
         lens: measure -> [G, l + 1], the names of `_LENS_MEASURES`; ranks are means of rank + 1.
     """
@@ -146,30 +144,25 @@ def read_group_prompts(
         limit: prompts per group at most.
         wanted: the groups; None means all 18.
     """
-    by_group: list[tuple[Group, PromptPairs]] = []
-    for group in wanted or tuple(groups()):
+    by_group: dict[Group, PromptPairs] = {}
+    for group in wanted or groups():
         rows = read_circuit_data(data_file, group.task)
         pairs = group_pairs(rows, group, tokenizer, limit, task_file(data_file, group.task))
         if len(pairs):
-            by_group.append((group, pairs))
+            by_group[group] = pairs
     if not by_group:
         raise InputError(f"{data_file}: no prompts of any group")
     counts = [
         len(subject_positions(tokenizer, row["clean_subject"], group.task.prompt(row["clean_subject"])))
-        for group, pairs in by_group
+        for group, pairs in by_group.items()
         for row in pairs.rows
     ]
-    joined = PromptPairs.joined([pairs for _, pairs in by_group])
-    members = torch.arange(len(by_group)).repeat_interleave(torch.tensor([len(pairs) for _, pairs in by_group]))
-    return GroupPrompts(joined, torch.tensor(counts), tuple(group for group, _ in by_group), members)
+    members = torch.repeat_interleave(torch.tensor([len(pairs) for pairs in by_group.values()]))
+    return GroupPrompts(PromptPairs.joined(list(by_group.values())), torch.tensor(counts), tuple(by_group), members)
 
 
 def analyse_model(
-    decoder: Decoder,
-    sums: VocabularySums,
-    prompts: GroupPrompts,
-    batch_size: int = 64,
-    memory_gb: float | None = None,
+    decoder: Decoder, sums: VocabularySums, prompts: GroupPrompts, batch_size: int = 64, memory_gb: float | None = None
 ) -> CheckpointComponents:
     """Head parts and logit lens of one model, averaged over each group's prompts.
 
@@ -191,45 +184,30 @@ def analyse_model(
                 subject = prompts.subject_mask(part.index, length).to(decoder.device)
                 ids, targets = part.clean.to(decoder.device), part.labels[:, 0].to(decoder.device)
                 trace = forward(decoder, embed(decoder, ids), queries=None, keep_residuals=True)
-                split = split_by_source(logit_parts(centred, trace, targets).heads, subject)
+                split = split_by_source(direct_logit_attribution(centred, trace, targets), subject)
                 ratio = original_ratio(decoder, trace, subject, sums)
                 reading = logit_lens(decoder, trace, targets, subject)
-                of_heads = (split.subject, split.relation, ratio.subject, ratio.relation)
-                of_lens = (reading.rank + 1, reading.prob, reading.subject_rank + 1)
-                for measure, values in zip(measures.values(), (*of_heads, *of_lens), strict=True):
+                found = (*split, *ratio, reading.rank + 1, reading.prob, reading.subject_rank + 1)
+                for measure, values in zip(measures.values(), found, strict=True):
                     measure[part.index] = values.double().cpu()
-    means = {name: _group_means(values, prompts) for name, values in measures.items()}
-    halves = {
-        f"{part}_{half}": _group_means(measures[part], prompts, half) for half in ("even", "odd") for part in _PARTS
-    }
-    heads = {name: means[name] for name in _MEASURED} | halves
-    return CheckpointComponents(prompts.groups, heads, {name: means[name] for name in _LENS_MEASURES})
+    heads = {name: _group_means(measures[name], prompts) for name in _MEASURED}
+    for half, chosen in (("even", slice(0, None, 2)), ("odd", slice(1, None, 2))):
+        heads |= {f"{part}_{half}": _group_means(measures[part], prompts, chosen) for part in _PARTS}
+    lens = {name: _group_means(measures[name], prompts) for name in _LENS_MEASURES}
+    return CheckpointComponents(prompts.groups, heads, lens)
 
 
-def _group_means(values: Tensor, prompts: GroupPrompts, half: str = "") -> Floats:
-    """Mean of [n, ...] over each group's prompts, [G, ...]; NaN for a group without prompts in the half.
-
-    Args:
-        half: "even" or "odd" for every other prompt of a group.
-    """
-    members = prompts.members
-    if half:
-        first = torch.searchsorted(members, members)  # where each prompt's group begins
-        chosen = (torch.arange(len(members)) - first) % 2 == (half == "odd")
-        members, values = members[chosen], values[chosen]
-    count = torch.bincount(members, minlength=len(prompts.groups))
-    total = values.new_zeros(len(prompts.groups), *values.shape[1:]).index_add(0, members, values)
-    return (total / count.view(-1, *(1,) * (values.dim() - 1))).numpy()
+def _group_means(values: Tensor, prompts: GroupPrompts, chosen: slice = slice(None)) -> Floats:
+    """Mean of [n, ...] over the chosen ones of each group's prompts, [G, ...]; NaN for a group without any."""
+    sizes = torch.bincount(prompts.members).tolist()
+    return torch.stack([group[chosen].mean(0) for group in values.split(sizes)]).numpy()
 
 
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
 
 def analyse_run(
-    run: Run,
-    setting: Setting | None = None,
-    data_file: str | None = None,
-    device: torch.device | str | None = None,
+    run: Run, setting: Setting | None = None, data_file: str | None = None, device: torch.device | str | None = None
 ) -> Components:
     """Analyse every checkpoint of a run, taking from `<run>/analysis` what is there.
 
@@ -237,71 +215,47 @@ def analyse_run(
         setting: whose prompts (circuit_n); None means the run's main setting.
         data_file: the circuit data, `{task}` for each task; None means those that the run's configuration tells of.
         device: where models run; None means a GPU where there is one.
-
-    Returns:
-        The tables; where circuits, data or weights are missing they are empty and `missing` says why.
     """
     setting = setting or main_setting(run)
     if setting is None:
         return _empty(NO_CIRCUITS)
     if main_kind(run, setting) is FactGroup:
         return _empty(NO_SUBJECTS)
-    analysis = _Analysis(run, setting, data_file or circuit_data_file(run, setting), device)
-    heads, lens = [], []
+    data_file = data_file or circuit_data_file(run, setting)
+    data = _data_digest(data_file) if has_circuit_data(data_file) else None
+    prompts, heads, lens = None, [], []
     checkpoints = list(timeline.with_epochs(run))
     for checkpoint, step, epoch in tqdm(checkpoints, "heads and logit lens", unit="checkpoint", leave=False, delay=2):
-        components = analysis.of(checkpoint)
+        path = run.path / "analysis" / f"circuit_{setting.circuit_n}" / f"{checkpoint.name}.json"
+        weights = weights_digest(checkpoint.path)
+        key = f"{_FORMAT} {data} {weights}" if data and weights else None
+        components = _read(path, key)
+        if components is None and key is not None:
+            # Every checkpoint of a run has the same tokenizer.
+            prompts = prompts or read_group_prompts(data_file, load_tokenizer(checkpoint.path), setting.circuit_n)
+            _write(path, key, _analyse_checkpoint(checkpoint, prompts, device))
+            components = _read(path, key)  # as every later call will see it, rounding included
         if components is not None:
             heads.append(_head_table(components, step, epoch))
             lens.append(_table(components.groups, components.lens, ["layer"], step, epoch)[LENS_COLUMNS])
     if not heads:
-        return _empty(analysis.missing)
+        what = "The checkpoints' weights are" if data else f"The circuit data ({data_file}) are"
+        return _empty(f"{what} not there; head kinds and the logit lens need them.")
     return Components(pd.concat(heads, ignore_index=True), pd.concat(lens, ignore_index=True))
 
 
-@dataclass(frozen=True)
-class _Analysis:
-    """The analysis of a run's checkpoints on the same prompts, which are read when the first one needs them."""
+def _data_digest(data_file: str) -> str:
+    data = b"".join(read_bytes(task_file(data_file, task)) for task in TASKS)
+    return hashlib.sha256(data).hexdigest()[:16]
 
-    run: Run
-    setting: Setting
-    data_file: str
-    device: torch.device | str | None
 
-    def of(self, checkpoint: Checkpoint) -> CheckpointComponents | None:
-        """Return one checkpoint's means, saved ones if they still hold; None where they cannot be had."""
-        path = self.run.path / "analysis" / f"circuit_{self.setting.circuit_n}" / f"{checkpoint.name}.json"
-        weights = weights_digest(checkpoint.path)
-        key = f"{_FORMAT} {self.digest} {weights}" if self.digest and weights else None
-        components = _read(path, key)
-        if components is None and key is not None:
-            device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            with no_loading_bars():
-                model = load_model(checkpoint.path, device)
-            sums = VocabularySums.of(model)
-            decoder = decoder_from_model(model, checkpoint.path)
-            _write(path, key, analyse_model(decoder, sums, self.prompts))
-            components = _read(path, key)  # as every later call will see it, rounding included
-        return components
-
-    @cached_property
-    def digest(self) -> str | None:
-        """Tells circuit data apart; None where they are missing."""
-        if not has_circuit_data(self.data_file):
-            return None
-        data = b"".join(read_bytes(task_file(self.data_file, task)) for task in TASKS)
-        return hashlib.sha256(data).hexdigest()[:16]
-
-    @cached_property
-    def prompts(self) -> GroupPrompts:
-        """All groups' prompts; every checkpoint of a run has the same tokenizer."""
-        tokenizer = load_tokenizer(next(c.path for c in self.run.checkpoints() if weight_files(c.path)))
-        return read_group_prompts(self.data_file, tokenizer, self.setting.circuit_n)
-
-    @property
-    def missing(self) -> str:
-        what = "The checkpoints' weights are" if self.digest else f"The circuit data ({self.data_file}) are"
-        return f"{what} not there; head kinds and the logit lens need them."
+def _analyse_checkpoint(
+    checkpoint: Checkpoint, prompts: GroupPrompts, device: torch.device | str | None
+) -> CheckpointComponents:
+    with no_loading_bars():
+        model = load_model(checkpoint.path, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    sums = VocabularySums.of(model)
+    return analyse_model(decoder_from_model(model, checkpoint.path), sums, prompts)
 
 
 def has_circuit_data(data_file: str) -> bool:
@@ -381,19 +335,13 @@ def _write(path: Path, key: str, components: CheckpointComponents) -> None:
 
 
 def circuit_heads(heads: pd.DataFrame, circuits: Circuits | None) -> pd.DataFrame:
-    """Return the rows of `Components.heads` whose head is in its group's circuit at that step.
-
-    Returns:
-        The rows with one column more, `nodes`: how many nodes the circuit has.
-    """
+    """Return the rows of `Components.heads` whose head is in its group's circuit at that step, with its `nodes`."""
     if circuits is None or heads.empty:
         return heads.iloc[:0].assign(nodes=pd.Series(dtype=int))
     layout = circuits.layout
-    columns = np.array([layout.head_sources(layer).start for layer in range(layout.n_layers)])[:, None]
-    columns = columns + np.arange(layout.n_heads)
+    columns = np.array([np.r_[layout.head_sources(layer)] for layer in range(layout.n_layers)])  # [l, h]
     rows, layer, head = circuits.nodes[:, columns].nonzero()
-    keys = circuits.table[["step", *GROUP_COLUMNS, "nodes"]].iloc[rows].reset_index(drop=True)
-    inside = keys.assign(layer=layer, head=head)
+    inside = circuits.table[["step", *GROUP_COLUMNS, "nodes"]].iloc[rows].assign(layer=layer, head=head)
     return heads.merge(inside, on=["step", *GROUP_COLUMNS, "layer", "head"])
 
 
@@ -450,13 +398,13 @@ def kind_proportions(heads: pd.DataFrame, circuits: Circuits | None, kind: str =
     return table.assign(proportion=table["heads"] / table["nodes"]).drop(columns=["heads", "nodes"])
 
 
-def kind_layers(heads: pd.DataFrame, circuits: Circuits | None, kind: str = "kind") -> pd.DataFrame:
+def kind_layers(heads: pd.DataFrame, circuits: Circuits | None) -> pd.DataFrame:
     """Return where the circuits' heads of each kind lie: mean over the groups of one type, by layer and epoch.
 
     Returns:
         columns type, kind, layer, epoch, share: of the layer's heads, how many are in the circuit and of the kind.
     """
-    table = _counts(heads, circuits, kind, ["kind", "layer"])
+    table = _counts(heads, circuits, "kind", ["kind", "layer"])
     table["share"] = table["heads"].astype(float) / (circuits.layout.n_heads if circuits is not None else 1)
     return table.groupby(["type", "kind", "layer", "epoch"], as_index=False)["share"].mean()
 

@@ -100,7 +100,7 @@ def _judge(study: DocumentStudy, claim: Claim) -> Finding:
     first, *others = claim.numbers
     decisive = _statistics(study, first, f"{'above' if claim.above else 'below'} {claim.line}")
     deciding = decisive[0]
-    verdict = _verdict(deciding, claim.line, claim.above, len(deciding.by_seed))
+    verdict = _verdict(deciding, claim)
     shown = [deciding, *(s for s in decisive if s.where == FULL)]
     reason = f"{deciding.name}: {'; '.join(f'{s.where}: {s.interval}' for s in shown)}."
     reported = (s for number in others for s in _statistics(study, number))
@@ -109,46 +109,43 @@ def _judge(study: DocumentStudy, claim: Claim) -> Finding:
 
 def _late_gain(run: DocumentRun) -> Floats:
     """Return the gains [e] from the middle of training to its end; NaN where the loss does not fall meanwhile."""
-    recall, loss, middle = run.knowledge.recall, run.knowledge.loss, len(run.knowledge.loss) // 2
-    return np.where(loss[-1] < loss[middle], recall[:, -1] - recall[:, middle], np.nan)
+    middle = len(run.loss) // 2
+    return np.where(run.loss[-1] < run.loss[middle], run.recall[:, -1] - run.recall[:, middle], np.nan)
 
 
 def _late_loss(run: DocumentRun) -> float:
-    loss = run.knowledge.loss
-    return float(loss[-1] / loss[len(loss) // 2])
+    return float(run.loss[-1] / run.loss[len(run.loss) // 2])
 
 
 def _flat_epochs(run: DocumentRun) -> float:
-    falls = np.diff(run.knowledge.loss) < 0
-    rises = np.diff(run.knowledge.recall.mean(axis=0)) > 1e-12
+    falls = np.diff(run.loss) < 0
+    rises = np.diff(run.recall.mean(axis=0)) > 1e-12
     return float((~rises[falls]).mean()) if falls.any() else math.nan
 
 
 def _gain(run: DocumentRun) -> Floats:
-    return run.knowledge.recall[:, -1] - run.knowledge.recall[:, 0]
+    return run.recall[:, -1] - run.recall[:, 0]
 
 
 def _gain_above_floor(run: DocumentRun) -> Floats:
     """Return the gains [e] less what the floor of recall has gained; NaN where the floor is not known."""
-    above = run.knowledge.recall - run.recall_floor
+    above = run.recall - run.recall_floor
     return above[:, -1] - above[:, 0]
 
 
 def _forgotten(run: DocumentRun) -> Floats:
     """Whether [e] was forgotten; NaN for entities never known, or first at the last probe."""
-    known = run.knowledge.known
-    return np.where(known[:, :-1].any(axis=1), forgetting_events(known) > 0, np.nan)
+    return np.where(run.known[:, :-1].any(axis=1), forgetting_events(run.known) > 0, np.nan)
 
 
 def _consolidated(run: DocumentRun) -> Floats:
     """Whether [e] is known at the last probes; NaN for entities never known, or first after the first of these."""
-    known = run.knowledge.known
-    could = known[:, : known.shape[1] - CONSOLIDATED + 1].any(axis=1)
-    return np.where(could, known[:, -CONSOLIDATED:].all(axis=1), np.nan)
+    could = run.known[:, : len(run.records) - CONSOLIDATED + 1].any(axis=1)
+    return np.where(could, run.known[:, -CONSOLIDATED:].all(axis=1), np.nan)
 
 
 def _prior(run: DocumentRun) -> float:
-    before, after = run.knowledge.recall[:, 0], run.knowledge.recall[:, -1]
+    before, after = run.recall[:, 0], run.recall[:, -1]
     if np.ptp(before) == 0 or np.ptp(after) == 0:
         return math.nan
     return float(np.corrcoef(before, after)[0, 1])
@@ -179,9 +176,7 @@ CLAIMS = (
     Claim(
         "Loss and knowledge",
         f"In the second half of training the loss falls while recall grows by less than {SMALL_GAIN}.",
-        SMALL_GAIN,
-        False,
-        (
+        line=SMALL_GAIN, above=False, numbers=(
             Number("gain in recall in the second half of training", _late_gain),
             Number("loss at the end / in the middle", _late_loss, Kind.RUN),
             Number("gain in recall since the start", _gain),
@@ -192,16 +187,14 @@ CLAIMS = (
     Claim(
         "Non-monotonic learning",
         "Learned entities are forgotten again while training goes on.",
-        NOTABLE,
-        True,
-        (Number("share of the learned entities that are forgotten at least once", _forgotten, Kind.SHARE),),
+        line=NOTABLE, above=True, numbers=(
+            Number("share of the learned entities that are forgotten at least once", _forgotten, Kind.SHARE),
+        ),
     ),
     Claim(
         "Consolidation",
         "What is learned is rarely consolidated.",
-        RARE,
-        False,
-        (
+        line=RARE, above=False, numbers=(
             Number(f"share of the learned entities that are known at the last {CONSOLIDATED} probes", _consolidated,
                    Kind.SHARE),
         ),
@@ -209,9 +202,7 @@ CLAIMS = (
     Claim(
         "Exposure",
         "Learning depends on exposure: entities with many documents gain more than those with few.",
-        0,
-        True,
-        (
+        line=0, above=True, numbers=(
             Number("gain in recall, high minus low frequency", _gain, Kind.FREQUENCIES),
             Number("correlation of an entity's recall before and after training", _prior, Kind.RUN),
         ),
@@ -219,9 +210,7 @@ CLAIMS = (
     Claim(
         "Skills",
         "General skills go early: in the first epoch.",
-        0,
-        False,
-        (
+        line=0, above=False, numbers=(
             Number("change of skill accuracy in the first epoch", lambda run: _skill_change(run, 1), Kind.RUN),
             Number("change of skill accuracy at the end", lambda run: _skill_change(run, math.inf), Kind.RUN),
             Number("perplexity of held-out text, after the first epoch / at the start",
@@ -233,9 +222,7 @@ CLAIMS = (
     Claim(
         "Circuits",
         f"Circuits reconfigure between epochs: {SMALL_TURNOVER} of the edges beyond the noise of the prompts.",
-        SMALL_TURNOVER,
-        True,
-        (
+        line=SMALL_TURNOVER, above=True, numbers=(
             Number("turnover of edges minus its split-half floor", _turnover, Kind.RUN),
             Number("reconfiguration rate (1 - edge Jaccard of consecutive checkpoints)",
                    lambda run: mean_of(run.circuits["reconfiguration"]), Kind.RUN),
@@ -251,14 +238,15 @@ def interval(values: Floats, frequency: NDArray[np.str_], kind: Kind) -> tuple[f
     """Return a number of one run, or of the mean over strategies, with its 95% interval over entities.
 
     Args:
-        values: [e], NaN for entities that it is not about.
+        values: [e], NaN for entities that it is not about; [1] of the kind RUN.
         frequency: [e] labels.
-        kind: not RUN.
 
     Returns:
-        Estimate, low, high; NaN where there are no entities, or for the interval too few. Entities that agree exactly
-        have no mean's or difference's interval, for they tell no spread.
+        Estimate, low, high; NaN where there are no entities, or for the interval too few (for RUN always). Entities
+        that agree exactly have no mean's or difference's interval, for they tell no spread.
     """
+    if kind is Kind.RUN:
+        return float(values[0]), math.nan, math.nan
     there = np.isfinite(values)
     sample = values[there]
     if kind is Kind.SHARE:
@@ -284,10 +272,10 @@ def interval(values: Floats, frequency: NDArray[np.str_], kind: Kind) -> tuple[f
 def _statistics(study: DocumentStudy, number: Number, wanted: str = "") -> list[Statistic]:
     """Return a number's mean over strategies and then that of each strategy, with intervals (module text)."""
     asked = {tuple(row["id"] for row in run.records[0]["questions"]) for run in study.runs}
-    frequency = {run.seed: run.knowledge.frequency for run in study.runs}
+    frequency = {run.seed: run.frequency for run in study.runs}
     statistics = []
     for where, by_seed in _values(study, number).items():
-        told = {seed: _estimate(values, frequency[seed], number.kind) for seed, values in by_seed.items()}
+        told = {seed: interval(values, frequency[seed], number.kind)[0] for seed, values in by_seed.items()}
         seeds = {seed: value for seed, value in told.items() if math.isfinite(value)}
         over = over_runs(list(seeds.values())) if seeds else None
         estimate, low, high = (float(over.mean), float(over.low), float(over.high)) if over else (math.nan,) * 3
@@ -296,7 +284,7 @@ def _statistics(study: DocumentStudy, number: Number, wanted: str = "") -> list[
         note = ""
         if seeds and number.kind is not Kind.RUN and len(asked) == 1:
             entities = pd.DataFrame(list(by_seed.values())).mean().to_numpy()
-            _, lowest, highest = interval(entities, study.runs[0].knowledge.frequency, number.kind)
+            _, lowest, highest = interval(entities, study.runs[0].frequency, number.kind)
             low, high = float(np.fmin(low, lowest)), float(np.fmax(high, highest))
             count = int(np.isfinite(entities).sum())
             note = f"{count} entit{'y' if count == 1 else 'ies'}"
@@ -321,23 +309,17 @@ def _values(study: DocumentStudy, number: Number) -> dict[str, dict[int, Floats]
     return {ALL: means, **values}
 
 
-def _estimate(values: Floats, frequency: NDArray[np.str_], kind: Kind) -> float:
-    """Return a number of one seed from its values."""
-    return float(values[0]) if kind is Kind.RUN else interval(values, frequency, kind)[0]
-
-
-def _verdict(deciding: Statistic, line: float, above: bool, seeds: int) -> Verdict:
+def _verdict(deciding: Statistic, claim: Claim) -> Verdict:
     """Return whether the interval lies on the claim's side of a line; with one seed this is said of that seed alone."""
+    line, seeds = claim.line, len(deciding.by_seed)
     if not math.isfinite(deciding.estimate):
         return Verdict.NOT_TESTABLE
     if seeds == 2 or not math.isfinite(deciding.low):
         return of_seeds(Verdict.UNDECIDED, seeds)
-    one = seeds == 1
-    holds, fails = (
-        (deciding.low > line, deciding.high <= line) if above else (deciding.high < line, deciding.low >= line)
-    )
+    holds = deciding.low > line if claim.above else deciding.high < line
+    fails = deciding.high <= line if claim.above else deciding.low >= line
     if holds:
-        return Verdict.HOLDS_HERE if one else Verdict.HOLDS
+        return Verdict.HOLDS_HERE if seeds == 1 else Verdict.HOLDS
     if fails:
-        return Verdict.FAILS_HERE if one else Verdict.FAILS
+        return Verdict.FAILS_HERE if seeds == 1 else Verdict.FAILS
     return Verdict.UNDECIDED

@@ -35,7 +35,7 @@ def probe_table(run: DocumentRun) -> pd.DataFrame:
         text_perplexity (mean), and skill_<name> for each skill. NaN where something was not measured.
     """
     overall = [row for row in progress(run.records, run.threshold) if row["frequency"] is row["kind"] is None]
-    twice = known_in_a_row_counts(run.knowledge.known, CONSOLIDATED)
+    twice = known_in_a_row_counts(run.known, CONSOLIDATED)
     rows = []
     for record, row, count in zip(run.records, overall, twice, strict=True):
         shares, agreed = hallucination(record), agreement(record, run.threshold)
@@ -125,11 +125,7 @@ def cost_table(study: DocumentStudy) -> pd.DataFrame:
 
 
 def reference_table(study: DocumentStudy) -> pd.DataFrame:
-    """Return what the model answers without training.
-
-    Returns:
-        Columns reference, recall, recall_floor, exact, known_share, questions.
-    """
+    """Return the untrained model's answers: reference, recall, recall_floor, exact, known_share, questions."""
     rows = []
     for name, record in study.references.items():
         threshold = study.runs[0].threshold
@@ -158,7 +154,7 @@ def choice_table(study: DocumentStudy) -> pd.DataFrame:
             continue
         picked = select_checkpoints(table).assign(strategy=run.strategy, seed=run.seed).replace({"rule": _RULES})
         rows.append(picked[[*columns, "skill_forgone"]])
-        known, skill = run.knowledge.known, table["skill"].to_numpy()
+        known, skill = run.known, table["skill"].to_numpy()
         lost = skill_lost(skill)
         for patience in PATIENCE:
             rule = StoppingRule(patience)

@@ -86,20 +86,30 @@ class DocumentRun:
         return float(self.records[0]["learned_threshold"])
 
     @cached_property
-    def knowledge(self) -> Knowledge:
-        """The entities' recall over the probes."""
-        recalls = [entity_recalls(record) for record in self.records]
+    def frequency(self) -> NDArray[np.str_]:
+        """[e] labels of the mentioned entities."""
         labels = {row["entity"]: row["frequency"] for row in self.records[0]["questions"]}
-        return Knowledge(
-            np.array([labels[entity] for entity in recalls[0]], dtype=str),
-            np.array([[at[entity] for at in recalls] for entity in recalls[0]], dtype=float),
-            known_entities(self.records, self.threshold),
-            np.array([record["loss"] for record in self.records]),
-        )
+        return np.array([labels[entity] for entity in entity_recalls(self.records[0])], dtype=str)
+
+    @cached_property
+    def recall(self) -> Floats:
+        """[e, t] mean recall of the entity's questions."""
+        recalls = [entity_recalls(record) for record in self.records]
+        return np.array([[at[entity] for at in recalls] for entity in recalls[0]], dtype=float)
+
+    @cached_property
+    def known(self) -> Mask:
+        """[e, t] whether the entity is learned."""
+        return known_entities(self.records, self.threshold)
+
+    @cached_property
+    def loss(self) -> Floats:
+        """[t] of the documents."""
+        return np.array([record["loss"] for record in self.records])
 
     @cached_property
     def recall_floor(self) -> Floats:
-        """The floor [e, t] of `knowledge.recall` (`recall_floors`); NaN without the accepted answers."""
+        """The floor [e, t] of `recall` (`recall_floors`); NaN without the accepted answers."""
         asked = {row["id"]: row["entity"] for row in self.records[0]["questions"]}
         floors = [pd.Series(self.floors_of(record), dtype=float).groupby(asked).mean() for record in self.records]
         return np.array([floor.reindex(list(entity_recalls(self.records[0]))) for floor in floors], dtype=float).T
@@ -107,23 +117,6 @@ class DocumentRun:
     def floors_of(self, record: Mapping[str, Any]) -> dict[str, float]:
         """Return the floor of each answer's recall in a record, by question id; empty without accepted answers."""
         return recall_floors(record, self.accepted) if self.accepted else {}
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """What a run knew of every mentioned entity at every probe.
-
-    Attributes:
-        frequency: [e] labels.
-        recall: [e, t] mean recall of the entity's questions.
-        known: [e, t] whether the entity is learned.
-        loss: [t] of the documents.
-    """
-
-    frequency: NDArray[np.str_]
-    recall: Floats
-    known: Mask
-    loss: Floats
 
 
 @dataclass(frozen=True)
@@ -151,10 +144,7 @@ class DocumentStudy:
 
 def strategy_name(arguments: Mapping[str, Any]) -> str:
     """Return what a run's flags call its strategy; combined ones are joined with a plus sign."""
-    flags = {
-        **chosen(arguments),
-        **({"replay_ratio": arguments["replay_ratio"]} if arguments.get("replay_ratio") else {}),
-    }
+    flags = {*chosen(arguments), *(["replay_ratio"] if arguments.get("replay_ratio") else [])}
     return " + ".join(name for flag, name in STRATEGIES.items() if flag in flags) or FULL
 
 
@@ -178,10 +168,8 @@ def read_document_study(folder: Path) -> DocumentStudy:
         raise InputError(
             f"{folder}: no run with question_probes.jsonl in it; train with a --probe_file of questions first"
         )
-    order = [FULL, *STRATEGIES.values()]
-    runs.sort(
-        key=lambda run: (order.index(run.strategy) if run.strategy in order else len(order), run.strategy, run.seed)
-    )
+    order = {name: place for place, name in enumerate((FULL, *STRATEGIES.values()))}
+    runs.sort(key=lambda run: (order.get(run.strategy, len(order)), run.strategy, run.seed))
     by_key: dict[tuple[str, int], DocumentRun] = {}
     for run in runs:
         other = by_key.setdefault((run.strategy, run.seed), run)
@@ -207,11 +195,10 @@ def _read_run(path: Path) -> DocumentRun:
     configuration = read_run_config(Run(path))
     flags = configuration.as_dict().get("arguments", {})
     table = path / "circuits.csv"
-    circuits = (
-        pd.read_csv(table, dtype={"group": str}) if table.exists() else pd.DataFrame(columns=list(CIRCUIT_COLUMNS))
-    )
-    missing = [column for column in CIRCUIT_COLUMNS if column not in circuits]
-    if missing:
+    circuits = pd.DataFrame(columns=list(CIRCUIT_COLUMNS))
+    if table.exists():
+        circuits = pd.read_csv(table, dtype={"group": str})
+    if missing := [column for column in CIRCUIT_COLUMNS if column not in circuits]:
         raise InputError(f"{table}: no column {', '.join(missing)}; measure the circuits again")
     named = ("model_name_or_path", "train_file", "probe_file", "learning_rate", "lr_scheduler_type", "num_train_epochs")
     settings = {name: flags[name] for name in (*named, "block_size", "instruct") if flags.get(name) is not None}
@@ -246,22 +233,22 @@ def _read_references(folder: Path, runs: Sequence[DocumentRun]) -> dict[str, Map
     questions = {row["id"]: row for row in runs[0].records[0]["questions"]}
     folders = [folder / "references", *(folder / run.name / "checkpoints" / "checkpoint-0" for run in runs)]
     references: dict[str, Mapping[str, Any]] = {}
+    asked = {id: row["entity"] for id, row in questions.items()}
     for context, name in REFERENCES.items():
-        for path in (one / f"answers_{context}.jsonl" for one in folders):
-            if name in references or not path.exists():
-                continue
-            rows = read_jsonl(path, ("id", "entity", "output", "recall", "exact"))
-            asked = {id: row["entity"] for id, row in questions.items()}
-            others = [str(row["id"]) for row in rows if asked.get(row["id"]) != row["entity"]]
-            if others or not rows:
-                raise InputError(
-                    f"{path}: answers to other questions than the runs', such as {(*others, 'none')[0]!r}; ask theirs "
-                    "with predict.py"
-                )
-            answered = [
-                {**questions[row["id"]], **{key: row[key] for key in ("output", "recall", "exact")}} for row in rows
-            ]
-            references[name] = {"step": 0, "epoch": 0.0, "questions": answered}
+        path = next((file for one in folders if (file := one / f"answers_{context}.jsonl").exists()), None)
+        if path is None:
+            continue
+        rows = read_jsonl(path, ("id", "entity", "output", "recall", "exact"))
+        others = [str(row["id"]) for row in rows if asked.get(row["id"]) != row["entity"]]
+        if others or not rows:
+            raise InputError(
+                f"{path}: answers to other questions than the runs', such as {(*others, 'none')[0]!r}; ask theirs "
+                "with predict.py"
+            )
+        answered = [
+            {**questions[row["id"]], **{key: row[key] for key in ("output", "recall", "exact")}} for row in rows
+        ]
+        references[name] = {"step": 0, "epoch": 0.0, "questions": answered}
     return references
 
 

@@ -23,8 +23,8 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from knowledge_circuits.analysis import timeline
 from knowledge_circuits.analysis.study_runs import TOP_SHARE, MeasuredCircuits, MeasuredGroup, circuit_and_halves
+from knowledge_circuits.analysis.timeline import with_epochs
 from knowledge_circuits.engine import floors, topology
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError, read_bytes
@@ -70,7 +70,7 @@ def circuit_table(run: Run, pairs: Pairs) -> pd.DataFrame:
     """Measure every checkpoint of a run.
 
     Returns:
-        One row per checkpoint and group, see `documents.CIRCUIT_COLUMNS`; what compares with the checkpoint before is
+        One row per checkpoint and group, see CIRCUIT_COLUMNS; what compares with the checkpoint before is
         NaN at the first one.
 
     Raises:
@@ -78,13 +78,11 @@ def circuit_table(run: Run, pairs: Pairs) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     before: MeasuredCircuits | None = None
-    epochs = timeline.epochs(run)
-    for checkpoint in tqdm(run.checkpoints(), desc=run.path.name, unit="checkpoint"):
+    for checkpoint, step, epoch in tqdm(list(with_epochs(run)), desc=run.path.name, unit="checkpoint"):
         now = measure_checkpoint(checkpoint, pairs, quiet=before is not None)
-        step = checkpoint.step or 0
         for group, row in enumerate(now.rows):
             change = dict(zip(CIRCUIT_COLUMNS[-3:], now.change_since(before, group), strict=True))
-            rows.append({"step": step, "epoch": epochs[step], **row, **change})
+            rows.append({"step": step, "epoch": epoch, **row, **change})
         before = now
     return pd.DataFrame(rows, columns=list(CIRCUIT_COLUMNS))
 

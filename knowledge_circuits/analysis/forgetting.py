@@ -41,17 +41,11 @@ from knowledge_circuits.study import Group
 _PREFIX = "replay_"
 SHAPE_COLUMNS = ["ratio", "step", "epoch", *GROUP_COLUMNS, "edges", "entropy", "edge_jaccard", "node_jaccard"]
 ACTIVATION_COLUMNS = ["ratio", "step", "epoch", *GROUP_COLUMNS, "layer", "activation", "change"]
-SUMMARY_COLUMNS = ["replay ratio", "known before", "known after", "lowest", "at step", "change, low", "change, high"]
-SUMMARY_COLUMNS += [
-    "lost",
-    "gained",
-    "first token after",
-    "loss after",
-    "edge Jaccard",
-    "faithfulness, rediscovered",
-    "faithfulness, transferred",
+SUMMARY_COLUMNS = [
+    *("replay ratio", "known before", "known after", "lowest", "at step", "change, low", "change, high", "lost"),
+    *("gained", "first token after", "loss after", "edge Jaccard", "faithfulness, rediscovered"),
+    *("faithfulness, transferred", "Hit@10, rediscovered", "Hit@10, transferred"),
 ]
-SUMMARY_COLUMNS += ["Hit@10, rediscovered", "Hit@10, transferred"]
 
 
 class CircuitKind(StrEnum):
@@ -67,7 +61,6 @@ class ForgettingRun:
 
     Attributes:
         ratio: the share of training documents that replayed ones replace.
-        run: the run.
         start: the original run's checkpoint that it went on from; None where its configuration does not say.
     """
 
@@ -106,17 +99,17 @@ class Experiment:
         return f"{name}, which continues {timeline.run_name(self.original)}" if self.original else name
 
 
-def find_experiment(path: str | None = None, default: str = "outputs/forget/nano") -> Experiment:
+def find_experiment(path: str) -> Experiment:
     """Return the experiment that a notebook is about.
 
     Args:
-        path: the folder of its runs; None means the default. A relative one is looked up from the working folder, then
-            from the repository's root.
+        path: the folder of its runs; a relative one is looked up from the working folder, then from the repository's
+            root.
 
     Raises:
         InputError: no such experiment, or runs of it that went on from different checkpoints.
     """
-    wanted = Path(path or default).expanduser()
+    wanted = Path(path).expanduser()
     for folder in (wanted, REPOSITORY / wanted):
         runs = tuple(sorted(_runs_in(folder), key=lambda part: part.ratio))
         if runs:
@@ -183,12 +176,9 @@ def results(experiment: Experiment) -> pd.DataFrame:
 
 def circuit_predictions(experiment: Experiment) -> pd.DataFrame:
     """Return what every circuit answers alone on its own group's test items, with columns ratio and kind."""
-
-    def own_group(part: ForgettingRun) -> pd.DataFrame:
-        table = with_kind(circuit_tables.circuit_predictions(part.run, kind=Group), part.start)
-        return circuit_tables.on_own_group(table)
-
-    return _over(experiment, own_group)
+    read = circuit_tables.circuit_predictions
+    table = _over(experiment, lambda part: with_kind(read(part.run, kind=Group), part.start))
+    return circuit_tables.on_own_group(table).reset_index(drop=True)
 
 
 def with_kind(table: pd.DataFrame, start: Checkpoint | None) -> pd.DataFrame:
@@ -222,22 +212,15 @@ def shapes(circuits: Mapping[float, Circuits]) -> pd.DataFrame:
     parts = []
     for ratio, own in circuits.items():
         original, has_original = _original_rows(own)
-        parts.append(
-            own.table.assign(
-                ratio=ratio,
-                edge_jaccard=np.where(has_original, topology.jaccard(own.edges, own.edges[original]), np.nan),
-                node_jaccard=np.where(has_original, topology.jaccard(own.nodes, own.nodes[original]), np.nan),
-            )[SHAPE_COLUMNS]
-        )
+        table = own.table.assign(ratio=ratio)
+        for name, members in (("edge_jaccard", own.edges), ("node_jaccard", own.nodes)):
+            table[name] = np.where(has_original, topology.jaccard(members, members[original]), np.nan)
+        parts.append(table[SHAPE_COLUMNS])
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=SHAPE_COLUMNS)
 
 
 def activation(circuits: Mapping[float, Circuits]) -> pd.DataFrame:
-    """Edge activation ratio by layer and its change since step 0; see ACTIVATION_COLUMNS.
-
-    Args:
-        circuits: by ratio.
-    """
+    """Edge activation ratio by layer of circuits by replay ratio, and its change since step 0; ACTIVATION_COLUMNS."""
     parts = []
     for ratio, own in circuits.items():
         original, has_original = _original_rows(own)
@@ -288,15 +271,11 @@ def summary(
     "known" is the share of queries about the original people that are answered (its lowest value too, and the step).
     Its change has a 95% t interval over people; "lost" and "gained" are numbers of queries. Everything else is about
     the last checkpoint. Faithfulness is the median of the groups, what is left their mean. NaN where something was not
-    measured.
-
-    Args:
-        predictions, evaluations, shapes, results, circuit_predictions: the tables of those names.
+    measured. The arguments are the tables of their names.
     """
     every = (predictions, evaluations, shapes, results, circuit_predictions)
-    ratios = sorted({ratio for table in every for ratio in table.get("ratio", ())})
     rows = []
-    for ratio in ratios:
+    for ratio in sorted({ratio for table in every for ratio in table.get("ratio", ())}):
         known, evaluated, shape, result, hits = (table[table["ratio"] == ratio] for table in every)
         curve = known.groupby("step")["correct"].mean()
         last = evaluated.tail(1)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,10 +62,7 @@ def head_kinds(subject: ArrayLike, relation: ArrayLike) -> NDArray[np.str_]:
 
 
 def without_vocabulary_mean(decoder: Decoder) -> Decoder:
-    """Return the model with its unembedding's mean over the vocabulary subtracted: its logits have mean 0.
-
-    `logit_parts` of this model decompose the logit minus the vocabulary's mean logit.
-    """
+    """Return the model with its unembedding's mean over the vocabulary subtracted: its logits have mean 0."""
     return replace(
         decoder,
         unembedding=decoder.unembedding - decoder.unembedding.mean(1, keepdim=True),
@@ -73,78 +70,29 @@ def without_vocabulary_mean(decoder: Decoder) -> Decoder:
     )
 
 
-@dataclass(frozen=True)
-class LogitParts:
-    """One token's logit at the last position as a sum of parts.
-
-    Attributes:
-        embedding: [b] the token embedding and, where there is one, the positional embedding.
-        heads: [b, l, h, p] each head's output by the source position that it read.
-        attention_biases: [b, l] the output biases b_O.
-        mlps: [b, l] the MLPs' outputs, their biases included.
-        bias: [b] the unembedding's bias, with the final norm's shift folded in.
-    """
-
-    embedding: Tensor
-    heads: Tensor
-    attention_biases: Tensor
-    mlps: Tensor
-    bias: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """[b] the sum of the parts: the logit."""
-        layers = self.heads.sum((1, 2, 3)) + self.attention_biases.sum(1) + self.mlps.sum(1)
-        return self.embedding + layers + self.bias
-
-
-def logit_parts(decoder: Decoder, trace: Trace, targets: Tensor) -> LogitParts:
-    """Decompose a token's logit.
+def direct_logit_attribution(decoder: Decoder, trace: Trace, targets: Tensor) -> Tensor:
+    """Return what each head adds to a token's logit at the last position, by the source position that it read.
 
     Args:
         trace: a forward pass of whole prompts (without a prefix).
         targets: [b] the token of each item whose logit it is.
 
     Returns:
-        The parts of each item's logit, before a soft cap. The scales of the final norm and of post-norms are the run's
-        own.
+        [b, l, h, p], of the logit before a soft cap. The scales of the final norm and of post-norms are the run's own.
     """
-    p = trace.embedded.shape[1]
     # Columns of the unembedding are centred for a layer norm, so parts need not be.
     direction = decoder.unembedding[:, targets].T * trace.final_normalized.inverse_scale[:, -1]  # [b, d]
-    embedded = trace.embedded[:, -1]
-    if decoder.positions is not None:
-        embedded = embedded + decoder.positions[p - 1]
-    heads, biases, mlps = [], [], []
+    heads = []
     for block, layer in zip(decoder.blocks, trace.layers, strict=True):
         received = direction if layer.attention_post is None else direction * layer.attention_post.inverse_scale[:, -1]
-        heads.append(_by_source(layer.pattern[:, :, -1], layer.heads.v, received @ block.attention.w_o.T))
-        biases.append(direction @ block.attention.b_o)
-        mlps.append((direction * layer.mlp_output[:, -1]).sum(-1))
-    return LogitParts(
-        embedding=(direction * embedded).sum(-1),
-        heads=torch.stack(heads, 1),
-        attention_biases=torch.stack(biases, 1),
-        mlps=torch.stack(mlps, 1),
-        bias=decoder.unembedding_bias[targets],
-    )
+        b, n_kv, _, e = layer.heads.v.shape
+        writes = (received @ block.attention.w_o.T).view(b, n_kv, -1, e)  # what a unit of each head's z adds
+        per_value = (writes @ layer.heads.v.mT).flatten(1, 2)  # [b, h, p]
+        heads.append(layer.pattern[:, :, -1] * per_value)
+    return torch.stack(heads, 1)
 
 
-def _by_source(pattern: Tensor, v: Tensor, writes: Tensor) -> Tensor:
-    """Return A[last, s] (v[s] W_O . direction) of one layer, [b, h, p].
-
-    Args:
-        pattern: [b, h, p] of the last query.
-        v: [b, g, p, e].
-        writes: [b, h e] what a unit of each head's z adds to the logit.
-    """
-    b, n_kv, p, e = v.shape
-    per_value = writes.view(b, n_kv, -1, e) @ v.transpose(-1, -2)  # [b, g, h / g, p]
-    return pattern * per_value.reshape(b, -1, p)
-
-
-@dataclass(frozen=True)
-class SourceParts:
+class SourceParts(NamedTuple):
     """Two parts of every head, subject and relation, each [b, l, h]."""
 
     subject: Tensor
@@ -152,7 +100,7 @@ class SourceParts:
 
 
 def split_by_source(heads: Tensor, subject: Tensor) -> SourceParts:
-    """Sum `LogitParts.heads` over the subject's positions and over the relation's.
+    """Sum heads' parts of a logit over the subject's positions and over the relation's.
 
     Args:
         heads: [b, l, h, p].

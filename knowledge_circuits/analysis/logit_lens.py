@@ -65,14 +65,13 @@ def logit_lens(decoder: Decoder, trace: Trace, targets: Tensor, subject: Tensor)
     if not bool(subject.any(1).all()):
         raise ValueError("a prompt has no position that is the subject's")
     items, positions = subject.nonzero(as_tuple=True)  # [m] each, item by item
-    ranks, probabilities, best = [], [], []
+    points = []
     for residual in residual_points(trace):
         rank, probability = _look_for(decoder, residual[:, -1], targets)
         at_subject, _ = _look_for(decoder, residual[items, positions], targets[items])
-        ranks.append(rank)
-        probabilities.append(probability)
-        best.append(torch.zeros_like(rank).scatter_reduce(0, items, at_subject, "amin", include_self=False))
-    return LensReading(torch.stack(ranks, 1), torch.stack(probabilities, 1), torch.stack(best, 1))
+        best = torch.zeros_like(rank).scatter_reduce(0, items, at_subject, "amin", include_self=False)
+        points.append((rank, probability, best))
+    return LensReading(*(torch.stack(values, 1) for values in zip(*points, strict=True)))
 
 
 def _look_for(decoder: Decoder, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,14 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from knowledge_circuits.analysis import timeline
-from knowledge_circuits.analysis.circuit_settings import Setting, main_setting
-from knowledge_circuits.analysis.components import (
-    GroupPrompts,
-    circuit_data_file,
-    has_circuit_data,
-    read_group_prompts,
-)
-from knowledge_circuits.analysis.head_kinds import logit_parts, split_by_source
+from knowledge_circuits.analysis.circuit_settings import main_setting
+from knowledge_circuits.analysis.components import GroupPrompts, circuit_data_file, has_circuit_data, read_group_prompts
+from knowledge_circuits.analysis.head_kinds import direct_logit_attribution, split_by_source
 from knowledge_circuits.analysis.logit_lens import lens_logits, logit_lens, residual_points
 from knowledge_circuits.engine.decoder import Decoder
 from knowledge_circuits.engine.forward import Trace, embed, forward
@@ -98,33 +93,24 @@ class PromptView:
 
     def strongest_head(self) -> tuple[int, int]:
         """Layer and head of the head that takes most of the answer from the subject's tokens."""
-        layer, head = np.unravel_index(int(self.subject_part.argmax()), self.subject_part.shape)
-        return int(layer), int(head)
+        return divmod(int(self.subject_part.argmax()), self.subject_part.shape[1])
 
 
 def view_prompt(
-    run: Run,
-    group: Group,
-    number: int = 0,
-    epoch: float = float("inf"),
-    top: int = 5,
-    setting: Setting | None = None,
-    data_file: str | None = None,
+    run: Run, group: Group, number: int = 0, epoch: float = float("inf"), top: int = 5, data_file: str | None = None
 ) -> PromptView | None:
     """View one circuit prompt of a group in the checkpoint nearest to an epoch.
 
     Args:
-        group: task, type and band.
         number: which of the group's prompts, from 0.
         epoch: wanted epoch; `inf` means the last checkpoint.
         top: how many tokens to keep of each layer and component.
-        setting: whose prompts (circuit_n); None means the run's main setting.
         data_file: the circuit data, `{task}` for each task; None means those that the run's configuration tells of.
 
     Returns:
         The view; None where the run has no circuits, weights or circuit data.
     """
-    setting = setting or main_setting(run)
+    setting = main_setting(run)
     if setting is None:
         return None
     when = timeline.epochs(run)
@@ -139,25 +125,19 @@ def view_prompt(
         decoder = load_decoder(checkpoint.path)
     if not 0 <= number < len(prompts.pairs):
         raise InputError(f"{group} has {len(prompts.pairs)} prompts, numbered from 0; there is no {number}")
-    return view(decoder, tokenizer, prompts, number, f"epoch {when[step]:g}", top)
+    return _view(decoder, tokenizer, prompts, number, f"epoch {when[step]:g}", top)
 
 
 @torch.no_grad()
-def view(
-    decoder: Decoder,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: GroupPrompts,
-    number: int,
-    where: str = "",
-    top: int = 5,
+def _view(
+    decoder: Decoder, tokenizer: PreTrainedTokenizerBase, prompts: GroupPrompts, number: int, where: str, top: int
 ) -> PromptView:
-    """View one of some prompts in a loaded model; see `view_prompt`."""
     ids = torch.tensor([list(prompts.pairs.clean[number])], device=decoder.device)
     target = torch.tensor([prompts.pairs.labels[number][0]], device=decoder.device)
     subject = prompts.subject_mask(torch.tensor([number]), ids.shape[1]).to(decoder.device)
     trace = forward(decoder, embed(decoder, ids), queries=None, keep_residuals=True)
     lens = logit_lens(decoder, trace, target, subject)
-    parts = logit_parts(decoder, trace, target)
+    heads = split_by_source(direct_logit_attribution(decoder, trace, target), subject)
     points = torch.stack([point[0, -1] for point in residual_points(trace)])
     return PromptView(
         where=where,
@@ -169,7 +149,7 @@ def view(
         prob=lens.prob[0].double().cpu().numpy(),
         subject_rank=lens.subject_rank[0].cpu().numpy(),
         components=_components(decoder, tokenizer, trace, target, top),
-        subject_part=split_by_source(parts.heads, subject).subject[0].double().cpu().numpy(),
+        subject_part=heads.subject[0].double().cpu().numpy(),
         patterns=torch.stack([layer.pattern[0] for layer in trace.layers]).double().cpu().numpy(),
     )
 

@@ -98,10 +98,9 @@ class Circuits:
 
     def similarity(self) -> NDArray[np.float64]:
         """Edge Jaccard similarity between all pairs of checkpoints, mean over the groups that both have, [m, m]."""
-        position = {step: index for index, step in enumerate(self.steps)}
-        total, count = np.zeros((2, len(position), len(position)))
+        total, count = np.zeros((2, len(self.steps), len(self.steps)))
         for _, rows in self.table.groupby(self.group_columns, sort=False):
-            at = [position[step] for step in rows["step"]]
+            at = np.searchsorted(self.steps, rows["step"])
             total[np.ix_(at, at)] += topology.similarity_map(self.edges[rows.index])
             count[np.ix_(at, at)] += 1
         with np.errstate(invalid="ignore"):
@@ -124,7 +123,6 @@ def read_circuits(
 
     Args:
         visit: is shown each circuit in turn, so that what else is wanted of the scores needs no second reading.
-        kind: of which groups; None means `main_kind`.
 
     Raises:
         InputError: a file is damaged, or is the graph of another model than the others.
@@ -214,7 +212,7 @@ def stability_columns(details: Details, circuit: Graph) -> dict[str, float]:
 EXAMPLE = Group(Attribute.CITY, KnowledgeType.REVISED, Band.HIGH)
 
 
-def choose_group(run: Run, name: str | None = None, setting: Setting | None = None) -> AnyGroup:
+def choose_group(run: Run, name: str | None = None) -> AnyGroup:
     """Return the group of a name, such as "city / revised / high", or "capitals / europe" for facts of one's own.
 
     Args:
@@ -223,7 +221,7 @@ def choose_group(run: Run, name: str | None = None, setting: Setting | None = No
     Raises:
         InputError: the run has no circuits of that group; it names those that it has.
     """
-    found = {str(file.group): file.group for file in own_circuit_files(run, setting)}
+    found = {str(file.group): file.group for file in own_circuit_files(run)}
     if name is None:
         return EXAMPLE if not found or str(EXAMPLE) in found else next(iter(found.values()))
     if name not in found:
@@ -231,7 +229,7 @@ def choose_group(run: Run, name: str | None = None, setting: Setting | None = No
     return found[name]
 
 
-def circuits_at(run: Run, group: AnyGroup, epoch: Sequence[float], setting: Setting | None = None) -> dict[str, Graph]:
+def circuits_at(run: Run, group: AnyGroup, epoch: Sequence[float]) -> dict[str, Graph]:
     """Return one group's circuits at the checkpoints nearest to the given epochs, with headings for
     `figures.circuit_graph.circuit_graph`.
 
@@ -241,7 +239,7 @@ def circuits_at(run: Run, group: AnyGroup, epoch: Sequence[float], setting: Sett
     Returns:
         "epoch <e>" -> circuit; empty where the run has none of the group.
     """
-    files = {file.step: file for file in own_circuit_files(run, setting, type(group)) if file.group == group}
+    files = {file.step: file for file in own_circuit_files(run, kind=type(group)) if file.group == group}
     when = {step: file.epoch for step, file in files.items()}
     nearest = [files[nearest_step(when, wanted)] for wanted in epoch if files]
     return {f"epoch {file.epoch:g}": read_graph(file.path) for file in nearest}
@@ -271,8 +269,7 @@ def edge_changes(circuits: Circuits | None) -> pd.DataFrame:
         return pd.DataFrame(columns=[*GROUP_COLUMNS, *numbers])
     names, rows = circuits.group_columns, []
     for _, one in circuits.table.groupby(names, sort=False):
-        order = one.sort_values("step")
-        first, last = order.iloc[0], order.iloc[-1]
+        first, last = one.iloc[0], one.iloc[-1]
         before, after = (circuits.edges[row.name] for row in (first, last))
         counts = ((before & after).sum(), (before & ~after).sum(), (~before & after).sum())
         rows.append([*first[names], first["epoch"], last["epoch"], *counts, float(topology.jaccard(before, after))])

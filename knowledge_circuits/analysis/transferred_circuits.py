@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.analysis.timeline import epochs
 from knowledge_circuits.files import InputError
 from knowledge_circuits.records import RECORD, Count, shape
-from knowledge_circuits.runs import PATCHING, Run
+from knowledge_circuits.runs import Coordinates, Run
 
 #: Why there is no matrix of groups where one is wanted.
 NO_CROSS_GROUPS = "No circuits were run on other groups' prompts yet: circuit_eval.py --cross_groups does it."
@@ -62,22 +62,20 @@ class CrossGroups:
     """Every group's circuit on every group's prompts, at one checkpoint. G groups; NaN where undefined.
 
     Attributes:
-        step, epoch: the checkpoint.
+        epoch: of the checkpoint.
         groups: in the order of rows and columns: the task and the values of the grouping columns, by name.
         edges: [G] of the groups' circuits.
         faithfulness: [G, G] the row's circuit on the column's prompts.
-        core_edges, core_nodes: of the shared core, the edges that are in all circuits.
+        core_edges: how many edges are in all circuits, the shared core.
         core: [G] the core's faithfulness on each group's prompts.
         same_size: [G] that of the group's own strongest edges, as many as the core has.
     """
 
-    step: int
     epoch: float
     groups: tuple[dict[str, str], ...]
     edges: NDArray[np.int64]
     faithfulness: NDArray[np.float64]
     core_edges: int
-    core_nodes: int
     core: NDArray[np.float64]
     same_size: NDArray[np.float64]
 
@@ -113,23 +111,20 @@ def cross_groups(run: Run, setting: Setting | None = None) -> CrossGroups | None
     setting = setting or main_setting(run)
     if setting is None:
         return None
-    ablation = "" if setting.intervention == PATCHING else f"_{setting.intervention}"
-    inner = f"circuit_{setting.circuit_n}/method_{setting.method}/topn_{setting.topn}{ablation}/cross_groups.json"
+    of_all_groups = Coordinates(setting.circuit_n, "", (), setting.method, setting.topn, setting.intervention)
     for checkpoint in reversed(run.checkpoints()):
-        path = checkpoint.output / inner
+        path = checkpoint.output / of_all_groups.folder / "cross_groups.json"
         if not path.exists():
             continue
-        content, step = shape(_CrossGroups).file(path), checkpoint.step or 0
-        groups = tuple(content["groups"])
-        matrix, shared = np.array(content["faithfulness"], dtype=float), content["shared"]
-        core, same_size = (np.array(shared[key], dtype=float) for key in ("faithfulness", "same_size"))
-        count = len(groups)
-        same = all(group.keys() == groups[0].keys() for group in groups)
-        if not same or matrix.shape != (count, count) or {len(content["edges"]), len(core), len(same_size)} != {count}:
-            raise InputError(f"{path}: not a row and a column for each of its {count} groups")
-        edges = np.array(content["edges"])
-        names = (shared["edges"], shared["nodes"])
-        return CrossGroups(step, epochs(run)[step], groups, edges, matrix, *names, core, same_size)
+        content = shape(_CrossGroups).file(path)
+        groups, edges = tuple(content["groups"]), content["edges"]
+        matrix, shared = content["faithfulness"], content["shared"]
+        rows: list[list[Any]] = [edges, matrix, *matrix, shared["faithfulness"], shared["same_size"]]
+        if any(group.keys() != groups[0].keys() for group in groups) or {len(row) for row in rows} != {len(groups)}:
+            raise InputError(f"{path}: not a row and a column for each of its {len(groups)} groups")
+        faithfulness, core, same_size = (np.array(values, dtype=float) for values in (matrix, *rows[-2:]))
+        epoch = epochs(run)[checkpoint.step or 0]
+        return CrossGroups(epoch, groups, np.array(edges), faithfulness, shared["edges"], core, same_size)
     return None
 
 
