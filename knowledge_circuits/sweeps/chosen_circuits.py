@@ -53,10 +53,7 @@ class EvaluationSettings(CircuitSettings):
 
 
 def circuit_sizes(
-    topn: Sequence[int] | None,
-    settings: EvaluationSettings,
-    origins: Sequence[Checkpoint],
-    groups: Sequence[AnyGroup],
+    topn: Sequence[int] | None, settings: EvaluationSettings, origins: Sequence[Checkpoint], groups: Sequence[AnyGroup]
 ) -> list[int]:
     """Return the numbers of edges before pruning, each once, checked against the first graph that is there.
 

@@ -82,7 +82,6 @@ def discovery_items(
     Args:
         checkpoints: in step order.
         groups: none of them empty.
-        loader: loads each checkpoint once.
 
     Raises:
         InputError: settings that do not go together; the data are not of the first checkpoint's tokenizer, lack the
@@ -148,7 +147,6 @@ class _GroupScoring:
         return [*states, self.mean_state()] if self.has_mean else states
 
     def adopt(self) -> None:
-        """Write manifests for graphs without one; see `_GraphUnit.adopt`."""
         for unit in self.units:
             unit.adopt()
 
@@ -231,9 +229,8 @@ class _GraphUnit:
         path = find_graph(self.folder.graph())
         if path is None:
             return
-        graph = read_graph(path)
+        graph, settings = read_graph(path), self.settings
         pairs = self.data.pairs(self.loader.tokenizer(self.checkpoint))
-        settings = self.settings
         now = provenance(
             pairs,
             self.loader.dtype,
@@ -269,10 +266,9 @@ class _GraphUnit:
             gradient=settings.gradient,
             metric=settings.metric,
             ig_steps=settings.ig_steps,
-            batch_size=settings.batch_size,
-            memory_gb=settings.memory_gb,
             per_prompt=Resampling().weights(len(pairs)) if settings.stability else False,
             by_span=settings.spans,
+            **settings.bounds,
         )
         return graph.with_meta(task=str(group.task), **group.keys, checkpoint=self.checkpoint.name, version=__version__)
 

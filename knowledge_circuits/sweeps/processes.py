@@ -161,9 +161,7 @@ def sweep(items: Sequence[WorkItem], process: Process, title: str, existing: Exi
 
     Args:
         items: the whole list; every process gives the same.
-        process: this one.
         title: the progress bar's text; a program that sweeps twice uses two titles.
-        existing: what is done about units that exist.
 
     Returns:
         What became of the items, the same in every process.
@@ -327,10 +325,7 @@ def _exchange(store: distributed.Store, process: Process, report: dict) -> list[
 def report_sweep(result: SweepResult, process: Process, timing: bool = False) -> int:
     """Print what became of a sweep on the main process and return the exit status: 1 if an item failed, else 0.
 
-    Args:
-        result: of `sweep`.
-        process: this one.
-        timing: also print each process's share of busy time.
+    `timing` also prints each process's share of busy time.
     """
     if process.is_main:
         print(f"{result.finished} done, {result.present} were there already, {len(result.failures)} failed")
