@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import special
 from tqdm import tqdm
 
+from benchmarks.measuring import table_head, table_row
 from knowledge_circuits.analysis import study_findings
 from knowledge_circuits.analysis.findings import Statistic, Verdict
 from knowledge_circuits.analysis.statistics import label_swap_p, over_runs
@@ -212,13 +213,13 @@ def cases() -> list[Case]:
 
 def table(rows: list[Case]) -> str:
     """Simulate every case; a Markdown table of the rates."""
-    lines = ["| finding | truth | holds | does not hold | undecided |", "| --- | --- | --- | --- | --- |"]
+    lines = [table_head("finding", "truth", "holds", "does not hold", "undecided")]
     for case in tqdm(rows, unit="case"):
         verdicts = case.verdicts()
         rates = [verdicts.count(verdict) / len(verdicts) for verdict in (Verdict.HOLDS, Verdict.FAILS)]
         kind = "null" if case.null else "effect"
-        cells = [case.finding, f"{kind}: {case.truth}", *(f"{rate:.3f}" for rate in (*rates, 1 - sum(rates)))]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = (f"{rate:.3f}" for rate in (*rates, 1 - sum(rates)))
+        lines.append(table_row(case.finding, f"{kind}: {case.truth}", *cells))
     return "\n".join(lines)
 
 

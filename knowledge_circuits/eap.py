@@ -20,7 +20,7 @@ import copy
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -466,7 +466,8 @@ def evaluate_baseline(
     decoder = _decoder(model)
     prompts = _Prompts.of(dataloader, model, tokenizer)
     if not run_corrupted:
-        prompts = prompts.exchanged()
+        pairs = prompts.pairs
+        prompts = replace(prompts, pairs=PromptPairs(pairs.corrupted, pairs.clean, pairs.labels))
     empty = Graph.from_model(decoder).engine
     return _each(
         metrics, lambda metric: prompts.evaluate(decoder, empty, metric, Intervention.PATCHING, quiet).corrupted
@@ -498,7 +499,7 @@ class _Prompts:
         corrupted: list[list[int]] = []
         labels: list[Any] = []
         batch_size = 0
-        encode = _Encoder(model, tokenizer)
+        encode = _encoder(model, tokenizer)
         for clean_texts, corrupted_texts, batch_labels in dataloader:
             if not len(clean_texts) == len(corrupted_texts) == len(batch_labels):
                 raise InputError(
@@ -512,11 +513,6 @@ class _Prompts:
         base = _vocabulary(model)
         numbers = [divmod(item, base) for item in range(len(labels))]
         return cls(PromptPairs(clean, corrupted, numbers), labels, base, max(1, batch_size))
-
-    def exchanged(self) -> _Prompts:
-        """Return the prompts with clean and corrupted ones exchanged."""
-        pairs = PromptPairs(self.pairs.corrupted, self.pairs.clean, self.pairs.labels)
-        return _Prompts(pairs, self.labels, self.base, self.batch_size)
 
     def loss(self, metric: Metric) -> MetricFunction:
         """Return a metric of EAP-IG's signature in the engine's form."""
@@ -558,26 +554,25 @@ def _each(metrics: Metric | list[Metric], value: Callable[[Metric], Tensor]) -> 
     return values[0] if len(values) == 1 else values
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    """Turns a prompt into token ids with one start token; ids are taken as they are."""
+def _encoder(model: Any, tokenizer: Any) -> Callable[[str | Sequence[int]], list[int]]:
+    """Return what turns a prompt into token ids with one start token; ids are taken as they are."""
+    if tokenizer is None:
+        tokenizer = getattr(model, "tokenizer", None)
 
-    model: Any
-    given: Any
+    def encode(prompt: str | Sequence[int]) -> list[int]:
+        nonlocal tokenizer
+        if not isinstance(prompt, str):
+            return [int(token) for token in prompt]
+        if tokenizer is None:
+            name = getattr(getattr(model, "config", None), "_name_or_path", "")
+            if not name:
+                raise InputError(
+                    "the model does not know its tokenizer; give it as `tokenizer`, or prompts as token ids"
+                )
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        return encode_prompt(tokenizer, prompt)
 
-    def __call__(self, prompt: str | Sequence[int]) -> list[int]:
-        return encode_prompt(self._tokenizer, prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        if self.given is not None:
-            return self.given
-        if getattr(self.model, "tokenizer", None) is not None:
-            return self.model.tokenizer
-        name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
-        if not name:
-            raise InputError("the model does not know its tokenizer; give it as `tokenizer`, or prompts as token ids")
-        return AutoTokenizer.from_pretrained(name)
+    return encode
 
 
 def _decoder(model: Any) -> Decoder:

@@ -276,7 +276,6 @@ class CircuitFolder:
 
     @property
     def manifest(self) -> Path:
-        """The scored graph's manifest."""
         return self.output / self.coordinates.path(Content.MANIFEST)
 
     def circuit_manifest(self, topn: int, origin: int | None = None) -> Path:
@@ -303,21 +302,13 @@ class CircuitFolder:
 
 
 def find_graph(path: Path) -> Path | None:
-    """Return the graph file at `path` in the format in which it was written; None if there is none.
-
-    Args:
-        path: its name as .json.
-    """
+    """Return the graph file at `path`, its name as .json, in the format in which it was written; None without one."""
     stem = path.name.removesuffix(".json")
     return next((p for suffix in GRAPH_SUFFIXES if (p := path.with_name(stem + suffix)).exists()), None)
 
 
 def existing_graph(path: Path) -> Path:
-    """Return the graph file at `path` in the format in which it was written.
-
-    Raises:
-        InputError: there is none in any format.
-    """
+    """Return the graph file that `find_graph` finds; raise InputError if there is none."""
     if graph := find_graph(path):
         return graph
     raise InputError(f"{path}: no such graph (nor as .json.gz or .pt); run circuit_discovery.py first")
@@ -328,10 +319,7 @@ STEP_PATTERN = r"step[-_]?(\d+)"
 
 
 def checkpoints(
-    model_path: str,
-    output_dir: str | None = None,
-    revisions: Sequence[str] = (),
-    step_pattern: str | None = None,
+    model_path: str, output_dir: str | None = None, revisions: Sequence[str] = (), step_pattern: str | None = None
 ) -> list[Checkpoint]:
     """Return the checkpoints that a model path means, in step order.
 
@@ -390,7 +378,7 @@ def _history(model_path: str, revisions: Sequence[str], step_pattern: str | None
         raise InputError(f"--step_pattern {step_pattern!r}: not a regular expression ({error})") from None
     if not pattern.groups:
         raise InputError(f"--step_pattern {step_pattern!r}: its first group must be the step, as in {STEP_PATTERN}")
-    root = Path(model_path)
+    root, log = Path(model_path), list(revisions) == ["log"]
     if root.is_dir():
         if is_model(root) and not revisions:
             return []
@@ -400,10 +388,9 @@ def _history(model_path: str, revisions: Sequence[str], step_pattern: str | None
     elif not revisions or means_folder(model_path):
         return []
     else:
-        names = _hub_branches(model_path) if list(revisions) == ["log"] else list(revisions)
+        names = _hub_branches(model_path) if log else list(revisions)
     by_step: dict[int, str] = {}
-    chosen = names if not revisions or list(revisions) == ["log"] else list(revisions)
-    for name in chosen:
+    for name in names if log or not revisions else revisions:
         match = pattern.search(name)
         if name not in names or (match is None and name in revisions):
             problem = "no step in this name; give --step_pattern" if name in names else f"not one of {sorted(names)}"
@@ -413,9 +400,7 @@ def _history(model_path: str, revisions: Sequence[str], step_pattern: str | None
         step = int(match[1])
         if by_step.setdefault(step, name) != name:
             raise InputError(f"{model_path}: {by_step[step]!r} and {name!r} are both of step {step}; name one")
-    steps = sorted(by_step)
-    if list(revisions) == ["log"]:
-        steps = log_spaced(steps)
+    steps = log_spaced(sorted(by_step)) if log else sorted(by_step)
     if revisions and not steps:
         raise InputError(f"{model_path}: no revision with a step in its name (pattern {pattern.pattern})")
     if root.is_dir():
@@ -457,12 +442,10 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """The whole configuration of the run, data seed included."""
         return self.path / "run_config.json"
 
     @property
     def config_manifest(self) -> Path:
-        """The manifest of the configuration."""
         return self.path / "run_config_manifest.json"
 
     @property
