@@ -52,11 +52,7 @@ class FileRecord(BaseModel):
 
     @classmethod
     def of(cls, path: Path) -> FileRecord:
-        """Read a file and return its record.
-
-        Raises:
-            InputError: it cannot be read.
-        """
+        """Return the record of a file; raise InputError if it cannot be read."""
         try:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -103,11 +99,7 @@ def is_partial_digest(recorded: Any) -> bool:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Return the manifest; None if there is none.
-
-    Raises:
-        InputError: the file is not a manifest.
-    """
+    """Return the manifest, None if there is none; raise InputError if the file is not a manifest."""
     if not path.exists():
         return None
     content = read_json(path)
@@ -151,9 +143,6 @@ def finish(
     Args:
         files: at or below the manifest's folder.
         records: sizes and digests that are known already, such as those of large weights.
-
-    Raises:
-        InputError: a file cannot be read.
     """
     known = records or {}
     listed = {file.relative_to(path.parent).as_posix(): known.get(file) or FileRecord.of(file) for file in files}

@@ -227,10 +227,8 @@ class Checkpoint:
 
     def fact_prediction_files(self) -> dict[str, Path]:
         """Return all such files by the names of the files of facts."""
-        return {
-            unquote(path.name.removesuffix("_prediction.jsonl")): path
-            for path in sorted(self.output.glob("*_prediction.jsonl"))
-        }
+        paths = sorted(self.output.glob("*_prediction.jsonl"))
+        return {unquote(path.name.removesuffix("_prediction.jsonl")): path for path in paths}
 
     def circuit_folder(
         self, circuit_n: int, group: AnyGroup, method: str, intervention: str = PATCHING
@@ -253,9 +251,7 @@ class Checkpoint:
 class CircuitFolder:
     """The files of one group's circuits: the scored graph, then per circuit size its circuit, results, predictions.
 
-    Attributes:
-        output: the checkpoint's output folder.
-        coordinates: those of the scored graph, and the intervention of evaluations.
+    `coordinates` are those of the scored graph, and the intervention of evaluations.
     """
 
     output: Path
@@ -271,7 +267,7 @@ class CircuitFolder:
 
     @property
     def details(self) -> Path:
-        """Return the stability and span scores of the scored graph, or of several graphs' mean, where they are kept."""
+        """The stability and span scores of the scored graph, or of several graphs' mean, where they are kept."""
         return self.output / self.coordinates.path(Content.DETAILS, ".safetensors")
 
     @property
@@ -338,8 +334,7 @@ def checkpoints(
         InputError: no such folder, a revision without a step, two of one step, or a bad pattern.
     """
     root = Path(model_path)
-    history = _history(model_path, revisions, step_pattern)
-    if history:
+    if history := _history(model_path, revisions, step_pattern):
         folder = Path(output_dir or Path("outputs") / "history" / _history_name(model_path)) / "checkpoints"
         return [replace(one, output=folder / one.name) for one in history]
     inner = root / "checkpoints" if (root / "checkpoints").is_dir() else root

@@ -37,8 +37,7 @@ def outputs(stage: str, folders: Iterable[Path]) -> Iterator[Path]:
     kinds = UNITS.get(stage, ())
     for folder in folders:
         for path in manifests(folder) if kinds else ():
-            manifest = read_manifest(path)
-            if manifest is not None and manifest.unit in kinds:
+            if (manifest := read_manifest(path)) and manifest.unit in kinds:
                 yield path
         for pattern in FILES.get(stage, ()):
             yield from sorted(folder.glob(pattern))
@@ -56,8 +55,7 @@ def unfinished(record: Path, key: str) -> str:
         if not path.is_file():
             return f"{path} is missing"
         if path.name.endswith("manifest.json"):
-            unit = check(path)
-            if not unit.is_whole:
+            if not (unit := check(path)).is_whole:
                 return str(unit)
         elif path.stat().st_size != size:
             return f"{path} is not as it was written"
@@ -65,11 +63,7 @@ def unfinished(record: Path, key: str) -> str:
 
 
 def record_stage(record: Path, key: str, folders: Iterable[Path]) -> None:
-    """Write that a stage is done.
-
-    Raises:
-        InputError: a stage that makes units has left none, or one that is not whole.
-    """
+    """Write that a stage is done; refuse one that makes units and has left none, or one that is not whole."""
     made = list(dict.fromkeys(outputs(record.stem, folders)))
     if record.stem in UNITS and not made:
         raise InputError(f"{record.stem} ended without an error but left no {UNITS[record.stem][0]}")

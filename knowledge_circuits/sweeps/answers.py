@@ -62,14 +62,11 @@ class Reference:
     def __post_init__(self) -> None:
         if self.context is not Context.NONE and not self.documents:
             raise InputError(f"--context {self.context} needs --documents, the texts that stand in the prompt")
-        if self.context is Context.GOLD:
-            known = {document.document for document in self.documents}
-            named = {question.document for question in self.questions if question.document is not None}
-            if not named & known:
-                raise InputError(
-                    "--context gold: no question names a document of --documents under 'document'; "
-                    "try --context entity or retrieved"
-                )
+        if self.context is Context.GOLD and not any(self.chosen):
+            raise InputError(
+                "--context gold: no question names a document of --documents under 'document'; "
+                "try --context entity or retrieved"
+            )
         if self.context is Context.RETRIEVED and not any(re.search(_WORD, one.text) for one in self.documents):
             raise InputError(
                 f"{self.file}: no document has a word of two letters or digits, by which --context retrieved finds it"
@@ -174,7 +171,6 @@ def summary(name: str, context: str, rows: Sequence[dict[str, Any]], threshold: 
     """Return what the answers of one checkpoint come to, in one line; questions without accepted answers do not count.
 
     Args:
-        name: the checkpoint's.
         rows: the records of `answers`.
         threshold: the mean recall from which an entity counts as known.
     """

@@ -89,12 +89,7 @@ def evaluation_items(
 
 @dataclass(frozen=True)
 class CircuitKey:
-    """Which of a work item's circuits is meant.
-
-    Attributes:
-        topn: its edges before pruning.
-        origin: the step of the checkpoint that it comes from; None for the checkpoint's own circuit.
-    """
+    """A circuit of a work item: its edges before pruning, and the step of its origin (None: the checkpoint's own)."""
 
     topn: int
     origin: int | None = None
@@ -128,7 +123,6 @@ class GroupEvaluation:
 
     @property
     def keys(self) -> list[CircuitKey]:
-        """All circuits of the work item."""
         return [CircuitKey(topn, step) for topn in self.settings.topn for step in self.by_step]
 
     @property
@@ -200,11 +194,7 @@ class GroupEvaluation:
         return [key for key in self.keys if self.settings.overwrite or not self.state(key).is_whole]
 
     def adopt(self) -> None:
-        """Write manifests for circuits that have all their files and no manifest.
-
-        Raises:
-            InputError: the circuit is not of the graph that is there, or the test items are others.
-        """
+        """Write manifests for circuits with all their files and none; refuse those of other graphs or test items."""
         for key in self.keys:
             circuit = find_graph(self.folder.circuit(key.topn, origin=key.origin))
             texts = self.texts(key)
@@ -283,9 +273,7 @@ class GroupEvaluation:
     ) -> dict[str, Any]:
         """Return what a results file says of other sizes and of random circuits; null for what cannot be told.
 
-        Args:
-            sized: faithfulness by number of edges, of the circuit and those of other sizes.
-            of_randoms: faithfulness of the random circuits.
+        `sized` is faithfulness by number of edges, of the circuit and those of other sizes.
         """
         by_size = dict(sorted((edges, faithfulness) for edges, faithfulness in sized.items() if edges))
         needed = floors.edges_for(list(by_size), list(by_size.values())) if by_size else math.nan
@@ -319,11 +307,7 @@ class GroupEvaluation:
         return mean_scores(graphs)
 
     def circuit(self, scored: Graph, origin: Checkpoint, topn: int) -> Graph:
-        """Return the pruned circuit of a checkpoint's scored graph.
-
-        Raises:
-            InputError: no stability was measured for `same_sign`.
-        """
+        """Return the pruned circuit of a checkpoint's scored graph; `same_sign` needs the graph's stability."""
         share, signed = self.settings.same_sign, self.settings.signed
         circuit = top_n(scored, topn, not signed)
         meta = {"topn": topn, **({"signed": True} if signed else {})}
@@ -400,11 +384,7 @@ class GroupEvaluation:
     def results(
         self, circuit: Graph, outcome: Evaluation, key: CircuitKey, queries: Sequence[Queries]
     ) -> dict[str, Any]:
-        """Return the content of a results file.
-
-        Raises:
-            InputError: a number is not finite.
-        """
+        """Return the content of a results file; refuse a number that is not finite."""
         group, settings = self.data.group, self.settings
         _, low, high = floors.mean_interval((outcome.clean - outcome.corrupted).numpy())
         own = self.own_queries(queries)

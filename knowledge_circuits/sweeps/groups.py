@@ -62,11 +62,7 @@ class GroupData:
 
 
 def read_groups(template: str, wanted: Sequence[Group], limit: int, quiet: bool = False) -> list[GroupData]:
-    """Return the circuit data of groups; an empty group is named and left out.
-
-    Args:
-        template: the data file; `{task}` in it stands for each task.
-        limit: prompts per group at most.
+    """Return the circuit data of groups, at most `limit` prompts each; an empty group is named and left out.
 
     Raises:
         InputError: a bad file, or no group has any prompts.
@@ -119,12 +115,7 @@ def check_pairs(
     metric: Metric,
     resampling: Resampling | None = None,
 ) -> None:
-    """Raise InputError where a group's data are not the tokenizer's, or do not suffice.
-
-    Args:
-        metric: what reads their answers.
-        resampling: how they are to be resampled; None: they are not.
-    """
+    """Raise InputError where a group's data are not the tokenizer's, or do not suffice for the metric or resampling."""
     for data in groups:
         pairs = data.pairs(tokenizer)
         try:

@@ -111,13 +111,7 @@ def _record(query: AnyQuery, tokens: Sequence[int], tokenizer: PreTrainedTokeniz
 
 @dataclass(frozen=True)
 class Answers:
-    """What one checkpoint answers: one file and its manifest.
-
-    Attributes:
-        checkpoint: whose weights answer.
-        output: the file.
-        verify: compare all bytes of existing answers with their manifest.
-    """
+    """What one checkpoint answers: one file and its manifest; `verify` compares all bytes of existing answers."""
 
     checkpoint: Checkpoint
     settings: Settings
@@ -151,21 +145,13 @@ class Answers:
         return [check(self.manifest, self.made_from, [self.output], self.verify)]
 
     def adopt(self) -> None:
-        """Write a manifest for answers without one.
-
-        Raises:
-            InputError: they answer other queries.
-        """
+        """Write a manifest for answers without one; refuse answers to other queries."""
         if not self.answers_these([row for _, row in numbered_jsonl(self.output)]):
             raise InputError(f"{self.output} answers other queries than those given; --overwrite recomputes it")
         finish(self.manifest, "predictions", self.made_from, [self.output])
 
     def run(self) -> list[dict[str, Any]]:
-        """Load the checkpoint, write its answers and their manifest, and return the answers.
-
-        Raises:
-            InputError: the checkpoint cannot answer; its path stands in front of the reason.
-        """
+        """Load the checkpoint, write its answers and their manifest, and return the answers."""
         settings, path, revision = self.settings, self.checkpoint.path, self.checkpoint.revision
         tokenizer = load_tokenizer(path, settings.trust_remote_code, revision=revision)
         model = load_model(path, settings.device, settings.dtype, settings.trust_remote_code, revision)
