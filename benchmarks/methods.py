@@ -235,9 +235,9 @@ def known_circuit_areas(
     }
 
 
-def known_circuit_table(methods: Sequence[str], sharpness: Sequence[float] = (4, 8, 16, 32), leak: float = 0.1) -> str:
+def known_circuit_table(methods: Sequence[str], sharpness: Sequence[float] = (4, 8, 16, 32)) -> str:
     """Return the ROC areas over the induction head's sharpness as a Markdown table (mean and least of three seeds)."""
-    areas = [known_circuit_areas(methods, Induction(value, leak)) for value in sharpness]
+    areas = [known_circuit_areas(methods, Induction(value, leak=0.1)) for value in sharpness]
     lines = [table_head("method", *(f"sharpness {value:g}" for value in sharpness))]
     for name in methods:
         cells = (f"{statistics.fmean(column[name]):.3f} (least {min(column[name]):.3f})" for column in areas)

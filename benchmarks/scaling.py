@@ -84,16 +84,15 @@ def corpus_tokens(tokens_per_biography: float) -> float:
     return float(sum(copies)) * tokens_per_biography
 
 
-def graph_bytes(shape: Shape, suffix: str, sample_layers: int = 3) -> float:
-    """Bytes of one scored graph file, from bytes per edge of a written one with the shape's heads and fewer layers."""
-    layout = Layout(min(sample_layers, shape.n_layers), shape.n_heads, shape.parallel)
+def graph_bytes(shape: Shape, suffix: str) -> float:
+    """Bytes of one scored graph file, from bytes per edge of a written one with the shape's heads and 3 layers."""
+    layout = Layout(3, shape.n_heads, shape.parallel)
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(layout.real_edges.shape, generator=generator) ** 3 * 1e-3 * layout.real_edges
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"graph{suffix}"
         write_graph(path, Graph(layout, scores, layout.real_edges, shape.d_model, {}))
-        per_edge = path.stat().st_size / layout.n_edges
-    return per_edge * shape.edges
+        return path.stat().st_size / layout.n_edges * shape.edges
 
 
 def tera_flop(experiment: Experiment, prompts: int, positions: int, steps: int) -> tuple[float, float]:
@@ -201,8 +200,8 @@ def main() -> None:
     add("--tflops", type=float, default=60.0, help="matrix-product peak of one device, 10^12/s (60)")
     add("--share", type=float, default=0.7, help="share of the peak that the work reaches (0.7)")
     add("--training_share", type=float, default=0.4, help="the same of training (0.4)")
-    text = "tokens of one biography and its EOS (80, SmolLM2's tokenizer)"
-    add("--tokens_per_biography", type=float, default=80, help=text)
+    biography_help = "tokens of one biography and its EOS (80, SmolLM2's tokenizer)"
+    add("--tokens_per_biography", type=float, default=80, help=biography_help)
     add("--devices", type=int, nargs="+", default=[1, 8, 64], help="numbers of devices (1 8 64)")
     add("--prompts", type=int, default=300, help="prompts per group (300)")
     add("--positions", type=int, default=20, help="tokens per prompt (20)")

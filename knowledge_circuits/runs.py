@@ -148,21 +148,18 @@ class Coordinates:
         match = _CIRCUIT_PATH.fullmatch(path.as_posix())
         if match is None:
             return None
-        columns = [_column(part) for part in match["group"].strip("/").split("/")]
-        targets = [_column(part.removeprefix("target_")) for part in (match["target"] or "").strip("/").split("/")]
-        return (
-            cls(
-                int(match["circuit_n"]),
-                unquote(match["task"]),
-                tuple(columns),
-                match["method"],
-                int(match["topn"]) if match["topn"] else None,
-                match["intervention"] or PATCHING,
-                int(match["origin"]) if match["origin"] else None,
-                tuple(targets) if match["target"] else (),
-            ),
-            Content(match["content"]),
+        target = (match["target"] or "").split("/")[:-1]
+        coordinates = cls(
+            int(match["circuit_n"]),
+            unquote(match["task"]),
+            tuple(_column(part) for part in match["group"].split("/")[:-1]),
+            match["method"],
+            int(match["topn"]) if match["topn"] else None,
+            match["intervention"] or PATCHING,
+            int(match["origin"]) if match["origin"] else None,
+            tuple(_column(part.removeprefix("target_")) for part in target),
         )
+        return coordinates, Content(match["content"])
 
 
 _CIRCUIT_PATH = re.compile(

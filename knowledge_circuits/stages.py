@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from knowledge_circuits.command_line import run_program
-from knowledge_circuits.files import InputError
+from knowledge_circuits.files import InputError, read_json
 from knowledge_circuits.manifest import FileRecord, check, finish, read_manifest
 from knowledge_circuits.verify import manifests
 
@@ -48,9 +48,7 @@ def unfinished(record: Path, key: str) -> str:
     state = check(record, {"key": key})
     if not state.is_whole:
         return state.detail
-    manifest = read_manifest(record)
-    made = manifest.made_from["outputs"] if manifest else {}
-    for name, size in (made if isinstance(made, dict) else {}).items():
+    for name, size in read_json(record)["made_from"]["outputs"].items():
         path = Path(name)
         if not path.is_file():
             return f"{path} is missing"

@@ -44,7 +44,6 @@ class Reference:
     """What stands in the prompts, and how they are written.
 
     Attributes:
-        questions: what is asked.
         documents: what may stand in the prompt.
         context: which of them do.
         retrieved: how many documents BM25 gives for a question.

@@ -120,12 +120,10 @@ def model_facts(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
     for name in _MODEL_SETTINGS:
         if (folder / name).is_file():
             digest.update(name.encode() + (folder / name).read_bytes())
-    weights = weights_digest(folder)
-    if weights is not None:
+    if weights := weights_digest(folder):
         _refuse_changed(folder, weights)
     facts = {"model settings": digest.hexdigest()[:16], "dtype": dtype}
-    base = adapter_base(checkpoint.path)
-    if base is not None:
+    if base := adapter_base(checkpoint.path):
         facts["base model"] = weights_digest(base.path) or base.path
     return {"weights": weights, **facts} if weights else facts
 

@@ -40,16 +40,7 @@ from knowledge_circuits.sweeps.processes import WorkItem
 
 @dataclass(frozen=True)
 class Settings:
-    """How predictions are made; only `max_new_tokens` and the dtype's rounding change the answers.
-
-    Attributes:
-        max_new_tokens: length limit of an answer.
-        batch_size: prompts that are continued together.
-        device: a torch device or its name.
-        dtype: of weights and activations.
-        trust_remote_code: whether code in a model's folder may run.
-        delete_downloads: delete a hub revision from the cache once it is in memory.
-    """
+    """How predictions are made; only `max_new_tokens` and the dtype's rounding change the answers."""
 
     max_new_tokens: int = MAX_NEW_TOKENS
     batch_size: int = 256

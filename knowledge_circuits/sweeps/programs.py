@@ -53,11 +53,8 @@ def refuse_misplaced(graph: Graph, path: Path, group: AnyGroup, checkpoint: str)
     expected = {"task": str(group.task), **group.keys}
     if checkpoint.startswith("checkpoint-"):
         expected["checkpoint"] = checkpoint
-    differing = [
-        f"{key} {graph.meta[key]!r}, not {expected[key]!r}"
-        for key in expected
-        if graph.meta.get(key, expected[key]) != expected[key]
-    ]
+    meta = graph.meta
+    differing = [f"{key} {meta[key]!r}, not {one!r}" for key, one in expected.items() if meta.get(key, one) != one]
     if differing:
         raise InputError(f"{path} is the graph of {'; '.join(differing)}; put it back or recompute with --overwrite")
 
