@@ -237,15 +237,16 @@ class GroupEvaluation:
         together = [*sizes, *chain.from_iterable(randoms)]
         outcomes = iter(evaluate(model.decoder, circuits, pairs, together=together, **options))
         own, others = list(islice(outcomes, len(circuits))), list(islice(outcomes, len(sizes)))
-        queries = [items.questions(model.tokenizer) for items in self.targets]
+        queries = {items.target: items.questions(model.tokenizer) for items in self.targets}
+        own_items = queries[self.data.group][0] if self.data.group in queries else None
         for key, circuit, outcome, drawn in zip(missing, circuits, own, randoms, strict=True):
-            results = self.results(circuit, outcome, key, queries)
+            results = self.results(circuit, outcome, key, own_items)
             if settings.floors and key.origin is None:
                 sized = {one.n_edges: _faithfulness(run) for one, run in zip(sizes, others, strict=True)}
                 sized[circuit.n_edges] = _faithfulness(outcome)
                 of_randoms = [_faithfulness(run) for run in islice(outcomes, len(drawn))]
-                results |= self.floors(model, sized, of_randoms, drawn, queries)
-            self.write(model, circuit, results, key, queries)
+                results |= self.floors(model, sized, of_randoms, drawn, own_items)
+            self.write(model, circuit, results, key, list(queries.values()))
 
     def other_sizes(self, graph: Graph) -> list[Graph]:
         """Return circuits of other sizes than `topn` from the same scores; none without --floors."""
@@ -258,27 +259,22 @@ class GroupEvaluation:
             return []
         return floors.random_circuits(circuit.layout, circuit.n_edges, model.decoder.d_model)
 
-    def own_queries(self, queries: Sequence[Queries]) -> PromptPairs | None:
-        """Return the prompts of the test items of the circuit's own group; None without any."""
-        targets = [items.target for items in self.targets]
-        return queries[targets.index(self.data.group)][0] if self.data.group in targets else None
-
     def floors(
         self,
         model: LoadedModel,
         sized: Mapping[int, float],
         of_randoms: Sequence[float],
         randoms: Sequence[Graph],
-        queries: Sequence[Queries],
+        own_items: PromptPairs | None,
     ) -> dict[str, Any]:
         """Return what a results file says of other sizes and of random circuits; null for what cannot be told.
 
-        `sized` is faithfulness by number of edges, of the circuit and those of other sizes.
+        `sized` is faithfulness by number of edges, of the circuit and those of other sizes; `own_items` are the prompts
+        of the test items of the circuit's own group.
         """
         by_size = dict(sorted((edges, faithfulness) for edges, faithfulness in sized.items() if edges))
         needed = floors.edges_for(list(by_size), list(by_size.values())) if by_size else math.nan
-        own = self.own_queries(queries)
-        alone = standalones(model.decoder, randoms, own, **self.settings.bounds) if own else []
+        alone = standalones(model.decoder, randoms, own_items, **self.settings.bounds) if own_items else []
         hits = [one.hit_at_10 for one in alone]
         return {
             "edges_for_90": finite_or_none(needed),
@@ -382,12 +378,11 @@ class GroupEvaluation:
             write_jsonl(path, rows)
 
     def results(
-        self, circuit: Graph, outcome: Evaluation, key: CircuitKey, queries: Sequence[Queries]
+        self, circuit: Graph, outcome: Evaluation, key: CircuitKey, own_items: PromptPairs | None
     ) -> dict[str, Any]:
         """Return the content of a results file; refuse a number that is not finite."""
         group, settings = self.data.group, self.settings
         _, low, high = floors.mean_interval((outcome.clean - outcome.corrupted).numpy())
-        own = self.own_queries(queries)
         results = {
             "task": str(group.task),
             "method": settings.name,
@@ -405,7 +400,7 @@ class GroupEvaluation:
             "prompts": len(outcome.clean),
             "clean_minus_corrupted_low": finite_or_none(low),
             "clean_minus_corrupted_high": finite_or_none(high),
-            "chance_hit10": floors.chance_of_hits([one for one, _ in own.labels])[0] if own else None,
+            "chance_hit10": floors.chance_of_hits([one for one, _ in own_items.labels])[0] if own_items else None,
         }
         for name, value in results.items():
             if isinstance(value, float) and not math.isfinite(value):
