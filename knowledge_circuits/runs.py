@@ -254,10 +254,6 @@ class CircuitFolder:
     output: Path
     coordinates: Coordinates
 
-    @property
-    def folder(self) -> Path:
-        return self.output / self.coordinates.folder
-
     def graph(self, suffix: str = ".json") -> Path:
         """Return the scored graph that circuit_discovery.py writes (every edge in the graph)."""
         return self.output / self.coordinates.path(Content.GRAPH, suffix)
