@@ -33,7 +33,7 @@ from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.selection import mean_scores, prune, top_n
 from knowledge_circuits.engine.stability import keep_stable_signs
 from knowledge_circuits.engine.topology import circuit_entropy
-from knowledge_circuits.files import InputError, numbered_jsonl, read_json, write_json, write_jsonl
+from knowledge_circuits.files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from knowledge_circuits.manifest import (
     FileRecord,
     Manifest,
@@ -203,7 +203,8 @@ class GroupEvaluation:
                 continue
             self._refuse_other_circuit(circuit, key)
             for items, path in zip(self.targets, texts[1:], strict=True):
-                if [row.get("ground_truth") for _, row in numbered_jsonl(path)] != [one.value for one in items.items]:
+                _, said = items.questions(self.loader.tokenizer(self.checkpoint))
+                if [row.get("ground_truth") for row in read_jsonl(path)] != [one["ground_truth"] for one in said]:
                     raise InputError(f"{path} is about other test items than those given; --overwrite recomputes it")
             finish(self.manifest(key), "circuit", self.made_from(key), [circuit, *texts])
 

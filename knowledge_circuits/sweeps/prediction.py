@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from knowledge_circuits.corpus.fact_pairs import Fact
 from knowledge_circuits.corpus.people import Person
 from knowledge_circuits.corpus.queries import AnyQuery, build_fact_queries, build_queries, check_context, is_correct
-from knowledge_circuits.files import InputError, numbered_jsonl, write_jsonl
+from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
 from knowledge_circuits.manifest import State, begin, check, fingerprint, finish
 from knowledge_circuits.models.generation import Vocabulary, generate_batches, generated_text
 from knowledge_circuits.models.loading import delete_download, load_model
@@ -137,7 +137,7 @@ class Answers:
 
     def adopt(self) -> None:
         """Write a manifest for answers without one; refuse answers to other queries."""
-        if not self.answers_these([row for _, row in numbered_jsonl(self.output)]):
+        if not self.answers_these(read_jsonl(self.output)):
             raise InputError(f"{self.output} answers other queries than those given; --overwrite recomputes it")
         finish(self.manifest, "predictions", self.made_from, [self.output])
 
