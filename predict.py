@@ -31,7 +31,7 @@ from knowledge_circuits.command_line import (
 )
 from knowledge_circuits.corpus.people import read_entities
 from knowledge_circuits.corpus.questions import holds_questions, read_documents, read_questions
-from knowledge_circuits.files import InputError
+from knowledge_circuits.files import InputError, read_jsonl
 from knowledge_circuits.runs import Checkpoint, checkpoints
 from knowledge_circuits.study import ANSWER_TOKENS, MAX_NEW_TOKENS
 from knowledge_circuits.sweeps.flags import GROUP_BY_HELP, Context
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 
 def parse_arguments() -> argparse.Namespace:
     parser = program_parser(__doc__)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--model_name_or_path",
         required=True,
         help="a checkpoint folder, a run's folder or its checkpoints/ folder (all of it), or a hub name",
     )
-    add = parser.add_argument
     add(
         "--input_file",
         required=True,
@@ -63,8 +63,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--batch_size", type=positive, default=256, help="prompts per pass; default %(default)s")
     add("--max_predict_samples", type=positive, help="only the first so many people (or prompts, or questions)")
-    questions = parser.add_argument_group("questions about documents")
-    questions.add_argument(
+    add = parser.add_argument_group("questions about documents").add_argument
+    add(
         "--context",
         nargs="+",
         type=choice(Context),
@@ -72,17 +72,11 @@ def parse_arguments() -> argparse.Namespace:
         help="documents in the prompt, of one or several kinds: none, gold (the one that answers), entity (all of the"
         " entity), retrieved (by BM25); default none",
     )
-    questions.add_argument(
-        "--documents", help="rows of text, entity, document: .jsonl, .json, .csv, .txt, or a folder of .txt files"
-    )
-    questions.add_argument("--text_column", help="the documents' key or column of the text; default text")
-    questions.add_argument(
-        "--retrieved", type=positive, default=3, help="documents that BM25 gives for a question; default %(default)s"
-    )
-    questions.add_argument(
-        "--instruct", action="store_true", help="ask under the tokenizer's chat template; default: completion"
-    )
-    questions.add_argument(
+    add("--documents", help="rows of text, entity, document: .jsonl, .json, .csv, .txt, or a folder of .txt files")
+    add("--text_column", help="the documents' key or column of the text; default text")
+    add("--retrieved", type=positive, default=3, help="documents that BM25 gives for a question; default %(default)s")
+    add("--instruct", action="store_true", help="ask under the tokenizer's chat template; default: completion")
+    add(
         "--learned_threshold",
         type=positive_share,
         default=0.6,
@@ -130,20 +124,19 @@ def main() -> int:
     read = read_facts(args.input_file, args.group_by) if own else read_entities(args.input_file)
     items = read[: args.max_predict_samples]
     task = Path(args.input_file).stem
-    defaults = [one.fact_predictions(task) if own else one.predictions for one in evaluated]
-    outputs = [Path(args.output_file or path) for path in defaults]
-    units = [
-        Predictions(checkpoint, settings, output, items, verify=args.verify)
-        for checkpoint, output in zip(evaluated, outputs, strict=True)
-    ]
-    return run_items([unit.item() for unit in units], process, "prediction", args, [path.parent for path in outputs])
+    units = []
+    for one in evaluated:
+        output = Path(args.output_file or (one.fact_predictions(task) if own else one.predictions))
+        units.append(Predictions(one, settings, output, items, verify=args.verify))
+    folders = [unit.output.parent for unit in units]
+    return run_items([unit.item() for unit in units], process, "prediction", args, folders)
 
 
 def answer_questions(
     args: argparse.Namespace, evaluated: Sequence[Checkpoint], settings: Settings, process: Process
 ) -> int:
     """Answer questions under every context at every checkpoint, and print what the answers come to."""
-    from knowledge_circuits.sweeps.answers import Reference, ReferenceAnswers
+    from knowledge_circuits.sweeps.answers import Reference, ReferenceAnswers, summary
     from knowledge_circuits.sweeps.programs import run_items
 
     questions = read_questions(args.input_file)[: args.max_predict_samples]
@@ -151,23 +144,16 @@ def answer_questions(
     contexts = dict.fromkeys(args.context or [Context.NONE])
     file = args.documents or "--documents"
     references = [Reference(questions, documents, one, args.retrieved, args.instruct, file) for one in contexts]
-    units = [
-        ReferenceAnswers(
-            checkpoint,
-            settings,
-            checkpoint.output / f"answers_{reference.context}.jsonl",
-            reference,
-            verify=args.verify,
-        )
-        for checkpoint in evaluated
-        for reference in references
-    ]
-    folders = [checkpoint.output for checkpoint in evaluated]
-    status = run_items([unit.item() for unit in units], process, "answers", args, folders)
-    if process.is_main:
-        for unit in units:
-            if unit.states()[0].is_whole:
-                print(unit.described(args.learned_threshold))
+    units = []
+    for one in evaluated:
+        for reference in references:
+            output = one.output / f"answers_{reference.context}.jsonl"
+            units.append(ReferenceAnswers(one, settings, output, reference, verify=args.verify))
+    status = run_items([unit.item() for unit in units], process, "answers", args, [one.output for one in evaluated])
+    for unit in units if process.is_main else ():
+        if unit.states()[0].is_whole:
+            rows = read_jsonl(unit.output)
+            print(summary(unit.checkpoint.name, unit.reference.context, rows, args.learned_threshold))
     return status
 
 

@@ -32,6 +32,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -175,11 +176,8 @@ def compare(model: str, decoder: Decoder, task: Task, name: str, resamples: int,
     count = len(task.discovery)
     for resample in range(resamples):
         drawn = task.discovery.select(random.Random(resample).choices(range(count), k=count))
-
-        def score(drawn: PromptPairs = drawn, resample: int = resample) -> Graph:
-            return scores(name, decoder, drawn, task.metric, resample, batch_size)
-
-        graph, seconds, memory = measured(score, str(decoder.device))
+        work = partial(scores, name, decoder, drawn, task.metric, resample, batch_size)
+        graph, seconds, memory = measured(work, str(decoder.device))
         signed, absolute = curves(decoder, graph, task, batch_size)
         row.cpr.append(signed.cpr)
         row.cmd.append(absolute.cmd)
@@ -212,9 +210,8 @@ def draw(rows: Sequence[Row], path: str) -> None:
             if not METHODS[row.method]:
                 axes.axhline(row.mean("cpr"), color="grey", linestyle=":", label=row.method)
                 continue
-            x, y = row.mean("seconds"), row.mean("cpr")
             spread = {"xerr": row.spread("seconds"), "yerr": row.spread("cpr")}
-            axes.errorbar(x, y, **spread, fmt="o", capsize=2, label=row.method)
+            axes.errorbar(row.mean("seconds"), row.mean("cpr"), **spread, fmt="o", capsize=2, label=row.method)
         axes.set(xscale="log", xlabel="seconds per prompt", ylabel="CPR", title=" / ".join(panel))
         low, high = axes.get_xlim()
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
@@ -238,9 +235,9 @@ def known_circuit_areas(
     }
 
 
-def known_circuit_table(methods: Sequence[str], sharpness: Sequence[float] = (4, 8, 16, 32), leak: float = 0.1) -> str:
+def known_circuit_table(methods: Sequence[str], sharpness: Sequence[float] = (4, 8, 16, 32)) -> str:
     """Return the ROC areas over the induction head's sharpness as a Markdown table (mean and least of three seeds)."""
-    areas = [known_circuit_areas(methods, Induction(value, leak)) for value in sharpness]
+    areas = [known_circuit_areas(methods, Induction(value, leak=0.1)) for value in sharpness]
     lines = [table_head("method", *(f"sharpness {value:g}" for value in sharpness))]
     for name in methods:
         cells = (f"{statistics.fmean(column[name]):.3f} (least {min(column[name]):.3f})" for column in areas)
@@ -251,25 +248,21 @@ def known_circuit_table(methods: Sequence[str], sharpness: Sequence[float] = (4,
 def main(arguments: list[str] | None = None) -> int:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--model", nargs="+", default=[], help="checkpoint folders or hub names")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, BIOGRAPHIES, *MIB])
-    parser.add_argument("--biographies", help="the circuit data file of the task biographies")
-    parser.add_argument(
-        "--mib_data",
-        help="has a folder for each of MIB's data sets; default: the hub (with HF_HUB_OFFLINE=0)",
-    )
-    parser.add_argument(
-        "--methods", nargs="+", choices=list(METHODS), help=f"default: all; exact up to {EXACT_EDGES} edges"
-    )
-    parser.add_argument("--count", type=positive, default=40, help="prompts of each split")
-    parser.add_argument("--resamples", type=positive, default=3, help="resamples of the discovery split")
-    parser.add_argument("--least_accuracy", type=float, default=0.8, help="a task below this accuracy is refused")
-    parser.add_argument("--batch_size", type=positive, default=16)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=positive, help="CPU threads")
-    parser.add_argument("--json", help="write all numbers here")
-    parser.add_argument("--figure", help="draw CPR against cost here")
-    parser.add_argument("--known_circuit", action="store_true", help="print the ROC areas for the known circuit")
+    add = parser.add_argument
+    add("--model", nargs="+", default=[], help="checkpoint folders or hub names")
+    add("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, BIOGRAPHIES, *MIB])
+    add("--biographies", help="the circuit data file of the task biographies")
+    add("--mib_data", help="has a folder for each of MIB's data sets; default: the hub (with HF_HUB_OFFLINE=0)")
+    add("--methods", nargs="+", choices=list(METHODS), help=f"default: all; exact up to {EXACT_EDGES} edges")
+    add("--count", type=positive, default=40, help="prompts of each split")
+    add("--resamples", type=positive, default=3, help="resamples of the discovery split")
+    add("--least_accuracy", type=float, default=0.8, help="a task below this accuracy is refused")
+    add("--batch_size", type=positive, default=16)
+    add("--device", default="cpu")
+    add("--threads", type=positive, help="CPU threads")
+    add("--json", help="write all numbers here")
+    add("--figure", help="draw CPR against cost here")
+    add("--known_circuit", action="store_true", help="print the ROC areas for the known circuit")
     args = parser.parse_args(arguments)
     if not args.model and not args.known_circuit:
         raise InputError("nothing to compare; give --model, or --known_circuit")

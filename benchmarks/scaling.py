@@ -29,7 +29,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -40,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.arithmetic import Shape, attribution_flop, circuit_flop, forward_flop
 from benchmarks.attribution import SHAPES
-from benchmarks.measuring import AnonymousPeak, table_head, table_row
+from benchmarks.measuring import AnonymousPeak, random_prompts, table_head, table_row
 from knowledge_circuits.corpus.people import DEFAULT_FREQUENCY_RATE, Stream, draw_frequencies, stream
 from knowledge_circuits.engine.attribution import attribute
 from knowledge_circuits.engine.evaluation import evaluate
@@ -51,6 +53,8 @@ from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.selection import top_n
 from knowledge_circuits.engine.weights import decoder_from_model, load_decoder
 from knowledge_circuits.files import write_json
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,16 +84,15 @@ def corpus_tokens(tokens_per_biography: float) -> float:
     return float(sum(copies)) * tokens_per_biography
 
 
-def graph_bytes(shape: Shape, suffix: str, sample_layers: int = 3) -> float:
-    """Bytes of one scored graph file, from bytes per edge of a written one with the shape's heads and fewer layers."""
-    layout = Layout(min(sample_layers, shape.n_layers), shape.n_heads, shape.parallel)
+def graph_bytes(shape: Shape, suffix: str) -> float:
+    """Bytes of one scored graph file, from bytes per edge of a written one with the shape's heads and 3 layers."""
+    layout = Layout(3, shape.n_heads, shape.parallel)
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(layout.real_edges.shape, generator=generator) ** 3 * 1e-3 * layout.real_edges
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"graph{suffix}"
         write_graph(path, Graph(layout, scores, layout.real_edges, shape.d_model, {}))
-        per_edge = path.stat().st_size / layout.n_edges
-    return per_edge * shape.edges
+        return path.stat().st_size / layout.n_edges * shape.edges
 
 
 def tera_flop(experiment: Experiment, prompts: int, positions: int, steps: int) -> tuple[float, float]:
@@ -102,11 +105,7 @@ def tera_flop(experiment: Experiment, prompts: int, positions: int, steps: int) 
 
 def random_pair(vocabulary: int, positions: int) -> PromptPairs:
     """Return one pair of random prompts that differ in the first third behind the start token."""
-    generator = random.Random(0)
-    relation = [generator.randrange(1, vocabulary) for _ in range(positions - 1 - positions // 3)]
-    subjects = [[generator.randrange(1, vocabulary) for _ in range(positions // 3)] for _ in range(2)]
-    clean, corrupted = ([0, *subject, *relation] for subject in subjects)
-    return PromptPairs([clean], [corrupted], [(1, 2)])
+    return PromptPairs(*random_prompts(random.Random(0), 1, positions, vocabulary), [(1, 2)])
 
 
 def measure_lengths(lengths: Sequence[int], memory_gb: float, layers: int, steps: int) -> None:
@@ -124,27 +123,28 @@ def measure_lengths(lengths: Sequence[int], memory_gb: float, layers: int, steps
     decoder = decoder_from_model(AutoModelForCausalLM.from_config(config))
     layout = layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel)
     attribution = ("runs at once", "positions at once", "CPU s", "CPU ms a token", "memory added, MB")
-    columns = ("tokens", *attribution, "circuit: positions at once", "CPU s", "memory added, MB")
-    print(table_head(*columns))
+    print(table_head("tokens", *attribution, "circuit: positions at once", "CPU s", "memory added, MB"))
     for length in lengths:
         plan = plan_attribution(decoder, layout, length, 1, steps + 1, memory_gb * 1e9)
         _, at_once = plan_circuit(decoder, length, memory_gb * 1e9)
         pairs = random_pair(config.vocab_size, length)
         circuit = top_n(attribute(decoder, pairs, ig_steps=1, memory_gb=memory_gb), layout.n_edges // 4)  # not counted
-        seconds, added = _cost(lambda: attribute(decoder, pairs, ig_steps=steps, memory_gb=memory_gb))  # noqa: B023
-        circuit_seconds, circuit_added = _cost(lambda: evaluate(decoder, [circuit], pairs, memory_gb=memory_gb))  # noqa: B023
+        scoring = partial(attribute, decoder, pairs, ig_steps=steps, memory_gb=memory_gb)
+        running = partial(evaluate, decoder, [circuit], pairs, memory_gb=memory_gb)
+        _, seconds, added = _cost(scoring, time.process_time)
+        _, circuit_seconds, circuit_added = _cost(running, time.process_time)
         cells = [f"{length:,}", f"{plan.runs} of {steps + 1}", f"{plan.positions:,}", f"{seconds:.2f}"]
         cells += [f"{1000 * seconds / length:.1f}", f"{added / 1e6:,.0f}", f"{at_once:,}", f"{circuit_seconds:.2f}"]
         print(table_row(*cells, f"{circuit_added / 1e6:,.0f}"), flush=True)
 
 
-def _cost(work: Callable[[], object]) -> tuple[float, int]:
-    """Return the CPU seconds that a piece of work takes and the memory that it adds, in bytes."""
+def _cost(work: Callable[[], T], clock: Callable[[], float]) -> tuple[T, float, int]:
+    """Return the result of a piece of work, its seconds by a clock, and the memory that it adds, in bytes."""
     with AnonymousPeak() as peak:
-        started = time.process_time()
-        work()
-        seconds = time.process_time() - started
-    return seconds, peak.added
+        started = clock()
+        result = work()
+        seconds = clock() - started
+    return result, seconds, peak.added
 
 
 def write_random_checkpoint(config: PreTrainedConfig, folder: Path) -> int:
@@ -157,8 +157,8 @@ def write_random_checkpoint(config: PreTrainedConfig, folder: Path) -> int:
         shapes = {name: weight.shape for name, weight in AutoModelForCausalLM.from_config(config).named_parameters()}
     files: dict[str, dict[str, torch.Size]] = defaultdict(dict)
     for name, shape in shapes.items():
-        number = next((part for part in name.split(".") if part.isdecimal()), "rest")
-        files[f"model-{number}.safetensors" if number != "rest" else f"model-{name}.safetensors"][name] = shape
+        layer = next((part for part in name.split(".") if part.isdecimal()), name)
+        files[f"model-{layer}.safetensors"][name] = shape
     index: dict[str, str] = {}
     for file, content in tqdm(files.items(), desc="writing", unit="file"):
         tensors = {}
@@ -179,43 +179,38 @@ def measure_large(name: str, folder: Path, layers: int | None, steps: int) -> No
         config.num_hidden_layers = layers
     try:
         total = write_random_checkpoint(config, folder)
-        with AnonymousPeak() as loading:
-            started = time.perf_counter()
-            decoder = load_decoder(str(folder), torch.bfloat16)
-            loaded = time.perf_counter() - started
-        with AnonymousPeak() as peak:
-            started = time.perf_counter()
-            graph = attribute(decoder, random_pair(config.vocab_size, 16), ig_steps=steps, memory_gb=2)
-            seconds = time.perf_counter() - started
+        load = partial(load_decoder, str(folder), torch.bfloat16)
+        decoder, loaded, loading = _cost(load, time.perf_counter)
+        work = partial(attribute, decoder, random_pair(config.vocab_size, 16), ig_steps=steps, memory_gb=2)
+        graph, seconds, added = _cost(work, time.perf_counter)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(table_head("layers", "weights, GB", "edges", "loading, s", "peak, GB", "attribution, s", "added, GB"))
+    weights, loading_peak, peak = (f"{size / 1e9:.2f}" for size in (total, loading, added))
     print(
-        f"| {decoder.n_layers} | {total / 1e9:.2f} | {graph.n_edges:,} | {loaded:.0f} | {loading.added / 1e9:.2f}"
-        f" | {seconds:.0f} | {peak.added / 1e9:.2f} |"
+        table_row(
+            decoder.n_layers, weights, f"{graph.n_edges:,}", f"{loaded:.0f}", loading_peak, f"{seconds:.0f}", peak
+        )
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tflops", type=float, default=60.0, help="matrix-product peak of one device, 10^12/s (60)")
-    parser.add_argument("--share", type=float, default=0.7, help="share of the peak that the work reaches (0.7)")
-    parser.add_argument("--training_share", type=float, default=0.4, help="the same of training (0.4)")
-    parser.add_argument(
-        "--tokens_per_biography",
-        type=float,
-        default=80,
-        help="tokens of one biography and its EOS (80, SmolLM2's tokenizer)",
-    )
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 8, 64], help="numbers of devices (1 8 64)")
-    parser.add_argument("--prompts", type=int, default=300, help="prompts per group (300)")
-    parser.add_argument("--positions", type=int, default=20, help="tokens per prompt (20)")
-    parser.add_argument("--steps", type=int, default=5, help="steps of integrated gradients (5)")
-    parser.add_argument("--lengths", type=int, nargs="+", help="measure prompts of these lengths instead")
-    parser.add_argument("--memory_gb", type=float, default=1.0, help="of one pass of --lengths (1)")
-    parser.add_argument("--large", choices=SHAPES, help="measure one prompt on random weights of this shape instead")
-    parser.add_argument("--folder", type=Path, help="a new folder for the weights of --large, deleted afterwards")
-    parser.add_argument("--layers", type=int, help="layers of --large (the shape's own) or --lengths (6)")
+    add = parser.add_argument
+    add("--tflops", type=float, default=60.0, help="matrix-product peak of one device, 10^12/s (60)")
+    add("--share", type=float, default=0.7, help="share of the peak that the work reaches (0.7)")
+    add("--training_share", type=float, default=0.4, help="the same of training (0.4)")
+    biography_help = "tokens of one biography and its EOS (80, SmolLM2's tokenizer)"
+    add("--tokens_per_biography", type=float, default=80, help=biography_help)
+    add("--devices", type=int, nargs="+", default=[1, 8, 64], help="numbers of devices (1 8 64)")
+    add("--prompts", type=int, default=300, help="prompts per group (300)")
+    add("--positions", type=int, default=20, help="tokens per prompt (20)")
+    add("--steps", type=int, default=5, help="steps of integrated gradients (5)")
+    add("--lengths", type=int, nargs="+", help="measure prompts of these lengths instead")
+    add("--memory_gb", type=float, default=1.0, help="of one pass of --lengths (1)")
+    add("--large", choices=SHAPES, help="measure one prompt on random weights of this shape instead")
+    add("--folder", type=Path, help="a new folder for the weights of --large, deleted afterwards")
+    add("--layers", type=int, help="layers of --large (the shape's own) or --lengths (6)")
     args = parser.parse_args()
     if args.lengths:
         measure_lengths(args.lengths, args.memory_gb, args.layers or 6, args.steps)
@@ -234,10 +229,8 @@ def main() -> None:
     for experiment in EXPERIMENTS:
         attribution, evaluation = tera_flop(experiment, args.prompts, args.positions, args.steps)
         training = 6 * experiment.parameters * tokens * (experiment.checkpoints - 1) / 1e12
-        seconds = (
-            training / (args.tflops * args.training_share),
-            (attribution + evaluation) / (args.tflops * args.share),
-        )
+        circuits = (attribution + evaluation) / (args.tflops * args.share)
+        seconds = (training / (args.tflops * args.training_share), circuits)
         files = GROUPS * experiment.checkpoints / 1e9
         sizes = [graph_bytes(experiment.shape, suffix) * files for suffix in (".json", ".json.gz")]
         weights = 4 * experiment.parameters * (experiment.checkpoints + 2) / 1e9

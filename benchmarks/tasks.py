@@ -93,13 +93,7 @@ Example = tuple[str, str, str, str, str]
 
 @dataclass(frozen=True)
 class Task:
-    """A task's prompts.
-
-    Attributes:
-        name: the task's.
-        discovery, evaluation: the two splits.
-        metric: what is attributed and evaluated.
-    """
+    """A task's prompts in two splits, and the metric that is attributed and evaluated."""
 
     name: str
     discovery: PromptPairs

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import special
 from tqdm import tqdm
 
+from benchmarks.measuring import table_head, table_row
 from knowledge_circuits.analysis import study_findings
 from knowledge_circuits.analysis.findings import Statistic, Verdict
 from knowledge_circuits.analysis.statistics import label_swap_p, over_runs
@@ -68,10 +69,10 @@ def autoregressive(generator: np.random.Generator, shape: tuple[int, ...], corre
 
 def phase_shift_verdicts(
     shape: Callable[[Floats], Floats], noise: tuple[float, float, float], correlation: float, runs: int = 5,
-    studies: int = STUDIES, seed: int = 0,
+    studies: int = STUDIES,
 ) -> list[Verdict]:  # fmt: skip
     """The verdicts of studies whose three curves have one shape; the second and third begin at epoch 0.5."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     curves = []
     for first, deviation in zip((0, 1, 1), noise, strict=True):
         x = EPOCHS[first:]
@@ -85,26 +86,24 @@ def phase_shift_verdicts(
 
 
 def relevance_verdicts(
-    effect: float, runs: int, people: int = 360, between_runs: float = 0.003, between_mirrors: float = 0.04,
-    between_people: tuple[float, float] = (0.115, 0.105), studies: int = STUDIES, seed: int = 0,
+    effect: float, runs: int, people: int = 360, between_runs: float = 0.003, studies: int = STUDIES,
     resamples: int = RESAMPLES,
 ) -> list[Verdict]:  # fmt: skip
     """The verdicts of studies in which a known person's mean level is higher by `effect`, in both measures.
 
-    Args:
-        between_runs: standard deviation of the effect over seeds.
-        between_mirrors: of half the difference of two mirrored runs' levels, which has to cancel.
-        between_people: of a person's difference in a pair of runs: first-token accuracy and Hit@10.
+    `between_runs` is the standard deviation of the effect over seeds.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     level = effect + between_runs * generator.normal(size=(studies, runs, 1, 1))
-    mirror = between_mirrors * generator.normal(size=(studies, runs, 1, 1)) * np.array([[1.0], [-1.0]])
+    # Half the difference of two mirrored runs' levels, which has to cancel.
+    mirror = 0.04 * generator.normal(size=(studies, runs, 1, 1)) * np.array([[1.0], [-1.0]])
     own = generator.normal(size=(2, studies, runs, 2, people // 2))
     weights = np.full(runs * people, 1 / (runs * people))
     measures = []
-    for noise, deviation in zip((own[0], 0.6 * own[0] + 0.8 * own[1]), between_people, strict=True):
+    # A person's difference in a pair of runs: first-token accuracy and Hit@10.
+    for noise, deviation in ((own[0], 0.115), (0.6 * own[0] + 0.8 * own[1], 0.105)):
         differences = level + mirror + deviation * noise
-        swapped = label_swap_p(differences.reshape(studies, -1), weights, seed, resamples)
+        swapped = label_swap_p(differences.reshape(studies, -1), weights, resamples=resamples)
         measures.append((over_runs(differences.mean(axis=(2, 3))), swapped))
     return [
         study_findings.advantage_verdict(
@@ -120,8 +119,8 @@ def relevance_verdicts(
 
 
 def depth_verdicts(
-    turn: float, order: float, runs: int = 5, layers: int = 11, correlation: float = 0.0, after: float | None = None,
-    dip: float = 0.0, studies: int = STUDIES, seed: int = 0, resamples: int = RESAMPLES,
+    turn: float, order: float, runs: int = 5, correlation: float = 0.0, after: float | None = None, dip: float = 0.0,
+    resamples: int = RESAMPLES,
 ) -> list[Verdict]:  # fmt: skip
     """The verdicts of studies with a turn of the centroid and an order of the layers.
 
@@ -133,20 +132,20 @@ def depth_verdicts(
         after: by how many layers the centroid comes back, where not by `turn`.
         dip: by how many layers the centroid goes shallower in the first half epoch, to be back at the split.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     split, last = 16 / 3, EPOCHS[-1]
     back = turn if after is None else after
     centroid = np.interp(EPOCHS, [0, split, last], [0, turn, turn - back])
     centroid -= np.interp(EPOCHS, [0, 0.5, split], [0, dip, 0])
-    drift = 0.1 * np.interp(EPOCHS, [0, last], [-1, 1]) * generator.normal(size=(studies, runs, 1))
-    y = centroid + drift + 0.1 * autoregressive(generator, (studies, runs, len(EPOCHS)), 0.5)
+    drift = 0.1 * np.interp(EPOCHS, [0, last], [-1, 1]) * generator.normal(size=(STUDIES, runs, 1))
+    y = centroid + drift + 0.1 * autoregressive(generator, (STUDIES, runs, len(EPOCHS)), 0.5)
     before, later, gained = study_findings.turn(EPOCHS, y, split)
-    depths = np.linspace(-1.6, 1.6, layers)
-    noise = autoregressive(generator, (studies, runs, layers), correlation)
+    depths = np.linspace(-1.6, 1.6, 11)
+    noise = autoregressive(generator, (STUDIES, runs, len(depths)), correlation)
     epochs = 6 - order * depths + np.sqrt(max(1 - order**2, 0)) * noise
     return [
-        study_findings.judge_depth((before[study], later[study], gained[study]), epochs[study], seed, resamples).verdict
-        for study in range(studies)
+        study_findings.judge_depth((before[i], later[i], gained[i]), epochs[i], resamples=resamples).verdict
+        for i in range(STUDIES)
     ]
 
 
@@ -212,13 +211,13 @@ def cases() -> list[Case]:
 
 def table(rows: list[Case]) -> str:
     """Simulate every case; a Markdown table of the rates."""
-    lines = ["| finding | truth | holds | does not hold | undecided |", "| --- | --- | --- | --- | --- |"]
+    lines = [table_head("finding", "truth", "holds", "does not hold", "undecided")]
     for case in tqdm(rows, unit="case"):
         verdicts = case.verdicts()
         rates = [verdicts.count(verdict) / len(verdicts) for verdict in (Verdict.HOLDS, Verdict.FAILS)]
         kind = "null" if case.null else "effect"
-        cells = [case.finding, f"{kind}: {case.truth}", *(f"{rate:.3f}" for rate in (*rates, 1 - sum(rates)))]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = (f"{rate:.3f}" for rate in (*rates, 1 - sum(rates)))
+        lines.append(table_row(case.finding, f"{kind}: {case.truth}", *cells))
     return "\n".join(lines)
 
 

@@ -85,16 +85,12 @@ def cores() -> int:
 
 def positive(text: str) -> int:
     """Parse an integer of at least 1: an argparse type."""
-    return _at_least(text, 1)
+    return _number(text, int, "a whole number of at least 1", lambda number: number >= 1)
 
 
 def natural(text: str) -> int:
     """Parse an integer of at least 0: an argparse type."""
-    return _at_least(text, 0)
-
-
-def _at_least(text: str, least: int) -> int:
-    return _number(text, int, f"a whole number of at least {least}", lambda number: number >= least)
+    return _number(text, int, "a whole number of at least 0", lambda number: number >= 0)
 
 
 def thread_count(text: str) -> int:

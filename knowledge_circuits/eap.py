@@ -20,7 +20,7 @@ import copy
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,22 +81,18 @@ class Node:
 
     @property
     def child_edges(self) -> list[Edge]:
-        """The edges that leave the node."""
         return [edge for edge in self.graph.edges.values() if edge.parent == self]
 
     @property
     def parent_edges(self) -> list[Edge]:
-        """The edges that enter the node."""
         return [edge for edge in self.graph.edges.values() if edge.child == self]
 
     @property
     def children(self) -> set[Node]:
-        """The nodes that read this one."""
         return {edge.child for edge in self.child_edges}
 
     @property
     def parents(self) -> set[Node]:
-        """The nodes that this one reads."""
         return {edge.parent for edge in self.parent_edges}
 
     @property
@@ -119,12 +115,10 @@ class Edge:
 
     @property
     def parent(self) -> Node:
-        """The node that the edge leaves."""
         return self.graph.nodes[self.name.split("->")[0]]
 
     @property
     def child(self) -> Node:
-        """The node that the edge enters."""
         return self.graph.nodes[self.name.split("->")[1].partition("<")[0]]
 
     @property
@@ -211,9 +205,6 @@ class Graph:
             model_or_config: a model (see the module), a TransformerLens configuration, or a dictionary with n_layers,
                 n_heads, parallel_attn_mlp and d_model.
             neuron_level, node_scores: only False.
-
-        Raises:
-            InputError: neurons or node scores are asked for, or the architecture is not supported.
         """
         if neuron_level or node_scores:
             raise InputError("the engine scores edges; it scores neither neurons nor nodes")
@@ -237,13 +228,8 @@ class Graph:
     to_pt = to_json
 
     def to_image(self, filename: str | Path, **style: Any) -> None:
-        """Draw the graph with Graphviz; the name's ending is the format. EAP-IG's style options have no effect.
-
-        Raises:
-            InputError: Graphviz's program `dot` is not installed, or it fails.
-        """
-        program = shutil.which("dot")
-        if program is None:
+        """Draw the graph with Graphviz's `dot`; the name's ending is the format. EAP-IG's style has no effect."""
+        if (program := shutil.which("dot")) is None:
             raise InputError(
                 "to_image needs Graphviz's program dot, which is not installed; kc.draw needs only matplotlib"
             )
@@ -279,7 +265,6 @@ class Graph:
 
     @cached_property
     def nodes(self) -> Mapping[str, Node]:
-        """The nodes by name."""
         return _ByName(self.layout.nodes, lambda name: Node(self, name))
 
     @cached_property
@@ -313,11 +298,7 @@ class Graph:
             self._select(self.engine.with_edges(members), prune)
 
     def apply_greedy(self, n_edges: int, absolute: bool = True, reset: bool = True, prune: bool = True) -> None:
-        """Select n edges from the logits upward, always the largest score that leads into the graph.
-
-        Raises:
-            InputError: reset is False; the engine grows a circuit from the logits alone.
-        """
+        """Select n edges from the logits upward, always the largest score that leads into the graph."""
         if not reset:
             raise InputError("apply_greedy grows a circuit from the logits alone; reset=False is not supported")
         scored = self.engine
@@ -334,7 +315,6 @@ class Graph:
         self._select(self.engine, prune=True)
 
     def count_included_edges(self) -> int:
-        """Return the number of edges in the graph."""
         return int(self.in_graph.sum())
 
     def count_included_nodes(self) -> int:
@@ -430,9 +410,6 @@ def evaluate_graph(
 
     Returns:
         The metric's value for each prompt [b] in float64; of several metrics a list of these.
-
-    Raises:
-        InputError: optimal ablation, or a mean over other prompts.
     """
     if intervention == "optimal" or optimal_ablation_path is not None:
         raise InputError("the engine has no optimal ablation; choose patching, zero, mean or mean-positional")
@@ -466,7 +443,8 @@ def evaluate_baseline(
     decoder = _decoder(model)
     prompts = _Prompts.of(dataloader, model, tokenizer)
     if not run_corrupted:
-        prompts = prompts.exchanged()
+        pairs = prompts.pairs
+        prompts = replace(prompts, pairs=PromptPairs(pairs.corrupted, pairs.clean, pairs.labels))
     empty = Graph.from_model(decoder).engine
     return _each(
         metrics, lambda metric: prompts.evaluate(decoder, empty, metric, Intervention.PATCHING, quiet).corrupted
@@ -478,12 +456,7 @@ class _Prompts:
     """A data loader's prompts as pairs.
 
     The engine hands a metric two label ids per item; here these are the item's number, as two digits in base n.
-
-    Attributes:
-        pairs: the prompts; their labels are the items' numbers.
-        labels: what the loader yielded for each item, as a batch of one.
-        base: n.
-        batch_size: of the loader's first batch.
+    `labels` is what the loader yielded for each item, as a batch of one, `batch_size` that of its first batch.
     """
 
     pairs: PromptPairs
@@ -498,7 +471,7 @@ class _Prompts:
         corrupted: list[list[int]] = []
         labels: list[Any] = []
         batch_size = 0
-        encode = _Encoder(model, tokenizer)
+        encode = _encoder(model, tokenizer)
         for clean_texts, corrupted_texts, batch_labels in dataloader:
             if not len(clean_texts) == len(corrupted_texts) == len(batch_labels):
                 raise InputError(
@@ -512,11 +485,6 @@ class _Prompts:
         base = _vocabulary(model)
         numbers = [divmod(item, base) for item in range(len(labels))]
         return cls(PromptPairs(clean, corrupted, numbers), labels, base, max(1, batch_size))
-
-    def exchanged(self) -> _Prompts:
-        """Return the prompts with clean and corrupted ones exchanged."""
-        pairs = PromptPairs(self.pairs.corrupted, self.pairs.clean, self.pairs.labels)
-        return _Prompts(pairs, self.labels, self.base, self.batch_size)
 
     def loss(self, metric: Metric) -> MetricFunction:
         """Return a metric of EAP-IG's signature in the engine's form."""
@@ -558,26 +526,25 @@ def _each(metrics: Metric | list[Metric], value: Callable[[Metric], Tensor]) -> 
     return values[0] if len(values) == 1 else values
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    """Turns a prompt into token ids with one start token; ids are taken as they are."""
+def _encoder(model: Any, tokenizer: Any) -> Callable[[str | Sequence[int]], list[int]]:
+    """Return what turns a prompt into token ids with one start token; ids are taken as they are."""
+    if tokenizer is None:
+        tokenizer = getattr(model, "tokenizer", None)
 
-    model: Any
-    given: Any
+    def encode(prompt: str | Sequence[int]) -> list[int]:
+        nonlocal tokenizer
+        if not isinstance(prompt, str):
+            return [int(token) for token in prompt]
+        if tokenizer is None:
+            name = getattr(getattr(model, "config", None), "_name_or_path", "")
+            if not name:
+                raise InputError(
+                    "the model does not know its tokenizer; give it as `tokenizer`, or prompts as token ids"
+                )
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        return encode_prompt(tokenizer, prompt)
 
-    def __call__(self, prompt: str | Sequence[int]) -> list[int]:
-        return encode_prompt(self._tokenizer, prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        if self.given is not None:
-            return self.given
-        if getattr(self.model, "tokenizer", None) is not None:
-            return self.model.tokenizer
-        name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
-        if not name:
-            raise InputError("the model does not know its tokenizer; give it as `tokenizer`, or prompts as token ids")
-        return AutoTokenizer.from_pretrained(name)
+    return encode
 
 
 def _decoder(model: Any) -> Decoder:
@@ -609,13 +576,11 @@ def _shape_of(model_or_config: Any) -> tuple[Layout, int]:
         decoder = _decoder(model_or_config)
         return layout_of(decoder.n_layers, decoder.n_heads, decoder.parallel), decoder.d_model
     else:
-        cfg = {
-            name: getattr(model_or_config, name, None)
-            for name in ("n_layers", "n_heads", "parallel_attn_mlp", "d_model")
-        }
-    missing = [name for name in ("n_layers", "n_heads", "d_model") if not isinstance(cfg.get(name), int)]
-    if missing:
-        raise InputError(f"a configuration has a whole number as {missing[0]!r}, not {cfg.get(missing[0])!r}")
+        names = ("n_layers", "n_heads", "parallel_attn_mlp", "d_model")
+        cfg = {name: getattr(model_or_config, name, None) for name in names}
+    for name in ("n_layers", "n_heads", "d_model"):
+        if not isinstance(cfg.get(name), int):
+            raise InputError(f"a configuration has a whole number as {name!r}, not {cfg.get(name)!r}")
     return layout_of(cfg["n_layers"], cfg["n_heads"], bool(cfg.get("parallel_attn_mlp"))), cfg["d_model"]
 
 

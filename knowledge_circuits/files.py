@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import os
+import re
 import socket
 import sys
 import zlib
@@ -120,13 +121,10 @@ def _remove_stale_partials(path: Path) -> None:
     """Remove what a killed process of this machine left of an earlier attempt at the same file."""
     import psutil  # 30 ms, which a program that shows its flags need not wait for
 
-    host = socket.gethostname()
-    prefix = f".{path.name}.{host}-"
+    name = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(socket.gethostname())}-(\d+)\.partial")
     for partial in path.parent.iterdir():
-        if partial.name.startswith(prefix) and partial.suffix == ".partial":
-            pid = partial.name[len(prefix) : -len(".partial")]
-            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-                partial.unlink(missing_ok=True)
+        if (match := name.fullmatch(partial.name)) and not psutil.pid_exists(int(match[1])):
+            partial.unlink(missing_ok=True)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -217,8 +215,7 @@ def numbered_jsonl(path: str | os.PathLike[str], keys: Sequence[str] = ()) -> It
         row = parse_json(line, where)
         if not isinstance(row, dict):
             raise InputError(f"{where}: a JSON object is wanted, not {type(row).__name__}")
-        missing = [key for key in keys if key not in row]
-        if missing:
+        if missing := [key for key in keys if key not in row]:
             raise InputError(f"{where}: no key {', '.join(map(repr, missing))}")
         yield number, row
 
@@ -231,8 +228,7 @@ def read_jsonl(path: str | os.PathLike[str], keys: Sequence[str] = ()) -> list[d
 def numbered_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the rows of a CSV file by the names in its first line, each with the number of the line where it ends.
 
-    Args:
-        path: the file; blank lines are skipped.
+    Blank lines are skipped.
 
     Raises:
         InputError: with file, line and reason.
@@ -244,9 +240,8 @@ def numbered_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, 
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         names = reader.fieldnames or []
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise InputError(f"{path}: its first line names the column {twice!r} twice")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"{path}: its first line names the column {twice[0]!r} twice")
         rows = []
         for row in reader:
             where = f"{path}, line {reader.line_num}"

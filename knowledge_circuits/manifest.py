@@ -52,11 +52,7 @@ class FileRecord(BaseModel):
 
     @classmethod
     def of(cls, path: Path) -> FileRecord:
-        """Read a file and return its record.
-
-        Raises:
-            InputError: it cannot be read.
-        """
+        """Return the record of a file; raise InputError if it cannot be read."""
         try:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -91,11 +87,6 @@ class Manifest(BaseModel):
     made_from: dict[str, JsonValue]
     files: dict[Annotated[str, AfterValidator(_below)], FileRecord]
 
-    @property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that identify what the unit was made from."""
-        return fingerprint(self.made_from)
-
 
 def fingerprint(content: Any) -> str:
     """Return 16 hexadecimal digits of a JSON value, the same for the same content."""
@@ -108,11 +99,7 @@ def is_partial_digest(recorded: Any) -> bool:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Return the manifest; None if there is none.
-
-    Raises:
-        InputError: the file is not a manifest.
-    """
+    """Return the manifest, None if there is none; raise InputError if the file is not a manifest."""
     if not path.exists():
         return None
     content = read_json(path)
@@ -150,36 +137,22 @@ def finish(
     made_from: Mapping[str, Any],
     files: Iterable[Path],
     records: Mapping[Path, FileRecord] | None = None,
-) -> Manifest:
+) -> None:
     """Write the finished manifest; the unit's files must all be written.
 
     Args:
-        path: the manifest.
-        unit: the kind of unit.
-        made_from: what the content depends on.
-        files: the unit's files, at or below the manifest's folder.
+        files: at or below the manifest's folder.
         records: sizes and digests that are known already, such as those of large weights.
-
-    Raises:
-        InputError: a file cannot be read.
     """
     known = records or {}
     listed = {file.relative_to(path.parent).as_posix(): known.get(file) or FileRecord.of(file) for file in files}
-    return _write(path, unit, True, made_from, dict(sorted(listed.items())))
+    _write(path, unit, True, made_from, dict(sorted(listed.items())))
 
 
-def _write(
-    path: Path, unit: str, finished: bool, made_from: Mapping[str, Any], files: dict[str, FileRecord]
-) -> Manifest:
-    manifest = Manifest(
-        unit=unit,
-        version=__version__,
-        finished=finished,
-        made_from=json.loads(json.dumps(dict(made_from))),
-        files=files,
-    )
+def _write(path: Path, unit: str, finished: bool, made_from: Mapping[str, Any], files: dict[str, FileRecord]) -> None:
+    content = json.loads(json.dumps(dict(made_from)))
+    manifest = Manifest(unit=unit, version=__version__, finished=finished, made_from=content, files=files)
     write_json(path, manifest.model_dump())
-    return manifest
 
 
 class Status(StrEnum):
@@ -202,7 +175,6 @@ class State:
     """A unit's status and one line of detail.
 
     Attributes:
-        status: see `Status`.
         path: the unit's manifest.
         detail: which file or setting; empty if whole.
         renewed: where nothing is unknown but whether an earlier version's partial digests of weights are those of the
@@ -232,7 +204,6 @@ def check(
     """Return what became of a unit.
 
     Args:
-        path: the unit's manifest.
         made_from: what the unit would be made from now; None compares nothing. Recorded keys that are not given here
             are not compared.
         files: files that the unit must have.

@@ -77,7 +77,6 @@ def write_circuits(folder: str | Path, task: str, model: str, graph: Graph, abso
     MIB's loader looks up a score of each edge, so these files have the score 0 everywhere.
 
     Args:
-        folder, task, model, graph: as for `write_submission`.
         absolute: rank by |score|; by default by the signed score, as for MIB's CPR.
 
     Returns:
@@ -168,9 +167,8 @@ def load_rows(
     task = task.replace("-", "_")
     if task not in DATA_SETS:
         raise InputError(f"no data set of MIB is known for the task {task!r}; choose one of: {', '.join(DATA_SETS)}")
-    hub = folder is None
-    name = f"mib-bench/{DATA_SETS[task]}" if hub else str(Path(folder or "", DATA_SETS[task]))
-    configuration = "4_answer_choices" if hub and task == "mcqa" else None
+    name = f"mib-bench/{DATA_SETS[task]}" if folder is None else str(Path(folder, DATA_SETS[task]))
+    configuration = "4_answer_choices" if folder is None and task == "mcqa" else None
     try:
         rows = datasets.load_dataset(name, configuration, split=split, cache_dir=cache_dir and str(cache_dir))
     except Exception as error:  # whatever a missing network, folder or split makes the library raise
@@ -183,10 +181,6 @@ def prompt_pairs(rows: Iterable[Mapping[str, Any]], task: str, tokenizer: PreTra
 
     As MIB does, it drops rows whose answers have different numbers of tokens, and of arithmetic those with another
     operator or answers of several tokens. Rows whose two prompts differ in length are dropped too.
-
-    Args:
-        rows: of `mib-bench/ioi`, `copycolors_mcqa`, `arc_easy`, `arc_challenge` or `arithmetic_...`.
-        task: ioi, mcqa, arc_easy, arc_challenge, arithmetic_addition or arithmetic_subtraction.
 
     Raises:
         InputError: an unknown task, a row without one of the task's columns, or no row that fits.
@@ -243,15 +237,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the program."""
     parser = program_parser(__doc__, prog="python -m knowledge_circuits.mib", formatter_class=HelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    export = commands.add_parser("export", help="write a graph file's scores into a submission folder")
-    export.add_argument("graph", help="a graph file with every edge (.json, .json.gz or .pt)")
-    export.add_argument("--task", required=True, help="MIB's name of the task")
-    export.add_argument("--model", required=True, help="MIB's name of the model")
-    export.add_argument("--to", required=True, help="the submission's folder")
-    export.add_argument("--circuits", action="store_true", help=f"write {len(SHARES)} circuits instead of the scores")
-    export.add_argument("--absolute", action="store_true", help="rank the circuits' edges by |score|, not by score")
-    listing = commands.add_parser("list", help="read a submission folder and name its graphs")
-    listing.add_argument("folder")
+    add = commands.add_parser("export", help="write a graph file's scores into a submission folder").add_argument
+    add("graph", help="a graph file with every edge (.json, .json.gz or .pt)")
+    add("--task", required=True, help="MIB's name of the task")
+    add("--model", required=True, help="MIB's name of the model")
+    add("--to", required=True, help="the submission's folder")
+    add("--circuits", action="store_true", help=f"write {len(SHARES)} circuits instead of the scores")
+    add("--absolute", action="store_true", help="rank the circuits' edges by |score|, not by score")
+    commands.add_parser("list", help="read a submission folder and name its graphs").add_argument("folder")
     args = parser.parse_args(arguments)
     if args.command == "export":
         if args.absolute and not args.circuits:

@@ -19,11 +19,7 @@ PUBLISHED_ACCURACY = REPOSITORY / "docs" / "reference" / "first_token_accuracy.j
 
 
 def check_name(name: str, flag: str) -> None:
-    """Refuse a name that would lead out of the folder that holds such names.
-
-    Raises:
-        InputError: an empty name, an absolute path, or one with `..` in it.
-    """
+    """Refuse a name that would lead out of its folder: an empty one, an absolute path, or one with `..` in it."""
     path = PurePath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts:
         raise InputError(f"{flag} {name!r}: a name is wanted, not a path that leads elsewhere")

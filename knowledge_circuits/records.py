@@ -230,11 +230,7 @@ class QuestionProbeRecord(_Probed):
 
 
 class Shape:
-    """The check of one kind of record.
-
-    Args:
-        kind: a TypedDict, a dataclass, a pydantic model or an annotated type.
-    """
+    """The check of one kind of record: a TypedDict, a dataclass, a pydantic model or an annotated type."""
 
     def __init__(self, kind: Any) -> None:
         self._adapter: TypeAdapter[Any] = TypeAdapter(kind)
@@ -282,8 +278,7 @@ def explain(error: ValidationError) -> str:
     """Say in one clause what the first wrong value is and must be."""
     first = error.errors(include_url=False)[0]
     kind, value = first["type"], first["input"]
-    keys = [part for part in first["loc"] if isinstance(part, str)]
-    key = keys[-1] if keys else None
+    key = next((part for part in reversed(first["loc"]) if isinstance(part, str)), None)
     entry = f"entry {first['loc'][-1]} " if first["loc"] and isinstance(first["loc"][-1], int) else ""
     if kind == "missing":
         return f"no key {key!r}"

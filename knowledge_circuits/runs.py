@@ -148,21 +148,18 @@ class Coordinates:
         match = _CIRCUIT_PATH.fullmatch(path.as_posix())
         if match is None:
             return None
-        columns = [_column(part) for part in match["group"].strip("/").split("/")]
-        targets = [_column(part.removeprefix("target_")) for part in (match["target"] or "").strip("/").split("/")]
-        return (
-            cls(
-                int(match["circuit_n"]),
-                unquote(match["task"]),
-                tuple(columns),
-                match["method"],
-                int(match["topn"]) if match["topn"] else None,
-                match["intervention"] or PATCHING,
-                int(match["origin"]) if match["origin"] else None,
-                tuple(targets) if match["target"] else (),
-            ),
-            Content(match["content"]),
+        target = (match["target"] or "").split("/")[:-1]
+        coordinates = cls(
+            int(match["circuit_n"]),
+            unquote(match["task"]),
+            tuple(_column(part) for part in match["group"].split("/")[:-1]),
+            match["method"],
+            int(match["topn"]) if match["topn"] else None,
+            match["intervention"] or PATCHING,
+            int(match["origin"]) if match["origin"] else None,
+            tuple(_column(part.removeprefix("target_")) for part in target),
         )
+        return coordinates, Content(match["content"])
 
 
 _CIRCUIT_PATH = re.compile(
@@ -227,10 +224,8 @@ class Checkpoint:
 
     def fact_prediction_files(self) -> dict[str, Path]:
         """Return all such files by the names of the files of facts."""
-        return {
-            unquote(path.name.removesuffix("_prediction.jsonl")): path
-            for path in sorted(self.output.glob("*_prediction.jsonl"))
-        }
+        paths = sorted(self.output.glob("*_prediction.jsonl"))
+        return {unquote(path.name.removesuffix("_prediction.jsonl")): path for path in paths}
 
     def circuit_folder(
         self, circuit_n: int, group: AnyGroup, method: str, intervention: str = PATCHING
@@ -253,17 +248,11 @@ class Checkpoint:
 class CircuitFolder:
     """The files of one group's circuits: the scored graph, then per circuit size its circuit, results, predictions.
 
-    Attributes:
-        output: the checkpoint's output folder.
-        coordinates: those of the scored graph, and the intervention of evaluations.
+    `coordinates` are those of the scored graph, and the intervention of evaluations.
     """
 
     output: Path
     coordinates: Coordinates
-
-    @property
-    def folder(self) -> Path:
-        return self.output / self.coordinates.folder
 
     def graph(self, suffix: str = ".json") -> Path:
         """Return the scored graph that circuit_discovery.py writes (every edge in the graph)."""
@@ -271,12 +260,11 @@ class CircuitFolder:
 
     @property
     def details(self) -> Path:
-        """Return the stability and span scores of the scored graph, or of several graphs' mean, where they are kept."""
+        """The stability and span scores of the scored graph, or of several graphs' mean, where they are kept."""
         return self.output / self.coordinates.path(Content.DETAILS, ".safetensors")
 
     @property
     def manifest(self) -> Path:
-        """The scored graph's manifest."""
         return self.output / self.coordinates.path(Content.MANIFEST)
 
     def circuit_manifest(self, topn: int, origin: int | None = None) -> Path:
@@ -303,21 +291,13 @@ class CircuitFolder:
 
 
 def find_graph(path: Path) -> Path | None:
-    """Return the graph file at `path` in the format in which it was written; None if there is none.
-
-    Args:
-        path: its name as .json.
-    """
+    """Return the graph file at `path`, its name as .json, in the format in which it was written; None without one."""
     stem = path.name.removesuffix(".json")
     return next((p for suffix in GRAPH_SUFFIXES if (p := path.with_name(stem + suffix)).exists()), None)
 
 
 def existing_graph(path: Path) -> Path:
-    """Return the graph file at `path` in the format in which it was written.
-
-    Raises:
-        InputError: there is none in any format.
-    """
+    """Return the graph file that `find_graph` finds; raise InputError if there is none."""
     if graph := find_graph(path):
         return graph
     raise InputError(f"{path}: no such graph (nor as .json.gz or .pt); run circuit_discovery.py first")
@@ -328,10 +308,7 @@ STEP_PATTERN = r"step[-_]?(\d+)"
 
 
 def checkpoints(
-    model_path: str,
-    output_dir: str | None = None,
-    revisions: Sequence[str] = (),
-    step_pattern: str | None = None,
+    model_path: str, output_dir: str | None = None, revisions: Sequence[str] = (), step_pattern: str | None = None
 ) -> list[Checkpoint]:
     """Return the checkpoints that a model path means, in step order.
 
@@ -350,8 +327,7 @@ def checkpoints(
         InputError: no such folder, a revision without a step, two of one step, or a bad pattern.
     """
     root = Path(model_path)
-    history = _history(model_path, revisions, step_pattern)
-    if history:
+    if history := _history(model_path, revisions, step_pattern):
         folder = Path(output_dir or Path("outputs") / "history" / _history_name(model_path)) / "checkpoints"
         return [replace(one, output=folder / one.name) for one in history]
     inner = root / "checkpoints" if (root / "checkpoints").is_dir() else root
@@ -390,7 +366,7 @@ def _history(model_path: str, revisions: Sequence[str], step_pattern: str | None
         raise InputError(f"--step_pattern {step_pattern!r}: not a regular expression ({error})") from None
     if not pattern.groups:
         raise InputError(f"--step_pattern {step_pattern!r}: its first group must be the step, as in {STEP_PATTERN}")
-    root = Path(model_path)
+    root, log = Path(model_path), list(revisions) == ["log"]
     if root.is_dir():
         if is_model(root) and not revisions:
             return []
@@ -400,10 +376,9 @@ def _history(model_path: str, revisions: Sequence[str], step_pattern: str | None
     elif not revisions or means_folder(model_path):
         return []
     else:
-        names = _hub_branches(model_path) if list(revisions) == ["log"] else list(revisions)
+        names = _hub_branches(model_path) if log else list(revisions)
     by_step: dict[int, str] = {}
-    chosen = names if not revisions or list(revisions) == ["log"] else list(revisions)
-    for name in chosen:
+    for name in names if log or not revisions else revisions:
         match = pattern.search(name)
         if name not in names or (match is None and name in revisions):
             problem = "no step in this name; give --step_pattern" if name in names else f"not one of {sorted(names)}"
@@ -413,9 +388,7 @@ def _history(model_path: str, revisions: Sequence[str], step_pattern: str | None
         step = int(match[1])
         if by_step.setdefault(step, name) != name:
             raise InputError(f"{model_path}: {by_step[step]!r} and {name!r} are both of step {step}; name one")
-    steps = sorted(by_step)
-    if list(revisions) == ["log"]:
-        steps = log_spaced(steps)
+    steps = log_spaced(sorted(by_step)) if log else sorted(by_step)
     if revisions and not steps:
         raise InputError(f"{model_path}: no revision with a step in its name (pattern {pattern.pattern})")
     if root.is_dir():
@@ -457,12 +430,10 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """The whole configuration of the run, data seed included."""
         return self.path / "run_config.json"
 
     @property
     def config_manifest(self) -> Path:
-        """The manifest of the configuration."""
         return self.path / "run_config_manifest.json"
 
     @property

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from knowledge_circuits.command_line import run_program
-from knowledge_circuits.files import InputError
+from knowledge_circuits.files import InputError, read_json
 from knowledge_circuits.manifest import FileRecord, check, finish, read_manifest
 from knowledge_circuits.verify import manifests
 
@@ -37,8 +37,7 @@ def outputs(stage: str, folders: Iterable[Path]) -> Iterator[Path]:
     kinds = UNITS.get(stage, ())
     for folder in folders:
         for path in manifests(folder) if kinds else ():
-            manifest = read_manifest(path)
-            if manifest is not None and manifest.unit in kinds:
+            if (manifest := read_manifest(path)) and manifest.unit in kinds:
                 yield path
         for pattern in FILES.get(stage, ()):
             yield from sorted(folder.glob(pattern))
@@ -49,15 +48,12 @@ def unfinished(record: Path, key: str) -> str:
     state = check(record, {"key": key})
     if not state.is_whole:
         return state.detail
-    manifest = read_manifest(record)
-    made = manifest.made_from["outputs"] if manifest else {}
-    for name, size in (made if isinstance(made, dict) else {}).items():
+    for name, size in read_json(record)["made_from"]["outputs"].items():
         path = Path(name)
         if not path.is_file():
             return f"{path} is missing"
         if path.name.endswith("manifest.json"):
-            unit = check(path)
-            if not unit.is_whole:
+            if not (unit := check(path)).is_whole:
                 return str(unit)
         elif path.stat().st_size != size:
             return f"{path} is not as it was written"
@@ -65,11 +61,7 @@ def unfinished(record: Path, key: str) -> str:
 
 
 def record_stage(record: Path, key: str, folders: Iterable[Path]) -> None:
-    """Write that a stage is done.
-
-    Raises:
-        InputError: a stage that makes units has left none, or one that is not whole.
-    """
+    """Write that a stage is done; refuse one that makes units and has left none, or one that is not whole."""
     made = list(dict.fromkeys(outputs(record.stem, folders)))
     if record.stem in UNITS and not made:
         raise InputError(f"{record.stem} ended without an error but left no {UNITS[record.stem][0]}")

@@ -544,7 +544,7 @@ def test_a_checkpoint_without_weights_is_named_and_the_other_goes_on(fresh, caps
     (fresh.checkpoints / "checkpoint-4" / "model.safetensors").unlink()
     sentence = refused(capsys, circuit_discovery.main, fresh.discovery(*ONE_GROUP))
     assert "checkpoint-4: a checkpoint folder without weights" in sentence
-    assert circuits_of(fresh, 0).graph().exists() and not circuits_of(fresh, 4).folder.exists()
+    assert circuits_of(fresh, 0).graph().exists() and not circuits_of(fresh, 4).graph().parent.exists()
 
 
 def test_weights_that_are_not_finite_are_named(fresh, capsys):
@@ -554,7 +554,7 @@ def test_weights_that_are_not_finite_are_named(fresh, capsys):
     safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
     sentence = refused(capsys, circuit_discovery.main, fresh.discovery(*ONE_GROUP))
     assert "layer 1's mlp" in sentence and "NaN" in sentence
-    assert not circuits_of(fresh, 4).folder.exists()
+    assert not circuits_of(fresh, 4).graph().parent.exists()
 
 
 def test_an_empty_group_is_named_and_skipped(fresh, capsys):

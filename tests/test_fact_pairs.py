@@ -283,6 +283,17 @@ def test_a_csv_with_the_columns_of_eap_ig_gives_the_same_scores(fresh: Path, cap
         )
 
 
+def test_circuits_of_facts_whose_answers_are_token_ids_are_adopted(fresh: Path, tmp_path: Path) -> None:
+    csv = tmp_path / "ids.csv"
+    csv.write_text("clean,corrupted,correct_idx,incorrect_idx\nParis is,Rome is,5,6\nRome is,Paris is,6,5\n")
+    assert call(circuit_discovery.main, discovery(fresh, csv)) == call(circuit_eval.main, evaluation(fresh, csv)) == 0
+    before = files(fresh)
+    for manifest in fresh.rglob("topn_40/ids_manifest.json"):
+        manifest.unlink()
+    assert call(circuit_eval.main, evaluation(fresh, csv, "--adopt")) == 0
+    assert files(fresh) == before
+
+
 def test_pairs_of_other_lengths_are_named_and_left_out_or_paired_anew(tmp_path: Path, tokenizer, fresh, capsys) -> None:
     long = "The capital of a country with a very, very, very, very, very, very, very, very, very, very long name is"
     pairs = [row | {"corrupted": long} if row["country"] == "Poland" else row for row in rows()]

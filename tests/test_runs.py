@@ -188,7 +188,12 @@ def test_other_files_have_no_coordinates(path):
 def test_a_checkpoint_lists_its_circuit_files_each_graph_in_one_format(tmp_path):
     folder = Checkpoint("x/checkpoint-9", tmp_path).circuit_folder(300, GROUP, "EAP-IG")
     folder.topn_folder(40).mkdir(parents=True)
-    for path in (folder.graph(".pt"), folder.graph(".json"), folder.circuit(40, origin=3), folder.folder / "notes"):
+    for path in (
+        folder.graph(".pt"),
+        folder.graph(".json"),
+        folder.circuit(40, origin=3),
+        folder.graph().parent / "notes",
+    ):
         path.write_text("")
     files = Checkpoint("x/checkpoint-9", tmp_path).circuit_files()
     assert [(key.topn, key.origin, content) for key, content in files] == [

@@ -56,7 +56,7 @@ def test_a_group_has_its_graph_and_its_results(run: Run) -> None:
     for checkpoint in run.checkpoints():
         folder = checkpoint.circuit_folder(10, GROUP, "EAP-IG")
         assert existing_graph(folder.graph()).stat().st_size > 100_000
-        (results,) = folder.folder.glob("topn_*/city_results.json")
+        (results,) = folder.graph().parent.glob("topn_*/city_results.json")
         content = read_json(results)
         assert content["edges_num"] <= 123_211 // 4 + 1
         assert math.isfinite(content["faithfulness"])  # its value means nothing for facts that the model does not know

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from knowledge_circuits.corpus.answering import Prompter, answer_prompts, exact, recall
 from knowledge_circuits.corpus.questions import UNMENTIONED, Document, Question, entity_frequency
-from knowledge_circuits.files import InputError, read_jsonl
+from knowledge_circuits.files import InputError
 from knowledge_circuits.manifest import FileRecord, fingerprint
 from knowledge_circuits.models.loading import context_length
 from knowledge_circuits.models.tokenization import plain_ids
@@ -44,7 +44,6 @@ class Reference:
     """What stands in the prompts, and how they are written.
 
     Attributes:
-        questions: what is asked.
         documents: what may stand in the prompt.
         context: which of them do.
         retrieved: how many documents BM25 gives for a question.
@@ -62,14 +61,11 @@ class Reference:
     def __post_init__(self) -> None:
         if self.context is not Context.NONE and not self.documents:
             raise InputError(f"--context {self.context} needs --documents, the texts that stand in the prompt")
-        if self.context is Context.GOLD:
-            known = {document.document for document in self.documents}
-            named = {question.document for question in self.questions if question.document is not None}
-            if not named & known:
-                raise InputError(
-                    "--context gold: no question names a document of --documents under 'document'; "
-                    "try --context entity or retrieved"
-                )
+        if self.context is Context.GOLD and not any(self.chosen):
+            raise InputError(
+                "--context gold: no question names a document of --documents under 'document'; "
+                "try --context entity or retrieved"
+            )
         if self.context is Context.RETRIEVED and not any(re.search(_WORD, one.text) for one in self.documents):
             raise InputError(
                 f"{self.file}: no document has a word of two letters or digits, by which --context retrieved finds it"
@@ -121,7 +117,6 @@ def answers(
 
     Args:
         model: in evaluation mode.
-        reference: questions and documents.
         settings: `max_new_tokens` and `batch_size` count here.
 
     Raises:
@@ -130,15 +125,17 @@ def answers(
     prompter = Prompter(tokenizer, reference.instruct)
     limit = context_length(model.config)
     room = limit - settings.max_new_tokens if limit else None
-    prompts, cuts = [], []
-    for question, documents in zip(reference.questions, reference.chosen, strict=True):
-        ids, cut = _fitting_prompt(prompter, question.question, documents, room)
-        prompts.append(ids)
-        cuts.append(cut)
+    asked = list(zip(reference.questions, reference.chosen, strict=True))
+    fitted = [_fitting_prompt(prompter, question.question, documents, room) for question, documents in asked]
+    prompts = [ids for ids, _ in fitted]
     outputs = answer_prompts(model, tokenizer, prompts, settings.max_new_tokens, settings.batch_size)
-    frequency: Mapping[str, str | None] = _stated(reference)
+    frequency: Mapping[str, str | None]
     if reference.documents:
         frequency = entity_frequency(reference.documents, reference.questions)
+    else:  # what the questions say of their entities
+        frequency = {
+            one.entity: UNMENTIONED if one.kind == UNMENTIONED else one.frequency for one in reference.questions
+        }
     return [
         {
             "id": question.id,
@@ -152,16 +149,8 @@ def answers(
             "recall": recall(output, question.answers),
             "exact": exact(output, question.answers),
         }
-        for question, documents, cut, output in zip(reference.questions, reference.chosen, cuts, outputs, strict=True)
+        for (question, documents), (_, cut), output in zip(asked, fitted, outputs, strict=True)
     ]
-
-
-def _stated(reference: Reference) -> dict[str, str | None]:
-    """Return what questions say of their entities' frequency where no documents tell it."""
-    return {
-        question.entity: UNMENTIONED if question.kind == UNMENTIONED else question.frequency
-        for question in reference.questions
-    }
 
 
 def _fitting_prompt(
@@ -181,8 +170,6 @@ def summary(name: str, context: str, rows: Sequence[dict[str, Any]], threshold: 
     """Return what the answers of one checkpoint come to, in one line; questions without accepted answers do not count.
 
     Args:
-        name: the checkpoint's.
-        context: what stood in the prompts.
         rows: the records of `answers`.
         threshold: the mean recall from which an entity counts as known.
     """
@@ -207,21 +194,20 @@ class ReferenceAnswers(Answers):
     @property
     def inputs(self) -> dict[str, Any]:
         reference, template = self.reference, Path(self.checkpoint.path) / "chat_template.jinja"
-        asked_with = {"template": FileRecord.of(template).sha256[:16]} if template.is_file() else {}
+        templated = reference.instruct and template.is_file()
         return {
             "questions": fingerprint([question.model_dump() for question in reference.questions]),
             "documents": fingerprint([document.model_dump() for document in reference.documents]),
             "context": str(reference.context),
             "retrieved": reference.retrieved if reference.context is Context.RETRIEVED else None,
             "instruct": reference.instruct,
-            **(asked_with if reference.instruct else {}),
+            **({"template": FileRecord.of(template).sha256[:16]} if templated else {}),
         }
 
     def answers_these(self, rows: Sequence[dict[str, Any]]) -> bool:
-        reference = self.reference
         asked = [
             (question.id, question.question, [document.document for document in documents])
-            for question, documents in zip(reference.questions, reference.chosen, strict=True)
+            for question, documents in zip(self.reference.questions, self.reference.chosen, strict=True)
         ]
         return [(row.get("id"), row.get("question"), row.get("documents")) for row in rows] == asked
 
@@ -231,7 +217,3 @@ class ReferenceAnswers(Answers):
     def item(self) -> WorkItem:
         name = f"{self.checkpoint.name}, context {self.reference.context}"
         return WorkItem(name, self.checkpoint.name, 1.0, self.states, self.run, self.adopt)
-
-    def described(self, threshold: float) -> str:
-        """Return the summary of the written answers."""
-        return summary(self.checkpoint.name, str(self.reference.context), read_jsonl(self.output), threshold)

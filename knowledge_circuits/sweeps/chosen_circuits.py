@@ -53,16 +53,12 @@ class EvaluationSettings(CircuitSettings):
 
 
 def circuit_sizes(
-    topn: Sequence[int] | None,
-    settings: EvaluationSettings,
-    origins: Sequence[Checkpoint],
-    groups: Sequence[AnyGroup],
+    topn: Sequence[int] | None, settings: EvaluationSettings, origins: Sequence[Checkpoint], groups: Sequence[AnyGroup]
 ) -> list[int]:
     """Return the numbers of edges before pruning, each once, checked against the first graph that is there.
 
     Args:
         topn: of `--topn`; None means the paper's number for its models, a quarter of the edges for any other.
-        settings: where the graphs lie.
         origins, groups: those whose circuits are evaluated.
 
     Raises:
@@ -95,8 +91,7 @@ def find_origins(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> lis
     origins = list(dict.fromkeys(find_origin(name, checkpoints) for name in names))
     by_step: dict[int | None, Checkpoint] = {}
     for origin in origins:
-        other = by_step.setdefault(origin.step, origin)
-        if other != origin:
+        if (other := by_step.setdefault(origin.step, origin)) != origin:
             raise InputError(
                 f"--circuit_from: {other.path} and {origin.path} are both of step {origin.step}, which names the files;"
                 " transfer the circuits of one at a time, the second with another --output_dir"
@@ -109,10 +104,6 @@ def find_origin(name: str, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
 
     Args:
         name: a step or `checkpoint-<step>` of the evaluated checkpoints, or a checkpoint's folder.
-        checkpoints: those that are evaluated.
-
-    Raises:
-        InputError: there is none, or its name has no step.
     """
     for checkpoint in checkpoints:
         if name in (str(checkpoint.step), checkpoint.name) or Path(name).absolute() == Path(checkpoint.path).absolute():

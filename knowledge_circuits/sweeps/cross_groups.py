@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,12 @@ from knowledge_circuits.sweeps.groups import AnyGroupData
 from knowledge_circuits.sweeps.model_loader import ModelLoader
 from knowledge_circuits.sweeps.processes import WorkItem
 
-#: The file's name.
 NAME = "cross_groups.json"
 
 
 def shared_core(circuits: Sequence[Graph]) -> Graph:
     """Return the edges that are in all circuits, pruned, with the scores of the first."""
-    core = circuits[0]
-    for circuit in circuits[1:]:
-        core = core & circuit
-    return prune(core)
+    return prune(reduce(and_, circuits))
 
 
 def measure(
@@ -63,23 +61,17 @@ def measure(
         group's prompts, and that of the group's own strongest edges, as many as the core has (same_size). None where
         it is undefined.
     """
-    order = list(circuits)
-    core = shared_core([circuits[group] for group in order])
+    core = shared_core(list(circuits.values()))
     columns = []
-    for group in order:
-        own = prune(top_n(circuits[group], core.n_edges, not signed))
-        columns.append(evaluate(decoder, [*(circuits[one] for one in order), core, own], pairs[group], **options))
-    rows = [[finite_or_none(column[row].faithfulness) for column in columns] for row in range(len(order) + 2)]
+    for group, circuit in circuits.items():
+        own = prune(top_n(circuit, core.n_edges, not signed))
+        columns.append(evaluate(decoder, [*circuits.values(), core, own], pairs[group], **options))
+    rows = [[finite_or_none(outcome.faithfulness) for outcome in row] for row in zip(*columns, strict=True)]
     return {
-        "groups": [{"task": str(group.task), **dict(group.columns)} for group in order],
-        "edges": [circuits[group].n_edges for group in order],
+        "groups": [{"task": str(group.task), **dict(group.columns)} for group in circuits],
+        "edges": [circuit.n_edges for circuit in circuits.values()],
         "faithfulness": rows[:-2],
-        "shared": {
-            "edges": core.n_edges,
-            "nodes": core.n_nodes,
-            "faithfulness": rows[-2],
-            "same_size": rows[-1],
-        },
+        "shared": {"edges": core.n_edges, "nodes": core.n_nodes, "faithfulness": rows[-2], "same_size": rows[-1]},
     }
 
 
@@ -141,22 +133,14 @@ class _CrossGroups:
     def run(self) -> None:
         """Select the circuits, measure and write, the manifest last."""
         model, settings = self.loader.load(self.checkpoint), self.settings
-        circuits: dict[AnyGroup, Graph] = {}
+        circuits = {}
         for data in self.groups:
             evaluation = self.evaluation(data)
             scored = evaluation.scored(model, self.checkpoint)
             circuits[data.group] = evaluation.circuit(scored, self.checkpoint, self.topn)
         pairs = {data.group: data.pairs(model.tokenizer) for data in self.groups}
-        measured = measure(
-            model.decoder,
-            circuits,
-            pairs,
-            signed=settings.signed,
-            intervention=settings.intervention,
-            metric=settings.metric,
-            batch_size=settings.batch_size,
-            memory_gb=settings.memory_gb,
-        )
+        options = {"intervention": settings.intervention, "metric": settings.metric, **settings.bounds}
+        measured = measure(model.decoder, circuits, pairs, signed=settings.signed, **options)
         begin(self.manifest, "cross groups", self.made_from)
         write_json(self.path, measured)
         finish(self.manifest, "cross groups", self.made_from, [self.path])

@@ -59,11 +59,7 @@ class DiscoverySettings(CircuitSettings):
         return self.ig_steps if self.method.uses_steps else None
 
     def alone(self) -> list[DiscoverySettings]:
-        """Return the settings of each way of scoring by itself.
-
-        Raises:
-            InputError: a name of the ensemble is none of a way of scoring.
-        """
+        """Return the settings of each way of scoring by itself; refuse a name that is none of a way of scoring."""
         ways = {method_name(*way): way for way in product(Method, GradientRule, Metric)}
         if unknown := [name for name in self.methods if name not in ways]:
             raise InputError(
@@ -82,7 +78,6 @@ def discovery_items(
     Args:
         checkpoints: in step order.
         groups: none of them empty.
-        loader: loads each checkpoint once.
 
     Raises:
         InputError: settings that do not go together; the data are not of the first checkpoint's tokenizer, lack the
@@ -97,7 +92,6 @@ def discovery_items(
 
 
 def _refuse_more_edges(stability: int, edges: int) -> None:
-    """Raise InputError if stability is asked for of circuits larger than a graph of so many edges."""
     if stability > edges:
         raise InputError(f"--stability {stability}: the graph has only {edges} edges")
 
@@ -148,7 +142,6 @@ class _GroupScoring:
         return [*states, self.mean_state()] if self.has_mean else states
 
     def adopt(self) -> None:
-        """Write manifests for graphs without one; see `_GraphUnit.adopt`."""
         for unit in self.units:
             unit.adopt()
 
@@ -207,11 +200,7 @@ class _GraphUnit:
         }
 
     def states(self) -> list[State]:
-        """Return what became of the graph.
-
-        Raises:
-            InputError: the file is the graph of another group or checkpoint.
-        """
+        """Return what became of the graph; refuse the graph of another group or checkpoint."""
         path = find_graph(self.folder.graph())
         state = check(self.folder.manifest, self.made_from, verify=self.settings.verify, beside=[path] if path else [])
         if state.status is Status.DAMAGED and path is not None:
@@ -223,17 +212,12 @@ class _GraphUnit:
         return [state]
 
     def adopt(self) -> None:
-        """Write a manifest for a graph without one; details are not adopted but made, with the graph.
-
-        Raises:
-            InputError: its meta says that it was scored in another way.
-        """
+        """Write a manifest for a graph without one, unless it was scored in another way; details are made anew."""
         path = find_graph(self.folder.graph())
         if path is None:
             return
-        graph = read_graph(path)
+        graph, settings = read_graph(path), self.settings
         pairs = self.data.pairs(self.loader.tokenizer(self.checkpoint))
-        settings = self.settings
         now = provenance(
             pairs,
             self.loader.dtype,
@@ -269,10 +253,9 @@ class _GraphUnit:
             gradient=settings.gradient,
             metric=settings.metric,
             ig_steps=settings.ig_steps,
-            batch_size=settings.batch_size,
-            memory_gb=settings.memory_gb,
             per_prompt=Resampling().weights(len(pairs)) if settings.stability else False,
             by_span=settings.spans,
+            **settings.bounds,
         )
         return graph.with_meta(task=str(group.task), **group.keys, checkpoint=self.checkpoint.name, version=__version__)
 
@@ -300,8 +283,7 @@ def _origin(made_from: Mapping[str, Any]) -> dict[str, Any]:
 def graphs_origin(folders: Sequence[CircuitFolder]) -> dict[str, Any]:
     """Return what the scores of graphs were made from; a graph that is gone has no part in it.
 
-    Args:
-        folders: of the scored graphs; with several, each one's keys begin with its way of scoring.
+    With several folders of scored graphs, each one's keys begin with its way of scoring.
     """
     origin: dict[str, Any] = {}
     for folder in folders:

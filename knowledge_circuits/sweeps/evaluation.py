@@ -33,7 +33,7 @@ from knowledge_circuits.engine.prompts import PromptPairs
 from knowledge_circuits.engine.selection import mean_scores, prune, top_n
 from knowledge_circuits.engine.stability import keep_stable_signs
 from knowledge_circuits.engine.topology import circuit_entropy
-from knowledge_circuits.files import InputError, numbered_jsonl, read_json, write_json, write_jsonl
+from knowledge_circuits.files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from knowledge_circuits.manifest import (
     FileRecord,
     Manifest,
@@ -71,7 +71,6 @@ def evaluation_items(
         origins: whose circuits are run; none means each checkpoint's own.
         source_groups: those of the circuits, with their circuit data, none of them empty.
         targets: the test items by task.
-        loader: loads each checkpoint once.
 
     Raises:
         InputError: the data are not of the first checkpoint's tokenizer, or lack the answers that the metric reads; or
@@ -90,12 +89,7 @@ def evaluation_items(
 
 @dataclass(frozen=True)
 class CircuitKey:
-    """Which of a work item's circuits is meant.
-
-    Attributes:
-        topn: its edges before pruning.
-        origin: the step of the checkpoint that it comes from; None for the checkpoint's own circuit.
-    """
+    """A circuit of a work item: its edges before pruning, and the step of its origin (None: the checkpoint's own)."""
 
     topn: int
     origin: int | None = None
@@ -129,13 +123,7 @@ class GroupEvaluation:
 
     @property
     def keys(self) -> list[CircuitKey]:
-        """All circuits of the work item."""
         return [CircuitKey(topn, step) for topn in self.settings.topn for step in self.by_step]
-
-    @property
-    def bounds(self) -> dict[str, Any]:
-        """The engine's bounds on memory."""
-        return {"batch_size": self.settings.batch_size, "memory_gb": self.settings.memory_gb}
 
     @property
     def folder(self) -> CircuitFolder:
@@ -153,28 +141,27 @@ class GroupEvaluation:
         """Return everything that one circuit's files depend on; without the graph's part if the graph is gone."""
         settings = self.settings
         scored = settings.scored_folders(self.by_step[key.origin], self.data.group)
-        details: dict[str, Any] = {}
-        for folder in scored:
-            prefix = f"{folder.coordinates.method} " if len(scored) > 1 else ""
-            if settings.same_sign and folder.details.exists():
-                details[f"{prefix}details"] = FileRecord.of(folder.details).sha256[:16]
+        stable_signs: dict[str, Any] = {}
+        if settings.same_sign:
+            for folder in (one for one in scored if one.details.exists()):
+                prefix = f"{folder.coordinates.method} " if len(scored) > 1 else ""
+                stable_signs[f"{prefix}details"] = FileRecord.of(folder.details).sha256[:16]
+            stable_signs["same_sign"] = settings.same_sign
         return {
             **graphs_origin(scored),
-            **details,
-            **({"same_sign": settings.same_sign} if settings.same_sign else {}),
+            **stable_signs,
             **({"signed": True} if settings.signed else {}),
             **self.loader.facts(self.checkpoint),
             **{"prompts": self.data.digest, "topn": key.topn, "metric": str(settings.metric)},
             "intervention": str(settings.intervention),
-            **({"floors": True} if self.settings.floors and key.origin is None else {}),
+            **({"floors": True} if settings.floors and key.origin is None else {}),
             **{_target_key(items.target.columns): items.digest for items in self.targets},
         }
 
     def state(self, key: CircuitKey) -> State:
         """Return what became of one circuit's files."""
         texts = self.texts(key)
-        made_from, verify = self.made_from(key), self.settings.verify
-        state = check(self.manifest(key), made_from, texts, verify, beside=texts[:1])
+        state = check(self.manifest(key), self.made_from(key), texts, self.settings.verify, beside=texts[:1])
         if state.is_whole and self.lacks_floors(key):
             return State(Status.MISSING, state.path, "without floors of the group's own test items")
         return state
@@ -198,30 +185,26 @@ class GroupEvaluation:
         for folder in (one for origin in origins for one in self.settings.scored_folders(origin, self.data.group)):
             manifest = read_manifest(folder.manifest)
             measured = folder.details.exists() and (manifest is None or "stability" in manifest.made_from)
-            if not measured and find_graph(folder.graph()) and not self.is_whole:
+            if not measured and find_graph(folder.graph()) and self.missing:
                 raise _without_stability(folder)
 
     @property
-    def is_whole(self) -> bool:
-        """Whether none of the circuits is to be made."""
-        return not self.settings.overwrite and all(state.is_whole for state in self.states())
+    def missing(self) -> list[CircuitKey]:
+        """The circuits that are to be made."""
+        return [key for key in self.keys if self.settings.overwrite or not self.state(key).is_whole]
 
     def adopt(self) -> None:
-        """Write manifests for circuits that have all their files and no manifest.
-
-        Raises:
-            InputError: the circuit is not of the graph that is there, or the test items are others.
-        """
+        """Write manifests for circuits with all their files and none; refuse those of other graphs or test items."""
         for key in self.keys:
             circuit = find_graph(self.folder.circuit(key.topn, origin=key.origin))
             texts = self.texts(key)
-            if self.manifest(key).exists() or circuit is None or not all(path.exists() for path in texts):
-                continue
-            if self.lacks_floors(key):
+            there = all(path.exists() for path in texts)
+            if circuit is None or not there or self.manifest(key).exists() or self.lacks_floors(key):
                 continue
             self._refuse_other_circuit(circuit, key)
             for items, path in zip(self.targets, texts[1:], strict=True):
-                if [row.get("ground_truth") for _, row in numbered_jsonl(path)] != [one.value for one in items.items]:
+                _, said = items.questions(self.loader.tokenizer(self.checkpoint))
+                if [row.get("ground_truth") for row in read_jsonl(path)] != [one["ground_truth"] for one in said]:
                     raise InputError(f"{path} is about other test items than those given; --overwrite recomputes it")
             finish(self.manifest(key), "circuit", self.made_from(key), [circuit, *texts])
 
@@ -245,34 +228,26 @@ class GroupEvaluation:
     def run(self) -> None:
         """Evaluate the circuits that are not whole; the prompts' clean and corrupted runs are shared by all of them."""
         model = self.loader.load(self.checkpoint)
-        missing = [key for key in self.keys if self.settings.overwrite or not self.state(key).is_whole]
-        steps = list(dict.fromkeys(key.origin for key in missing))
-        scored = {step: self.scored(model, self.by_step[step]) for step in steps}
+        missing = self.missing
+        scored = {step: self.scored(model, self.by_step[step]) for step in dict.fromkeys(key.origin for key in missing)}
         circuits = [self.circuit(scored[key.origin], self.by_step[key.origin], key.topn) for key in missing]
         sizes = self.other_sizes(scored[None]) if None in scored else []
         randoms = [self.random_circuits(circuit, key, model) for key, circuit in zip(missing, circuits, strict=True)]
-        settings = self.settings
-        outcomes = iter(
-            evaluate(
-                model.decoder,
-                circuits,
-                self.data.pairs(model.tokenizer),
-                settings.intervention,
-                settings.metric,
-                together=[*sizes, *chain.from_iterable(randoms)],
-                **self.bounds,
-            )
-        )
+        settings, pairs = self.settings, self.data.pairs(model.tokenizer)
+        options = {"intervention": settings.intervention, "metric": settings.metric, **settings.bounds}
+        together = [*sizes, *chain.from_iterable(randoms)]
+        outcomes = iter(evaluate(model.decoder, circuits, pairs, together=together, **options))
         own, others = list(islice(outcomes, len(circuits))), list(islice(outcomes, len(sizes)))
-        queries = [items.questions(model.tokenizer) for items in self.targets]
+        queries = {items.target: items.questions(model.tokenizer) for items in self.targets}
+        own_items = queries[self.data.group][0] if self.data.group in queries else None
         for key, circuit, outcome, drawn in zip(missing, circuits, own, randoms, strict=True):
-            results = self.results(circuit, outcome, key, queries)
+            results = self.results(circuit, outcome, key, own_items)
             if settings.floors and key.origin is None:
                 sized = {one.n_edges: _faithfulness(run) for one, run in zip(sizes, others, strict=True)}
                 sized[circuit.n_edges] = _faithfulness(outcome)
                 of_randoms = [_faithfulness(run) for run in islice(outcomes, len(drawn))]
-                results |= self.floors(model, sized, of_randoms, drawn, queries)
-            self.write(model, circuit, results, key, queries)
+                results |= self.floors(model, sized, of_randoms, drawn, own_items)
+            self.write(model, circuit, results, key, list(queries.values()))
 
     def other_sizes(self, graph: Graph) -> list[Graph]:
         """Return circuits of other sizes than `topn` from the same scores; none without --floors."""
@@ -285,31 +260,22 @@ class GroupEvaluation:
             return []
         return floors.random_circuits(circuit.layout, circuit.n_edges, model.decoder.d_model)
 
-    def own_queries(self, queries: Sequence[Queries]) -> PromptPairs | None:
-        """Return the prompts of the test items of the circuit's own group; None without any."""
-        for items, (prompts, _) in zip(self.targets, queries, strict=True):
-            if items.target == self.data.group:
-                return prompts
-        return None
-
     def floors(
         self,
         model: LoadedModel,
         sized: Mapping[int, float],
         of_randoms: Sequence[float],
         randoms: Sequence[Graph],
-        queries: Sequence[Queries],
+        own_items: PromptPairs | None,
     ) -> dict[str, Any]:
         """Return what a results file says of other sizes and of random circuits; null for what cannot be told.
 
-        Args:
-            sized: faithfulness by number of edges, of the circuit and those of other sizes.
-            of_randoms: faithfulness of the random circuits.
+        `sized` is faithfulness by number of edges, of the circuit and those of other sizes; `own_items` are the prompts
+        of the test items of the circuit's own group.
         """
         by_size = dict(sorted((edges, faithfulness) for edges, faithfulness in sized.items() if edges))
         needed = floors.edges_for(list(by_size), list(by_size.values())) if by_size else math.nan
-        own = self.own_queries(queries)
-        alone = standalones(model.decoder, randoms, own, **self.bounds) if own else []
+        alone = standalones(model.decoder, randoms, own_items, **self.settings.bounds) if own_items else []
         hits = [one.hit_at_10 for one in alone]
         return {
             "edges_for_90": finite_or_none(needed),
@@ -338,11 +304,7 @@ class GroupEvaluation:
         return mean_scores(graphs)
 
     def circuit(self, scored: Graph, origin: Checkpoint, topn: int) -> Graph:
-        """Return the pruned circuit of a checkpoint's scored graph.
-
-        Raises:
-            InputError: no stability was measured for `same_sign`.
-        """
+        """Return the pruned circuit of a checkpoint's scored graph; `same_sign` needs the graph's stability."""
         share, signed = self.settings.same_sign, self.settings.signed
         circuit = top_n(scored, topn, not signed)
         meta = {"topn": topn, **({"signed": True} if signed else {})}
@@ -386,7 +348,8 @@ class GroupEvaluation:
         manifest, made_from, settings = self.manifest(key), self.made_from(key), self.settings
         results_path = self.folder.results(key.topn, key.origin)
         others: list[Path] = []
-        if not settings.overwrite and (earlier := _whole_manifest(manifest)):
+        earlier = read_manifest(manifest) if not settings.overwrite and check(manifest, verify=True).is_whole else None
+        if earlier:
             others = _other_targets(self.folder, manifest, earlier, made_from)
             known = read_json(results_path)
             results = known | {name: value for name, value in results.items() if value is not None}
@@ -395,11 +358,8 @@ class GroupEvaluation:
         self.write_predictions(model, circuit, key, queries)
         write_json(results_path, results)
         path_of = partial(self.folder.circuit, key.topn, origin=key.origin)
-        files = [
-            replace_graph(circuit, path_of, settings.suffix, manifest, settings.overwrite),
-            *self.texts(key),
-            *others,
-        ]
+        graph = replace_graph(circuit, path_of, settings.suffix, manifest, settings.overwrite)
+        files = [graph, *self.texts(key), *others]
         if settings.overwrite:
             remove_replaced(manifest, files)
         finish(manifest, "circuit", made_from, files)
@@ -410,28 +370,20 @@ class GroupEvaluation:
         """Run the circuit alone on the test items of all target groups together: more prompts of a length per pass."""
         if not queries:
             return
-        outcome = standalone(model.decoder, circuit, PromptPairs.joined([pairs for pairs, _ in queries]), **self.bounds)
+        joined = PromptPairs.joined([pairs for pairs, _ in queries])
+        outcome = standalone(model.decoder, circuit, joined, **self.settings.bounds)
         measured = zip(outcome.token_prob.tolist(), outcome.token_rank.tolist(), strict=True)
         for items, (_, first_keys), path in zip(self.targets, queries, self.texts(key)[1:], strict=True):
-            rows = [
-                {**row, "token_prob": prob, "token_rank": rank, **item.keys}
-                for row, item, (prob, rank) in zip(
-                    first_keys, items.items, islice(measured, len(first_keys)), strict=True
-                )
-            ]
+            parts = zip(first_keys, items.items, islice(measured, len(first_keys)), strict=True)
+            rows = [{**row, "token_prob": p, "token_rank": rank, **item.keys} for row, item, (p, rank) in parts]
             write_jsonl(path, rows)
 
     def results(
-        self, circuit: Graph, outcome: Evaluation, key: CircuitKey, queries: Sequence[Queries]
+        self, circuit: Graph, outcome: Evaluation, key: CircuitKey, own_items: PromptPairs | None
     ) -> dict[str, Any]:
-        """Return the content of a results file.
-
-        Raises:
-            InputError: a number is not finite.
-        """
+        """Return the content of a results file; refuse a number that is not finite."""
         group, settings = self.data.group, self.settings
         _, low, high = floors.mean_interval((outcome.clean - outcome.corrupted).numpy())
-        own = self.own_queries(queries)
         results = {
             "task": str(group.task),
             "method": settings.name,
@@ -449,20 +401,16 @@ class GroupEvaluation:
             "prompts": len(outcome.clean),
             "clean_minus_corrupted_low": finite_or_none(low),
             "clean_minus_corrupted_high": finite_or_none(high),
-            "chance_hit10": floors.chance_of_hits([one for one, _ in own.labels])[0] if own else None,
+            "chance_hit10": floors.chance_of_hits([one for one, _ in own_items.labels])[0] if own_items else None,
         }
-        bad = [name for name, value in results.items() if isinstance(value, float) and not math.isfinite(value)]
-        if bad:
-            raise InputError(f"{bad[0]} is not a finite number")
+        for name, value in results.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{name} is not a finite number")
         return results if key.origin is None else {**results, "circuit_from": key.origin}
 
 
 def _target_key(columns: Columns) -> str:
     return f"test items {'/'.join(value for _, value in columns)}"
-
-
-def _whole_manifest(path: Path) -> Manifest | None:
-    return read_manifest(path) if check(path, verify=True).is_whole else None
 
 
 def _other_targets(folder: CircuitFolder, path: Path, earlier: Manifest, made_from: Mapping[str, Any]) -> list[Path]:

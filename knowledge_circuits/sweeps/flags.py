@@ -148,6 +148,11 @@ class CircuitSettings:
         """The ways of scoring, as paths name them."""
         return list(dict.fromkeys([method_name(self.method, self.gradient, self.metric), *self.ensemble]))
 
+    @property
+    def bounds(self) -> dict[str, Any]:
+        """The engine's bounds on memory."""
+        return {"batch_size": self.batch_size, "memory_gb": self.memory_gb}
+
     def scored_folder(self, checkpoint: Checkpoint, group: AnyGroup) -> CircuitFolder:
         """Return the files of one group's scores at a checkpoint; of several ways of scoring those of their mean."""
         return checkpoint.circuit_folder(self.circuit_n, group, "+".join(self.methods))

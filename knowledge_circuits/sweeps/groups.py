@@ -62,12 +62,7 @@ class GroupData:
 
 
 def read_groups(template: str, wanted: Sequence[Group], limit: int, quiet: bool = False) -> list[GroupData]:
-    """Return the circuit data of groups; an empty group is named and left out.
-
-    Args:
-        template: the data file; `{task}` in it stands for each task.
-        limit: prompts per group at most.
-        quiet: name nothing (the other processes of a sweep).
+    """Return the circuit data of groups, at most `limit` prompts each; an empty group is named and left out.
 
     Raises:
         InputError: a bad file, or no group has any prompts.
@@ -85,15 +80,7 @@ def read_groups(template: str, wanted: Sequence[Group], limit: int, quiet: bool 
 
 @dataclass(frozen=True)
 class FactGroupData:
-    """One group of a file of one's own facts; the same interface as `GroupData`.
-
-    Attributes:
-        group: which rows are meant.
-        file: where they come from, for errors.
-        facts: the group's.
-        limit: how many pairs are taken at most (`circuit_n`).
-        pair_anew: see `match_facts`.
-    """
+    """One group of a file of one's own facts, with the interface of `GroupData`; of `pair_anew` see `match_facts`."""
 
     group: FactGroup
     file: str
@@ -103,23 +90,19 @@ class FactGroupData:
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits that identify the facts and how they are paired."""
         facts = [[fact.clean, fact.answer, fact.corrupted, fact.corrupted_answer] for fact in self.facts]
         return fingerprint(["facts", facts, self.pair_anew, self.limit])
 
     @property
     def spans(self) -> str | bool:
-        """What tells the prompts' token spans from others in a manifest; True: those of the program."""
         named = [dict(fact.spans) for fact in self.facts]
         return fingerprint(named) if any(named) else True
 
     @property
     def size(self) -> int:
-        """How many pairs are taken at most."""
         return min(self.limit, len(self.facts))
 
     def pairs(self, tokenizer: PreTrainedTokenizerBase) -> PromptPairs:
-        """Return the group's prompts under a tokenizer."""
         return match_facts(self.facts, tokenizer, self.pair_anew, self.limit).pairs
 
 
@@ -132,12 +115,7 @@ def check_pairs(
     metric: Metric,
     resampling: Resampling | None = None,
 ) -> None:
-    """Raise InputError where a group's data are not the tokenizer's, or do not suffice.
-
-    Args:
-        metric: what reads their answers.
-        resampling: how they are to be resampled; None: they are not.
-    """
+    """Raise InputError where a group's data are not the tokenizer's, or do not suffice for the metric or resampling."""
     for data in groups:
         pairs = data.pairs(tokenizer)
         try:
@@ -165,7 +143,6 @@ def read_fact_groups(
         limit: pairs per group at most.
         chosen: the names of the wanted groups; None means all.
         pair_anew: see `match_facts`.
-        quiet: name nothing (the other processes of a sweep).
 
     Raises:
         InputError: a bad file, an unknown group, or no group has any pairs.
@@ -221,7 +198,7 @@ def groups_of_flags(
         file: the data file; `{task}` in it stands for each task.
         prefix: "" or "source_".
         loader, first: whose tokenizer matches the prompts of own facts.
-        quiet: name nothing.
+        quiet: name nothing (the other processes of a sweep).
 
     Raises:
         InputError: a bad file, flags of the other kind of data, or no prompts.

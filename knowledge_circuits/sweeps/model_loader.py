@@ -64,7 +64,7 @@ class ModelLoader:
         self._facts: dict[str, dict[str, Any]] = {}
 
     def facts(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Return what results depend on of a checkpoint; see `model_facts`."""
+        """Return the checkpoint's `model_facts`."""
         if checkpoint.address not in self._facts:
             self._facts[checkpoint.address] = model_facts(checkpoint, str(self.dtype).removeprefix("torch."))
         return self._facts[checkpoint.address]
@@ -74,11 +74,7 @@ class ModelLoader:
         return load_tokenizer(checkpoint.path, self._trust_remote_code, revision=checkpoint.revision)
 
     def n_edges(self, checkpoint: Checkpoint) -> int:
-        """Return how many edges a checkpoint's graph has, from its configuration without loading its weights.
-
-        Raises:
-            InputError: no configuration, or one of an architecture that the engine does not support.
-        """
+        """Return how many edges a checkpoint's graph has, from its configuration without loading its weights."""
         base = adapter_base(checkpoint.path)
         path, revision = (base.path, base.revision) if base else (checkpoint.path, checkpoint.revision)
         config = load_configuration(path, self._trust_remote_code, revision)
@@ -87,11 +83,7 @@ class ModelLoader:
         return layout_of(text.num_hidden_layers, text.num_attention_heads, is_parallel(text)).n_edges
 
     def load(self, checkpoint: Checkpoint) -> LoadedModel:
-        """Return the checkpoint's model; it is loaded unless it was the last one loaded.
-
-        Raises:
-            InputError: it cannot be loaded; later calls raise the same without another attempt.
-        """
+        """Return the checkpoint's model, loaded unless it was the last one; a refused one is not tried again."""
         if checkpoint.address in self._refused:
             raise self._refused[checkpoint.address]
         if self._loaded is None or self._loaded.checkpoint != checkpoint:
@@ -128,12 +120,10 @@ def model_facts(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
     for name in _MODEL_SETTINGS:
         if (folder / name).is_file():
             digest.update(name.encode() + (folder / name).read_bytes())
-    weights = weights_digest(folder)
-    if weights is not None:
+    if weights := weights_digest(folder):
         _refuse_changed(folder, weights)
     facts = {"model settings": digest.hexdigest()[:16], "dtype": dtype}
-    base = adapter_base(checkpoint.path)
-    if base is not None:
+    if base := adapter_base(checkpoint.path):
         facts["base model"] = weights_digest(base.path) or base.path
     return {"weights": weights, **facts} if weights else facts
 
@@ -168,11 +158,7 @@ _MODEL_SETTINGS = (
 
 
 def loader_from(args: argparse.Namespace, process: Process) -> ModelLoader:
-    """Return the loader that the shared flags describe.
-
-    Raises:
-        InputError: several processes would delete the download that others still read, or a device is not there.
-    """
+    """Return the loader that the shared flags describe."""
     refuse_shared_deletion(args, process)
     device = pick_device(args.device, process)
     device_map = args.device_map and checked_map(args.device_map)
@@ -180,6 +166,5 @@ def loader_from(args: argparse.Namespace, process: Process) -> ModelLoader:
 
 
 def refuse_shared_deletion(args: argparse.Namespace, process: Process) -> None:
-    """Raise InputError for `--delete_downloads` with several processes, which share a checkpoint's download."""
     if args.delete_downloads and process.count > 1:
         raise InputError("--delete_downloads is for one process; with several, delete the cache afterwards")

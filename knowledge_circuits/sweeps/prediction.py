@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from knowledge_circuits.corpus.fact_pairs import Fact
 from knowledge_circuits.corpus.people import Person
 from knowledge_circuits.corpus.queries import AnyQuery, build_fact_queries, build_queries, check_context, is_correct
-from knowledge_circuits.files import InputError, numbered_jsonl, write_jsonl
+from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
 from knowledge_circuits.manifest import State, begin, check, fingerprint, finish
 from knowledge_circuits.models.generation import Vocabulary, generate_batches, generated_text
 from knowledge_circuits.models.loading import delete_download, load_model
@@ -40,16 +40,7 @@ from knowledge_circuits.sweeps.processes import WorkItem
 
 @dataclass(frozen=True)
 class Settings:
-    """How predictions are made; only `max_new_tokens` and the dtype's rounding change the answers.
-
-    Attributes:
-        max_new_tokens: length limit of an answer.
-        batch_size: prompts that are continued together.
-        device: a torch device or its name.
-        dtype: of weights and activations.
-        trust_remote_code: whether code in a model's folder may run.
-        delete_downloads: delete a hub revision from the cache once it is in memory.
-    """
+    """How predictions are made; only `max_new_tokens` and the dtype's rounding change the answers."""
 
     max_new_tokens: int = MAX_NEW_TOKENS
     batch_size: int = 256
@@ -111,13 +102,7 @@ def _record(query: AnyQuery, tokens: Sequence[int], tokenizer: PreTrainedTokeniz
 
 @dataclass(frozen=True)
 class Answers:
-    """What one checkpoint answers: one file and its manifest.
-
-    Attributes:
-        checkpoint: whose weights answer.
-        output: the file.
-        verify: compare all bytes of existing answers with their manifest.
-    """
+    """What one checkpoint answers: one file and its manifest; `verify` compares all bytes of existing answers."""
 
     checkpoint: Checkpoint
     settings: Settings
@@ -151,21 +136,13 @@ class Answers:
         return [check(self.manifest, self.made_from, [self.output], self.verify)]
 
     def adopt(self) -> None:
-        """Write a manifest for answers without one.
-
-        Raises:
-            InputError: they answer other queries.
-        """
-        if not self.answers_these([row for _, row in numbered_jsonl(self.output)]):
+        """Write a manifest for answers without one; refuse answers to other queries."""
+        if not self.answers_these(read_jsonl(self.output)):
             raise InputError(f"{self.output} answers other queries than those given; --overwrite recomputes it")
         finish(self.manifest, "predictions", self.made_from, [self.output])
 
     def run(self) -> list[dict[str, Any]]:
-        """Load the checkpoint, write its answers and their manifest, and return the answers.
-
-        Raises:
-            InputError: the checkpoint cannot answer; its path stands in front of the reason.
-        """
+        """Load the checkpoint, write its answers and their manifest, and return the answers."""
         settings, path, revision = self.settings, self.checkpoint.path, self.checkpoint.revision
         tokenizer = load_tokenizer(path, settings.trust_remote_code, revision=revision)
         model = load_model(path, settings.device, settings.dtype, settings.trust_remote_code, revision)

@@ -120,11 +120,7 @@ class SweepResult:
 
 
 def this_process() -> Process:
-    """Return the process that the launcher's variables RANK, WORLD_SIZE, LOCAL_RANK give; without them, one process.
-
-    Raises:
-        InputError: several processes without the variables that connect them.
-    """
+    """Return the process that the launcher's variables RANK, WORLD_SIZE, LOCAL_RANK give; without them, one process."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Process(0, 1, 0, distributed.HashStore())
@@ -143,11 +139,7 @@ def this_process() -> Process:
 
 
 def pick_device(name: str, process: Process) -> torch.device:
-    """Return the torch device for `--device`: `auto` is this process's GPU if there is one, else the CPU.
-
-    Raises:
-        InputError: no such device on this machine.
-    """
+    """Return the torch device for `--device`: `auto` is this process's GPU if there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = find_device(name, "--device")
@@ -161,9 +153,7 @@ def sweep(items: Sequence[WorkItem], process: Process, title: str, existing: Exi
 
     Args:
         items: the whole list; every process gives the same.
-        process: this one.
         title: the progress bar's text; a program that sweeps twice uses two titles.
-        existing: what is done about units that exist.
 
     Returns:
         What became of the items, the same in every process.
@@ -208,11 +198,7 @@ def _pending(items: Sequence[WorkItem], store: distributed.Store) -> list[WorkIt
 
 
 def _unfinished(items: Sequence[WorkItem], existing: Existing) -> list[int]:
-    """Return the indices of the items with a unit that is not whole.
-
-    Raises:
-        InputError: units of other settings, or of an earlier version and not to be adopted.
-    """
+    """Return the indices of the items with a unit that is not whole; refuse units of other settings or versions."""
     by_status: dict[Status, list[State]] = defaultdict(list)
     unfinished = []
     for index, item in enumerate(items):
@@ -327,10 +313,7 @@ def _exchange(store: distributed.Store, process: Process, report: dict) -> list[
 def report_sweep(result: SweepResult, process: Process, timing: bool = False) -> int:
     """Print what became of a sweep on the main process and return the exit status: 1 if an item failed, else 0.
 
-    Args:
-        result: of `sweep`.
-        process: this one.
-        timing: also print each process's share of busy time.
+    `timing` also prints each process's share of busy time.
     """
     if process.is_main:
         print(f"{result.finished} done, {result.present} were there already, {len(result.failures)} failed")

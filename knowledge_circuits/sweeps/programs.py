@@ -49,23 +49,12 @@ def run_items(
 
 
 def refuse_misplaced(graph: Graph, path: Path, group: AnyGroup, checkpoint: str) -> None:
-    """Refuse a graph of another group or checkpoint than the one where its file lies.
-
-    Args:
-        graph: what was read from `path`.
-        group, checkpoint: the group, and the name of the checkpoint's folder, where it lies.
-
-    Raises:
-        InputError: the graph's meta names another one; what it does not name is not compared.
-    """
+    """Refuse a graph whose meta names another group or checkpoint than those where its file lies."""
     expected = {"task": str(group.task), **group.keys}
     if checkpoint.startswith("checkpoint-"):
         expected["checkpoint"] = checkpoint
-    differing = [
-        f"{key} {graph.meta[key]!r}, not {expected[key]!r}"
-        for key in expected
-        if graph.meta.get(key, expected[key]) != expected[key]
-    ]
+    meta = graph.meta
+    differing = [f"{key} {meta[key]!r}, not {one!r}" for key, one in expected.items() if meta.get(key, one) != one]
     if differing:
         raise InputError(f"{path} is the graph of {'; '.join(differing)}; put it back or recompute with --overwrite")
 
@@ -78,9 +67,8 @@ def replace_graph(graph: Graph, path_of: Callable[[str], Path], suffix: str, man
 
     Args:
         path_of: the file's path for each suffix.
-        suffix: the format of a new graph.
+        suffix: the format of a new graph; with `overwrite`, also of one that exists.
         manifest: of the unit.
-        overwrite: whether `suffix` also holds for a graph that exists.
 
     Raises:
         InputError: a file in another format that no manifest lists would be read instead.
