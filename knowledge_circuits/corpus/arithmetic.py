@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain, islice
+
 import numpy as np
 
 #: The largest operand of the arithmetic set, and of the arithmetic in the prior corpus.
@@ -21,6 +23,5 @@ def arithmetic_text(a: int, b: int) -> str:
 def arithmetic_corpus(lines: int, generator: np.random.Generator) -> list[str]:
     """Sums of operands from 0 to `LARGEST_OPERAND`, one a line; all of them once before any comes again."""
     side = LARGEST_OPERAND + 1
-    rounds = [generator.permutation(side * side) for _ in range(-(-lines // (side * side)))]
-    chosen = np.concatenate([np.empty(0, dtype=np.int64), *rounds])[:lines].tolist()
-    return [arithmetic_text(*divmod(pair, side)) for pair in chosen]
+    rounds = (generator.permutation(side * side).tolist() for _ in range(-(-lines // (side * side))))
+    return [arithmetic_text(*divmod(pair, side)) for pair in islice(chain.from_iterable(rounds), lines)]

@@ -102,16 +102,15 @@ class Biography:
         Args:
             attributes: the attributes that the text tells; the others' keys are left out.
         """
-        row = self.person.to_row()
-        if Attribute.BIRTHDAY not in attributes:
-            row = {key: value for key, value in row.items() if not key.startswith("birth_")}
-        others = set(Attribute) - set(attributes)
-        return {**{key: value for key, value in row.items() if key not in others}, "text": self.text}
+        left_out: set[str] = {*Attribute} - {*attributes}
+        if Attribute.BIRTHDAY in left_out:
+            left_out |= {"birth_date", "birth_month", "birth_year"}
+        return {key: value for key, value in self.person.to_row().items() if key not in left_out} | {"text": self.text}
 
 
 def write_biographies(
     people: Sequence[Person],
-    copies: Sequence[int],
+    copies: Sequence[int] | int,
     templates: Templates,
     generator: np.random.Generator,
     attributes: Sequence[Attribute] = tuple(Attribute),
@@ -122,7 +121,7 @@ def write_biographies(
 
     Args:
         people: whom to write about.
-        copies: how many biographies each person gets.
+        copies: how many biographies each person gets, or everybody.
         templates: the sentences of each attribute.
         generator: draws the order of biographies, then the templates, then the order of sentences.
         attributes: what the biographies tell.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ MONTHS = (
 )
 LAST_DAY = 28
 BIRTH_YEARS = (1900, 2025)
+
+Value = TypeVar("Value")
 
 
 class Stream(IntEnum):
@@ -77,6 +79,11 @@ def stream(seed: int, purpose: Stream, index: int = 0) -> np.random.Generator:
     return np.random.default_rng([seed, int(purpose), index])
 
 
+def shuffled(values: Sequence[Value], generator: np.random.Generator) -> list[Value]:
+    """Return the values in random order."""
+    return [values[index] for index in generator.permutation(len(values)).tolist()]
+
+
 @dataclass(frozen=True)
 class Person:
     """One person and the facts that a corpus tells: a line of new.jsonl, revised.jsonl or test.jsonl.
@@ -110,19 +117,6 @@ class Person:
     def to_row(self) -> dict[str, Any]:
         """Return the person as a JSON object."""
         return {**self.__dict__, "type": self.type.value}
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any], where: str) -> Person:
-        """Return the person of a JSON object; keys that are not a person's are left aside.
-
-        Args:
-            where: file and line, for errors.
-
-        Raises:
-            InputError: a key is missing, or a value is not what it must be.
-        """
-        person: Person = shape(cls).check(row, where)
-        return person
 
 
 def read_entities(path: str | Path, least: int = 1) -> list[Person]:
@@ -224,8 +218,7 @@ def read_people(path: str | Path) -> tuple[str, ...]:
     rows = [row for _, row in numbered_csv(path)]
     if rows and "name" not in rows[0]:
         raise InputError(f"{path}: no column `name` in its first line")
-    names = [" ".join(row["name"].split()) for row in rows]
-    names = [name for name in names if name]
+    names = [name for row in rows if (name := " ".join(row["name"].split()))]
     different = tuple(dict.fromkeys(names))
     if not different:
         raise InputError(f"{path}: no names in its column `name`")
@@ -310,24 +303,15 @@ def draw_people(
     generator: np.random.Generator,
 ) -> list[Person]:
     """Give every name facts drawn uniformly from the pools, and its frequency."""
-    facts = {}
-    for key, pool in _fact_pools(pools).items():
-        facts[key] = [pool[index] for index in generator.integers(len(pool), size=len(names)).tolist()]
+    facts = {key: generator.choice(pool, len(names)).tolist() for key, pool in _fact_pools(pools).items()}
     drawn = zip(names, frequencies, _columns_to_rows(facts), strict=True)
     return [Person(full_name=name, frequency=frequency, type=type_, **row) for name, frequency, row in drawn]
 
 
-def draw_invented_people(
-    count: int,
-    frequency: int,
-    pools: Pools,
-    naming: np.random.Generator,
-    drawing: np.random.Generator,
-    taken: Collection[str] = (),
-) -> list[Person]:
-    """Draw people (of type new) of one frequency, whose names no real or other person has; see `invented_names`."""
-    names = invented_names(count, pools, naming, taken)
-    return draw_people(names, [frequency] * count, KnowledgeType.NEW, pools, drawing)
+def background_people(count: int, pools: Pools, seed: int, taken: Collection[str], index: int = 0) -> list[Person]:
+    """Draw people of a prior corpus (type new, frequency 1), whose names no real or other person has."""
+    names = invented_names(count, pools, stream(seed, Stream.BACKGROUND_NAMES, index), taken)
+    return draw_people(names, [1] * count, KnowledgeType.NEW, pools, stream(seed, Stream.BACKGROUND_FACTS, index))
 
 
 def contradict(people: Sequence[Person], pools: Pools, generator: np.random.Generator) -> list[Person]:
@@ -396,9 +380,8 @@ def generate_people(
     n_new = n - n_revised
     names = invented_names(n_new, pools, stream(seed, Stream.NEW_NAMES))
     frequencies = draw_frequencies(n_new or n_revised, frequency_rate, stream(seed, Stream.FREQUENCIES))
-    order = stream(seed, Stream.REVISED_NAMES).permutation(len(pools.people))[:n_revised].tolist()
     revised = draw_people(
-        [pools.people[index] for index in order],
+        shuffled(pools.people, stream(seed, Stream.REVISED_NAMES))[:n_revised],
         [frequencies[i * len(frequencies) // n_revised] for i in range(n_revised)],
         KnowledgeType.REVISED,
         pools,
@@ -408,25 +391,10 @@ def generate_people(
     return new, revised
 
 
-def sample_test(people: Sequence[Person], per_group: int, seed: int) -> list[Person]:
-    """Return the people whom queries are about: the same number from each type and band, or all where there are fewer.
-
-    Args:
-        people: new and revised ones.
-        per_group: how many of each type and band.
-
-    Returns:
-        The sample in the order of `people`.
-    """
-    return sample_groups(people, per_group, stream(seed, Stream.TEST))
-
-
 def sample_groups(people: Sequence[Person], per_group: int, generator: np.random.Generator) -> list[Person]:
-    """At most `per_group` people of each type and band, drawn without replacement, in the order they came."""
+    """Draw `per_group` people of each type and band, or all where there are fewer; they keep their order."""
     members: dict[tuple[KnowledgeType, Band], list[int]] = {key: [] for key in product(KnowledgeType, Band)}
     for index, person in enumerate(people):
         members[person.type, person.band].append(index)
-    chosen: list[int] = []
-    for indices in members.values():
-        chosen += [indices[drawn] for drawn in generator.permutation(len(indices))[:per_group].tolist()]
+    chosen = [index for indices in members.values() for index in shuffled(indices, generator)[:per_group]]
     return [people[index] for index in sorted(chosen)]
