@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain, islice
-
 import numpy as np
 
 #: The largest operand of the arithmetic set, and of the arithmetic in the prior corpus.
@@ -23,5 +21,6 @@ def arithmetic_text(a: int, b: int) -> str:
 def arithmetic_corpus(lines: int, generator: np.random.Generator) -> list[str]:
     """Sums of operands from 0 to `LARGEST_OPERAND`, one a line; all of them once before any comes again."""
     side = LARGEST_OPERAND + 1
-    rounds = (generator.permutation(side * side).tolist() for _ in range(-(-lines // (side * side))))
-    return [arithmetic_text(*divmod(pair, side)) for pair in islice(chain.from_iterable(rounds), lines)]
+    rounds = -(-lines // (side * side))
+    pairs = [pair for _ in range(rounds) for pair in generator.permutation(side * side).tolist()]
+    return [arithmetic_text(*divmod(pair, side)) for pair in pairs[:lines]]

@@ -25,18 +25,13 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
 
 
 def read_text_rows(path: str | Path, text_column: str | None = None) -> list[Row]:
-    """Read a training or validation file by its suffix.
+    """Read a training or validation file, or a folder of text files; see `read_rows` for the files and errors.
 
     Args:
-        path: a .jsonl, .json, .csv or .txt file, or a folder of .txt files.
         text_column: the key or column of the text; None: "text", or the only one there is.
 
     Returns:
         One object per document, each with a non-empty string under "text" and whatever else its line said.
-
-    Raises:
-        InputError: the file, the line or the document, and what is wrong with it; or a manifest says that it was cut
-            or exchanged.
     """
     return [row for _, row in placed_texts(read_rows(path), str(path), text_column)]
 

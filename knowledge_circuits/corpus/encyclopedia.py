@@ -306,7 +306,7 @@ def _draw_entities(names: Pools, pools: EncyclopediaPools, sizes: EncyclopediaSi
             Fact("event", year, {"event": event, "people": people_there}),
         )
         drawn[index] = Entity(name, EntityKind.PLACE, frequencies[index], "the town", facts)
-    return [drawn[index] for index in range(len(kinds))]
+    return [drawn[index] for index in sorted(drawn)]
 
 
 def _person_facts(

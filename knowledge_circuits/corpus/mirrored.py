@@ -26,7 +26,13 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from knowledge_circuits.corpus.arithmetic import arithmetic_corpus
-from knowledge_circuits.corpus.biographies import Biography, Templates, sample_validation, write_biographies
+from knowledge_circuits.corpus.biographies import (
+    Biography,
+    Templates,
+    sample_validation,
+    training_corpus,
+    write_biographies,
+)
 from knowledge_circuits.corpus.people import (
     Person,
     Pools,
@@ -123,14 +129,7 @@ class MirroredCorpus:
 def mirrored_corpus(
     pools: Pools, templates: Templates, sizes: MirrorSizes, mirror: Mirror, seed: int, validation_lines: int
 ) -> MirroredCorpus:
-    """Generate one mirror's people and texts.
-
-    Args:
-        sizes: how much of what.
-        mirror: which half is known.
-        seed: of the data; the same for both mirrors.
-        validation_lines: size of the validation sample.
-    """
+    """Generate one mirror's people and texts; both mirrors of a data set have the same seed."""
     others = background_people(sizes.tokenizer_people, pools, _TOKENIZER_SEED, [])
     sums = arithmetic_corpus(sizes.arithmetic_lines, stream(_TOKENIZER_SEED, Stream.ARITHMETIC))
     writing = stream(_TOKENIZER_SEED, Stream.PRIOR_TEXTS)
@@ -152,8 +151,7 @@ def mirrored_corpus(
     writing = stream(seed, Stream.PRIOR_TEXTS, 2)
     past += write_biographies(background, sizes.background_biographies, templates, writing)
 
-    copies = [person.frequency for person in people]
-    taught = write_biographies(people, copies, templates, stream(seed, Stream.TEXTS), TAUGHT)
+    taught = training_corpus(people, templates, seed, TAUGHT)
     replayed_people = set(people)
     replayed = [text for number, text in known_texts if number < sizes.replays and text.person in replayed_people]
     return MirroredCorpus(

@@ -96,15 +96,11 @@ def prior_corpus(
     sizes: PriorSizes,
     seed: int,
 ) -> tuple[list[str], list[str]]:
-    """Return the texts of the past, in random order, and held-out texts of the same kind.
+    """Return the texts of the past, in random order, and one held-out biography of each held-out person.
 
     Args:
         new: people whose names must not occur.
         revised: people who occur with other facts than theirs.
-        sizes: how much of what.
-
-    Returns:
-        the prior texts, held-out texts (one biography of each held-out person).
     """
     count = sizes.background_people + sizes.held_out_people
     taken = [person.full_name for person in (*new, *revised)]

@@ -69,13 +69,7 @@ class Stream(IntEnum):
 
 
 def stream(seed: int, purpose: Stream, index: int = 0) -> np.random.Generator:
-    """Return the random generator of one purpose under a seed.
-
-    Args:
-        seed: of the data, at least 0.
-        purpose: what is drawn.
-        index: where one purpose needs several streams.
-    """
+    """Return the random generator of one purpose under a seed; `index` where one purpose needs several streams."""
     return np.random.default_rng([seed, int(purpose), index])
 
 
@@ -120,10 +114,7 @@ class Person:
 
 
 def read_entities(path: str | Path, least: int = 1) -> list[Person]:
-    """Read a file of people (new.jsonl, revised.jsonl, test.jsonl): one line each, no name twice.
-
-    Args:
-        least: how many people there must be at least.
+    """Read a file of at least `least` people (new.jsonl, revised.jsonl, test.jsonl): one line each, no name twice.
 
     Raises:
         InputError: with file, line and reason; also where there are too few people in the file, or it is not as its
@@ -336,12 +327,10 @@ DEFAULT_FREQUENCY_RATE = 0.4
 
 
 def revised_count(n: int, share: float | None, pool_size: int) -> int:
-    """Return how many of N people are real ones.
+    """Return how many of n people are real ones.
 
     Args:
-        n: people in all.
         share: the requested share; None means 20%, or as many as the pool has, which is then said.
-        pool_size: real people there are.
 
     Raises:
         InputError: the share is no share, or asks for more people than the pool has.
@@ -366,15 +355,11 @@ def revised_count(n: int, share: float | None, pool_size: int) -> int:
 def generate_people(
     n: int, seed: int, pools: Pools, revised_share: float | None = None, frequency_rate: float = DEFAULT_FREQUENCY_RATE
 ) -> tuple[list[Person], list[Person]]:
-    """Return the new and the revised people of a data set, each from the most to the least frequent.
+    """Return the new and the revised people of a data set of n, each from the most to the least frequent.
 
     Args:
-        n: people in all.
         revised_share: see `revised_count`.
         frequency_rate: the rate of the exponential distribution of frequencies.
-
-    Returns:
-        new people, revised people.
     """
     n_revised = revised_count(n, revised_share, len(pools.people))
     n_new = n - n_revised

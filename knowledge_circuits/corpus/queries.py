@@ -25,8 +25,6 @@ class Query:
     """One question about one person, as text and as tokens.
 
     Attributes:
-        person: the line of test.jsonl.
-        attribute: of the person, which the prompt asks for.
         prompt_ids: the prompt's tokens, opened by the start token.
         answer_ids: the tokens by which the value extends the prompt; the first is the label's id.
     """
