@@ -69,7 +69,6 @@ def hub_documents(
     """Return the documents of a hub data set (or a folder that `datasets` loads) for training and for evaluation.
 
     Args:
-        name: its name on the hub, or a folder.
         cache_dir: folder of hub data sets; None: the library's default.
         text_column: see `read_text_rows`.
 

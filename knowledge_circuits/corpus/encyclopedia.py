@@ -267,12 +267,11 @@ def make_encyclopedia(
 
 def _draw_entities(names: Pools, pools: EncyclopediaPools, sizes: EncyclopediaSizes, seed: int) -> list[Entity]:
     frequencies = [LOW] * sizes.low + [HIGH] * sizes.high + [UNMENTIONED] * sizes.unmentioned
-    kinds = [EntityKind.PLACE if index % _PLACE_EVERY == 2 else EntityKind.PERSON for index in range(len(frequencies))]
-    places = [index for index, kind in enumerate(kinds) if kind is EntityKind.PLACE]
+    places = range(_PLACE_EVERY - 1, len(frequencies), _PLACE_EVERY)
     if all(frequencies[index] == UNMENTIONED for index in places):
         raise InputError("too few entities: every third one is a town, and people need one to meet in; raise --low")
     naming, n_places = stream(seed, Stream.ENCYCLOPEDIA_NAMES), len(places)
-    people = iter(invented_names(len(kinds) + n_places, names, naming))  # two mayors for each town
+    people = iter(invented_names(len(frequencies) + n_places, names, naming))  # two mayors for each town
     taken = {city.split(",")[0] for city in names.cities}
     drawn_towns = _joined_names(
         pools.town_beginnings, pools.town_endings, n_places + _BIRTHPLACES, "towns", naming, taken
@@ -286,14 +285,14 @@ def _draw_entities(names: Pools, pools: EncyclopediaPools, sizes: EncyclopediaSi
     meeting = [town for town, index in zip(towns, places, strict=True) if frequencies[index] != UNMENTIONED]
 
     drawn: dict[int, Entity] = {}
-    for index, (kind, frequency) in enumerate(zip(kinds, frequencies, strict=True)):
-        if kind is EntityKind.PERSON:
+    for index, frequency in enumerate(frequencies):
+        if index not in places:
             name, place = next(people), _one_of(meeting, drawing)
             event, year, witnesses = events[place]
             if frequency != UNMENTIONED:  # no article of the corpus names an unmentioned person
                 witnesses.append(name)
             facts = _person_facts(pools, birthplaces, (event, place, int(year)), drawing)
-            drawn[index] = Entity(name, kind, frequency, name.split()[-1], facts)
+            drawn[index] = Entity(name, EntityKind.PERSON, frequency, name.split()[-1], facts)
     for name, river, index in zip(towns, rivers, places, strict=True):
         event, year, witnesses = events[name]
         mayors = [next(people), next(people)]

@@ -89,12 +89,7 @@ class PriorSizes:
 
 
 def prior_corpus(
-    new: Sequence[Person],
-    revised: Sequence[Person],
-    pools: Pools,
-    templates: Templates,
-    sizes: PriorSizes,
-    seed: int,
+    new: Sequence[Person], revised: Sequence[Person], pools: Pools, templates: Templates, sizes: PriorSizes, seed: int
 ) -> tuple[list[str], list[str]]:
     """Return the texts of the past, in random order, and one held-out biography of each held-out person.
 
@@ -117,9 +112,5 @@ def prior_corpus(
 
 
 def read_texts(path: str | Path) -> list[str]:
-    """Return the `text` of every line of a corpus.
-
-    Raises:
-        InputError: with file, line and reason.
-    """
+    """Return the `text` of every line of a corpus; InputError with file, line and reason."""
     return [row["text"] for row in shape(TextRow).lines(path)]

@@ -153,8 +153,7 @@ def count_table(people: Iterable[Person]) -> str:
     """Return how many people there are of each type and band, as a small text table."""
     counts = Counter((person.type, person.band) for person in people)
     lines = [f"{'people':<10}" + "".join(f"{band:>9}" for band in Band)]
-    for type_ in KnowledgeType:
-        lines.append(f"{type_:<10}" + "".join(f"{counts[type_, band]:>9,}" for band in Band))
+    lines += [f"{type_:<10}" + "".join(f"{counts[type_, band]:>9,}" for band in Band) for type_ in KnowledgeType]
     return "\n".join(lines)
 
 
@@ -224,7 +223,7 @@ def invented_names(count: int, pools: Pools, generator: np.random.Generator, tak
     """Draw different full names "first middle last" that no real or other person has.
 
     Args:
-        taken: names to avoid, besides the pool of real people.
+        taken: the other people's names.
 
     Raises:
         InputError: the pools make too few names.
@@ -287,11 +286,7 @@ def _columns_to_rows(facts: Mapping[str, Sequence[str]]) -> Iterator[dict[str, A
 
 
 def draw_people(
-    names: Sequence[str],
-    frequencies: Sequence[int],
-    type_: KnowledgeType,
-    pools: Pools,
-    generator: np.random.Generator,
+    names: Sequence[str], frequencies: Sequence[int], type_: KnowledgeType, pools: Pools, generator: np.random.Generator
 ) -> list[Person]:
     """Give every name facts drawn uniformly from the pools, and its frequency."""
     facts = {key: generator.choice(pool, len(names)).tolist() for key, pool in _fact_pools(pools).items()}

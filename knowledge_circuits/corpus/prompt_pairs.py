@@ -149,10 +149,7 @@ def _token_counts(tokenizer: PreTrainedTokenizerBase, texts: Mapping[Person, str
 
 
 def _draw_partners(
-    chosen: Sequence[Person],
-    lengths: dict[Person, int],
-    by_length: dict[int, list[Person]],
-    seed: int,
+    chosen: Sequence[Person], lengths: dict[Person, int], by_length: dict[int, list[Person]], seed: int
 ) -> list[Person]:
     """Draw for each person another one whose name has as many tokens, the same for every task."""
     generator = stream(seed, Stream.CORRUPTION)

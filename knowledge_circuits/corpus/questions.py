@@ -89,10 +89,7 @@ class Question(BaseModel):
 
 
 def read_documents(path: str | Path, text_column: str | None = None) -> list[Document]:
-    """Read documents from a .jsonl, .json, .csv or .txt file.
-
-    Args:
-        text_column: the key or column of the text; None: "text", or the only one there is.
+    """Read documents from a file or folder; see `documents.read_text_rows`.
 
     Raises:
         InputError: a bad file or row, with its place; no documents; or an id twice.
