@@ -113,7 +113,7 @@ def write_biographies(
     A person's biographies do not stand together, so that no training block gives a fact away by an earlier copy.
 
     Args:
-        copies: how many biographies each person gets, or everybody.
+        copies: how many biographies each person gets; one number for all, or one for each.
         generator: draws the order of biographies, then the templates, then the order of sentences.
     """
     owners = generator.permutation(np.repeat(np.arange(len(people)), copies))

@@ -54,8 +54,8 @@ def build_fact_queries(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase
     pairs = encode_continuations(tokenizer, [fact.clean for fact in facts], [str(fact.answer) for fact in facts])
     queries = []
     for fact, pair in zip(facts, pairs, strict=True):
-        name, first_keys = f"the prompt {shortened(fact.clean, 80)}", {"group": fact.group.name}
-        queries.append(Query(name, first_keys, fact.row, fact.clean, str(fact.answer), *pair))
+        name = f"the prompt {shortened(fact.clean, 80)}"
+        queries.append(Query(name, {"group": fact.group.name}, fact.row, fact.clean, str(fact.answer), *pair))
     return queries
 
 
@@ -73,8 +73,8 @@ def build_queries(
     pairs = encode_continuations(tokenizer, prompts, [value.strip() for value in values])
     queries = []
     for (person, attribute), prompt, value, pair in zip(requested, prompts, values, pairs, strict=True):
-        name, first_keys = f"the prompt about {person.full_name!r}", {"attribute": str(attribute)}
-        queries.append(Query(name, first_keys, person.to_row(), prompt, value, *pair))
+        name = f"the prompt about {person.full_name!r}"
+        queries.append(Query(name, {"attribute": str(attribute)}, person.to_row(), prompt, value, *pair))
     return queries
 
 
