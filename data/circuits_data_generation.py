@@ -63,12 +63,7 @@ def write_pairs(
     people: Sequence[Person],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Write every task's pairs and the manifest that lists them.
-
-    Args:
-        arguments: the program's flags.
-        source: the file of the people.
-        people: who are paired.
+    """Write every task's pairs of the people in `source`, and the manifest that lists them.
 
     Raises:
         InputError: pairs of another tokenizer lie there, and --overwrite was not given.

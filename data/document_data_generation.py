@@ -15,6 +15,7 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from knowledge_circuits.corpus.encyclopedia import (
 )
 from knowledge_circuits.corpus.folder import DataFolder, sizes_from
 from knowledge_circuits.corpus.people import load_pools
-from knowledge_circuits.files import atomic_write, write_jsonl
+from knowledge_circuits.files import InputError, atomic_write, write_jsonl
 from knowledge_circuits.paths import ENCYCLOPEDIA, SELECTION_POOL, shown
 
 COLUMNS = ("prompt", "answer", "corrupted", "corrupted_answer", "group", "frequency", "kind", "entity")
@@ -89,18 +90,10 @@ def pair_rows(
     completions: Sequence[Completion], model: str | None, seed: int
 ) -> tuple[str | None, list[dict[str, Any]]]:
     """Return the tokenizer's fingerprint and the rows of pairs.csv; without a model the corrupted side is empty."""
-    rows = {
-        completion.prompt: {
-            **{"prompt": completion.prompt, "answer": completion.answer, "corrupted": "", "corrupted_answer": ""},
-            **{"group": completion.relation, "frequency": completion.entity.frequency, "kind": completion.kind},
-            "entity": completion.entity.name,
-        }
-        for completion in completions
-    }
+    rows = {completion.prompt: asdict(completion) for completion in completions}
     if model is None:
         return None, list(rows.values())
     from knowledge_circuits.engine.prompts import PromptPairs
-    from knowledge_circuits.files import InputError
     from knowledge_circuits.models.tokenization import load_tokenizer, tokenizer_fingerprint
 
     tokenizer = load_tokenizer(model)

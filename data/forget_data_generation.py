@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from knowledge_circuits.command_line import choice, positive, run_program
 from knowledge_circuits.corpus.biographies import load_templates
 from knowledge_circuits.corpus.folder import DataFolder, add_pool_arguments, add_template_argument, data_parser
-from knowledge_circuits.corpus.other_corpora import forget_conflict_corpus, forget_new_corpus, replay_corpus
+from knowledge_circuits.corpus.other_corpora import forgetting_corpora
 from knowledge_circuits.corpus.people import load_pools, read_people_of
 from knowledge_circuits.files import write_jsonl
 from knowledge_circuits.study import Attribute
@@ -40,19 +40,14 @@ def main() -> None:
     people = [person for part in read_people_of(folder) for person in part]
     pools = load_pools(arguments.pool_dir, arguments.people_file, tuple(arguments.birth_years))
     templates = load_templates(arguments.template_dir, arguments.templates)
-    copies, seed, attributes = arguments.biographies_per_person, arguments.seed, arguments.attributes
-    count = arguments.forget_people or arguments.N
-    corpora = {
-        folder.forget_new: forget_new_corpus(people, count, copies, pools, templates, seed, attributes),
-        folder.forget_conflict: forget_conflict_corpus(people, copies, pools, templates, seed, attributes),
-        folder.replay: replay_corpus(people, copies, templates, seed, attributes),
-    }
-    read = [folder.new, folder.revised]
+    count, copies = arguments.forget_people or arguments.N, arguments.biographies_per_person
+    corpora = forgetting_corpora(people, count, copies, pools, templates, arguments.seed, arguments.attributes)
+    written, read = [folder.forget_new, folder.forget_conflict, folder.replay], [folder.new, folder.revised]
     with folder.making(
-        "forget_data_generation", vars(arguments), list(corpora), read, sources={"pools": pools, "templates": templates}
+        "forget_data_generation", vars(arguments), written, read, sources={"pools": pools, "templates": templates}
     ):
-        for path, corpus in corpora.items():
-            write_jsonl(path, (biography.to_row(attributes) for biography in corpus))
+        for path, corpus in zip(written, corpora, strict=True):
+            write_jsonl(path, (biography.to_row(arguments.attributes) for biography in corpus))
             print(f"{len(corpus):,} biographies: {path}")
 
 

@@ -22,7 +22,7 @@ from knowledge_circuits.corpus.folder import (
     sizes_from,
 )
 from knowledge_circuits.corpus.mirrored import TAUGHT, Mirror, MirrorSizes, mirrored_corpus
-from knowledge_circuits.corpus.people import count_table, load_pools, sample_test
+from knowledge_circuits.corpus.people import Stream, count_table, load_pools, sample_groups, stream
 from knowledge_circuits.files import write_jsonl
 from knowledge_circuits.study import KnowledgeType
 
@@ -59,7 +59,7 @@ def main() -> None:
     halves = {kind: [person for person in corpus.people if person.type is kind] for kind in KnowledgeType}
     asked = corpus.people
     if arguments.test_per_group is not None:
-        asked = sample_test(asked, arguments.test_per_group, arguments.seed)
+        asked = sample_groups(asked, arguments.test_per_group, stream(arguments.seed, Stream.TEST))
     people = {
         folder.new: halves[KnowledgeType.NEW],
         folder.revised: halves[KnowledgeType.REVISED],

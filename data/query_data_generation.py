@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from knowledge_circuits.command_line import positive, run_program
 from knowledge_circuits.corpus.folder import DataFolder, data_parser
-from knowledge_circuits.corpus.people import count_table, read_people_of, sample_test
+from knowledge_circuits.corpus.people import Stream, count_table, read_people_of, sample_groups, stream
 from knowledge_circuits.files import write_jsonl
 from knowledge_circuits.study import Band, KnowledgeType
 
@@ -21,15 +23,14 @@ def main() -> None:
 
     folder = DataFolder.of(arguments.data_dir, arguments.N)
     new, revised = read_people_of(folder)
-    sample = sample_test([*new, *revised], arguments.test_per_group, arguments.seed)
+    sample = sample_groups([*new, *revised], arguments.test_per_group, stream(arguments.seed, Stream.TEST))
     with folder.making("query_data_generation", vars(arguments), [folder.test], [folder.new, folder.revised]):
         write_jsonl(folder.test, (person.to_row() for person in sample))
     print(count_table(sample))
-    for type_ in KnowledgeType:
-        for band in Band:
-            count = sum(person.type == type_ and person.band == band for person in sample)
-            if count < arguments.test_per_group:
-                print(f"{type_} / {band}: all {count} people taken, fewer than {arguments.test_per_group}")
+    counts = Counter((person.type, person.band) for person in sample)
+    for type_, band in product(KnowledgeType, Band):
+        if (count := counts[type_, band]) < arguments.test_per_group:
+            print(f"{type_} / {band}: all {count} people taken, fewer than {arguments.test_per_group}")
     print(f"{len(sample):,} people to ask about: {folder.test}")
 
 

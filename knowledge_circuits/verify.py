@@ -21,11 +21,8 @@ from knowledge_circuits.runs import Coordinates, is_model
 
 def manifests(folder: Path) -> list[Path]:
     """Return all manifests at or below a folder."""
-    return sorted(
-        path
-        for path in folder.rglob(f"*{MANIFEST_ENDING}")
-        if path.name == FOLDER_MANIFEST or path.name.endswith("_" + FOLDER_MANIFEST)
-    )
+    found = folder.rglob(f"*{FOLDER_MANIFEST}")
+    return sorted(path for path in found if f"_{path.name}".endswith(f"_{FOLDER_MANIFEST}"))
 
 
 def states(folder: Path, quick: bool = False) -> Iterator[State]:

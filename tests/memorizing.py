@@ -9,6 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from knowledge_circuits.corpus.people import Person
+from knowledge_circuits.records import shape
 from knowledge_circuits.study import Attribute
 
 #: How the sentence about a person's attribute ends in the texts that the model learns, person by person in turn.
@@ -17,7 +18,7 @@ ENDINGS = (".", "\n", tiny.END_OF_TEXT, " and", ", too.")
 
 def persons(count: int, seed: int = 0) -> list[Person]:
     """The people of `tiny.entities`."""
-    return [Person.from_row(row, "tiny") for row in tiny.entities(count, seed)]
+    return [shape(Person).check(row, "tiny") for row in tiny.entities(count, seed)]
 
 
 @cache

@@ -31,10 +31,11 @@ from knowledge_circuits.corpus.people import (
     read_people,
     read_people_of,
     revised_count,
-    sample_test,
+    sample_groups,
     stream,
 )
 from knowledge_circuits.files import InputError, write_jsonl
+from knowledge_circuits.records import shape
 from knowledge_circuits.study import Attribute, Band, KnowledgeType
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,13 +177,13 @@ def test_validation_lines_are_lines_of_the_corpus() -> None:
 
 def test_the_test_sample_takes_as_many_from_each_group_or_all_there_are() -> None:
     new, revised = generate_people(128, 0, POOLS, revised_share=0.5)
-    sample = sample_test(new + revised, 10, 0)
+    sample = sample_groups(new + revised, 10, stream(0, Stream.TEST))
     there = Counter((person.type, person.band) for person in new + revised)
     assert Counter((person.type, person.band) for person in sample) == {
         group: min(10, count) for group, count in there.items()
     }
     assert min(there.values()) < 10  # so both cases occur
-    assert sample != sample_test(new + revised, 10, 1)
+    assert sample != sample_groups(new + revised, 10, stream(1, Stream.TEST))
 
 
 def test_contradicting_changes_every_fact_and_nothing_else() -> None:
@@ -344,4 +345,4 @@ def test_a_row_keeps_everything_about_a_person() -> None:
     new, _ = generate_people(1, 0, POOLS, revised_share=0.0)
     facts = ["birth_date", "birth_month", "birth_year", "birthday", "city", "major", "university", "company"]
     assert list(new[0].to_row()) == ["full_name", *facts, "frequency", "type"]
-    assert Person.from_row(new[0].to_row(), "here") == new[0]
+    assert shape(Person).check(new[0].to_row(), "here") == new[0]

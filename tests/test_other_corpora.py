@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,9 @@ from made_up import POOLS, TEMPLATES, write_pools, write_templates
 from knowledge_circuits.corpus.folder import DataFolder
 from knowledge_circuits.corpus.other_corpora import (
     PriorSizes,
-    forget_conflict_corpus,
-    forget_new_corpus,
+    forgetting_corpora,
     prior_corpus,
     read_texts,
-    replay_corpus,
 )
 from knowledge_circuits.corpus.people import Person, generate_people, read_people_of
 from knowledge_circuits.files import InputError, read_jsonl
@@ -30,7 +29,7 @@ PEOPLE = [*NEW, *REVISED]
 
 
 def test_forgetting_by_new_people_never_names_an_original_or_a_real_person() -> None:
-    corpus = forget_new_corpus(PEOPLE, 200, 1, POOLS, TEMPLATES, 0)
+    corpus, _, _ = forgetting_corpora(PEOPLE, 200, 1, POOLS, TEMPLATES, 0)
     names = {biography.person.full_name for biography in corpus}
     assert len(corpus) == len(names) == 200
     assert not names & {person.full_name for person in PEOPLE}
@@ -38,7 +37,7 @@ def test_forgetting_by_new_people_never_names_an_original_or_a_real_person() -> 
 
 
 def test_forgetting_by_conflict_tells_every_person_once_with_every_fact_changed() -> None:
-    corpus = forget_conflict_corpus(PEOPLE, 1, POOLS, TEMPLATES, 0)
+    _, corpus, _ = forgetting_corpora(PEOPLE, 20, 1, POOLS, TEMPLATES, 0)
     changed = {biography.person.full_name: biography for biography in corpus}
     assert len(changed) == len(corpus) == len(PEOPLE)
     for person in PEOPLE:
@@ -50,7 +49,7 @@ def test_forgetting_by_conflict_tells_every_person_once_with_every_fact_changed(
 
 
 def test_replay_tells_every_person_once_with_the_facts_they_had() -> None:
-    corpus = replay_corpus(PEOPLE, 1, TEMPLATES, 0)
+    _, _, corpus = forgetting_corpora(PEOPLE, 20, 1, POOLS, TEMPLATES, 0)
     assert Counter(biography.person for biography in corpus) == Counter(PEOPLE)
     for biography in corpus:
         assert all(biography.person.value(attribute) in biography.text for attribute in Attribute)
@@ -58,12 +57,7 @@ def test_replay_tells_every_person_once_with_the_facts_they_had() -> None:
 
 def test_further_training_tells_only_the_attributes_that_training_told() -> None:
     told = [Attribute.CITY, Attribute.MAJOR]
-    corpora = [
-        forget_new_corpus(PEOPLE, 20, 1, POOLS, TEMPLATES, 0, told),
-        forget_conflict_corpus(PEOPLE, 1, POOLS, TEMPLATES, 0, told),
-        replay_corpus(PEOPLE, 1, TEMPLATES, 0, told),
-    ]
-    for biography in (biography for corpus in corpora for biography in corpus):
+    for biography in chain(*forgetting_corpora(PEOPLE, 20, 1, POOLS, TEMPLATES, 0, told)):
         assert {attribute for attribute, _ in biography.sentences} == set(told)
         keys = {"full_name", "city", "major", "frequency", "type", "text"}
         assert biography.to_row(told).keys() == keys

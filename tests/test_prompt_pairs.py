@@ -22,6 +22,7 @@ from knowledge_circuits.corpus.people import Person
 from knowledge_circuits.corpus.prompt_pairs import SPANS, circuit_data, group_pairs, in_group
 from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
 from knowledge_circuits.models.tokenization import load_tokenizer
+from knowledge_circuits.records import shape
 from knowledge_circuits.study import TASKS, Attribute, groups
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +36,7 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def people() -> list[Person]:
-    return [Person.from_row(row, "tiny") for row in tiny.entities(200)]
+    return [shape(Person).check(row, "tiny") for row in tiny.entities(200)]
 
 
 def count(tokenizer: PreTrainedTokenizerBase, text: str) -> int:

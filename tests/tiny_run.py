@@ -16,6 +16,7 @@ from knowledge_circuits.corpus.people import Person
 from knowledge_circuits.corpus.prompt_pairs import circuit_data
 from knowledge_circuits.files import write_jsonl
 from knowledge_circuits.models.tokenization import load_tokenizer
+from knowledge_circuits.records import shape
 from knowledge_circuits.study import TASKS
 
 SMALL = ["--threads", "1", "--batch_size", "8"]
@@ -61,7 +62,7 @@ def make_run(
     run = TinyRun(folder)
     for seed, step in enumerate(steps):
         save(run.checkpoints / f"checkpoint-{step}", seed)
-    sample = [Person.from_row(row, "tiny") for row in tiny.entities(people)]
+    sample = [shape(Person).check(row, "tiny") for row in tiny.entities(people)]
     write_jsonl(run.test_data, (person.to_row() for person in sample))
     tokenizer = load_tokenizer(str(run.checkpoints / f"checkpoint-{steps[0]}"))
     for task in TASKS:

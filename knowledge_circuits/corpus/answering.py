@@ -35,12 +35,7 @@ _MOST_TOKENS = 1 << 14
 
 @dataclass(frozen=True)
 class Prompter:
-    """Questions as token ids.
-
-    Attributes:
-        tokenizer: the model's.
-        instruct: whether the tokenizer's chat template forms the prompt.
-    """
+    """Questions as token ids; with `instruct` the tokenizer's chat template forms the prompt."""
 
     tokenizer: PreTrainedTokenizerBase
     instruct: bool = False
@@ -98,8 +93,6 @@ def answer_prompts(
 
     Args:
         model: in evaluation mode.
-        prompts: token ids.
-        max_new_tokens: the longest answer.
         batch_size: prompts that are continued together at most.
         vocabulary: which tokens end an answer; None: read from the tokenizer.
 

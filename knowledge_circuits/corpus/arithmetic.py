@@ -21,6 +21,6 @@ def arithmetic_text(a: int, b: int) -> str:
 def arithmetic_corpus(lines: int, generator: np.random.Generator) -> list[str]:
     """Sums of operands from 0 to `LARGEST_OPERAND`, one a line; all of them once before any comes again."""
     side = LARGEST_OPERAND + 1
-    rounds = [generator.permutation(side * side) for _ in range(-(-lines // (side * side)))]
-    chosen = np.concatenate([np.empty(0, dtype=np.int64), *rounds])[:lines].tolist()
-    return [arithmetic_text(*divmod(pair, side)) for pair in chosen]
+    rounds = -(-lines // (side * side))
+    pairs = [pair for _ in range(rounds) for pair in generator.permutation(side * side).tolist()]
+    return [arithmetic_text(*divmod(pair, side)) for pair in pairs[:lines]]

@@ -55,10 +55,7 @@ Templates = Mapping[Attribute, Sequence[Template]]
 
 
 def load_templates(folder: str | Path, count: int | None = None) -> dict[Attribute, tuple[Template, ...]]:
-    """Read the templates, one JSON list of texts per attribute, `<attribute>.json`.
-
-    Args:
-        count: take only so many of each attribute, evenly spaced in their list; all when None.
+    """Read the templates, one JSON list of texts per attribute, `<attribute>.json`; all, or `count` evenly spaced ones.
 
     Raises:
         InputError: a file is missing, empty, shorter than `count` or has a text that is not a template.
@@ -97,21 +94,16 @@ class Biography:
         return Biography.of(person, self.sentences)
 
     def to_row(self, attributes: Sequence[Attribute] = tuple(Attribute)) -> dict[str, Any]:
-        """Return the biography as a JSON object: the person's keys and `text`.
-
-        Args:
-            attributes: the attributes that the text tells; the others' keys are left out.
-        """
-        row = self.person.to_row()
-        if Attribute.BIRTHDAY not in attributes:
-            row = {key: value for key, value in row.items() if not key.startswith("birth_")}
-        others = set(Attribute) - set(attributes)
-        return {**{key: value for key, value in row.items() if key not in others}, "text": self.text}
+        """Return the biography as a JSON object: `text`, and the person's keys but those of other attributes."""
+        left_out: set[str] = {*Attribute} - {*attributes}
+        if Attribute.BIRTHDAY in left_out:
+            left_out |= {"birth_date", "birth_month", "birth_year"}
+        return {key: value for key, value in self.person.to_row().items() if key not in left_out} | {"text": self.text}
 
 
 def write_biographies(
     people: Sequence[Person],
-    copies: Sequence[int],
+    copies: Sequence[int] | int,
     templates: Templates,
     generator: np.random.Generator,
     attributes: Sequence[Attribute] = tuple(Attribute),
@@ -121,11 +113,8 @@ def write_biographies(
     A person's biographies do not stand together, so that no training block gives a fact away by an earlier copy.
 
     Args:
-        people: whom to write about.
-        copies: how many biographies each person gets.
-        templates: the sentences of each attribute.
+        copies: how many biographies each person gets; one number for all, or one for each.
         generator: draws the order of biographies, then the templates, then the order of sentences.
-        attributes: what the biographies tell.
     """
     owners = generator.permutation(np.repeat(np.arange(len(people)), copies))
     chosen = np.stack([generator.integers(len(templates[a]), size=len(owners)) for a in attributes], axis=1)
@@ -138,10 +127,12 @@ def write_biographies(
     return biographies
 
 
-def training_corpus(people: Sequence[Person], templates: Templates, seed: int) -> list[Biography]:
+def training_corpus(
+    people: Sequence[Person], templates: Templates, seed: int, attributes: Sequence[Attribute] = tuple(Attribute)
+) -> list[Biography]:
     """Return the corpus of continual pre-training: each person's biography as often as the frequency says."""
     frequencies = [person.frequency for person in people]
-    return write_biographies(people, frequencies, templates, stream(seed, Stream.TEXTS))
+    return write_biographies(people, frequencies, templates, stream(seed, Stream.TEXTS), attributes)
 
 
 def sample_validation(biographies: Sequence[Biography], lines: int, seed: int) -> list[Biography]:

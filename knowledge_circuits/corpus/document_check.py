@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -58,14 +58,13 @@ def check_documents(documents: Sequence[Document], questions: Sequence[Question]
     for document in documents:
         if document.entity is not None:
             by_entity.setdefault(document.entity, []).append(document)
-    tokens = {document.document: _tokens(document.text) for document in documents}
+    phrases = {document.document: _phrase(document.text) for document in documents}
+    tokens = {document: phrase.split() for document, phrase in phrases.items()}
+    everything = "\n".join(phrases.values())
     frequencies = entity_frequency(documents, questions)
-    texts = [" ".join(words) for words in tokens.values()]
-    everything = "\n".join(f" {text} " for text in texts)
     errors: list[str] = []
-    warnings = _repeated("text", Counter(texts)) + _repeated(
-        "question", Counter(question.question.strip() for question in questions)
-    )
+    warnings = _repeated("text", phrases.values())
+    warnings += _repeated("question", (question.question for question in questions))
     coverage = []
     for question in questions:
         about = f"question {question.id} ({question.question!r})"
@@ -79,18 +78,18 @@ def check_documents(documents: Sequence[Document], questions: Sequence[Question]
             errors.append(f"{about}: {question.entity!r} should be unmentioned and has {len(own)} documents")
         elif by_entity and not own and UNMENTIONED not in (question.kind, question.frequency):
             warnings.append(f"{about}: no document is about {question.entity!r}")
-        if gold is not None and question.supports and not _stands_in(question.supports, tokens[gold.document]):
+        if gold is not None and question.supports and _phrase(question.supports) not in phrases[gold.document]:
             warnings.append(f"{about}: its `supports` does not stand in the document {gold.document!r}")
         for wording in (question.question, *question.paraphrases):
-            if f" {' '.join(_tokens(wording))} " in everything:
+            if _phrase(wording) in everything:
                 warnings.append(f"{about}: {wording!r} stands in a document, so it is no new wording")
         share, best = _best_share(question, own or documents, tokens)
         coverage.append(Coverage(question, share, best, frequencies[question.entity]))
     return DocumentCheck(tuple(coverage), tuple(errors), tuple(warnings))
 
 
-def _repeated(what: str, counts: Counter[str]) -> list[str]:
-    again = [text for text, count in counts.items() if count > 1]
+def _repeated(what: str, texts: Iterable[str]) -> list[str]:
+    again = [text for text, count in Counter(map(str.strip, texts)).items() if count > 1]
     return [f"{len(again)} {what}(s) stand in the file more than once, such as {again[0][:60]!r}"] if again else []
 
 
@@ -98,8 +97,9 @@ def _tokens(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def _stands_in(text: str, tokens: Sequence[str]) -> bool:
-    return f" {' '.join(_tokens(text))} " in f" {' '.join(tokens)} "
+def _phrase(text: str) -> str:
+    """Return the tokens of a text between spaces, so that a phrase stands in a text only as whole tokens."""
+    return f" {' '.join(_tokens(text))} "
 
 
 def _best_share(

@@ -25,20 +25,15 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
 
 
 def read_text_rows(path: str | Path, text_column: str | None = None) -> list[Row]:
-    """Read a training or validation file by its suffix.
+    """Read a training or validation file, or a folder of text files; see `read_rows` for the files and errors.
 
     Args:
-        path: a .jsonl, .json, .csv or .txt file, or a folder of .txt files.
         text_column: the key or column of the text; None: "text", or the only one there is.
 
     Returns:
         One object per document, each with a non-empty string under "text" and whatever else its line said.
-
-    Raises:
-        InputError: the file, the line or the document, and what is wrong with it; or a manifest says that it was cut
-            or exchanged.
     """
-    return _with_text(read_rows(path), str(path), text_column)
+    return [row for _, row in placed_texts(read_rows(path), str(path), text_column)]
 
 
 def read_rows(path: str | Path) -> list[tuple[str, Row]]:
@@ -74,7 +69,6 @@ def hub_documents(
     """Return the documents of a hub data set (or a folder that `datasets` loads) for training and for evaluation.
 
     Args:
-        name: its name on the hub, or a folder.
         cache_dir: folder of hub data sets; None: the library's default.
         text_column: see `read_text_rows`.
 
@@ -95,7 +89,8 @@ def hub_documents(
 
     def documents(split: str) -> list[Row]:
         where = f"data set {name} ({split})"
-        return _with_text(_placed(where, "document", enumerate(splits[split], start=1)), where, text_column)
+        rows = _placed(where, "document", enumerate(splits[split], start=1))
+        return [row for _, row in placed_texts(rows, where, text_column)]
 
     return documents("train"), documents("validation") if "validation" in splits else None
 
@@ -118,36 +113,24 @@ def split_off_validation(documents: Sequence[Row], percentage: int, seed: int) -
     )
 
 
-def text_column_of(rows: Sequence[Row], where: str, text_column: str | None = None) -> str:
-    """Return the key of the rows' texts: `text_column`, else "text" or the only one there is.
-
-    Raises:
-        InputError: the first row has no such key; `where` names the file.
-    """
-    columns = list(rows[0])
+def placed_texts(rows: Sequence[tuple[str, Row]], file: str, text_column: str | None) -> list[tuple[str, Row]]:
+    """Return rows with their places, each with its text under "text"; see `read_text_rows`."""
+    if not rows:
+        raise InputError(f"{file}: holds no documents")
+    columns = list(rows[0][1])
     column = text_column or (columns[0] if len(columns) == 1 else TEXT)
     if column not in columns:
         remedy = f"--text_column {text_column!r} is none of" if text_column else "name one with --text_column:"
-        raise InputError(f"{where}: no column {column!r}; {remedy} {', '.join(map(str, columns))}")
-    return column
+        raise InputError(f"{file}: no column {column!r}; {remedy} {', '.join(map(str, columns))}")
+    for where, row in rows:
+        if not isinstance(row.get(column), str) or not row[column].strip():
+            raise InputError(f"{where}: no text under {column!r}")
+    return [(where, row if column == TEXT else {**row, TEXT: row[column]}) for where, row in rows]
 
 
 def without_blanks(row: Row) -> Row:
     """Return the row without keys whose value is null or a blank text (an empty cell of a CSV)."""
     return {key: value for key, value in row.items() if value is not None and str(value).strip()}
-
-
-def _with_text(rows: Sequence[tuple[str, Row]], file: str, text_column: str | None) -> list[Row]:
-    if not rows:
-        raise InputError(f"{file}: holds no documents")
-    column = text_column_of([row for _, row in rows], file, text_column)
-    documents = []
-    for where, row in rows:
-        text = row.get(column)
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{where}: no text under {column!r}")
-        documents.append(row if column == TEXT else {**row, TEXT: text})
-    return documents
 
 
 def _folder(folder: Path) -> list[tuple[str, Row]]:

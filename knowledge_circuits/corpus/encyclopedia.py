@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from knowledge_circuits.corpus.people import Pools, Stream, invented_names, stream
+from knowledge_circuits.corpus.people import Pools, Stream, invented_names, shuffled, stream
 from knowledge_circuits.corpus.questions import HIGH, LOW, UNMENTIONED, Document, Question
 from knowledge_circuits.files import InputError
 from knowledge_circuits.records import Text, Texts, shape
@@ -202,13 +202,16 @@ class EncyclopediaSizes:
 
 @dataclass(frozen=True)
 class Completion:
-    """A prompt that a fact completes."""
+    """A prompt that a fact completes: a row of pairs.csv."""
 
     prompt: str
     answer: str
-    relation: str
-    entity: Entity
+    group: str
+    frequency: str
     kind: str
+    entity: str
+    corrupted: str = ""
+    corrupted_answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -223,11 +226,11 @@ class Encyclopedia:
         completions: prompts about the facts of mentioned entities whose answers are no years.
     """
 
-    entities: tuple[Entity, ...]
-    documents: tuple[Document, ...]
-    held_out: tuple[Document, ...]
-    questions: tuple[Question, ...]
-    completions: tuple[Completion, ...]
+    entities: list[Entity]
+    documents: list[Document]
+    held_out: list[Document]
+    questions: list[Question]
+    completions: list[Completion]
 
 
 def make_encyclopedia(
@@ -259,46 +262,37 @@ def make_encyclopedia(
         else:
             documents += [document for document, _ in articles]
             completions += _completions(entity, form)
-    order = texts.permutation(len(documents)).tolist()
-    return Encyclopedia(
-        tuple(entities),
-        tuple(documents[index] for index in order),
-        tuple(held_out),
-        tuple(questions),
-        tuple(completions),
-    )
+    return Encyclopedia(entities, shuffled(documents, texts), held_out, questions, completions)
 
 
 def _draw_entities(names: Pools, pools: EncyclopediaPools, sizes: EncyclopediaSizes, seed: int) -> list[Entity]:
     frequencies = [LOW] * sizes.low + [HIGH] * sizes.high + [UNMENTIONED] * sizes.unmentioned
-    kinds = [EntityKind.PLACE if index % _PLACE_EVERY == 2 else EntityKind.PERSON for index in range(len(frequencies))]
-    places = [index for index, kind in enumerate(kinds) if kind is EntityKind.PLACE]
+    places = range(_PLACE_EVERY - 1, len(frequencies), _PLACE_EVERY)
     if all(frequencies[index] == UNMENTIONED for index in places):
         raise InputError("too few entities: every third one is a town, and people need one to meet in; raise --low")
     naming, n_places = stream(seed, Stream.ENCYCLOPEDIA_NAMES), len(places)
-    people = iter(invented_names(len(kinds) + n_places, names, naming))  # two mayors for each town
+    people = iter(invented_names(len(frequencies) + n_places, names, naming))  # two mayors for each town
     taken = {city.split(",")[0] for city in names.cities}
     drawn_towns = _joined_names(
         pools.town_beginnings, pools.town_endings, n_places + _BIRTHPLACES, "towns", naming, taken
     )
+    towns, birthplaces = drawn_towns[:n_places], drawn_towns[n_places:]
     rivers = _joined_names(pools.river_beginnings, pools.river_endings, n_places, "rivers", naming)
     drawing = stream(seed, Stream.ENCYCLOPEDIA_FACTS)
-    towns, birthplaces = drawn_towns[:n_places], drawn_towns[n_places:]
-
     events: dict[str, tuple[str, str, list[str]]] = {  # a town's name -> its event, the year, who was there
         town: (_one_of(pools.events, drawing), str(drawing.integers(*_MODERN)), []) for town in towns
     }
     meeting = [town for town, index in zip(towns, places, strict=True) if frequencies[index] != UNMENTIONED]
 
     drawn: dict[int, Entity] = {}
-    for index, (kind, frequency) in enumerate(zip(kinds, frequencies, strict=True)):
-        if kind is EntityKind.PERSON:
+    for index, frequency in enumerate(frequencies):
+        if index not in places:
             name, place = next(people), _one_of(meeting, drawing)
             event, year, witnesses = events[place]
             if frequency != UNMENTIONED:  # no article of the corpus names an unmentioned person
                 witnesses.append(name)
             facts = _person_facts(pools, birthplaces, (event, place, int(year)), drawing)
-            drawn[index] = Entity(name, kind, frequency, name.split()[-1], facts)
+            drawn[index] = Entity(name, EntityKind.PERSON, frequency, name.split()[-1], facts)
     for name, river, index in zip(towns, rivers, places, strict=True):
         event, year, witnesses = events[name]
         mayors = [next(people), next(people)]
@@ -311,7 +305,7 @@ def _draw_entities(names: Pools, pools: EncyclopediaPools, sizes: EncyclopediaSi
             Fact("event", year, {"event": event, "people": people_there}),
         )
         drawn[index] = Entity(name, EntityKind.PLACE, frequencies[index], "the town", facts)
-    return [drawn[index] for index in range(len(kinds))]
+    return [drawn[index] for index in sorted(drawn)]
 
 
 def _person_facts(
@@ -319,7 +313,7 @@ def _person_facts(
 ) -> tuple[Fact, ...]:
     name, place, year = event
     born = year - int(drawing.integers(15, 60))
-    posts = [pools.posts[index] for index in drawing.permutation(len(pools.posts))[:2].tolist()]
+    posts = shuffled(pools.posts, drawing)[:2]
     work = f"The {_one_of(pools.work_adjectives, drawing)} {_one_of(pools.work_nouns, drawing)}"
     return (
         Fact("birthplace", _one_of(birthplaces, drawing)),
@@ -357,7 +351,7 @@ def _joined_names(
     names = [name for name in joined if name not in taken]
     if len(names) < count:
         raise InputError(f"{count} names of {what} are wanted and the pools make only {len(names)}; add some to them")
-    return [names[index] for index in generator.permutation(len(names))[:count].tolist()]
+    return shuffled(names, generator)[:count]
 
 
 def _article(
@@ -368,13 +362,14 @@ def _article(
     paragraphs = []
     for relations in form.paragraphs:
         facts = [index for name in relations for index, fact in enumerate(entity.facts) if fact.relation == name]
-        for position, index in enumerate(generator.permutation(facts).tolist()):
+        order = shuffled(facts, generator)
+        for position, index in enumerate(order):
             fact = entity.facts[index]
             called = entity.name if position == 0 or generator.random() < 0.5 else entity.short
             wording = _one_of(form.relations[fact.relation].sentences, generator)
             sentence = wording.format(subject=called, value=fact.value, **fact.details)
             sentences[index] = sentence[0].upper() + sentence[1:]
-        paragraphs.append(" ".join(sentences[index] for index in sentences if index in facts))
+        paragraphs.append(" ".join(sentences[index] for index in order))
     title = _one_of(form.titles, generator).format(subject=entity.name)
     slug = re.sub(r"[^a-z0-9]+", "-", entity.name.lower()).strip("-")
     document = Document(text="\n".join([title, *paragraphs]), entity=entity.name, document=f"{slug}-{number}")
@@ -390,40 +385,42 @@ def _questions(
     generator: np.random.Generator,
 ) -> list[Question]:
     """Return questions of each kind about an entity; about an unmentioned one they have no answer."""
+    mentioned = entity.frequency != UNMENTIONED
     by_kind: dict[str, list[int]] = {}
     for index, fact in enumerate(entity.facts):
         by_kind.setdefault(form.relations[fact.relation].kind, []).append(index)
     questions: list[Question] = []
     for kind, indices in by_kind.items():
-        drawn = generator.permutation(indices).tolist()
-        if entity.frequency != UNMENTIONED:
+        drawn = shuffled(indices, generator)
+        if mentioned:
             drawn = [index for index in drawn if entity.facts[index].relation != "event"]
         for index in drawn[:per_kind]:
             fact = entity.facts[index]
             names = _asked(entity, fact, generator)
-            wordings = [text.format(**names) for text in form.relations[fact.relation].questions]
-            order = generator.permutation(len(wordings)).tolist()
+            wordings = shuffled([text.format(**names) for text in form.relations[fact.relation].questions], generator)
             row: dict[str, Any] = {
                 "id": f"{document.document.rpartition('-')[0]}-{kind}-{len(questions) + 1}",
-                "question": wordings[order[0]],
+                "question": wordings[0],
                 "entity": entity.name,
-                "kind": kind,
-                "paraphrases": tuple(wordings[number] for number in order[1:]),
+                "kind": kind if mentioned else UNMENTIONED,
+                "paraphrases": tuple(wordings[1:]),
                 "frequency": entity.frequency,
             }
-            if entity.frequency == UNMENTIONED:
-                row["kind"] = UNMENTIONED
-            else:
+            if mentioned:
                 row |= {"answers": (fact.value,), "document": document.document, "supports": sentences[index]}
             questions.append(Question(**row))
     return questions
 
 
-def _asked(entity: Entity, fact: Fact, generator: np.random.Generator) -> dict[str, str]:
-    """Return what a question or prompt about a fact may name; `year` lies within the time in which it holds."""
+def _asked(entity: Entity, fact: Fact, generator: np.random.Generator | None = None) -> dict[str, str]:
+    """Return what a question or prompt about a fact may name.
+
+    `year` lies within the time in which the fact holds: it is drawn, or without a generator its middle.
+    """
     names = {"subject": entity.name, **fact.details}
     if "from" in fact.details:
-        names["year"] = str(generator.integers(int(fact.details["from"]) + 1, int(fact.details["to"])))
+        start, end = int(fact.details["from"]), int(fact.details["to"])
+        names["year"] = str(generator.integers(start + 1, end) if generator else (start + end) // 2)
     return names
 
 
@@ -432,10 +429,7 @@ def _completions(entity: Entity, form: ArticleForm) -> list[Completion]:
     made = []
     for fact in entity.facts:
         relation = form.relations[fact.relation]
-        if relation.kind == "temporal":
-            continue
-        names = {"subject": entity.name, **fact.details}
-        if "from" in fact.details:
-            names["year"] = str((int(fact.details["from"]) + int(fact.details["to"])) // 2)
-        made.append(Completion(relation.prompt.format(**names), fact.value, fact.relation, entity, relation.kind))
+        if relation.kind != "temporal":
+            prompt = relation.prompt.format(**_asked(entity, fact))
+            made.append(Completion(prompt, fact.value, fact.relation, entity.frequency, relation.kind, entity.name))
     return made

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict
 
@@ -37,15 +37,17 @@ GROUP, ALL = "group", "all"
 #: A group's value is part of folder names.
 LONGEST_VALUE = 80
 
+Prompt = Annotated[Text, AfterValidator(str.rstrip)]
+Answer = Annotated[Digits, AfterValidator(str.strip)]
 TokenId = Annotated[int, BeforeValidator(number_of_digits), Field(strict=True, ge=0)]
 
 
 class _FactRow(TypedDict):
     __pydantic_config__ = RECORD  # type: ignore[misc]
-    clean: Text
-    corrupted: NotRequired[Text]
-    answer: NotRequired[Digits]
-    corrupted_answer: NotRequired[Digits]
+    clean: Prompt
+    corrupted: NotRequired[Prompt]
+    answer: NotRequired[Answer]
+    corrupted_answer: NotRequired[Answer]
     correct_idx: NotRequired[TokenId]
     incorrect_idx: NotRequired[TokenId]
     spans: NotRequired[dict[Text, Any]]
@@ -134,8 +136,8 @@ def _refuse_one_name(path: str, facts: Sequence[Fact]) -> None:
 
 def _fact(where: str, row: dict[str, Any], task: str, names: Sequence[str], grouped: bool) -> Fact:
     content = without_blanks(row)
-    if "clean" not in content and "prompt" in content:
-        content["clean"] = content["prompt"]
+    if "prompt" in content:
+        content.setdefault("clean", content["prompt"])
     if isinstance(content.get("spans"), str):  # a cell of a CSV
         content["spans"] = parse_json(content["spans"], f"{where}, `spans`")
     if "clean" not in content:
@@ -157,12 +159,9 @@ def _fact(where: str, row: dict[str, Any], task: str, names: Sequence[str], grou
             )
         columns.append((name, value))
     group = FactGroup(task, tuple(columns))
-    text = answer.strip() if isinstance(answer, str) else answer
-    corrupted = checked.get("corrupted")
-    partner = partner.strip() if isinstance(partner, str) else partner
-    clean = checked["clean"].rstrip()
+    clean = checked["clean"]
     spans = _character_ranges(where, clean, checked.get("spans", {}))
-    return Fact(where, group, clean, text, corrupted.rstrip() if corrupted else None, partner, dict(row), spans)
+    return Fact(where, group, clean, answer, checked.get("corrupted"), partner, row, spans)
 
 
 def _character_ranges(where: str, prompt: str, spans: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -221,10 +220,8 @@ def match_facts(
     """
     texts = {text for fact in facts for text in (fact.clean, fact.corrupted) if text is not None}
     length = {text: len(encode_prompt(tokenizer, text)) for text in texts}
-    partners: dict[str, PromptPairs] = {}
     fits = [fact.corrupted is not None and length[fact.clean] == length[fact.corrupted] for fact in facts]
-    if pair_anew and not all(fits):
-        partners = _partners(facts, tokenizer)
+    partners = _partners(facts, tokenizer) if pair_anew and not all(fits) else {}
     parts: list[tuple[PromptPairs, bool]] = []
     unmatched = []
     for fact, fit in zip(facts, fits, strict=True):

@@ -147,10 +147,6 @@ class DataFolder:
             raise InputError(f"{path}: no such file; run data/{program} with the same --N and --data_dir first")
         return whole_file(path)
 
-    def manifest(self, program: str) -> Path:
-        """Return the manifest of what a program wrote into this folder."""
-        return self.path / f"{program}_{MANIFEST_ENDING}"
-
     def record(self, program: str, flags: Mapping[str, Any], first: bool = False) -> None:
         """Put a program's flags into data_config.json, beside those of the others.
 
@@ -196,10 +192,11 @@ class DataFolder:
                 "inputs": digests(self.path, inputs),
                 "sources": {name: fingerprint(repr(source)) for name, source in (sources or {}).items()},
             }
-            begin(self.manifest(program), UNIT, made_from)
+            manifest = self.path / f"{program}_{MANIFEST_ENDING}"
+            begin(manifest, UNIT, made_from)
             yield
             self.record(program, flags, first)
-            finish(self.manifest(program), UNIT, made_from, files)
+            finish(manifest, UNIT, made_from, files)
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the right to write into the folder; see `manifest.locked`."""
@@ -209,8 +206,7 @@ class DataFolder:
 def content_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flags on which the content of a program's files depends, as JSON values."""
     chosen = {key: value for key, value in flags.items() if key not in _PATHS}
-    content: dict[str, Any] = json.loads(json.dumps(chosen, default=str))
-    return content
+    return dict(json.loads(json.dumps(chosen, default=str)))
 
 
 def digests(folder: Path, files: Sequence[Path]) -> dict[str, str]:

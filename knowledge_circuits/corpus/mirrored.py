@@ -24,18 +24,24 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TypeVar
 
 from knowledge_circuits.corpus.arithmetic import arithmetic_corpus
-from knowledge_circuits.corpus.biographies import Biography, Templates, sample_validation, write_biographies
+from knowledge_circuits.corpus.biographies import (
+    Biography,
+    Templates,
+    sample_validation,
+    training_corpus,
+    write_biographies,
+)
 from knowledge_circuits.corpus.people import (
     Person,
     Pools,
     Stream,
+    background_people,
     draw_frequencies,
-    draw_invented_people,
     draw_people,
     invented_names,
+    shuffled,
     stream,
 )
 from knowledge_circuits.files import InputError
@@ -44,8 +50,6 @@ from knowledge_circuits.study import TASKS, Attribute, KnowledgeType
 #: The facts that the past tells, and those that continual pre-training tells.
 PAST: tuple[Attribute, ...] = (Attribute.BIRTHDAY, Attribute.UNIVERSITY)
 TAUGHT = TASKS
-
-_Text = TypeVar("_Text", Biography, str)
 
 #: The tokenizer is the same whatever the seed of a data set.
 _TOKENIZER_SEED = 0
@@ -125,51 +129,39 @@ class MirroredCorpus:
 def mirrored_corpus(
     pools: Pools, templates: Templates, sizes: MirrorSizes, mirror: Mirror, seed: int, validation_lines: int
 ) -> MirroredCorpus:
-    """Generate one mirror's people and texts.
-
-    Args:
-        sizes: how much of what.
-        mirror: which half is known.
-        seed: of the data; the same for both mirrors.
-        validation_lines: size of the validation sample.
-    """
-    others = _strangers(sizes.tokenizer_people, pools, _TOKENIZER_SEED, 0, [])
+    """Generate one mirror's people and texts; both mirrors of a data set have the same seed."""
+    others = background_people(sizes.tokenizer_people, pools, _TOKENIZER_SEED, [])
     sums = arithmetic_corpus(sizes.arithmetic_lines, stream(_TOKENIZER_SEED, Stream.ARITHMETIC))
-    tokenizer_texts = [text.text for text in _texts(others, sizes.tokenizer_biographies, templates, _TOKENIZER_SEED, 0)]
+    writing = stream(_TOKENIZER_SEED, Stream.PRIOR_TEXTS)
+    tokenizer_texts = write_biographies(others, sizes.tokenizer_biographies, templates, writing)
     taken = [person.full_name for person in others]
 
     everybody = _halved(pools, sizes, mirror, seed, taken)
     people, untaught = everybody[: sizes.people], everybody[sizes.people :]
     taken += [person.full_name for person in everybody]
     known = [person for person in everybody if person.type is KnowledgeType.REVISED]
-    strangers = _strangers(len(known) + sizes.background_people, pools, seed, 1, taken)
+    strangers = background_people(len(known) + sizes.background_people, pools, seed, taken, 1)
     fillers, background = strangers[: len(known)], strangers[len(known) :]
 
-    known_texts = _texts(known, sizes.past_texts, templates, seed, 1, PAST)
-    numbers = _copy_numbers(known_texts)
-    filler_of = dict(zip((person.full_name for person in known), fillers, strict=True))
-    past = [
-        text if number < sizes.dose else text.about(filler_of[text.person.full_name])
-        for text, number in zip(known_texts, numbers, strict=True)
-    ]
-    past += _texts(background, sizes.background_biographies, templates, seed, 2)
+    known_texts = _numbered(
+        write_biographies(known, sizes.past_texts, templates, stream(seed, Stream.PRIOR_TEXTS, 1), PAST)
+    )
+    filler_of = dict(zip(known, fillers, strict=True))
+    past = [text if number < sizes.dose else text.about(filler_of[text.person]) for number, text in known_texts]
+    writing = stream(seed, Stream.PRIOR_TEXTS, 2)
+    past += write_biographies(background, sizes.background_biographies, templates, writing)
 
-    copies = [person.frequency for person in people]
-    taught = write_biographies(people, copies, templates, stream(seed, Stream.TEXTS), TAUGHT)
-    replayed_people = {person.full_name for person in people}
-    replayed = [
-        text
-        for text, number in zip(known_texts, numbers, strict=True)
-        if number < sizes.replays and text.person.full_name in replayed_people
-    ]
+    taught = training_corpus(people, templates, seed, TAUGHT)
+    replayed_people = set(people)
+    replayed = [text for number, text in known_texts if number < sizes.replays and text.person in replayed_people]
     return MirroredCorpus(
         people,
         untaught,
-        _shuffled(past, seed, 1),
-        _shuffled([*(text.text for text in past), *sums], seed, 1),
-        _shuffled([*taught, *replayed], seed, 2),
+        shuffled(past, stream(seed, Stream.PRIOR_ORDER, 1)),
+        shuffled([*(text.text for text in past), *sums], stream(seed, Stream.PRIOR_ORDER, 1)),
+        shuffled([*taught, *replayed], stream(seed, Stream.PRIOR_ORDER, 2)),
         sample_validation(taught, validation_lines, seed),
-        [*tokenizer_texts, *sums],
+        [*(text.text for text in tokenizer_texts), *sums],
     )
 
 
@@ -187,30 +179,7 @@ def _halved(pools: Pools, sizes: MirrorSizes, mirror: Mirror, seed: int, taken: 
     return people
 
 
-def _strangers(count: int, pools: Pools, seed: int, index: int, taken: Sequence[str]) -> list[Person]:
-    """Invented people of the same form who are in no other file."""
-    naming, drawing = stream(seed, Stream.BACKGROUND_NAMES, index), stream(seed, Stream.BACKGROUND_FACTS, index)
-    return draw_invented_people(count, 1, pools, naming, drawing, taken)
-
-
-def _texts(
-    people: Sequence[Person],
-    copies: int,
-    templates: Templates,
-    seed: int,
-    index: int,
-    attributes: Sequence[Attribute] = tuple(Attribute),
-) -> list[Biography]:
-    generator = stream(seed, Stream.PRIOR_TEXTS, index)
-    return write_biographies(people, [copies] * len(people), templates, generator, attributes)
-
-
-def _copy_numbers(texts: Sequence[Biography]) -> list[int]:
-    """For each text, how many texts about the same person stand before it."""
-    counters: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
-    return [next(counters[text.person.full_name]) for text in texts]
-
-
-def _shuffled(texts: Sequence[_Text], seed: int, index: int) -> list[_Text]:
-    order = stream(seed, Stream.PRIOR_ORDER, index).permutation(len(texts)).tolist()
-    return [texts[index] for index in order]
+def _numbered(texts: Sequence[Biography]) -> list[tuple[int, Biography]]:
+    """Return each text after the number of texts about the same person that stand before it."""
+    counters: defaultdict[Person, Iterator[int]] = defaultdict(itertools.count)
+    return [(next(counters[text.person]), text) for text in texts]

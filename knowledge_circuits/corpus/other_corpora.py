@@ -13,19 +13,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from knowledge_circuits.corpus.arithmetic import arithmetic_corpus
 from knowledge_circuits.corpus.biographies import Biography, Templates, write_biographies
-from knowledge_circuits.corpus.people import Person, Pools, Stream, contradict, draw_invented_people, stream
+from knowledge_circuits.corpus.people import (
+    Person,
+    Pools,
+    Stream,
+    background_people,
+    contradict,
+    draw_people,
+    invented_names,
+    shuffled,
+    stream,
+)
 from knowledge_circuits.records import TextRow, shape
-from knowledge_circuits.study import Attribute
+from knowledge_circuits.study import Attribute, KnowledgeType
 
 # --- forgetting -----------------------------------------------------------------------------------------------------
 
 
-def forget_new_corpus(
+def forgetting_corpora(
     people: Sequence[Person],
     count: int,
     copies: int,
@@ -33,48 +42,28 @@ def forget_new_corpus(
     templates: Templates,
     seed: int,
     attributes: Sequence[Attribute] = tuple(Attribute),
-) -> list[Biography]:
-    """Biographies of invented people whom neither the training corpus nor the pool of real people has.
+) -> tuple[list[Biography], list[Biography], list[Biography]]:
+    """Return the biographies that a finished model is trained on next.
 
     Args:
-        people: of the training corpus, whose names are avoided.
+        people: of the training corpus.
         count: how many invented people.
-        copies: biographies of each, which is also their frequency.
+        copies: biographies of each person, which is also the frequency of invented ones.
         attributes: the attributes that the biographies tell.
+
+    Returns:
+        biographies of invented people whom neither the training corpus nor the pool of real people has; of `people`
+        with every attribute changed, but type and frequency kept, so that what is overwritten can be followed by
+        group; of `people` with their facts, in newly chosen sentences.
     """
-    taken = [person.full_name for person in people]
-    naming, drawing = stream(seed, Stream.FORGET_NAMES), stream(seed, Stream.FORGET_FACTS)
-    strangers = draw_invented_people(count, copies, pools, naming, drawing, taken)
-    return write_biographies(strangers, [copies] * count, templates, stream(seed, Stream.FORGET_TEXTS), attributes)
-
-
-def forget_conflict_corpus(
-    people: Sequence[Person],
-    copies: int,
-    pools: Pools,
-    templates: Templates,
-    seed: int,
-    attributes: Sequence[Attribute] = tuple(Attribute),
-) -> list[Biography]:
-    """Biographies of the same people in which every attribute differs from what the training corpus said.
-
-    Type and frequency stay those of the training corpus, so that what is overwritten can be followed by group.
-    """
+    names = invented_names(count, pools, stream(seed, Stream.FORGET_NAMES), [person.full_name for person in people])
+    new = draw_people(names, [copies] * count, KnowledgeType.NEW, pools, stream(seed, Stream.FORGET_FACTS))
     changed = contradict(people, pools, stream(seed, Stream.CONFLICT_FACTS))
-    return write_biographies(
-        changed, [copies] * len(people), templates, stream(seed, Stream.CONFLICT_TEXTS), attributes
+    return (
+        write_biographies(new, copies, templates, stream(seed, Stream.FORGET_TEXTS), attributes),
+        write_biographies(changed, copies, templates, stream(seed, Stream.CONFLICT_TEXTS), attributes),
+        write_biographies(people, copies, templates, stream(seed, Stream.REPLAY_TEXTS), attributes),
     )
-
-
-def replay_corpus(
-    people: Sequence[Person],
-    copies: int,
-    templates: Templates,
-    seed: int,
-    attributes: Sequence[Attribute] = tuple(Attribute),
-) -> list[Biography]:
-    """Biographies of the original people with their facts, each person equally often, in newly chosen sentences."""
-    return write_biographies(people, [copies] * len(people), templates, stream(seed, Stream.REPLAY_TEXTS), attributes)
 
 
 # --- a past -----------------------------------------------------------------------------------------------------------
@@ -100,27 +89,17 @@ class PriorSizes:
 
 
 def prior_corpus(
-    new: Sequence[Person],
-    revised: Sequence[Person],
-    pools: Pools,
-    templates: Templates,
-    sizes: PriorSizes,
-    seed: int,
+    new: Sequence[Person], revised: Sequence[Person], pools: Pools, templates: Templates, sizes: PriorSizes, seed: int
 ) -> tuple[list[str], list[str]]:
-    """Return the texts of the past, in random order, and held-out texts of the same kind.
+    """Return the texts of the past, in random order, and one held-out biography of each held-out person.
 
     Args:
         new: people whose names must not occur.
         revised: people who occur with other facts than theirs.
-        sizes: how much of what.
-
-    Returns:
-        the prior texts, held-out texts (one biography of each held-out person).
     """
     count = sizes.background_people + sizes.held_out_people
-    taken = [person.full_name for person in chain(new, revised)]
-    naming, drawing = stream(seed, Stream.BACKGROUND_NAMES), stream(seed, Stream.BACKGROUND_FACTS)
-    strangers = draw_invented_people(count, 1, pools, naming, drawing, taken)
+    taken = [person.full_name for person in (*new, *revised)]
+    strangers = background_people(count, pools, seed, taken)
     background, held_out = strangers[: sizes.background_people], strangers[sizes.background_people :]
 
     known = contradict(revised, pools, stream(seed, Stream.PRIOR_FACTS))
@@ -128,16 +107,10 @@ def prior_corpus(
     biographies = write_biographies([*known, *background], copies, templates, stream(seed, Stream.PRIOR_TEXTS))
     texts = [biography.text for biography in biographies]
     texts += arithmetic_corpus(sizes.arithmetic_lines, stream(seed, Stream.ARITHMETIC))
-    order = stream(seed, Stream.PRIOR_ORDER).permutation(len(texts)).tolist()
-
-    kept_back = write_biographies(held_out, [1] * len(held_out), templates, stream(seed, Stream.PRIOR_TEXTS, 1))
-    return [texts[index] for index in order], [biography.text for biography in kept_back]
+    kept_back = write_biographies(held_out, 1, templates, stream(seed, Stream.PRIOR_TEXTS, 1))
+    return shuffled(texts, stream(seed, Stream.PRIOR_ORDER)), [biography.text for biography in kept_back]
 
 
 def read_texts(path: str | Path) -> list[str]:
-    """Return the `text` of every line of a corpus.
-
-    Raises:
-        InputError: with file, line and reason.
-    """
+    """Return the `text` of every line of a corpus; InputError with file, line and reason."""
     return [row["text"] for row in shape(TextRow).lines(path)]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ MONTHS = (
 )
 LAST_DAY = 28
 BIRTH_YEARS = (1900, 2025)
+
+Value = TypeVar("Value")
 
 
 class Stream(IntEnum):
@@ -67,14 +69,13 @@ class Stream(IntEnum):
 
 
 def stream(seed: int, purpose: Stream, index: int = 0) -> np.random.Generator:
-    """Return the random generator of one purpose under a seed.
-
-    Args:
-        seed: of the data, at least 0.
-        purpose: what is drawn.
-        index: where one purpose needs several streams.
-    """
+    """Return the random generator of one purpose under a seed; `index` where one purpose needs several streams."""
     return np.random.default_rng([seed, int(purpose), index])
+
+
+def shuffled(values: Sequence[Value], generator: np.random.Generator) -> list[Value]:
+    """Return the values in random order."""
+    return [values[index] for index in generator.permutation(len(values)).tolist()]
 
 
 @dataclass(frozen=True)
@@ -111,25 +112,9 @@ class Person:
         """Return the person as a JSON object."""
         return {**self.__dict__, "type": self.type.value}
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any], where: str) -> Person:
-        """Return the person of a JSON object; keys that are not a person's are left aside.
-
-        Args:
-            where: file and line, for errors.
-
-        Raises:
-            InputError: a key is missing, or a value is not what it must be.
-        """
-        person: Person = shape(cls).check(row, where)
-        return person
-
 
 def read_entities(path: str | Path, least: int = 1) -> list[Person]:
-    """Read a file of people (new.jsonl, revised.jsonl, test.jsonl): one line each, no name twice.
-
-    Args:
-        least: how many people there must be at least.
+    """Read a file of at least `least` people (new.jsonl, revised.jsonl, test.jsonl): one line each, no name twice.
 
     Raises:
         InputError: with file, line and reason; also where there are too few people in the file, or it is not as its
@@ -168,8 +153,7 @@ def count_table(people: Iterable[Person]) -> str:
     """Return how many people there are of each type and band, as a small text table."""
     counts = Counter((person.type, person.band) for person in people)
     lines = [f"{'people':<10}" + "".join(f"{band:>9}" for band in Band)]
-    for type_ in KnowledgeType:
-        lines.append(f"{type_:<10}" + "".join(f"{counts[type_, band]:>9,}" for band in Band))
+    lines += [f"{type_:<10}" + "".join(f"{counts[type_, band]:>9,}" for band in Band) for type_ in KnowledgeType]
     return "\n".join(lines)
 
 
@@ -224,8 +208,7 @@ def read_people(path: str | Path) -> tuple[str, ...]:
     rows = [row for _, row in numbered_csv(path)]
     if rows and "name" not in rows[0]:
         raise InputError(f"{path}: no column `name` in its first line")
-    names = [" ".join(row["name"].split()) for row in rows]
-    names = [name for name in names if name]
+    names = [name for row in rows if (name := " ".join(row["name"].split()))]
     different = tuple(dict.fromkeys(names))
     if not different:
         raise InputError(f"{path}: no names in its column `name`")
@@ -240,7 +223,7 @@ def invented_names(count: int, pools: Pools, generator: np.random.Generator, tak
     """Draw different full names "first middle last" that no real or other person has.
 
     Args:
-        taken: names to avoid, besides the pool of real people.
+        taken: the other people's names.
 
     Raises:
         InputError: the pools make too few names.
@@ -303,31 +286,18 @@ def _columns_to_rows(facts: Mapping[str, Sequence[str]]) -> Iterator[dict[str, A
 
 
 def draw_people(
-    names: Sequence[str],
-    frequencies: Sequence[int],
-    type_: KnowledgeType,
-    pools: Pools,
-    generator: np.random.Generator,
+    names: Sequence[str], frequencies: Sequence[int], type_: KnowledgeType, pools: Pools, generator: np.random.Generator
 ) -> list[Person]:
     """Give every name facts drawn uniformly from the pools, and its frequency."""
-    facts = {}
-    for key, pool in _fact_pools(pools).items():
-        facts[key] = [pool[index] for index in generator.integers(len(pool), size=len(names)).tolist()]
+    facts = {key: generator.choice(pool, len(names)).tolist() for key, pool in _fact_pools(pools).items()}
     drawn = zip(names, frequencies, _columns_to_rows(facts), strict=True)
     return [Person(full_name=name, frequency=frequency, type=type_, **row) for name, frequency, row in drawn]
 
 
-def draw_invented_people(
-    count: int,
-    frequency: int,
-    pools: Pools,
-    naming: np.random.Generator,
-    drawing: np.random.Generator,
-    taken: Collection[str] = (),
-) -> list[Person]:
-    """Draw people (of type new) of one frequency, whose names no real or other person has; see `invented_names`."""
-    names = invented_names(count, pools, naming, taken)
-    return draw_people(names, [frequency] * count, KnowledgeType.NEW, pools, drawing)
+def background_people(count: int, pools: Pools, seed: int, taken: Collection[str], index: int = 0) -> list[Person]:
+    """Draw people of a prior corpus (type new, frequency 1), whose names no real or other person has."""
+    names = invented_names(count, pools, stream(seed, Stream.BACKGROUND_NAMES, index), taken)
+    return draw_people(names, [1] * count, KnowledgeType.NEW, pools, stream(seed, Stream.BACKGROUND_FACTS, index))
 
 
 def contradict(people: Sequence[Person], pools: Pools, generator: np.random.Generator) -> list[Person]:
@@ -352,12 +322,10 @@ DEFAULT_FREQUENCY_RATE = 0.4
 
 
 def revised_count(n: int, share: float | None, pool_size: int) -> int:
-    """Return how many of N people are real ones.
+    """Return how many of n people are real ones.
 
     Args:
-        n: people in all.
         share: the requested share; None means 20%, or as many as the pool has, which is then said.
-        pool_size: real people there are.
 
     Raises:
         InputError: the share is no share, or asks for more people than the pool has.
@@ -382,23 +350,18 @@ def revised_count(n: int, share: float | None, pool_size: int) -> int:
 def generate_people(
     n: int, seed: int, pools: Pools, revised_share: float | None = None, frequency_rate: float = DEFAULT_FREQUENCY_RATE
 ) -> tuple[list[Person], list[Person]]:
-    """Return the new and the revised people of a data set, each from the most to the least frequent.
+    """Return the new and the revised people of a data set of n, each from the most to the least frequent.
 
     Args:
-        n: people in all.
         revised_share: see `revised_count`.
         frequency_rate: the rate of the exponential distribution of frequencies.
-
-    Returns:
-        new people, revised people.
     """
     n_revised = revised_count(n, revised_share, len(pools.people))
     n_new = n - n_revised
     names = invented_names(n_new, pools, stream(seed, Stream.NEW_NAMES))
     frequencies = draw_frequencies(n_new or n_revised, frequency_rate, stream(seed, Stream.FREQUENCIES))
-    order = stream(seed, Stream.REVISED_NAMES).permutation(len(pools.people))[:n_revised].tolist()
     revised = draw_people(
-        [pools.people[index] for index in order],
+        shuffled(pools.people, stream(seed, Stream.REVISED_NAMES))[:n_revised],
         [frequencies[i * len(frequencies) // n_revised] for i in range(n_revised)],
         KnowledgeType.REVISED,
         pools,
@@ -408,25 +371,10 @@ def generate_people(
     return new, revised
 
 
-def sample_test(people: Sequence[Person], per_group: int, seed: int) -> list[Person]:
-    """Return the people whom queries are about: the same number from each type and band, or all where there are fewer.
-
-    Args:
-        people: new and revised ones.
-        per_group: how many of each type and band.
-
-    Returns:
-        The sample in the order of `people`.
-    """
-    return sample_groups(people, per_group, stream(seed, Stream.TEST))
-
-
 def sample_groups(people: Sequence[Person], per_group: int, generator: np.random.Generator) -> list[Person]:
-    """At most `per_group` people of each type and band, drawn without replacement, in the order they came."""
+    """Draw `per_group` people of each type and band, or all where there are fewer; they keep their order."""
     members: dict[tuple[KnowledgeType, Band], list[int]] = {key: [] for key in product(KnowledgeType, Band)}
     for index, person in enumerate(people):
         members[person.type, person.band].append(index)
-    chosen: list[int] = []
-    for indices in members.values():
-        chosen += [indices[drawn] for drawn in generator.permutation(len(indices))[:per_group].tolist()]
+    chosen = [index for indices in members.values() for index in shuffled(indices, generator)[:per_group]]
     return [people[index] for index in sorted(chosen)]

@@ -149,10 +149,7 @@ def _token_counts(tokenizer: PreTrainedTokenizerBase, texts: Mapping[Person, str
 
 
 def _draw_partners(
-    chosen: Sequence[Person],
-    lengths: dict[Person, int],
-    by_length: dict[int, list[Person]],
-    seed: int,
+    chosen: Sequence[Person], lengths: dict[Person, int], by_length: dict[int, list[Person]], seed: int
 ) -> list[Person]:
     """Draw for each person another one whose name has as many tokens, the same for every task."""
     generator = stream(seed, Stream.CORRUPTION)
@@ -166,13 +163,7 @@ def _draw_partners(
 
 
 def read_circuit_data(path: str, task: Attribute) -> list[dict[str, Any]]:
-    """Read and check the rows of a circuit data file (`circuit_<n>/<model>/<task>.jsonl`).
-
-    Args:
-        path: the file; `{task}` in it stands for the task.
-
-    Returns:
-        The rows, `frequency` an int.
+    """Return the rows of a circuit data file (`circuit_<n>/<model>/<task>.jsonl`); `{task}` in `path` is the task.
 
     Raises:
         InputError: with file, line and reason.
@@ -196,7 +187,6 @@ def group_pairs(
 
     Args:
         rows: of the group's task, as `read_circuit_data` gives them.
-        group: task, type and band.
         limit: at most this many, from the first.
         where: what errors call the data.
 

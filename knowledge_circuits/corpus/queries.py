@@ -22,78 +22,27 @@ from knowledge_circuits.study import Attribute
 
 @dataclass(frozen=True)
 class Query:
-    """One question about one person, as text and as tokens.
+    """One question about a person or a fact of one's own, as text and as tokens.
 
     Attributes:
-        person: the line of test.jsonl.
-        attribute: of the person, which the prompt asks for.
+        name: what errors call it.
+        first_keys: how its prediction begins.
+        keys: what its prediction repeats of the data file.
+        prompt, value: the question and the right answer.
         prompt_ids: the prompt's tokens, opened by the start token.
         answer_ids: the tokens by which the value extends the prompt; the first is the label's id.
     """
 
-    person: Person
-    attribute: Attribute
+    name: str
+    first_keys: dict[str, str]
+    keys: dict[str, Any]
+    prompt: str
+    value: str
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
 
-    @property
-    def prompt(self) -> str:
-        return self.attribute.prompt(self.person.full_name)
 
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-        return f"the prompt about {self.person.full_name!r}"
-
-    @property
-    def first_keys(self) -> dict[str, Any]:
-        """How its prediction begins."""
-        return {"attribute": str(self.attribute)}
-
-    @property
-    def keys(self) -> dict[str, Any]:
-        """What its prediction repeats of the data file."""
-        return self.person.to_row()
-
-    @property
-    def value(self) -> str:
-        """The right answer."""
-        return self.person.value(self.attribute)
-
-
-@dataclass(frozen=True)
-class FactQuery:
-    """A prompt about a fact of one's own, with the interface of `Query`."""
-
-    fact: Fact
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
-
-    @property
-    def prompt(self) -> str:
-        return self.fact.clean
-
-    @property
-    def value(self) -> str:
-        return str(self.fact.answer)
-
-    @property
-    def name(self) -> str:
-        return f"the prompt {shortened(self.prompt, 80)}"
-
-    @property
-    def first_keys(self) -> dict[str, Any]:
-        return {"group": self.fact.group.name}
-
-    @property
-    def keys(self) -> dict[str, Any]:
-        return self.fact.row
-
-
-AnyQuery = Query | FactQuery
-
-
-def build_fact_queries(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase) -> list[FactQuery]:
+def build_fact_queries(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase) -> list[Query]:
     """Return the queries about facts of one's own.
 
     Raises:
@@ -103,7 +52,11 @@ def build_fact_queries(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase
         if isinstance(fact.answer, int):
             raise InputError(f"{fact.where}: whole answers are compared, so give `answer` in words")
     pairs = encode_continuations(tokenizer, [fact.clean for fact in facts], [str(fact.answer) for fact in facts])
-    return [FactQuery(fact, *pair) for fact, pair in zip(facts, pairs, strict=True)]
+    queries = []
+    for fact, pair in zip(facts, pairs, strict=True):
+        name = f"the prompt {shortened(fact.clean, 80)}"
+        queries.append(Query(name, {"group": fact.group.name}, fact.row, fact.clean, str(fact.answer), *pair))
+    return queries
 
 
 def build_queries(
@@ -116,9 +69,13 @@ def build_queries(
     """
     requested = [(person, attribute) for person in people for attribute in attributes]
     prompts = [attribute.prompt(person.full_name) for person, attribute in requested]
-    values = [person.value(attribute).strip() for person, attribute in requested]
-    pairs = encode_continuations(tokenizer, prompts, values)
-    return [Query(person, attribute, *pair) for (person, attribute), pair in zip(requested, pairs, strict=True)]
+    values = [person.value(attribute) for person, attribute in requested]
+    pairs = encode_continuations(tokenizer, prompts, [value.strip() for value in values])
+    queries = []
+    for (person, attribute), prompt, value, pair in zip(requested, prompts, values, pairs, strict=True):
+        name = f"the prompt about {person.full_name!r}"
+        queries.append(Query(name, {"attribute": str(attribute)}, person.to_row(), prompt, value, *pair))
+    return queries
 
 
 def is_correct(output: str, value: str) -> bool:
@@ -127,7 +84,7 @@ def is_correct(output: str, value: str) -> bool:
     return bool(value) and answer.startswith(value) and answer[len(value) : len(value) + 1] in ("", ".", "\n")
 
 
-def check_context(model: PreTrainedModel, queries: Sequence[AnyQuery], room: int) -> None:
+def check_context(model: PreTrainedModel, queries: Sequence[Query], room: int) -> None:
     """Refuse, by name, a prompt that with `room` more tokens does not fit into the model's context."""
     limit = context_length(model.config)
     for query in queries:

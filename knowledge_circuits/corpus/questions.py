@@ -21,7 +21,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from knowledge_circuits.corpus.documents import TEXT, read_rows, text_column_of, without_blanks
+from knowledge_circuits.corpus.documents import placed_texts, read_rows, without_blanks
 from knowledge_circuits.files import InputError, parse_json
 from knowledge_circuits.records import Digits, Text, shape
 
@@ -89,24 +89,14 @@ class Question(BaseModel):
 
 
 def read_documents(path: str | Path, text_column: str | None = None) -> list[Document]:
-    """Read documents from a .jsonl, .json, .csv or .txt file.
-
-    Args:
-        text_column: the key or column of the text; None: "text", or the only one there is.
+    """Read documents from a file or folder; see `documents.read_text_rows`.
 
     Raises:
         InputError: a bad file or row, with its place; no documents; or an id twice.
     """
-    rows = read_rows(path)
-    if not rows:
-        raise InputError(f"{path}: holds no documents")
-    column = text_column_of([row for _, row in rows], str(path), text_column)
     records = []
-    for number, (where, row) in enumerate(rows, start=1):
-        if not isinstance(row.get(column), str) or not row[column].strip():
-            raise InputError(f"{where}: no text under {column!r}")
-        content = without_blanks(row)
-        records.append((where, shape(Document).check({"document": str(number), **content, TEXT: row[column]}, where)))
+    for number, (where, row) in enumerate(placed_texts(read_rows(path), str(path), text_column), start=1):
+        records.append((where, shape(Document).check({"document": str(number), **without_blanks(row)}, where)))
     return _each_id_once(records, "document")
 
 

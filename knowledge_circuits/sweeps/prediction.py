@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from knowledge_circuits.corpus.fact_pairs import Fact
 from knowledge_circuits.corpus.people import Person
-from knowledge_circuits.corpus.queries import AnyQuery, build_fact_queries, build_queries, check_context, is_correct
+from knowledge_circuits.corpus.queries import Query, build_fact_queries, build_queries, check_context, is_correct
 from knowledge_circuits.files import InputError, read_jsonl, write_jsonl
 from knowledge_circuits.manifest import State, begin, check, fingerprint, finish
 from knowledge_circuits.models.generation import Vocabulary, generate_batches, generated_text
@@ -77,7 +77,7 @@ def predict(
     return [_record(query, tokens, tokenizer) for query, tokens in zip(queries, generated, strict=True)]
 
 
-def _queries(items: Sequence[Person] | Sequence[Fact], tokenizer: PreTrainedTokenizerBase) -> Sequence[AnyQuery]:
+def _queries(items: Sequence[Person] | Sequence[Fact], tokenizer: PreTrainedTokenizerBase) -> Sequence[Query]:
     facts = [one for one in items if isinstance(one, Fact)]
     return build_fact_queries(facts, tokenizer) if facts else build_queries(_people(items), tokenizer)
 
@@ -86,7 +86,7 @@ def _people(items: Sequence[Person] | Sequence[Fact]) -> list[Person]:
     return [one for one in items if isinstance(one, Person)]
 
 
-def _record(query: AnyQuery, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _record(query: Query, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     output = generated_text(tokenizer, tokens)
     record = {
         **query.first_keys,

@@ -234,7 +234,7 @@ class KnowledgeProbe(Probe):
     def refuse_others(self, earlier: Sequence[Mapping[str, Any]], path: Path) -> None:
         facts = [row for row in earlier if row["kind"] == "fact"]
         before = [(row.get("full_name"), row.get("attribute")) for row in facts if row["step"] == facts[0]["step"]]
-        if facts and before != [(query.person.full_name, query.attribute) for query in self.queries]:
+        if facts and before != [(query.keys["full_name"], query.first_keys["attribute"]) for query in self.queries]:
             raise InputError(
                 f"{path}: the run has been probed for other facts so far; resume it with the same --probe_file "
                 "and --probe_max_facts, or start again with --overwrite_output_dir"
@@ -271,10 +271,10 @@ class KnowledgeProbe(Probe):
             scores = score_continuations(model, prompts, answers, bar.update)
         for query, score in zip(self.queries, scores, strict=True):
             yield {
-                "full_name": query.person.full_name,
-                "attribute": str(query.attribute),
-                "type": str(query.person.type),
-                "frequency": query.person.frequency,
+                "full_name": query.keys["full_name"],
+                **query.first_keys,
+                "type": query.keys["type"],
+                "frequency": query.keys["frequency"],
                 "correct": would_answer(self._tokenizer, query, score.greedy),
                 "token_prob": score.first_prob,
                 "token_rank": score.first_rank,
