@@ -25,9 +25,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -50,61 +49,44 @@ from knowledge_circuits.models.scoring import score_continuations
 from knowledge_circuits.records import PROBE_RECORD, shape
 from knowledge_circuits.study import MAX_NEW_TOKENS, Attribute
 from knowledge_circuits.training.callbacks import LoggingCallback
+from knowledge_circuits.training.flags import option
 from knowledge_circuits.training.skills import SkillExample, SkillTest, TextTest, evenly_spaced
 from knowledge_circuits.training.stopping import Known, StoppingRule
 
 Value = TypeVar("Value")
 
 
-class StopOn(StrEnum):
-    """What may end training before its last epoch."""
-
-    KNOWLEDGE = "knowledge"
-
-
 @dataclass(frozen=True)
 class ProbeArguments:
     """The flags of train.py about probes."""
 
-    probe_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "What is probed during training: people (test.jsonl), or rows of question, answer, entity "
-            "(and paraphrases, kind, document), which are answered in words."
-        },
+    probe_file: str | None = option(
+        None,
+        "What is probed during training: people (test.jsonl), or rows of question, answer, entity "
+        "(and paraphrases, kind, document), which are answered in words.",
     )
     probe_every: list[str] = field(
         default_factory=lambda: ["epoch"], metadata={"help": "When to probe: epoch, or a number of steps (50 steps)."}
     )
-    probe_max_facts: int | None = field(
-        default=None, metadata={"help": "Probe at most so many facts, taken evenly from all types and bands."}
+    probe_max_facts: int | None = option(None, "Probe at most so many facts, taken evenly from all types and bands.")
+    ood_file: str | None = option(
+        None, "General skills: JSON lines of prompt (or question), options, answer (and skill)."
     )
-    ood_file: str | None = field(
-        default=None,
-        metadata={"help": "General skills: JSON lines of prompt (or question), options, answer (and skill)."},
+    skill_examples: int | None = option(
+        None, "Probe at most so many examples of each general skill, taken evenly; default: all."
     )
-    skill_examples: int | None = field(
-        default=None,
-        metadata={"help": "Probe at most so many examples of each general skill, taken evenly; default: all."},
+    instruct: bool = option(False, "Ask questions under the tokenizer's chat template; default: completion.")
+    learned_threshold: float = option(
+        0.6, "Mean ROUGE-1 recall of its questions from which an entity counts as learned."
     )
-    instruct: bool = field(
-        default=False, metadata={"help": "Ask questions under the tokenizer's chat template; default: completion."}
+    probe_max_new_tokens: int = option(25, "The longest answer to a question, in tokens.")
+    stop_on: Literal["knowledge"] | None = option(
+        None, "knowledge: end training when facts (or entities) known twice in a row no longer grow."
     )
-    learned_threshold: float = field(
-        default=0.6, metadata={"help": "Mean ROUGE-1 recall of its questions from which an entity counts as learned."}
-    )
-    probe_max_new_tokens: int = field(default=25, metadata={"help": "The longest answer to a question, in tokens."})
-    stop_on: StopOn | None = field(
-        default=None,
-        metadata={"help": "knowledge: end training when facts (or entities) known twice in a row no longer grow."},
-    )
-    patience: int = field(default=3, metadata={"help": "--stop_on: probes without growth before training ends."})
-    skill_drop: float | None = field(
-        default=None, metadata={"help": "--stop_on: also end when general skill fell by more than this share."}
-    )
-    stop_min_share: float = field(
-        default=0.1,
-        metadata={"help": "--stop_on: wait for growth to begin until this share of facts is known twice in a row."},
+    patience: int = option(3, "--stop_on: probes without growth before training ends.")
+    skill_drop: float | None = option(None, "--stop_on: also end when general skill fell by more than this share.")
+    stop_min_share: float = option(
+        0.1, "--stop_on: wait for growth to begin until this share of facts is known twice in a row."
     )
 
 
