@@ -66,20 +66,16 @@ class TrainingData:
     Attributes:
         train, evaluation: what is learned, and what is evaluated on.
         content_key: of the data, the tokenizer and the block size.
-        documents: the documents that are packed in `train`.
-        new: the same before replay.
+        documents: what is packed.
     """
 
     train: PackedBlocks
     evaluation: PackedBlocks | None
     content_key: str
-    documents: list[Row]
-    new: list[Row]
+    documents: Documents
 
 
-def read_training_documents(
-    arguments: DataArguments, evaluates: bool, seed: int, cache_dir: str | None = None
-) -> Documents:
+def read_training_documents(arguments: DataArguments, evaluates: bool, seed: int, cache_dir: str | None) -> Documents:
     """Read the files or the hub data set that the flags name, and mix in replayed documents.
 
     Args:
@@ -141,12 +137,12 @@ def pack_documents(
         # Read once, when the tokenizer first splits its work.
         os.environ["RAYON_NUM_THREADS"] = str(arguments.preprocessing_num_workers)
     reads = arguments.load_data_from_cache and not arguments.overwrite_cache
-    train, train_key = _packed("train", documents.train, tokenizer, block_size, cache, reads)
-    if documents.evaluation is None:
-        return TrainingData(train, None, train_key, documents.train, documents.new)
-    evaluation, key = _packed("evaluation", documents.evaluation, tokenizer, block_size, cache, reads)
-    both = hashlib.sha256(f"{train_key} {key}".encode()).hexdigest()[:32]
-    return TrainingData(train, evaluation, both, documents.train, documents.new)
+    train, key = _packed("train", documents.train, tokenizer, block_size, cache, reads)
+    evaluation = None
+    if documents.evaluation is not None:
+        evaluation, evaluation_key = _packed("evaluation", documents.evaluation, tokenizer, block_size, cache, reads)
+        key = hashlib.sha256(f"{key} {evaluation_key}".encode()).hexdigest()[:32]
+    return TrainingData(train, evaluation, key, documents)
 
 
 def _packed(
@@ -186,9 +182,7 @@ def choose_block_size(requested: int | None, *limits: int | None) -> int:
 
 def data_configuration(train_file: str | None) -> dict[str, Any]:
     """Return how the data were generated: the data_config.json beside a training file; empty where there is none."""
-    if train_file is None:
-        return {}
-    return checked_data_config(Path(train_file).parent / "data_config.json")
+    return {} if train_file is None else checked_data_config(Path(train_file).parent / "data_config.json")
 
 
 class TrainingBlocks(Dataset[dict[str, np.ndarray]]):
@@ -198,7 +192,7 @@ class TrainingBlocks(Dataset[dict[str, np.ndarray]]):
     which nothing is learned. It comes last, so the real blocks meet in the same steps whatever the processes.
     """
 
-    def __init__(self, blocks: PackedBlocks, seed: int, together: int = 1, documents: int = 0) -> None:
+    def __init__(self, blocks: PackedBlocks, seed: int, together: int, documents: int) -> None:
         self.blocks = blocks
         self.seed = seed
         self.documents = documents
@@ -244,9 +238,7 @@ def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
 
     There is no attention mask: padding stands behind the last token, where causal attention never looks.
     """
-    input_ids = torch.from_numpy(np.stack([row["input_ids"] for row in rows]).astype(np.int64))
-    counted = torch.from_numpy(np.stack([row["counted"] for row in rows]))
-    batch = {"input_ids": input_ids, "labels": input_ids.masked_fill(~counted, IGNORED)}
-    if "attribute_types" in rows[0]:
-        batch["attribute_types"] = torch.from_numpy(np.stack([row["attribute_types"] for row in rows]))
+    batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+    batch["input_ids"] = batch["input_ids"].long()
+    batch["labels"] = batch["input_ids"].masked_fill(~batch.pop("counted"), IGNORED)
     return batch

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from knowledge_circuits.corpus.documents import Row
 from knowledge_circuits.files import InputError
@@ -60,7 +60,7 @@ class AdaptiveBlocks(TrainingBlocks):
             raise InputError("--adaptive_exposure needs documents with the column entity")
         self._stream, self._block_size, self._padding_id = stream, block_size, padding_id
         self._probes, self._threshold = probes, threshold
-        self._learned: dict[int, frozenset[str]] = {}
+        self._learned: dict[int, set[str]] = {}
         super().__init__(pack_for_training(stream, block_size, padding_id), seed, together, len(documents))
 
     def set_epoch(self, epoch: int) -> None:
@@ -77,13 +77,11 @@ class AdaptiveBlocks(TrainingBlocks):
     def read(self, epoch: int) -> list[bool]:
         """Return which documents an epoch reads."""
         if epoch not in self._learned:
-            self._learned[epoch] = from_main_process(frozenset(self._learned_before(epoch)))
+            records = shape(QuestionProbeRecord).optional_lines(self._probes)
+            before = [record for record in records if record["epoch"] <= epoch]
+            learned = learned_entities(before[-1], self._threshold) if before else set()
+            self._learned[epoch] = from_main_process(learned)
         return [entity is None or entity not in self._learned[epoch] for entity in self._entities]
-
-    def _learned_before(self, epoch: int) -> set[str]:
-        records = shape(QuestionProbeRecord).optional_lines(self._probes)
-        before = [record for record in records if record["epoch"] <= epoch]
-        return learned_entities(before[-1], self._threshold) if before else set()
 
     def start(self, epoch: int) -> int:
         """Return the optimizer step at which an epoch began that has been probed at its beginning."""
@@ -105,15 +103,9 @@ class EndOfExposure(TrainerCallback):
     def __init__(self, blocks: AdaptiveBlocks) -> None:
         self._blocks = blocks
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         epoch = round(float(state.epoch or 0))
-        read = sum(self._blocks.read(epoch))
-        if not read:
-            if state.is_world_process_zero:
-                tqdm.write(f"training ended at step {state.global_step}: every entity is learned")
-            control.should_training_stop = True
-        elif epoch >= args.num_train_epochs:
-            control.should_training_stop = True
-        return control
+        nothing_left = not any(self._blocks.read(epoch))
+        if nothing_left and state.is_world_process_zero:
+            tqdm.write(f"training ended at step {state.global_step}: every entity is learned")
+        control.should_training_stop |= nothing_left or epoch >= args.num_train_epochs

@@ -114,25 +114,27 @@ def select_documents(stream: TokenStream, wanted: np.ndarray) -> TokenStream:
 
 def pack_for_training(stream: TokenStream, block_size: int, padding_id: int) -> PackedBlocks:
     """Cut a stream into blocks of which every token but the padding is learned."""
-    begins, _ = _windows(stream.starts, block_size)
-    positions, inside = _positions(begins, block_size, len(stream.ids))
+    positions, inside, _ = _windows(stream.starts, block_size)
     input_ids = np.where(inside, stream.ids[positions], np.int32(padding_id))
     return PackedBlocks(input_ids, inside, np.zeros(input_ids.shape, dtype=np.uint8))
 
 
 def pack_for_evaluation(stream: TokenStream, block_size: int, padding_id: int) -> PackedBlocks:
     """Cut a stream into blocks in which each token of the stream counts at most once."""
-    begins, ends = _windows(stream.starts, block_size)
-    positions, inside = _positions(begins, block_size, len(stream.ids))
-    counted = positions < ends[:, None]
-    counted &= inside
+    positions, inside, ends = _windows(stream.starts, block_size)
+    counted = inside & (positions < ends)
     types = np.where(counted, stream.attribute_types[positions], np.uint8(0))
     types[:, 0] = 0  # nothing precedes a block's first token, so nothing predicts it
     return PackedBlocks(np.where(inside, stream.ids[positions], np.int32(padding_id)), counted, types)
 
 
-def _windows(starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each block begins in the stream, and where its whole documents end (the next block begins)."""
+def _windows(starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut a stream into n blocks.
+
+    Returns:
+        The blocks' positions in the stream, clipped at its end [n, p]; whether they lie inside it [n, p]; where each
+        block's whole documents end, so that the next block begins [n, 1].
+    """
     if block_size < 2:
         raise InputError(f"--block_size {block_size}: at least 2 tokens are needed")
     total = int(starts[-1])
@@ -144,14 +146,8 @@ def _windows(starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarra
         begins.append(position)
         position = total if limit >= total else following if following > position else limit
         ends.append(position)
-    return np.array(begins, dtype=np.int64), np.array(ends, dtype=np.int64)
-
-
-def _positions(begins: np.ndarray, block_size: int, total: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stream positions [n, p] of every block (clipped at the end) and whether they lie inside the stream [n, p]."""
-    positions = begins[:, None] + np.arange(block_size, dtype=np.int64)
-    inside = positions < total
-    return np.minimum(positions, total - 1), inside
+    positions = np.array(begins, dtype=np.int64)[:, None] + np.arange(block_size)
+    return np.minimum(positions, total - 1), positions < total, np.array(ends, dtype=np.int64)[:, None]
 
 
 def _stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase, with_attributes: bool) -> TokenStream:

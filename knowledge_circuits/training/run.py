@@ -24,7 +24,7 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from knowledge_circuits import __version__
-from knowledge_circuits.corpus.documents import TEXT, Row
+from knowledge_circuits.corpus.documents import TEXT
 from knowledge_circuits.corpus.questions import holds_questions
 from knowledge_circuits.engine.memory import reuse_freed_memory
 from knowledge_circuits.files import InputError
@@ -142,7 +142,7 @@ def _train(
     if done is not None:
         return Outcome(run, done, trained=False)
     blocks = training_blocks(flags, run, data, tokenizer)
-    probes = probe_callbacks(flags.probes, tokenizer, run, data.new, blocks.documents_seen)
+    probes = probe_callbacks(flags.probes, tokenizer, run, data.documents.new, blocks.documents_seen)
     callbacks: list[TrainerCallback] = [*probes, *make_callbacks(run, tokenizer)]
     if isinstance(blocks, AdaptiveBlocks):
         callbacks.append(EndOfExposure(blocks))
@@ -199,11 +199,10 @@ def training_blocks(flags: Flags, run: Run, data: TrainingData, tokenizer: PreTr
     together = arguments.train_batch_size * arguments.world_size if arguments.world_size > 1 else 1
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     if not flags.strategy.adaptive_exposure:
-        return TrainingBlocks(data.train, seed, together, len(data.documents))
-    stream = token_stream(to_learn(data.documents, flags.strategy), tokenizer)
+        return TrainingBlocks(data.train, seed, together, len(data.documents.train))
     return AdaptiveBlocks(
-        data.documents,
-        stream,
+        data.documents.train,
+        token_stream(data.documents.train, tokenizer),
         data.train.block_size,
         tokenizer.eos_token_id,
         seed,
@@ -211,11 +210,6 @@ def training_blocks(flags: Flags, run: Run, data: TrainingData, tokenizer: PreTr
         run.question_probes,
         flags.probes.learned_threshold,
     )
-
-
-def to_learn(documents: list[Row], strategy: StrategyArguments) -> list[Row]:
-    """Return documents as they are trained on."""
-    return annotate(documents) if strategy.annotate_entities else documents
 
 
 def strategy_parts(flags: Flags, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -266,12 +260,11 @@ def open_run(flags: Flags) -> tuple[Run, PreTrainedTokenizerBase, TrainingData]:
         print(
             f"{len(documents.train):,} training documents, the first: {first[:80]!r}{'...' if len(first) > 80 else ''}"
         )
-    plain = documents.train
-    documents = replace(documents, train=to_learn(plain, flags.strategy))
+    if flags.strategy.annotate_entities:
+        documents = replace(documents, train=annotate(documents.train))
     cache = (Path(flags.model.cache_dir) if flags.model.cache_dir else CACHE) / "packed"
     with arguments.main_process_first(desc="packing"):
-        packed = pack_documents(documents, tokenizer, block_size, flags.data, cache)
-    return run, tokenizer, replace(packed, documents=plain)
+        return run, tokenizer, pack_documents(documents, tokenizer, block_size, flags.data, cache)
 
 
 def planned_steps(arguments: RunArguments, blocks: int) -> int:

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from knowledge_circuits.files import InputError, first_line
-from knowledge_circuits.manifest import FOLDER_MANIFEST, Manifest, check, read_manifest
+from knowledge_circuits.manifest import FOLDER_MANIFEST, check, sound_manifest
 from knowledge_circuits.models.loading import DTYPES, load_configuration, load_model
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.records import LoggedState, shape
@@ -74,7 +74,7 @@ def check_start(folder: Path) -> None:
     Raises:
         InputError: with the file, or that the program that makes it was interrupted.
     """
-    manifest = _manifest(folder)
+    manifest = sound_manifest(folder / FOLDER_MANIFEST)  # without one, loading checks the weights
     if manifest is not None and manifest.unit in (UNIT, "model"):
         state = check(folder / FOLDER_MANIFEST, verify=True)
         if not state.is_whole:
@@ -84,17 +84,9 @@ def check_start(folder: Path) -> None:
             )
 
 
-def _manifest(folder: Path) -> Manifest | None:
-    """Return a folder's manifest; None for one of another program, or a damaged one: loading checks the weights."""
-    try:
-        return read_manifest(folder / FOLDER_MANIFEST)
-    except InputError:
-        return None
-
-
 def starting_model(folder: Path) -> StartingModel | None:
     """Return how a checkpoint's weights were made; None for a checkpoint of another program."""
-    manifest = _manifest(folder)
+    manifest = sound_manifest(folder / FOLDER_MANIFEST)
     if manifest is not None and manifest.unit == "model":
         return StartingModel(made_from=dict(manifest.made_from))
     run, state = Run(folder.resolve().parent.parent), folder / "trainer_state.json"
