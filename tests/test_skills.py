@@ -15,6 +15,8 @@ from memorizing import memorizing_model
 
 from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND
 from knowledge_circuits.files import InputError
+from knowledge_circuits.models.scoring import mean_loss
+from knowledge_circuits.models.tokenization import plain_ids, start_token_id
 from knowledge_circuits.study import Attribute
 from knowledge_circuits.training.skills import (
     SkillExample,
@@ -81,7 +83,9 @@ def test_the_choice_is_by_the_sum_of_the_options_log_probabilities():
 def test_a_text_that_was_learned_is_less_perplexing_than_another():
     model, tokenizer, people = memorizing_model()
     learned = TextTest(f"{people[0].full_name} lives in the city of {people[0].city}", tokenizer).perplexity(model)
-    other = TextTest("Zebras yodel quietly over wax", tokenizer).perplexity(model)
+    text = "Zebras yodel quietly over wax"
+    other = TextTest(text, tokenizer).perplexity(model)
+    assert other == pytest.approx(math.exp(mean_loss(model, [plain_ids(tokenizer, text)], start_token_id(tokenizer))))
     assert 1 < learned < 5 < other
     assert math.isfinite(TextTest(held_out_text(), tokenizer, max_tokens=500).perplexity(model))
 

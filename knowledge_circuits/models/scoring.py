@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from knowledge_circuits.models.loading import context_length
 from knowledge_circuits.models.tokenization import added_ids, start_token_id
 
 #: Limits of one batch: tokens that go through the model, and logits that are held at once.
@@ -169,26 +170,16 @@ def _score_batch(
     ]
 
 
-def text_perplexity(model: PreTrainedModel, ids: Sequence[int], start_token: int, block_size: int = 256) -> float:
-    """exp of the mean negative log-likelihood (nats per token) of a text, read in blocks that each open afresh.
+def mean_loss(model: PreTrainedModel, texts: Sequence[Sequence[int]], start_token: int, block_size: int = 256) -> float:
+    """Return the mean loss per token (nats) of texts, each read in blocks that open afresh and fit the model's context.
 
     Args:
         model: in evaluation mode.
-        ids: the text's token ids, without special tokens.
+        texts: token ids, without special tokens.
         start_token: opens each block.
-        block_size: tokens of text per block; the first of each is predicted from the start token alone.
+        block_size: tokens of text per block at most; the first of each is predicted from the start token alone.
     """
-    total = 0.0
-    blocks = [[start_token, *ids[at : at + block_size]] for at in range(0, len(ids), block_size)]
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    at_once = max(1, min(_MAX_TOKENS // (block_size + 1), _MAX_LOGITS // (vocabulary * (block_size + 1))))
-    with torch.no_grad():
-        for at in range(0, len(blocks), at_once):
-            inputs, mask, positions = left_padded(blocks[at : at + at_once], model.device)
-            logits = model(
-                input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=False
-            ).logits.float()
-            chosen = logits[:, :-1].gather(2, inputs[:, 1:, None])[..., 0]
-            losses = (logits[:, :-1].logsumexp(dim=-1) - chosen) * mask[:, :-1]  # [b, p - 1]
-            total += float(losses.sum(dtype=torch.float64))
-    return float(torch.tensor(total / len(ids), dtype=torch.float64).exp())
+    size = min(block_size, (context_length(model.config) or block_size + 1) - 1)  # the start token takes one position
+    blocks = [ids[at : at + size] for ids in texts for at in range(0, len(ids), size)]
+    scores = score_continuations(model, [[start_token]] * len(blocks), blocks)
+    return -sum(score.log_prob for score in scores) / sum(map(len, blocks))

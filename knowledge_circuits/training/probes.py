@@ -35,7 +35,6 @@ from tqdm import tqdm
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerControl,
     TrainerState,
     TrainingArguments,
@@ -252,6 +251,7 @@ class KnowledgeProbe(Probe):
         with tqdm(total=len(prompts), desc="probing facts", unit="fact", leave=False, delay=5) as bar:
             scores = score_continuations(model, prompts, answers, bar.update)
         for query, score in zip(self.queries, scores, strict=True):
+            asked = f"{query.prompt} {query.value}"
             yield {
                 "full_name": query.person.full_name,
                 "attribute": str(query.attribute),
@@ -260,9 +260,7 @@ class KnowledgeProbe(Probe):
                 "correct": would_answer(self._tokenizer, query, score.greedy),
                 "token_prob": score.first_prob,
                 "token_rank": score.first_rank,
-                "answer_log_prob": finite(
-                    score.log_prob, f"the log-probability of {query.prompt + ' ' + query.value!r}"
-                ),
+                "answer_log_prob": finite(score.log_prob, f"the log-probability of {asked!r}"),
             }
 
 
@@ -315,16 +313,14 @@ class KnowledgeProbeCallback(LoggingCallback):
 
     A resumed run first drops the records of later steps than the one it resumes from, so that in the end its file is
     the same as an uninterrupted run's.
+
+    Args:
+        stopping: the rule that may end training; None: never.
     """
 
     def __init__(
         self, probe: Probe, schedule: Schedule, path: str | Path, stopping: StoppingRule | None = None
     ) -> None:
-        """Set up the probes; train.py's runs take them as they are, `attach` adds them to any other Trainer.
-
-        Args:
-            stopping: the rule that may end training; None: never.
-        """
         self._probe = probe
         self._schedule = schedule
         self._path = Path(path)
@@ -336,14 +332,7 @@ class KnowledgeProbeCallback(LoggingCallback):
         """Refuse, by name, what does not fit into the model's context."""
         self._probe.check_fits(model)
 
-    def attach(self, trainer: Trainer) -> None:
-        """Add the probes to a Trainer; summaries go to whatever its `--report_to` names."""
-        trainer.add_callback(self)
-        self.log = trainer.log
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Drop what an interrupted run recorded too much, and probe the model before its first step."""
         self._seconds, self._started = 0.0, time.monotonic()
         self.check_fits(kwargs["model"])
@@ -352,21 +341,17 @@ class KnowledgeProbeCallback(LoggingCallback):
         if not from_main_process(recorded) and self._schedule.due(state):
             self._run(args, state, control, kwargs["model"])
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Probe where steps are counted."""
         if self._schedule.steps is not None and self._schedule.due(state):
             self._run(args, state, control, kwargs["model"])
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Probe where epochs are counted."""
         if self._schedule.steps is None:
             self._run(args, state, control, kwargs["model"])
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Say what the probes cost, and why training ended if they ended it."""
         if state.is_world_process_zero:
             total = max(time.monotonic() - self._started, 1e-9)

@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeVar
 
+import numpy as np
 from pydantic import AfterValidator, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import TypedDict
@@ -24,7 +25,7 @@ from knowledge_circuits.corpus.answering import completion_prompt
 from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND, arithmetic_prompt
 from knowledge_circuits.files import InputError, read_text
 from knowledge_circuits.models.loading import context_length
-from knowledge_circuits.models.scoring import encode_continuations, score_continuations, text_perplexity
+from knowledge_circuits.models.scoring import encode_continuations, mean_loss, score_continuations
 from knowledge_circuits.models.tokenization import start_token_id
 from knowledge_circuits.paths import HELD_OUT_TEXT, REASONING
 from knowledge_circuits.records import RECORD, Text, shape
@@ -198,10 +199,9 @@ class TextTest:
         if not self._ids:
             raise InputError("a text to measure perplexity on has at least one token")
 
-    def perplexity(self, model: PreTrainedModel, block_size: int = 256) -> float:
-        """exp of the mean loss per token, read in blocks that fit into the model's context."""
-        limit = context_length(model.config) or block_size + 1
-        return text_perplexity(model, self._ids, self._start, min(block_size, limit - 1))
+    def perplexity(self, model: PreTrainedModel) -> float:
+        """Return exp of the mean loss per token."""
+        return float(np.exp(mean_loss(model, [self._ids], self._start)))
 
 
 def held_out_text() -> str:
