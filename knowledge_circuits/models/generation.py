@@ -36,12 +36,12 @@ class Vocabulary:
     Attributes:
         blank: [tokens] bool, whether a token's text is only white space.
         breaks: [tokens] bool, whether a token's text has a line break in it.
-        ends: ids that end a text.
+        eos: the id that ends a text; None: there is none.
     """
 
     blank: Tensor
     breaks: Tensor
-    ends: tuple[int, ...]
+    eos: int | None
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Vocabulary:
@@ -52,8 +52,7 @@ class Vocabulary:
         blank, breaks = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
         blank[:known] = torch.tensor([not text.strip() for text in texts])
         breaks[:known] = torch.tensor(["\n" in text for text in texts])
-        ends = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
-        return cls(blank.to(model.device), breaks.to(model.device), ends)
+        return cls(blank.to(model.device), breaks.to(model.device), tokenizer.eos_token_id)
 
 
 class _LineEnded(StoppingCriteria):
@@ -93,8 +92,8 @@ def generate(
         do_sample=False,
         use_cache=True,  # which training switches off in the model's configuration
         max_new_tokens=max_new_tokens,
-        eos_token_id=list(vocabulary.ends) or None,
-        pad_token_id=vocabulary.ends[0] if vocabulary.ends else 0,
+        eos_token_id=vocabulary.eos,
+        pad_token_id=vocabulary.eos or 0,
     )
     try:
         stopping = StoppingCriteriaList([_LineEnded(vocabulary, len(prompts))])

@@ -102,14 +102,10 @@ def added_ids(prompt: str, value: str, before: Sequence[int], after: Sequence[in
     raise InputError(f"the value {value!r} adds no token to the prompt {prompt!r}")
 
 
-def is_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the tokenizer marks word starts with U+2581 (SentencePiece) rather than a byte-level space."""
-    return any(token.startswith("\u2581") for token in tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, "a b c")))
-
-
 def label_text(tokenizer: PreTrainedTokenizerBase, value: str) -> str:
-    """Return a label as circuit data shows it: with its leading space, except under SentencePiece."""
-    return value if is_sentencepiece(tokenizer) else f" {value}"
+    """Return a label as circuit data shows it: with its leading space, except under SentencePiece (U+2581)."""
+    tokens = tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, "a b c"))
+    return value if any(token.startswith("\u2581") for token in tokens) else f" {value}"
 
 
 def subject_positions(tokenizer: PreTrainedTokenizerBase, subject: str, prompt: str) -> list[int]:

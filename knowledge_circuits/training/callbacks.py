@@ -8,7 +8,7 @@ epoch's end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,16 +28,6 @@ def exponential_steps(cap: int) -> Iterator[int]:
     for number in count(1):
         step += min(2 ** (number // 2), cap)
         yield step
-
-
-class LoggingCallback(TrainerCallback):
-    """A callback with numbers of its own to log, which go wherever the Trainer's go.
-
-    Attributes:
-        log: the Trainer's `log`; until a run sets it, nothing is logged.
-    """
-
-    log: Callable[[dict[str, float]], None] = staticmethod(lambda logs: None)
 
 
 class TrainingBar(ProgressCallback):

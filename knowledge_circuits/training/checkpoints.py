@@ -201,7 +201,7 @@ def newest_to_go_on_from(run: Run, settings: str, main: bool, is_done: Callable[
         is_done: whether nothing is left to train after a checkpoint; of such a one only the sizes are compared.
 
     Raises:
-        InputError: the newest checkpoint is damaged and no earlier one can take its place.
+        InputError: the newest checkpoint is damaged and no earlier one can take its place, or has no state to go on.
     """
     folders = [folder for folder in saved_checkpoints(run) if folder.name != "checkpoint-0"]
     if not folders:
@@ -216,6 +216,8 @@ def newest_to_go_on_from(run: Run, settings: str, main: bool, is_done: Callable[
         return newest
     wrong = wrong or fault(run, newest, settings, verify=True)
     if not wrong:
+        if not has_resume_state(newest):
+            raise InputError(f"{newest}: training cannot go on from here, since it has no optimizer state")
         return newest
     for position in range(len(folders) - 2, -1, -1):
         if _was_resumable(folders[position]) and not fault(run, folders[position], settings, verify=True):

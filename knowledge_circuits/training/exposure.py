@@ -29,7 +29,19 @@ from knowledge_circuits.training.question_probes import learned_entities
 
 
 class AdaptiveBlocks(TrainingBlocks):
-    """The blocks of an epoch, made of the documents that it reads."""
+    """The blocks of an epoch, made of the documents that it reads; of all documents to begin with.
+
+    Args:
+        documents: rows, those of an entity with the key "entity".
+        stream: their tokens.
+        padding_id: fills the last block.
+        seed, together: as for `TrainingBlocks`.
+        probes: the run's question_probes.jsonl.
+        threshold: the mean recall from which an entity counts as learned.
+
+    Raises:
+        InputError: no document has an entity.
+    """
 
     def __init__(
         self,
@@ -42,19 +54,6 @@ class AdaptiveBlocks(TrainingBlocks):
         probes: Path,
         threshold: float,
     ) -> None:
-        """Begin with all documents.
-
-        Args:
-            documents: rows, those of an entity with the key "entity".
-            stream: their tokens.
-            padding_id: fills the last block.
-            seed, together: as for `TrainingBlocks`.
-            probes: the run's question_probes.jsonl.
-            threshold: the mean recall from which an entity counts as learned.
-
-        Raises:
-            InputError: no document has an entity.
-        """
         self._entities = [str(row["entity"]) if row.get("entity") else None for row in documents]
         if not any(self._entities):
             raise InputError("--adaptive_exposure needs documents with the column entity")

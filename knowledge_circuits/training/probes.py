@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ from tqdm import tqdm
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
@@ -47,7 +48,6 @@ from knowledge_circuits.models.generation import generated_text
 from knowledge_circuits.models.scoring import score_continuations
 from knowledge_circuits.records import PROBE_RECORD, shape
 from knowledge_circuits.study import MAX_NEW_TOKENS, Attribute
-from knowledge_circuits.training.callbacks import LoggingCallback
 from knowledge_circuits.training.flags import option
 from knowledge_circuits.training.skills import SkillExample, SkillTest, TextTest, evenly_spaced
 from knowledge_circuits.training.stopping import Known, StoppingRule
@@ -174,7 +174,14 @@ class Probe:
 
 
 class KnowledgeProbe(Probe):
-    """Facts, skills and texts: one record each."""
+    """Facts, skills and texts: one record each.
+
+    Args:
+        people: whose facts are probed, all attributes of each.
+        examples: of skills outside the domain.
+        texts: by name, whose perplexity is measured.
+        max_facts: ask for fewer facts, see `even_sample`.
+    """
 
     record = PROBE_RECORD
 
@@ -186,14 +193,6 @@ class KnowledgeProbe(Probe):
         texts: Mapping[str, str] | None = None,
         max_facts: int | None = None,
     ) -> None:
-        """Prepare the probes.
-
-        Args:
-            people: whose facts are probed, all attributes of each.
-            examples: of skills outside the domain.
-            texts: by name, whose perplexity is measured.
-            max_facts: ask for fewer facts, see `even_sample`.
-        """
         if max_facts is not None:
             people = even_sample(people, max_facts // len(Attribute))
         self.queries: list[Query] = build_queries(people, tokenizer)
@@ -308,7 +307,7 @@ def even_sample(people: Sequence[Person], count: int) -> list[Person]:
     return [people[index] for index in sorted(chosen)]
 
 
-class KnowledgeProbeCallback(LoggingCallback):
+class KnowledgeProbeCallback(TrainerCallback):
     """Probes the model while a Trainer trains it and keeps the run's knowledge_dynamics.jsonl.
 
     A resumed run first drops the records of later steps than the one it resumes from, so that in the end its file is
@@ -316,26 +315,27 @@ class KnowledgeProbeCallback(LoggingCallback):
 
     Args:
         stopping: the rule that may end training; None: never.
+
+    Attributes:
+        log: where summaries go: a Trainer's `log`; until a run sets it, nowhere.
     """
+
+    log: Callable[[dict[str, float]], None] = staticmethod(lambda logs: None)
 
     def __init__(
         self, probe: Probe, schedule: Schedule, path: str | Path, stopping: StoppingRule | None = None
     ) -> None:
-        self._probe = probe
+        self.probe = probe
         self._schedule = schedule
         self._path = Path(path)
         self._stopping = stopping
         self._seconds, self._started = 0.0, time.monotonic()
         self.stop_reason: str | None = None
 
-    def check_fits(self, model: PreTrainedModel) -> None:
-        """Refuse, by name, what does not fit into the model's context."""
-        self._probe.check_fits(model)
-
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Drop what an interrupted run recorded too much, and probe the model before its first step."""
         self._seconds, self._started = 0.0, time.monotonic()
-        self.check_fits(kwargs["model"])
+        self.probe.check_fits(kwargs["model"])
         recorded = state.is_world_process_zero and self._keep_until(state.global_step)
         # A run killed between saving a checkpoint and its probe lacks the record of the step that it resumes from.
         if not from_main_process(recorded) and self._schedule.due(state):
@@ -369,25 +369,25 @@ class KnowledgeProbeCallback(LoggingCallback):
         if state.is_world_process_zero:
             self._append(rows)
             if self._stopping is not None:
-                self.stop_reason = self._stopping.reason(*self._probe.history(self._path))
+                self.stop_reason = self._stopping.reason(*self.probe.history(self._path))
         self._seconds += time.monotonic() - started
         should_log = control.should_log
-        self.log(self._probe.summary(rows))
+        self.log(self.probe.summary(rows))
         control.should_log = should_log  # logging clears the flag by which the Trainer logs its own loss
         if from_main_process(self.stop_reason is not None):
             control.should_training_stop = True
 
     def _records(self, model: PreTrainedModel, state: TrainerState) -> list[dict[str, Any]]:
         """Probe the model; return the lines of the file."""
-        return self._probe.records(model, state.global_step, round(float(state.epoch or 0), 6))
+        return self.probe.records(model, state.global_step, round(float(state.epoch or 0), 6))
 
     def _keep_until(self, step: int) -> bool:
         """Drop records after `step` (all of them for a fresh start); whether some of `step` itself are left."""
         if not self._path.exists():
             return False
-        rows = [row for row in shape(self._probe.record).lines(self._path) if row["step"] <= step]
+        rows = [row for row in shape(self.probe.record).lines(self._path) if row["step"] <= step]
         earlier = rows if step > 0 else []
-        self._probe.refuse_others(earlier, self._path)
+        self.probe.refuse_others(earlier, self._path)
         write_jsonl(self._path, earlier)
         return any(row["step"] == step for row in earlier)
 

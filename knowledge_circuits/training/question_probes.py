@@ -65,7 +65,20 @@ NONE, BORROWED, INVENTED = "none", "borrowed", "invented"
 
 
 class QuestionProbe(Probe):
-    """Questions, documents, skills and texts: one record of all."""
+    """Questions, documents, skills and texts: one record of all.
+
+    Args:
+        questions: what the model answers.
+        documents: what is learned; they tell each entity's frequency, and their loss is measured.
+        prompter: how questions become prompts.
+        max_new_tokens: the longest answer.
+        threshold: the mean recall from which an entity counts as learned.
+        examples: of skills outside the domain.
+        texts: by name, whose perplexity is measured.
+
+    Raises:
+        InputError: a threshold that is no share, no questions, or a chat template that fails.
+    """
 
     record = QuestionProbeRecord
 
@@ -79,20 +92,6 @@ class QuestionProbe(Probe):
         examples: Sequence[SkillExample] = (),
         texts: Mapping[str, str] | None = None,
     ) -> None:
-        """Prepare the probes.
-
-        Args:
-            questions: what the model answers.
-            documents: what is learned; they tell each entity's frequency, and their loss is measured.
-            prompter: how questions become prompts.
-            max_new_tokens: the longest answer.
-            threshold: the mean recall from which an entity counts as learned.
-            examples: of skills outside the domain.
-            texts: by name, whose perplexity is measured.
-
-        Raises:
-            InputError: a threshold that is no share, no questions, or a chat template that fails.
-        """
         if not 0 < threshold <= 1:
             raise InputError(f"--learned_threshold {threshold}: a share above 0 and at most 1 is wanted")
         self.questions = list(questions)
@@ -339,6 +338,9 @@ class QuestionProbeCallback(KnowledgeProbeCallback):
     """Probes with questions while a Trainer trains, and keeps the run's question_probes.jsonl.
 
     `seconds` of a record are those of training so far without the probes, interruptions left out.
+
+    Args:
+        documents_seen: tells the documents that training has read after so many epochs.
     """
 
     def __init__(
@@ -347,14 +349,8 @@ class QuestionProbeCallback(KnowledgeProbeCallback):
         schedule: Schedule,
         path: str | Path,
         documents_seen: Callable[[float], int],
-        stopping: StoppingRule | None = None,
+        stopping: StoppingRule | None,
     ) -> None:
-        """Set up the probes.
-
-        Args:
-            probe, schedule, path, stopping: as for `KnowledgeProbeCallback`.
-            documents_seen: tells the documents that training has read after so many epochs.
-        """
         super().__init__(probe, schedule, path, stopping)
         self._documents_seen = documents_seen
         self._earlier_seconds = 0.0

@@ -42,12 +42,12 @@ from knowledge_circuits.training.arguments import (
 )
 from knowledge_circuits.training.callbacks import (
     EvaluationLog,
-    LoggingCallback,
     SavingCallback,
     TrainingBar,
     evaluation_record,
     exponential_steps,
 )
+from knowledge_circuits.training.checkpoints import step_of
 from knowledge_circuits.training.data import (
     CACHE,
     EvaluationBlocks,
@@ -65,7 +65,7 @@ from knowledge_circuits.training.lora import add_adapter
 from knowledge_circuits.training.packing import token_stream
 from knowledge_circuits.training.probe_files import probe_callbacks
 from knowledge_circuits.training.probes import ProbeArguments, Schedule
-from knowledge_circuits.training.resume import finished_step, prepare_folder, settings_fingerprint
+from knowledge_circuits.training.resume import is_done, prepare_folder, settings_fingerprint
 from knowledge_circuits.training.starting_model import (
     model_configuration,
     starting_model,
@@ -138,20 +138,21 @@ def _train(
     with arguments.main_process_first(desc="looking at the run's folder"):
         steps = planned_steps(arguments, len(data.train))
         resumed = prepare_folder(run, configuration, arguments, steps)
-    done = finished_step(run, configuration, resumed, steps)
-    if done is not None:
-        return Outcome(run, done, trained=False)
+    if resumed is not None and is_done(run, configuration, resumed, steps):
+        return Outcome(run, step_of(resumed), trained=False)
     blocks = training_blocks(flags, run, data, tokenizer)
     probes = probe_callbacks(flags.probes, tokenizer, run, data.documents.new, blocks.documents_seen)
     callbacks: list[TrainerCallback] = [*probes, *make_callbacks(run, tokenizer)]
     if isinstance(blocks, AdaptiveBlocks):
         callbacks.append(EndOfExposure(blocks))
     model = training_model(flags.model, tokenizer, arguments.seed)
-    for probe in probes:
-        probe.check_fits(model)  # before anything is written
+    for callback in probes:
+        callback.probe.check_fits(model)  # before anything is written
     strategy = strategy_parts(flags, model, tokenizer)
     settings = settings_fingerprint(configuration)
     trainer = make_trainer(arguments, run, model, tokenizer, data, callbacks, settings, blocks, **strategy)
+    for callback in probes:
+        callback.log = trainer.log
     if trainer.is_world_process_zero():
         write_run_config(run, configuration)
     if resumed is None:
@@ -360,9 +361,6 @@ def make_trainer(
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
     if plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
         raise InputError("FSDP must save whole models: its configuration needs fsdp_state_dict_type: FULL_STATE_DICT")
-    for callback in callbacks:
-        if isinstance(callback, LoggingCallback):
-            callback.log = trainer.log
     return trainer
 
 
