@@ -80,7 +80,6 @@ def generate(
         model: in evaluation mode.
         prompts: b token id lists.
         max_new_tokens: at least 1.
-        vocabulary: which tokens end an answer.
 
     Returns:
         b lists of generated ids, all of the same length; ids after an answer's end have no meaning.
@@ -114,7 +113,6 @@ def generate_batches(
     """Continue any number of prompts greedily, those of like length together; see `generate`.
 
     Args:
-        model, prompts, max_new_tokens, vocabulary: as for `generate`.
         batch_size: prompts in a batch at most.
         most_tokens: tokens of a batch at most, padding and answers included; a batch has at least one prompt. None: no
             limit.

@@ -150,8 +150,6 @@ def load_model(
 
     Args:
         path: a checkpoint folder or hub name.
-        device: where the weights go.
-        dtype: the weights' data type.
         trust_remote_code: whether code in the model's folder may run.
         revision: a hub model's branch, tag or commit.
         cache_dir: where downloads are kept; None is the hub's own cache.

@@ -142,18 +142,9 @@ RANGES = {
 
 
 def check_ranges(run: RunArguments) -> None:
-    """Refuse numbers that make no sense, before anything is loaded.
-
-    Raises:
-        InputError: the flag, its value and its range.
-    """
+    """Refuse numbers that make no sense, before anything is loaded."""
     for flag, (least, most) in RANGES.items():
         value = getattr(run, flag, None)
-        if isinstance(value, str):
-            try:
-                value = float(value)
-            except ValueError:
-                continue
         if value is not None and not (math.isfinite(value) and least <= value <= most):
             bounds = f"at least {least:g}" if math.isinf(most) else f"from {least:,} to {most:,}"
             raise InputError(f"--{flag} {value}: a finite number {bounds} is wanted")
@@ -208,8 +199,7 @@ def _words_of_file(path: str) -> list[str]:
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
-        texts = [json.dumps(item) if isinstance(item, dict) else str(item) for item in values]
-        words += [f"--{name}", *texts]
+        words += [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
     return words
 
 

@@ -131,7 +131,6 @@ def fault(run: Run, folder: Path, settings: str, verify: bool) -> str:
     """Say what is wrong with a checkpoint or with the run's records up to it; an empty text if nothing is.
 
     Args:
-        folder: one of its checkpoints.
         settings: the fingerprint of the settings that decide the weights.
         verify: compare all bytes; otherwise only sizes.
     """
@@ -196,7 +195,7 @@ def newest_to_go_on_from(run: Run, settings: str, main: bool, is_done: Callable[
     Checkpoints later than that are damaged; the main process renames them, so that nothing of them is lost.
 
     Args:
-        settings: the fingerprint of the settings that decide the weights.
+        settings: as for `fault`.
         main: whether this is the main process.
         is_done: whether nothing is left to train after a checkpoint; of such a one only the sizes are compared.
 

@@ -49,7 +49,6 @@ class Documents:
     """The documents of a run, after replay and limits.
 
     Attributes:
-        train: what is learned.
         evaluation: what is evaluated on; None where nothing is.
         new: what there is to learn, before replayed documents take the place of some.
     """
@@ -61,13 +60,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Packed data, and the hash that stands for all that decided them.
-
-    Attributes:
-        train, evaluation: what is learned, and what is evaluated on.
-        content_key: of the data, the tokenizer and the block size.
-        documents: what is packed.
-    """
+    """Packed data, and the hash that stands for all that decided them: documents, tokenizer and block size."""
 
     train: PackedBlocks
     evaluation: PackedBlocks | None
@@ -86,24 +79,7 @@ def read_training_documents(arguments: DataArguments, evaluates: bool, seed: int
     Raises:
         InputError: no data named, or what is named cannot be read.
     """
-    train, evaluation = _named_documents(arguments, evaluates, cache_dir)
-    if evaluates and evaluation is None:
-        train, evaluation = split_off_validation(train, arguments.validation_split_percentage, seed)
-    new = train = train[: _limit("max_train_samples", arguments.max_train_samples)]
-    if arguments.replay_ratio is not None:
-        replayed = read_text_rows(arguments.replay_file, arguments.text_column) if arguments.replay_file else []
-        train = mix_replay(train, replayed, arguments.replay_ratio, seed)
-    elif arguments.replay_file is not None:
-        raise InputError("--replay_file needs --replay_ratio, the share of documents that it replaces")
-    if evaluation is not None:
-        evaluation = evaluation[: _limit("max_eval_samples", arguments.max_eval_samples)]
-    return Documents(train, evaluation, new)
-
-
-def _named_documents(
-    arguments: DataArguments, evaluates: bool, cache_dir: str | None
-) -> tuple[list[Row], list[Row] | None]:
-    evaluation, column = None, arguments.text_column
+    column, evaluation = arguments.text_column, None
     if arguments.train_file is not None:
         train = read_text_rows(arguments.train_file, column)
     elif arguments.dataset_name is not None:
@@ -111,10 +87,20 @@ def _named_documents(
     else:
         raise InputError("nothing to train on: give --train_file or --dataset_name")
     if not evaluates:
-        return train, None
-    if arguments.validation_file is not None:
+        evaluation = None
+    elif arguments.validation_file is not None:
         evaluation = read_text_rows(arguments.validation_file, column)
-    return train, evaluation
+    elif evaluation is None:
+        train, evaluation = split_off_validation(train, arguments.validation_split_percentage, seed)
+    new = train = train[: _limit("max_train_samples", arguments.max_train_samples)]
+    if arguments.replay_ratio is not None:
+        replayed = read_text_rows(arguments.replay_file, column) if arguments.replay_file else []
+        train = mix_replay(train, replayed, arguments.replay_ratio, seed)
+    elif arguments.replay_file is not None:
+        raise InputError("--replay_file needs --replay_ratio, the share of documents that it replaces")
+    if evaluation is not None:
+        evaluation = evaluation[: _limit("max_eval_samples", arguments.max_eval_samples)]
+    return Documents(train, evaluation, new)
 
 
 def _limit(flag: str, count: int | None) -> int | None:
@@ -126,13 +112,7 @@ def _limit(flag: str, count: int | None) -> int | None:
 def pack_documents(
     documents: Documents, tokenizer: PreTrainedTokenizerBase, block_size: int, arguments: DataArguments, cache: Path
 ) -> TrainingData:
-    """Tokenize and pack, or take packed blocks of the same content from the cache.
-
-    Args:
-        documents: what is learned and what is evaluated on.
-        arguments: whether the cache is read or written anew, and the number of tokenizing threads.
-        cache: the folder of packed data; a damaged file in it is packed again.
-    """
+    """Tokenize and pack, or take packed blocks of the same content from the cache; a damaged file is packed again."""
     if arguments.preprocessing_num_workers:
         # Read once, when the tokenizer first splits its work.
         os.environ["RAYON_NUM_THREADS"] = str(arguments.preprocessing_num_workers)

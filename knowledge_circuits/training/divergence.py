@@ -50,7 +50,6 @@ class Reference:
 
         Args:
             logits: the trained model's, [b, p, n].
-            inputs: of both models.
             labels: token ids, or IGNORED where nothing is learned [b, p].
             tokens: learned tokens of the optimizer step.
         """

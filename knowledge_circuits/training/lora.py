@@ -28,7 +28,6 @@ def add_adapter(model: PreTrainedModel, strategy: StrategyArguments, base: str |
 
     Args:
         model: changed in place.
-        strategy: rank, scale, dropout and layers.
         base: the folder or hub name of the model, which the adapter's configuration names.
         seed: of the adapters' weights.
 

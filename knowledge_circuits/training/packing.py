@@ -77,13 +77,40 @@ class PackedBlocks:
         return self.input_ids.shape[1]
 
 
-def token_stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> TokenStream:
+def token_stream(
+    documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase, with_attributes: bool = False
+) -> TokenStream:
     """Tokenize documents, each as its tokenizer opens a text and ended by exactly one EOS.
 
     Raises:
         InputError: the tokenizer has no EOS token.
     """
-    return _stream(documents, tokenizer, with_attributes=False)
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise InputError(f"the tokenizer {tokenizer.name_or_path!r} has no EOS token to end documents with")
+    ids_of, types_of = [], []
+    with tqdm(total=len(documents), desc="tokenizing", unit=" documents", delay=2) as progress:
+        for first in range(0, len(documents), _CHUNK):
+            chunk = documents[first : first + _CHUNK]
+            encoded = tokenizer(
+                [document[TEXT] for document in chunk],
+                return_attention_mask=False,
+                return_offsets_mapping=with_attributes,
+                verbose=False,
+            )
+            for index, document in enumerate(chunk):
+                ids = encoded["input_ids"][index]
+                types = np.zeros(len(ids), dtype=np.uint8)
+                if with_attributes:
+                    opening = attribute_openings(document, encoded["offset_mapping"][index], first + index + 1)
+                    types[opening] = TYPE_CODES[KnowledgeType(document["type"])] if opening else 0
+                if not ids or ids[-1] != eos:
+                    ids, types = [*ids, eos], np.append(types, np.uint8(0))
+                ids_of.append(np.array(ids, dtype=np.int32))
+                types_of.append(types)
+            progress.update(len(chunk))
+    starts = np.cumsum([0, *map(len, ids_of)], dtype=np.int64)
+    return TokenStream(np.concatenate(ids_of), starts, np.concatenate(types_of))
 
 
 def evaluation_stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> TokenStream:
@@ -96,16 +123,11 @@ def evaluation_stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBa
     """
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer {tokenizer.name_or_path!r} gives no character offsets; a fast one is needed")
-    return _stream(documents, tokenizer, with_attributes=True)
+    return token_stream(documents, tokenizer, with_attributes=True)
 
 
 def select_documents(stream: TokenStream, wanted: np.ndarray) -> TokenStream:
-    """Return the stream of some of its documents.
-
-    Args:
-        stream: of n documents.
-        wanted: which of them, bool [n].
-    """
+    """Return the stream of the documents that are `wanted`, bool [documents]."""
     lengths = np.diff(stream.starts)
     tokens = np.repeat(wanted, lengths)
     starts = np.concatenate([[0], np.cumsum(lengths[wanted])]).astype(np.int64)
@@ -150,36 +172,6 @@ def _windows(starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarra
     return np.minimum(positions, total - 1), positions < total, np.array(ends, dtype=np.int64)[:, None]
 
 
-def _stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase, with_attributes: bool) -> TokenStream:
-    """Tokenize documents one after the other, with the codes of attributes if they are wanted."""
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise InputError(f"the tokenizer {tokenizer.name_or_path!r} has no EOS token to end documents with")
-    ids_of, types_of = [], []
-    with tqdm(total=len(documents), desc="tokenizing", unit=" documents", delay=2) as progress:
-        for first in range(0, len(documents), _CHUNK):
-            chunk = documents[first : first + _CHUNK]
-            encoded = tokenizer(
-                [document[TEXT] for document in chunk],
-                return_attention_mask=False,
-                return_offsets_mapping=with_attributes,
-                verbose=False,
-            )
-            for index, document in enumerate(chunk):
-                ids = encoded["input_ids"][index]
-                types = np.zeros(len(ids), dtype=np.uint8)
-                if with_attributes:
-                    opening = attribute_openings(document, encoded["offset_mapping"][index], first + index + 1)
-                    types[opening] = TYPE_CODES[KnowledgeType(document["type"])] if opening else 0
-                if not ids or ids[-1] != eos:
-                    ids, types = [*ids, eos], np.append(types, np.uint8(0))
-                ids_of.append(np.array(ids, dtype=np.int32))
-                types_of.append(types)
-            progress.update(len(chunk))
-    starts = np.cumsum([0, *map(len, ids_of)], dtype=np.int64)
-    return TokenStream(np.concatenate(ids_of), starts, np.concatenate(types_of))
-
-
 def attribute_openings(document: Row, offsets: Sequence[tuple[int, int]], number: int) -> list[int]:
     """Return the positions of the tokens that open the document's attributes.
 
@@ -215,8 +207,6 @@ def locate_values(text: str, name: str, values: dict[Attribute, str]) -> dict[At
 
     Args:
         text: the biography, which has each value once and the name any number of times.
-        name: the person's full name.
-        values: the value of each attribute.
 
     Returns:
         The character position of each value that stands in the text.

@@ -68,10 +68,8 @@ class QuestionProbe(Probe):
     """Questions, documents, skills and texts: one record of all.
 
     Args:
-        questions: what the model answers.
         documents: what is learned; they tell each entity's frequency, and their loss is measured.
         prompter: how questions become prompts.
-        max_new_tokens: the longest answer.
         threshold: the mean recall from which an entity counts as learned.
         examples: of skills outside the domain.
         texts: by name, whose perplexity is measured.
@@ -205,7 +203,6 @@ def entity_recalls(record: Record, frequency: str | None = None, kind: str | Non
     """Return each mentioned entity's mean recall over its questions.
 
     Args:
-        record: one probe.
         frequency: entities of this label only; None: all that documents mention.
         kind: questions of this kind only; None: all.
     """
@@ -222,7 +219,6 @@ def recall_floors(record: Record, accepted: Mapping[str, Sequence[str]]) -> dict
     spaced, are taken. Words that stand in many answers ("of the") and right guesses of frequent ones are in it.
 
     Args:
-        record: one probe.
         accepted: the accepted answers by question id.
 
     Returns:

@@ -20,7 +20,6 @@ def mix_replay(new: Sequence[Row], replayed: Sequence[Row], ratio: float, seed: 
     Args:
         new: the N documents to train on.
         replayed: documents of the earlier corpus; where they are fewer than needed, they come round again.
-        ratio: the share r in [0, 1] that is replaced.
         seed: fixes which positions are replaced and by which documents.
 
     Returns:

@@ -95,7 +95,6 @@ class Outcome:
     """What a call of `train` came to.
 
     Attributes:
-        run: the run's folder.
         step: the newest checkpoint's optimizer step.
         trained: whether there was something left to do.
     """
@@ -164,9 +163,8 @@ def _train(
             TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
     reuse_freed_memory()
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    step = trainer.state.global_step
     trainer.end()
-    return Outcome(run, step, trained=True)
+    return Outcome(run, trainer.state.global_step, trained=True)
 
 
 def evaluate(flags: Flags) -> dict[str, float]:

@@ -151,12 +151,7 @@ def _example(row: SkillRow, where: str, default_skill: str) -> SkillExample:
 
 @dataclass(frozen=True)
 class SkillScore:
-    """How well a model does at one skill.
-
-    Attributes:
-        accuracy: the share of examples whose right option is the likeliest.
-        examples: how many there are.
-    """
+    """The share of a skill's examples whose right option is the likeliest, and how many examples there are."""
 
     accuracy: float
     examples: int
