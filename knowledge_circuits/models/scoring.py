@@ -55,13 +55,6 @@ def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tup
     return ids.to(device), mask.to(device), positions.to(device)
 
 
-def last_logits(model: PreTrainedModel, keep: int, **inputs: object) -> Tensor:
-    """Return the logits [b, keep, vocabulary] of the last `keep` positions; others are computed only if need be."""
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        inputs["logits_to_keep"] = keep
-    return model(**inputs).logits[:, -keep:]
-
-
 def encode_continuations(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], texts: Sequence[str]
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -145,9 +138,9 @@ def _score_batch(
     keep = int(lengths.max()) + 1
     sequences = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
     ids, mask, positions = left_padded(sequences, model.device)
-    logits = last_logits(
-        model, keep, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-    ).float()  # [b, keep, vocabulary]; column j predicts column j + 1 of the last keep tokens
+    limit = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **limit).logits
+    logits = logits[:, -keep:].float()  # [b, keep, vocabulary]; column j predicts column j + 1 of the last keep tokens
     keep = logits.shape[1]  # fewer where the longest sequence is shorter
     greedy = logits.argmax(dim=-1).cpu()  # [b, keep]
     targets = ids[:, -keep + 1 :]  # [b, keep - 1]

@@ -23,11 +23,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the hub; an adapter's folder without one has its base model's.
 
-    Args:
-        name_or_path: a folder or hub name.
-        trust_remote_code: let code of its repository run.
-        revision: the hub repository's branch, tag or commit.
-        cache_dir: the folder of hub downloads; None: the library's default.
+    Arguments are as for `models.loading.load_model`.
 
     Raises:
         InputError: no tokenizer is there, or it cannot be read.
@@ -82,11 +78,7 @@ def label_token_id(tokenizer: PreTrainedTokenizerBase, prompt: str, value: str) 
 
 
 def value_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, value: str) -> list[int]:
-    """Return the tokens by which `prompt + " " + value` extends `prompt`.
-
-    Raises:
-        InputError: the value adds no token.
-    """
+    """Return the tokens by which `prompt + " " + value` extends `prompt`."""
     return added_ids(prompt, value, plain_ids(tokenizer, prompt), plain_ids(tokenizer, f"{prompt} {value}"))
 
 

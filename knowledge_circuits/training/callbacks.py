@@ -58,7 +58,6 @@ class SavingCallback(TrainerCallback):
 
     Args:
         schedule: the steps to save at, in order; None leaves it to the Trainer's own strategy.
-        steps_per_epoch: optimizer steps that make an epoch.
         half_epochs: in how many of the first epochs a checkpoint is saved in the middle as well.
     """
 
@@ -100,11 +99,7 @@ class SavingCallback(TrainerCallback):
 
 
 class EvaluationLog(TrainerCallback):
-    """Writes evaluations.jsonl: one object per evaluation, in step order; written by the main process.
-
-    Args:
-        writes: whether this is the main process.
-    """
+    """Writes evaluations.jsonl: one object per evaluation, in step order; only the main process `writes`."""
 
     def __init__(self, path: Path, writes: bool) -> None:
         self.path = path
@@ -128,11 +123,7 @@ class EvaluationLog(TrainerCallback):
 
 
 def evaluation_record(metrics: dict[str, float], step: int, epoch: float) -> dict[str, float]:
-    """Return one line of evaluations.jsonl: the Trainer's metrics without their prefix and without timings.
-
-    Raises:
-        InputError: the loss is not a finite number.
-    """
+    """Return one line of evaluations.jsonl: the Trainer's metrics without their prefix and without timings."""
     names = ["loss", "accuracy", *sorted(key[5:] for key in metrics if key.endswith("_first_token_attribute_accuracy"))]
     record: dict[str, float] = {"step": step, "epoch": epoch}
     record |= {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}

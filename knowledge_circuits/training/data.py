@@ -75,9 +75,6 @@ def read_training_documents(arguments: DataArguments, evaluates: bool, seed: int
         evaluates: whether documents to evaluate on are wanted.
         seed: of replay and of a held-out share.
         cache_dir: folder of hub data sets; None: the library's default.
-
-    Raises:
-        InputError: no data named, or what is named cannot be read.
     """
     column, evaluation = arguments.text_column, None
     if arguments.train_file is not None:
@@ -147,11 +144,7 @@ def choose_block_size(requested: int | None, *limits: int | None) -> int:
     """Return the block size: the requested one, else what the model's context and the tokenizer allow, at most 1,024.
 
     Args:
-        requested: --block_size.
         limits: the model's context, then others that only bound the default; None is no limit.
-
-    Raises:
-        InputError: the model cannot take blocks of that size.
     """
     if requested is None:
         return min([DEFAULT_BLOCK_SIZE, *(limit for limit in limits if limit)])

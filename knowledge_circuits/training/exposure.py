@@ -34,13 +34,8 @@ class AdaptiveBlocks(TrainingBlocks):
     Args:
         documents: rows, those of an entity with the key "entity".
         stream: their tokens.
-        padding_id: fills the last block.
-        seed, together: as for `TrainingBlocks`.
         probes: the run's question_probes.jsonl.
         threshold: the mean recall from which an entity counts as learned.
-
-    Raises:
-        InputError: no document has an entity.
     """
 
     def __init__(

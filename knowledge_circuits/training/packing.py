@@ -80,11 +80,7 @@ class PackedBlocks:
 def token_stream(
     documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase, with_attributes: bool = False
 ) -> TokenStream:
-    """Tokenize documents, each as its tokenizer opens a text and ended by exactly one EOS.
-
-    Raises:
-        InputError: the tokenizer has no EOS token.
-    """
+    """Tokenize documents, each as its tokenizer opens a text and ended by exactly one EOS."""
     eos = tokenizer.eos_token_id
     if eos is None:
         raise InputError(f"the tokenizer {tokenizer.name_or_path!r} has no EOS token to end documents with")
@@ -199,7 +195,7 @@ def attribute_openings(document: Row, offsets: Sequence[tuple[int, int]], number
 
 
 def locate_values(text: str, name: str, values: dict[Attribute, str]) -> dict[Attribute, int]:
-    """Return where each attribute's value begins in a biography.
+    """Return the character at which each attribute's value begins in a biography, of those that stand in it.
 
     A short value may also stand inside a longer one or inside the person's name ("Austin" in "University of Austin",
     in "Austin Reed"). So occurrences are settled longest first, the ones at word boundaries before the others, and a
@@ -207,9 +203,6 @@ def locate_values(text: str, name: str, values: dict[Attribute, str]) -> dict[At
 
     Args:
         text: the biography, which has each value once and the name any number of times.
-
-    Returns:
-        The character position of each value that stands in the text.
     """
     wanted: list[tuple[str, Attribute | None]] = [(name, None), *((value, key) for key, value in values.items())]
     occurrences = []

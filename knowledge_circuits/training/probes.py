@@ -97,11 +97,7 @@ class Schedule:
 
     @classmethod
     def parse(cls, words: str | Sequence[str]) -> Schedule:
-        """Read `epoch`, `50` or `50 steps`.
-
-        Raises:
-            InputError: anything else.
-        """
+        """Read `epoch`, `50` or `50 steps`."""
         text = words if isinstance(words, str) else " ".join(words)
         if text.strip() == "epoch":
             return cls()
@@ -144,13 +140,7 @@ class Probe:
         self._skills.check_fits(model)
 
     def records(self, model: PreTrainedModel, step: int, epoch: float) -> list[dict[str, Any]]:
-        """Probe everything; return the lines of the file of records.
-
-        Args:
-            model: in evaluation mode.
-            step: optimizer steps made.
-            epoch: epochs trained, with fractions.
-        """
+        """Probe a model in evaluation mode; return the lines of the file of records."""
         raise NotImplementedError
 
     def perplexities(self, model: PreTrainedModel, step: int) -> dict[str, float]:
@@ -290,11 +280,7 @@ def would_answer(tokenizer: PreTrainedTokenizerBase, query: Query, greedy: Seque
 
 
 def even_sample(people: Sequence[Person], count: int) -> list[Person]:
-    """At most `count` people, as many from each type and band as there are, evenly spaced, in their order.
-
-    Raises:
-        InputError: fewer than one person is wanted.
-    """
+    """At most `count` people, as many from each type and band as there are, evenly spaced, in their order."""
     if count < 1:
         raise InputError(f"--probe_max_facts must allow at least one person's {len(Attribute)} facts")
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)

@@ -71,8 +71,7 @@ class QuestionProbe(Probe):
         documents: what is learned; they tell each entity's frequency, and their loss is measured.
         prompter: how questions become prompts.
         threshold: the mean recall from which an entity counts as learned.
-        examples: of skills outside the domain.
-        texts: by name, whose perplexity is measured.
+        examples, texts: as for `KnowledgeProbe`.
 
     Raises:
         InputError: a threshold that is no share, no questions, or a chat template that fails.

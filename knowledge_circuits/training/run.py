@@ -92,12 +92,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call of `train` came to.
-
-    Attributes:
-        step: the newest checkpoint's optimizer step.
-        trained: whether there was something left to do.
-    """
+    """What a call of `train` came to: the newest checkpoint's step, and whether there was something left to do."""
 
     run: Run
     step: int

@@ -25,11 +25,7 @@ from knowledge_circuits.training.checkpoints import UNIT
 
 
 def training_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
-    """Return the tokenizer named by the flags, else the one that comes with the model or the configuration.
-
-    Raises:
-        InputError: none is named, or the one that is cannot be loaded.
-    """
+    """Return the tokenizer named by the flags, else the one that comes with the model or the configuration."""
     name = arguments.tokenizer_name or arguments.model_name_or_path or arguments.config_name
     if name is None:
         raise InputError("no tokenizer: give --model_name_or_path, or --tokenizer_name with a model from scratch")
@@ -69,11 +65,7 @@ def training_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase
 
 
 def check_start(folder: Path) -> None:
-    """Refuse a checkpoint folder whose files are not as its manifest says, byte for byte; other models pass.
-
-    Raises:
-        InputError: with the file, or that the program that makes it was interrupted.
-    """
+    """Refuse a checkpoint folder whose files are not as its manifest says, byte for byte; other models pass."""
     manifest = sound_manifest(folder / FOLDER_MANIFEST)  # without one, loading checks the weights
     if manifest is not None and manifest.unit in (UNIT, "model"):
         state = check(folder / FOLDER_MANIFEST, verify=True)
