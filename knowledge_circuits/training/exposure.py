@@ -11,19 +11,17 @@ is not constant counts on those of full exposure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
-from knowledge_circuits.corpus.documents import Row
 from knowledge_circuits.files import InputError
 from knowledge_circuits.records import QuestionProbeRecord, shape
-from knowledge_circuits.training.data import TrainingBlocks
-from knowledge_circuits.training.packing import TokenStream, pack_for_training, select_documents
+from knowledge_circuits.training.data import TrainingBlocks, TrainingData
+from knowledge_circuits.training.packing import pack_for_training, select_documents, token_stream
 from knowledge_circuits.training.probes import from_main_process
 from knowledge_circuits.training.question_probes import learned_entities
 
@@ -32,30 +30,28 @@ class AdaptiveBlocks(TrainingBlocks):
     """The blocks of an epoch, made of the documents that it reads; of all documents to begin with.
 
     Args:
-        documents: rows, those of an entity with the key "entity".
-        stream: their tokens.
+        data: with documents of which those of an entity have the key "entity".
         probes: the run's question_probes.jsonl.
         threshold: the mean recall from which an entity counts as learned.
     """
 
     def __init__(
         self,
-        documents: Sequence[Row],
-        stream: TokenStream,
-        block_size: int,
-        padding_id: int,
+        data: TrainingData,
+        tokenizer: PreTrainedTokenizerBase,
         seed: int,
         together: int,
         probes: Path,
         threshold: float,
     ) -> None:
+        documents = data.documents.train
         self._entities = [str(row["entity"]) if row.get("entity") else None for row in documents]
         if not any(self._entities):
             raise InputError("--adaptive_exposure needs documents with the column entity")
-        self._stream, self._block_size, self._padding_id = stream, block_size, padding_id
+        self._stream, self._padding_id = token_stream(documents, tokenizer), tokenizer.eos_token_id
         self._probes, self._threshold = probes, threshold
         self._learned: dict[int, set[str]] = {}
-        super().__init__(pack_for_training(stream, block_size, padding_id), seed, together, len(documents))
+        super().__init__(data.train, seed, together, len(documents))
 
     def set_epoch(self, epoch: int) -> None:
         """Take the documents that an epoch (counted from 0) reads, and shuffle their blocks."""
@@ -65,7 +61,7 @@ class AdaptiveBlocks(TrainingBlocks):
                 "--adaptive_exposure: every entity is learned before training begins; raise --learned_threshold"
             )
         stream = select_documents(self._stream, read)
-        self.blocks = pack_for_training(stream, self._block_size, self._padding_id)
+        self.blocks = pack_for_training(stream, self.blocks.block_size, self._padding_id)
         super().set_epoch(epoch)
 
     def read(self, epoch: int) -> list[bool]:

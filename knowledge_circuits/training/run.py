@@ -62,7 +62,6 @@ from knowledge_circuits.training.data import (
 from knowledge_circuits.training.divergence import Reference
 from knowledge_circuits.training.exposure import AdaptiveBlocks, EndOfExposure
 from knowledge_circuits.training.lora import add_adapter
-from knowledge_circuits.training.packing import token_stream
 from knowledge_circuits.training.probe_files import probe_callbacks
 from knowledge_circuits.training.probes import ProbeArguments, Schedule
 from knowledge_circuits.training.resume import is_done, prepare_folder, settings_fingerprint
@@ -192,18 +191,9 @@ def training_blocks(flags: Flags, run: Run, data: TrainingData, tokenizer: PreTr
     arguments = flags.training
     together = arguments.train_batch_size * arguments.world_size if arguments.world_size > 1 else 1
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    if not flags.strategy.adaptive_exposure:
-        return TrainingBlocks(data.train, seed, together, len(data.documents.train))
-    return AdaptiveBlocks(
-        data.documents.train,
-        token_stream(data.documents.train, tokenizer),
-        data.train.block_size,
-        tokenizer.eos_token_id,
-        seed,
-        together,
-        run.question_probes,
-        flags.probes.learned_threshold,
-    )
+    if flags.strategy.adaptive_exposure:
+        return AdaptiveBlocks(data, tokenizer, seed, together, run.question_probes, flags.probes.learned_threshold)
+    return TrainingBlocks(data.train, seed, together, len(data.documents.train))
 
 
 def strategy_parts(flags: Flags, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
