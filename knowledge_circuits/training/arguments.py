@@ -163,7 +163,6 @@ def parse_arguments(argv: Sequence[str], more: Sequence[type] = (), description:
     """Read the command line, or a single .json file that holds the same flags, and set `files.BOUNDS` by it.
 
     Args:
-        argv: the words after the program's name.
         more: further dataclasses whose fields become flags.
         description: what `--help` says before it lists the flags.
 

@@ -193,19 +193,6 @@ class TrainingBlocks(Dataset[dict[str, np.ndarray]]):
         return {"input_ids": self.blocks.input_ids[block], "counted": self.blocks.counted[block]}
 
 
-class EvaluationBlocks(Dataset[dict[str, np.ndarray]]):
-    """The blocks that are evaluated on, in their order, with the tokens that open attributes."""
-
-    def __init__(self, blocks: PackedBlocks) -> None:
-        self.blocks = blocks
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {name: array[index] for name, array in vars(self.blocks).items()}
-
-
 def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
     """Stack b blocks into `input_ids` and `labels`, int64 [b, p], and `attribute_types` where the rows have them.
 

@@ -72,6 +72,9 @@ class PackedBlocks:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {name: array[index] for name, array in vars(self).items()}
+
     @property
     def block_size(self) -> int:
         return self.input_ids.shape[1]

@@ -45,11 +45,12 @@ from knowledge_circuits.corpus.people import Person
 from knowledge_circuits.corpus.queries import Query, build_queries, check_context, is_correct
 from knowledge_circuits.files import InputError, atomic_write, write_jsonl
 from knowledge_circuits.models.generation import generated_text
-from knowledge_circuits.models.scoring import score_continuations
+from knowledge_circuits.models.scoring import mean_loss, score_continuations
+from knowledge_circuits.models.tokenization import start_token_id
 from knowledge_circuits.records import PROBE_RECORD, shape
 from knowledge_circuits.study import MAX_NEW_TOKENS, Attribute
 from knowledge_circuits.training.flags import option
-from knowledge_circuits.training.skills import SkillExample, SkillTest, TextTest, evenly_spaced
+from knowledge_circuits.training.skills import SkillExample, SkillTest, evenly_spaced
 from knowledge_circuits.training.stopping import Known, StoppingRule
 
 Value = TypeVar("Value")
@@ -133,7 +134,11 @@ class Probe:
     ) -> None:
         self._tokenizer = tokenizer
         self._skills = SkillTest(examples, tokenizer)
-        self._texts = {name: TextTest(text, tokenizer, max_tokens) for name, text in (texts or {}).items()}
+        # Not verbose: tokenizers warn of texts that are longer than a context, which the blocks will not be.
+        self._texts = {
+            name: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:max_tokens]
+            for name, text in (texts or {}).items()
+        }
 
     def check_fits(self, model: PreTrainedModel) -> None:
         """Refuse, by name, what does not fit into the model's context."""
@@ -145,9 +150,10 @@ class Probe:
 
     def perplexities(self, model: PreTrainedModel, step: int) -> dict[str, float]:
         """Return the perplexity of every text by its name."""
+        start = start_token_id(self._tokenizer)
         return {
-            name: finite(text.perplexity(model), f"the perplexity of {name!r} at step {step}")
-            for name, text in self._texts.items()
+            name: finite(np.exp(mean_loss(model, [ids], start)), f"the perplexity of {name!r} at step {step}")
+            for name, ids in self._texts.items()
         }
 
     def refuse_others(self, earlier: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -257,7 +263,7 @@ def finite(value: float, what: str) -> float:
     """Return a number that a probe found; one that is not finite is an InputError that says what it is."""
     if not np.isfinite(value):
         raise InputError(f"{what} is {value}: the weights or activations are no longer finite numbers")
-    return value
+    return float(value)
 
 
 def would_answer(tokenizer: PreTrainedTokenizerBase, query: Query, greedy: Sequence[int]) -> bool:

@@ -50,7 +50,6 @@ from knowledge_circuits.training.callbacks import (
 from knowledge_circuits.training.checkpoints import step_of
 from knowledge_circuits.training.data import (
     CACHE,
-    EvaluationBlocks,
     TrainingBlocks,
     TrainingData,
     choose_block_size,
@@ -327,7 +326,7 @@ def make_trainer(
         args=arguments,
         processing_class=tokenizer,
         train_dataset=blocks,
-        eval_dataset=EvaluationBlocks(data.evaluation) if data.evaluation is not None else None,
+        eval_dataset=data.evaluation,
         data_collator=collate,
         callbacks=[
             *callbacks,

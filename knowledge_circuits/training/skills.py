@@ -16,7 +16,6 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeVar
 
-import numpy as np
 from pydantic import AfterValidator, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import TypedDict
@@ -25,8 +24,7 @@ from knowledge_circuits.corpus.answering import completion_prompt
 from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND, arithmetic_prompt
 from knowledge_circuits.files import InputError, read_text
 from knowledge_circuits.models.loading import context_length
-from knowledge_circuits.models.scoring import encode_continuations, mean_loss, score_continuations
-from knowledge_circuits.models.tokenization import start_token_id
+from knowledge_circuits.models.scoring import encode_continuations, score_continuations
 from knowledge_circuits.paths import HELD_OUT_TEXT, REASONING
 from knowledge_circuits.records import RECORD, Text, shape
 
@@ -178,21 +176,6 @@ class SkillTest:
         limit = context_length(model.config)
         if limit and longest > limit:
             raise InputError(f"a skill example takes {longest} tokens, but the model's context holds {limit}")
-
-
-class TextTest:
-    """A text tokenized once, whose perplexity is measured many times."""
-
-    def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None) -> None:
-        # Not verbose: tokenizers warn of texts that are longer than a context, which the blocks will not be.
-        self._ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])[:max_tokens]
-        self._start = start_token_id(tokenizer)
-        if not self._ids:
-            raise InputError("a text to measure perplexity on has at least one token")
-
-    def perplexity(self, model: PreTrainedModel) -> float:
-        """Return exp of the mean loss per token."""
-        return float(np.exp(mean_loss(model, [self._ids], self._start)))
 
 
 def held_out_text() -> str:
