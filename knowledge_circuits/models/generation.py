@@ -110,15 +110,12 @@ def generate_batches(
     batch_size: int,
     most_tokens: int | None = None,
 ) -> list[list[int]]:
-    """Continue any number of prompts greedily, those of like length together; see `generate`.
+    """Continue any number of prompts as `generate` does, those of like length together; ids in the prompts' order.
 
     Args:
         batch_size: prompts in a batch at most.
         most_tokens: tokens of a batch at most, padding and answers included; a batch has at least one prompt. None: no
             limit.
-
-    Returns:
-        Generated ids in the order of the prompts.
     """
     # Longest first, so that memory that suffices once suffices always.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))

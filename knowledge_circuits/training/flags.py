@@ -72,14 +72,7 @@ def stated_flags() -> list[tuple[str | None, list[StatedFlag]]]:
 
 
 def answer_without_torch(argv: Sequence[str], description: str | None) -> bool:
-    """Answer `--help` and refuse a flag that does not exist, before transformers is imported.
-
-    Returns:
-        Whether the command line is answered: True after `--help`.
-
-    Raises:
-        InputError: a flag that does not exist, with the most similar one.
-    """
+    """Answer `--help` and refuse a flag that does not exist, before transformers is imported; True after `--help`."""
     try:
         groups = stated_flags()
     except (OSError, SyntaxError, StopIteration, AttributeError):

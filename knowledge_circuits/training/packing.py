@@ -179,9 +179,6 @@ def attribute_openings(document: Row, offsets: Sequence[tuple[int, int]], number
             without those keys tells none.
         offsets: each token's first and end character.
         number: the document's number, for errors.
-
-    Raises:
-        InputError: the type is unknown, or a value does not stand in the text.
     """
     values = {attribute: str(document[attribute]) for attribute in Attribute if attribute in document}
     if not values or not {"full_name", "type"} <= document.keys():

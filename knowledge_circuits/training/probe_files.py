@@ -38,7 +38,6 @@ def probe_callbacks(
     """Return the callbacks that train.py's flags ask for: one, or none without --probe_file.
 
     Args:
-        run: whose records are written.
         documents: what is learned, for question probes.
         documents_seen: how many of them training has read after so many epochs.
     """

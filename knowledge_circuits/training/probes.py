@@ -217,7 +217,6 @@ class KnowledgeProbe(Probe):
             )
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return shares of facts known and of right first tokens, skills' accuracies and texts' perplexities."""
         facts = [row for row in rows if row["kind"] == "fact"]
         logs: dict[str, float] = {}
         if facts:
@@ -334,12 +333,10 @@ class KnowledgeProbeCallback(TrainerCallback):
             self._run(args, state, control, kwargs["model"])
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Probe where steps are counted."""
         if self._schedule.steps is not None and self._schedule.due(state):
             self._run(args, state, control, kwargs["model"])
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Probe where epochs are counted."""
         if self._schedule.steps is None:
             self._run(args, state, control, kwargs["model"])
 
@@ -370,7 +367,6 @@ class KnowledgeProbeCallback(TrainerCallback):
             control.should_training_stop = True
 
     def _records(self, model: PreTrainedModel, state: TrainerState) -> list[dict[str, Any]]:
-        """Probe the model; return the lines of the file."""
         return self.probe.records(model, state.global_step, round(float(state.epoch or 0), 6))
 
     def _keep_until(self, step: int) -> bool:

@@ -125,7 +125,6 @@ class QuestionProbe(Probe):
         return [record]
 
     def refuse_others(self, earlier: Sequence[Record], path: Path) -> None:
-        """Refuse a run's earlier records if they are about other questions, or were judged otherwise."""
         expected = [(question.id, question.entity) for question in self.questions]
         if earlier and (
             [(row["id"], row["entity"]) for row in earlier[0]["questions"]] != expected

@@ -18,7 +18,6 @@ def mix_replay(new: Sequence[Row], replayed: Sequence[Row], ratio: float, seed: 
     """Replace a share of the new documents by replayed ones.
 
     Args:
-        new: the N documents to train on.
         replayed: documents of the earlier corpus; where they are fewer than needed, they come round again.
         seed: fixes which positions are replaced and by which documents.
 

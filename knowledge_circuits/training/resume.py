@@ -79,8 +79,7 @@ def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArgume
 
     Args:
         run: the folder; --overwrite_output_dir removes the run in it.
-        configuration: what the run is now.
-        steps: optimizer steps of the whole run.
+        configuration, steps: as for `is_done`.
 
     Returns:
         The checkpoint to go on from; None to start from the beginning.

@@ -161,11 +161,7 @@ def _train(
 
 
 def evaluate(flags: Flags) -> dict[str, float]:
-    """Evaluate the model that the flags name on their validation documents, without training.
-
-    Returns:
-        loss, accuracy and first-token attribute accuracies.
-    """
+    """Return loss, accuracy and first-token attribute accuracies of the named model, without training."""
     run, tokenizer, data = open_run(flags)
     model = training_model(flags.model, tokenizer, flags.training.seed)
     metrics = make_trainer(flags.training, run, model, tokenizer, data, ()).evaluate()

@@ -104,11 +104,7 @@ def _from_scratch(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase,
 
 
 def model_configuration(arguments: ModelArguments) -> PreTrainedConfig:
-    """Return the configuration of the named model, changed by --config_overrides where it starts from scratch.
-
-    Raises:
-        InputError: no model named, no such configuration or architecture, or an override of what it does not have.
-    """
+    """Return the configuration of the named model, changed by --config_overrides where it starts from scratch."""
     name = arguments.model_name_or_path or arguments.config_name
     if name is not None:
         if Path(name).is_dir() and not (Path(name) / "config.json").exists():
