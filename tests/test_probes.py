@@ -164,7 +164,8 @@ def _train(folder: Path, schedule: Schedule, resume: bool = False, interrupt: in
         folder / "knowledge_dynamics.jsonl",
         options.get("stopping"),
     )
-    callback.attach(trainer)
+    trainer.add_callback(callback)
+    callback.log = trainer.log
     if interrupt is not None:
         trainer.add_callback(_Interrupt(interrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -13,7 +13,7 @@ from tiny import byte_level_tokenizer
 from knowledge_circuits.corpus.answering import Prompter, abstains, answer_prompts, exact, recall
 from knowledge_circuits.corpus.questions import UNMENTIONED, Document, Question
 from knowledge_circuits.files import InputError
-from knowledge_circuits.models.scoring import text_perplexity
+from knowledge_circuits.models.scoring import mean_loss
 from knowledge_circuits.models.tokenization import start_token_id
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute
@@ -241,7 +241,7 @@ def test_a_probe_records_answers_scores_and_the_documents_loss():
     tokenizer = probe._tokenizer
     texts = [f"{person.full_name} lives in {person.city}." for person in people[:4]]
     lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
-    alone = [np.log(text_perplexity(model, tokenizer(t)["input_ids"], start_token_id(tokenizer))) for t in texts]
+    alone = [mean_loss(model, [tokenizer(t)["input_ids"]], start_token_id(tokenizer)) for t in texts]
     assert record["loss"] == pytest.approx(np.average(alone, weights=lengths), rel=1e-5)
     assert record["perplexity"] == pytest.approx(np.exp(record["loss"]))
 
@@ -253,7 +253,7 @@ def test_the_loss_of_a_document_longer_than_the_context_is_read_in_pieces_that_f
     assert len(ids) > 2 * model.config.n_positions
     question = Question(id="0", question="Ada", answer="Austin", entity="Ada", kind="factual")
     probe = QuestionProbe([question], [Document(text=text, entity="Ada", document="0")], _LivesIn(tokenizer), 15)
-    expected = np.log(text_perplexity(model, ids, start_token_id(tokenizer), model.config.n_positions - 1))
+    expected = mean_loss(model, [ids], start_token_id(tokenizer), model.config.n_positions - 1)
     assert probe.records(model, 0, 0.0)[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 

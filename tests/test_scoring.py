@@ -9,7 +9,7 @@ import torch
 from memorizing import memorizing_model
 
 from knowledge_circuits.corpus.queries import build_queries
-from knowledge_circuits.models.scoring import score_continuations, text_perplexity
+from knowledge_circuits.models.scoring import mean_loss, score_continuations
 
 
 def test_scores_equal_those_of_one_sequence_at_a_time_without_padding():
@@ -33,7 +33,7 @@ def test_an_empty_prompt_or_continuation_is_refused():
         score_continuations(model, [[1]], [[]])
 
 
-def test_perplexity_is_the_exponential_of_the_mean_loss_over_every_token_of_the_text():
+def test_the_loss_of_a_text_is_the_mean_over_its_tokens_in_blocks_that_open_afresh():
     model, tokenizer, _ = memorizing_model()
     ids = tokenizer("Ada A. Holt lives in the city of Austin, TX. She majors in History and in Physics.")["input_ids"]
     losses = []
@@ -43,4 +43,4 @@ def test_perplexity_is_the_exponential_of_the_mean_loss_over_every_token_of_the_
             log_probs = model(block).logits[0, :-1].log_softmax(dim=-1)
         losses += [-float(log_probs[i, token]) for i, token in enumerate(block[0, 1:])]
     assert len(losses) == len(ids)
-    assert text_perplexity(model, ids, 0, block_size=7) == pytest.approx(math.exp(sum(losses) / len(ids)), rel=1e-4)
+    assert mean_loss(model, [ids], 0, block_size=7) == pytest.approx(sum(losses) / len(ids), abs=1e-4)

@@ -15,12 +15,14 @@ from memorizing import memorizing_model
 
 from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND
 from knowledge_circuits.files import InputError
+from knowledge_circuits.models.scoring import mean_loss
+from knowledge_circuits.models.tokenization import plain_ids, start_token_id
 from knowledge_circuits.study import Attribute
+from knowledge_circuits.training.probes import Probe
 from knowledge_circuits.training.skills import (
     SkillExample,
     SkillScore,
     SkillTest,
-    TextTest,
     arithmetic_examples,
     fewer_examples,
     held_out_text,
@@ -80,10 +82,13 @@ def test_the_choice_is_by_the_sum_of_the_options_log_probabilities():
 
 def test_a_text_that_was_learned_is_less_perplexing_than_another():
     model, tokenizer, people = memorizing_model()
-    learned = TextTest(f"{people[0].full_name} lives in the city of {people[0].city}", tokenizer).perplexity(model)
-    other = TextTest("Zebras yodel quietly over wax", tokenizer).perplexity(model)
-    assert 1 < learned < 5 < other
-    assert math.isfinite(TextTest(held_out_text(), tokenizer, max_tokens=500).perplexity(model))
+    learned = f"{people[0].full_name} lives in the city of {people[0].city}"
+    texts = {"learned": learned, "other": "Zebras yodel quietly over wax", "held_out": held_out_text()}
+    found = Probe(tokenizer, (), texts, max_tokens=500).perplexities(model, 0)
+    assert 1 < found["learned"] < 5 < found["other"]
+    assert math.isfinite(found["held_out"])
+    loss = mean_loss(model, [plain_ids(tokenizer, texts["other"])], start_token_id(tokenizer))
+    assert found["other"] == pytest.approx(math.exp(loss))
 
 
 def test_the_held_out_text_is_long_and_holds_nothing_of_the_study():

@@ -432,7 +432,7 @@ def test_accumulated_steps_learn_as_whole_ones_do(flags, tmp_path):
 def test_blocks_come_in_an_order_of_seed_and_epoch_and_filling_comes_last(flags):
     train(flags(max_steps=1))
     blocks = read_blocks_of_cache(flags())
-    dataset = TrainingBlocks(blocks, seed=3, together=len(blocks) + 2)
+    dataset = TrainingBlocks(blocks, seed=3, together=len(blocks) + 2, documents=0)
     first = [dataset[index]["input_ids"].tolist() for index in range(len(blocks))]
     assert sorted(first) == sorted(blocks.input_ids.tolist())
     assert len(dataset) == len(blocks) + 2 and not dataset[len(blocks)]["counted"].any()

@@ -36,12 +36,12 @@ class Vocabulary:
     Attributes:
         blank: [tokens] bool, whether a token's text is only white space.
         breaks: [tokens] bool, whether a token's text has a line break in it.
-        ends: ids that end a text.
+        eos: the id that ends a text; None: there is none.
     """
 
     blank: Tensor
     breaks: Tensor
-    ends: tuple[int, ...]
+    eos: int | None
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Vocabulary:
@@ -52,8 +52,7 @@ class Vocabulary:
         blank, breaks = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
         blank[:known] = torch.tensor([not text.strip() for text in texts])
         breaks[:known] = torch.tensor(["\n" in text for text in texts])
-        ends = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
-        return cls(blank.to(model.device), breaks.to(model.device), ends)
+        return cls(blank.to(model.device), breaks.to(model.device), tokenizer.eos_token_id)
 
 
 class _LineEnded(StoppingCriteria):
@@ -81,7 +80,6 @@ def generate(
         model: in evaluation mode.
         prompts: b token id lists.
         max_new_tokens: at least 1.
-        vocabulary: which tokens end an answer.
 
     Returns:
         b lists of generated ids, all of the same length; ids after an answer's end have no meaning.
@@ -93,8 +91,8 @@ def generate(
         do_sample=False,
         use_cache=True,  # which training switches off in the model's configuration
         max_new_tokens=max_new_tokens,
-        eos_token_id=list(vocabulary.ends) or None,
-        pad_token_id=vocabulary.ends[0] if vocabulary.ends else 0,
+        eos_token_id=vocabulary.eos,
+        pad_token_id=vocabulary.eos or 0,
     )
     try:
         stopping = StoppingCriteriaList([_LineEnded(vocabulary, len(prompts))])
@@ -112,16 +110,12 @@ def generate_batches(
     batch_size: int,
     most_tokens: int | None = None,
 ) -> list[list[int]]:
-    """Continue any number of prompts greedily, those of like length together; see `generate`.
+    """Continue any number of prompts as `generate` does, those of like length together; ids in the prompts' order.
 
     Args:
-        model, prompts, max_new_tokens, vocabulary: as for `generate`.
         batch_size: prompts in a batch at most.
         most_tokens: tokens of a batch at most, padding and answers included; a batch has at least one prompt. None: no
             limit.
-
-    Returns:
-        Generated ids in the order of the prompts.
     """
     # Longest first, so that memory that suffices once suffices always.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))

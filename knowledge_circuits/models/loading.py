@@ -32,11 +32,7 @@ def find_device(name: str, what: str) -> torch.device:
     """Return a device of this machine.
 
     Args:
-        name: torch's name of it.
         what: what gives the name, for errors.
-
-    Raises:
-        InputError: no such device on this machine.
     """
     try:
         device = torch.device(name)
@@ -150,8 +146,6 @@ def load_model(
 
     Args:
         path: a checkpoint folder or hub name.
-        device: where the weights go.
-        dtype: the weights' data type.
         trust_remote_code: whether code in the model's folder may run.
         revision: a hub model's branch, tag or commit.
         cache_dir: where downloads are kept; None is the hub's own cache.
@@ -260,11 +254,7 @@ class BaseModel:
 
 
 def adapter_base(path: str) -> BaseModel | None:
-    """Return the base model that an adapter's folder (LoRA, for example) names; None for any other path.
-
-    Raises:
-        InputError: an adapter's folder that names none.
-    """
+    """Return the base model that an adapter's folder (LoRA, for example) names; None for any other path."""
     file = Path(path) / ADAPTER_CONFIG
     if not file.is_file() or Path(path, "config.json").exists():
         return None
@@ -300,9 +290,6 @@ def check_base(adapter: str, base: str) -> None:
     Args:
         adapter: an adapter's folder.
         base: the folder or hub name of the model that it is merged into; empty if unknown.
-
-    Raises:
-        InputError: the weights are others.
     """
     named, record = _named_base(adapter), Path(adapter, BASE_RECORD)
     recorded = read_json(record) if record.is_file() else {}

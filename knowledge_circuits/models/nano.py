@@ -25,12 +25,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, positions: int) 
     """Learn a byte-level BPE tokenizer.
 
     Args:
-        texts: what to learn from.
         vocabulary_size: tokens, <|endoftext|> and the 256 bytes included; fewer if the texts have no more merges.
         positions: the longest input that the model takes.
-
-    Raises:
-        InputError: the vocabulary cannot even hold the bytes.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocabulary_size <= len(alphabet):
@@ -54,12 +50,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, positions: int) 
 
 
 def random_gpt2(tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int) -> GPT2LMHeadModel:
-    """Return a GPT-2 with random weights and no dropout, for this tokenizer.
+    """Return a GPT-2 with random weights and no dropout, for this tokenizer's vocabulary and special token.
 
-    Args:
-        tokenizer: gives the vocabulary and the special token.
-        shape: the size.
-        seed: of the weights; the process's own random state stays as it was.
+    The process's own random state stays as it was.
     """
     config = GPT2Config(
         vocab_size=len(tokenizer),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from knowledge_circuits.models.loading import context_length
 from knowledge_circuits.models.tokenization import added_ids, start_token_id
 
 #: Limits of one batch: tokens that go through the model, and logits that are held at once.
@@ -52,13 +53,6 @@ def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tup
     mask = (torch.arange(longest)[None] >= (longest - lengths)[:, None]).long()
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     return ids.to(device), mask.to(device), positions.to(device)
-
-
-def last_logits(model: PreTrainedModel, keep: int, **inputs: object) -> Tensor:
-    """Return the logits [b, keep, vocabulary] of the last `keep` positions; others are computed only if need be."""
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        inputs["logits_to_keep"] = keep
-    return model(**inputs).logits[:, -keep:]
 
 
 def encode_continuations(
@@ -100,9 +94,6 @@ def score_continuations(
 
     Returns:
         The scores in the given order. They do not depend on what else is scored with them, up to rounding.
-
-    Raises:
-        ValueError: an empty prompt or continuation.
     """
     if not all(len(sequence) for sequence in [*prompts, *continuations]):
         raise ValueError("a prompt and a continuation have at least one token each")
@@ -144,9 +135,9 @@ def _score_batch(
     keep = int(lengths.max()) + 1
     sequences = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
     ids, mask, positions = left_padded(sequences, model.device)
-    logits = last_logits(
-        model, keep, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-    ).float()  # [b, keep, vocabulary]; column j predicts column j + 1 of the last keep tokens
+    limit = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **limit).logits
+    logits = logits[:, -keep:].float()  # [b, keep, vocabulary]; column j predicts column j + 1 of the last keep tokens
     keep = logits.shape[1]  # fewer where the longest sequence is shorter
     greedy = logits.argmax(dim=-1).cpu()  # [b, keep]
     targets = ids[:, -keep + 1 :]  # [b, keep - 1]
@@ -169,26 +160,16 @@ def _score_batch(
     ]
 
 
-def text_perplexity(model: PreTrainedModel, ids: Sequence[int], start_token: int, block_size: int = 256) -> float:
-    """exp of the mean negative log-likelihood (nats per token) of a text, read in blocks that each open afresh.
+def mean_loss(model: PreTrainedModel, texts: Sequence[Sequence[int]], start_token: int, block_size: int = 256) -> float:
+    """Return the mean loss per token (nats) of texts, each read in blocks that open afresh and fit the model's context.
 
     Args:
         model: in evaluation mode.
-        ids: the text's token ids, without special tokens.
+        texts: token ids, without special tokens.
         start_token: opens each block.
-        block_size: tokens of text per block; the first of each is predicted from the start token alone.
+        block_size: tokens of text per block at most; the first of each is predicted from the start token alone.
     """
-    total = 0.0
-    blocks = [[start_token, *ids[at : at + block_size]] for at in range(0, len(ids), block_size)]
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    at_once = max(1, min(_MAX_TOKENS // (block_size + 1), _MAX_LOGITS // (vocabulary * (block_size + 1))))
-    with torch.no_grad():
-        for at in range(0, len(blocks), at_once):
-            inputs, mask, positions = left_padded(blocks[at : at + at_once], model.device)
-            logits = model(
-                input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=False
-            ).logits.float()
-            chosen = logits[:, :-1].gather(2, inputs[:, 1:, None])[..., 0]
-            losses = (logits[:, :-1].logsumexp(dim=-1) - chosen) * mask[:, :-1]  # [b, p - 1]
-            total += float(losses.sum(dtype=torch.float64))
-    return float(torch.tensor(total / len(ids), dtype=torch.float64).exp())
+    size = min(block_size, (context_length(model.config) or block_size + 1) - 1)  # the start token takes one position
+    blocks = [ids[at : at + size] for ids in texts for at in range(0, len(ids), size)]
+    scores = score_continuations(model, [[start_token]] * len(blocks), blocks)
+    return -sum(score.log_prob for score in scores) / sum(map(len, blocks))

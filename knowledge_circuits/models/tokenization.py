@@ -23,11 +23,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the hub; an adapter's folder without one has its base model's.
 
-    Args:
-        name_or_path: a folder or hub name.
-        trust_remote_code: let code of its repository run.
-        revision: the hub repository's branch, tag or commit.
-        cache_dir: the folder of hub downloads; None: the library's default.
+    Arguments are as for `models.loading.load_model`.
 
     Raises:
         InputError: no tokenizer is there, or it cannot be read.
@@ -82,11 +78,7 @@ def label_token_id(tokenizer: PreTrainedTokenizerBase, prompt: str, value: str) 
 
 
 def value_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, value: str) -> list[int]:
-    """Return the tokens by which `prompt + " " + value` extends `prompt`.
-
-    Raises:
-        InputError: the value adds no token.
-    """
+    """Return the tokens by which `prompt + " " + value` extends `prompt`."""
     return added_ids(prompt, value, plain_ids(tokenizer, prompt), plain_ids(tokenizer, f"{prompt} {value}"))
 
 
@@ -102,14 +94,10 @@ def added_ids(prompt: str, value: str, before: Sequence[int], after: Sequence[in
     raise InputError(f"the value {value!r} adds no token to the prompt {prompt!r}")
 
 
-def is_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the tokenizer marks word starts with U+2581 (SentencePiece) rather than a byte-level space."""
-    return any(token.startswith("\u2581") for token in tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, "a b c")))
-
-
 def label_text(tokenizer: PreTrainedTokenizerBase, value: str) -> str:
-    """Return a label as circuit data shows it: with its leading space, except under SentencePiece."""
-    return value if is_sentencepiece(tokenizer) else f" {value}"
+    """Return a label as circuit data shows it: with its leading space, except under SentencePiece (U+2581)."""
+    tokens = tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, "a b c"))
+    return value if any(token.startswith("\u2581") for token in tokens) else f" {value}"
 
 
 def subject_positions(tokenizer: PreTrainedTokenizerBase, subject: str, prompt: str) -> list[int]:

@@ -20,7 +20,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from knowledge_circuits.command_line import HelpFormatter
 from knowledge_circuits.files import BOUNDS, Bounds, InputError, parse_json, read_json
 from knowledge_circuits.paths import check_name
-from knowledge_circuits.training.flags import USAGE
+from knowledge_circuits.training.flags import USAGE, option
 
 #: The folder of a run that holds its checkpoints.
 CHECKPOINTS = "checkpoints"
@@ -37,72 +37,53 @@ class SaveSchedule(StrEnum):
 class ModelArguments:
     """Which model is trained, and the name of its run's folder."""
 
-    model: str = field(
-        default="model", metadata={"help": "The name that output paths use; weights come from --model_name_or_path."}
+    model: str = option("model", "The name that output paths use; weights come from --model_name_or_path.")
+    model_name_or_path: str | None = option(
+        None, "A checkpoint folder or hub name to go on from. None: train from scratch."
     )
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A checkpoint folder or hub name to go on from. None: train from scratch."}
+    model_type: str | None = option(
+        None, "From scratch: an architecture, such as gpt2, with its default configuration."
     )
-    model_type: str | None = field(
-        default=None, metadata={"help": "From scratch: an architecture, such as gpt2, with its default configuration."}
+    config_name: str | None = option(None, "From scratch: a configuration's folder, file or hub name.")
+    config_overrides: str | None = option(
+        None, "From scratch: changes to the configuration, such as n_embd=160,n_layer=6."
     )
-    config_name: str | None = field(
-        default=None, metadata={"help": "From scratch: a configuration's folder, file or hub name."}
+    tokenizer_name: str | None = option(
+        None, "A tokenizer's folder or hub name; default: the model's (or configuration's)."
     )
-    config_overrides: str | None = field(
-        default=None, metadata={"help": "From scratch: changes to the configuration, such as n_embd=160,n_layer=6."}
-    )
-    tokenizer_name: str | None = field(
-        default=None, metadata={"help": "A tokenizer's folder or hub name; default: the model's (or configuration's)."}
-    )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder of hub downloads and packed data; default: each one's own."}
-    )
-    model_revision: str = field(default="main", metadata={"help": "The hub model's branch, tag or commit."})
-    dtype: str = field(
-        default="float32", metadata={"help": "The weights' data type while training; mixed precision is --bf16."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Allow code from the model's repository to run on this machine."}
-    )
+    cache_dir: str | None = option(None, "Folder of hub downloads and packed data; default: each one's own.")
+    model_revision: str = option("main", "The hub model's branch, tag or commit.")
+    dtype: str = option("float32", "The weights' data type while training; mixed precision is --bf16.")
+    trust_remote_code: bool = option(False, "Allow code from the model's repository to run on this machine.")
 
 
 @dataclass(frozen=True)
 class DataArguments:
     """What the model is trained and evaluated on."""
 
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Documents to train on: .jsonl, .json, .csv, .txt, or a folder of .txt files. They are packed in "
-            "this order: shuffle a file in which texts on one subject stand together."
-        },
+    train_file: str | None = option(
+        None,
+        "Documents to train on: .jsonl, .json, .csv, .txt, or a folder of .txt files. They are packed in "
+        "this order: shuffle a file in which texts on one subject stand together.",
     )
-    validation_file: str | None = field(default=None, metadata={"help": "Documents to evaluate on, in the same forms."})
-    dataset_name: str | None = field(default=None, metadata={"help": "A hub data set instead of files."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "The hub data set's configuration."})
-    validation_split_percentage: int = field(
-        default=5, metadata={"help": "The share held out for evaluation where there is no validation file or split."}
+    validation_file: str | None = option(None, "Documents to evaluate on, in the same forms.")
+    dataset_name: str | None = option(None, "A hub data set instead of files.")
+    dataset_config_name: str | None = option(None, "The hub data set's configuration.")
+    validation_split_percentage: int = option(
+        5, "The share held out for evaluation where there is no validation file or split."
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many documents."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many documents."})
-    text_column: str | None = field(
-        default=None, metadata={"help": "The key or column of the text; default: text, or the only one there is."}
+    max_train_samples: int | None = option(None, "Train on the first so many documents.")
+    max_eval_samples: int | None = option(None, "Evaluate on the first so many documents.")
+    text_column: str | None = option(None, "The key or column of the text; default: text, or the only one there is.")
+    block_size: int | None = option(None, "Tokens in a block; default: the model's context, at most 1,024.")
+    load_data_from_cache: bool = option(True, "Use packed data of the same content.")
+    overwrite_cache: bool = option(False, "Pack again even if packed data are there.")
+    preprocessing_num_workers: int | None = option(None, "Threads that tokenize.")
+    replay_file: str | None = option(
+        None, "Documents of an earlier corpus that replace some of the training documents."
     )
-    block_size: int | None = field(
-        default=None, metadata={"help": "Tokens in a block; default: the model's context, at most 1,024."}
-    )
-    load_data_from_cache: bool = field(default=True, metadata={"help": "Use packed data of the same content."})
-    overwrite_cache: bool = field(default=False, metadata={"help": "Pack again even if packed data are there."})
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Threads that tokenize."})
-    replay_file: str | None = field(
-        default=None, metadata={"help": "Documents of an earlier corpus that replace some of the training documents."}
-    )
-    replay_ratio: float | None = field(
-        default=None,
-        metadata={
-            "help": "Replay: the share of documents that replayed ones replace (Ou et al. 2025, arXiv 2502.11196)."
-        },
+    replay_ratio: float | None = option(
+        None, "Replay: the share of documents that replayed ones replace (Ou et al. 2025, arXiv 2502.11196)."
     )
 
 
@@ -116,27 +97,22 @@ class RunArguments(TrainingArguments):
 
     _argument_group_name = "training (the Hugging Face Trainer's flags, and at the end how a run is saved)"
 
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "The run's folder, or its checkpoints/ folder; default: outputs/train/<model>/<run>."},
+    output_dir: str | None = option(
+        None, "The run's folder, or its checkpoints/ folder; default: outputs/train/<model>/<run>."
     )
-    run: str = field(default="default", metadata={"help": "The run's name; outputs go to outputs/train/<model>/<run>."})
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Start again: remove the files of an earlier run of the same name that its manifests list."},
+    run: str = option("default", "The run's name; outputs go to outputs/train/<model>/<run>.")
+    overwrite_output_dir: bool = option(
+        False, "Start again: remove the files of an earlier run of the same name that its manifests list."
     )
-    logging_dir: str | None = field(default=None, metadata={"help": "TensorBoard's folder; default: in the run's."})
+    logging_dir: str | None = option(None, "TensorBoard's folder; default: in the run's.")
     save_schedule: SaveSchedule = field(
         default=SaveSchedule.STRATEGY,
         metadata={"help": "exponential: save at steps 1, 3, 5, 9, 13, 21, 29, ... instead of --save_strategy."},
     )
-    save_half_epochs: int = field(
-        default=0, metadata={"help": "Save also in the middle of each of the first so many epochs."}
-    )
-    save_schedule_cap: int = field(default=16, metadata={"help": "The widest gap of the exponential schedule."})
-    sequences_per_step: int | None = field(
-        default=None,
-        metadata={"help": "Sequences that make one optimizer step, whatever the number of devices: sets accumulation."},
+    save_half_epochs: int = option(0, "Save also in the middle of each of the first so many epochs.")
+    save_schedule_cap: int = option(16, "The widest gap of the exponential schedule.")
+    sequences_per_step: int | None = option(
+        None, "Sequences that make one optimizer step, whatever the number of devices: sets accumulation."
     )
 
     def __post_init__(self) -> None:
@@ -166,18 +142,9 @@ RANGES = {
 
 
 def check_ranges(run: RunArguments) -> None:
-    """Refuse numbers that make no sense, before anything is loaded.
-
-    Raises:
-        InputError: the flag, its value and its range.
-    """
+    """Refuse numbers that make no sense, before anything is loaded."""
     for flag, (least, most) in RANGES.items():
         value = getattr(run, flag, None)
-        if isinstance(value, str):
-            try:
-                value = float(value)
-            except ValueError:
-                continue
         if value is not None and not (math.isfinite(value) and least <= value <= most):
             bounds = f"at least {least:g}" if math.isinf(most) else f"from {least:,} to {most:,}"
             raise InputError(f"--{flag} {value}: a finite number {bounds} is wanted")
@@ -196,7 +163,6 @@ def parse_arguments(argv: Sequence[str], more: Sequence[type] = (), description:
     """Read the command line, or a single .json file that holds the same flags, and set `files.BOUNDS` by it.
 
     Args:
-        argv: the words after the program's name.
         more: further dataclasses whose fields become flags.
         description: what `--help` says before it lists the flags.
 
@@ -232,17 +198,12 @@ def _words_of_file(path: str) -> list[str]:
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
-        texts = [json.dumps(item) if isinstance(item, dict) else str(item) for item in values]
-        words += [f"--{name}", *texts]
+        words += [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
     return words
 
 
 def run_folder(model: ModelArguments, data: DataArguments, run: RunArguments) -> Path:
-    """Return the run's folder: --output_dir, or the default one for its kind.
-
-    Raises:
-        InputError: a name that would lead out of outputs/.
-    """
+    """Return the run's folder: --output_dir, or the default one for its kind."""
     if run.output_dir is not None:
         folder = Path(run.output_dir)
         return folder.parent if folder.name == CHECKPOINTS else folder
@@ -254,11 +215,7 @@ def run_folder(model: ModelArguments, data: DataArguments, run: RunArguments) ->
 
 
 def set_accumulation(run: RunArguments) -> None:
-    """Make --sequences_per_step hold on this number of devices, by gradient accumulation.
-
-    Raises:
-        InputError: the devices' batches do not divide it.
-    """
+    """Make --sequences_per_step hold on this number of devices, by gradient accumulation."""
     if run.sequences_per_step is None:
         return
     at_once = run.train_batch_size * run.world_size

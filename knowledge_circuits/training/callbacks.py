@@ -8,12 +8,12 @@ epoch's end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from itertools import chain, count, repeat
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 
 from knowledge_circuits.files import InputError, write_jsonl
 from knowledge_circuits.records import Evaluation, shape
@@ -24,23 +24,10 @@ def exponential_steps(cap: int) -> Iterator[int]:
 
     With cap 16, as in the original, these are 1, 3, 5, 9, 13, 21, 29, 45, 61, 77, 93, ...
     """
-    if cap < 1:
-        raise InputError(f"--save_schedule_cap {cap}: a gap is at least one step")
-    gaps = chain([1], chain.from_iterable(repeat(2**power, 2) for power in count(1)))
     step = 0
-    for gap in gaps:
-        step += min(gap, cap)
+    for number in count(1):
+        step += min(2 ** (number // 2), cap)
         yield step
-
-
-class LoggingCallback(TrainerCallback):
-    """A callback with numbers of its own to log, which go wherever the Trainer's go.
-
-    Attributes:
-        log: the Trainer's `log`; until a run sets it, nothing is logged.
-    """
-
-    log: Callable[[dict[str, float]], None] = staticmethod(lambda logs: None)
 
 
 class TrainingBar(ProgressCallback):
@@ -71,20 +58,17 @@ class SavingCallback(TrainerCallback):
 
     Args:
         schedule: the steps to save at, in order; None leaves it to the Trainer's own strategy.
-        steps_per_epoch: optimizer steps that make an epoch.
         half_epochs: in how many of the first epochs a checkpoint is saved in the middle as well.
     """
 
-    def __init__(self, schedule: Iterator[int] | None, steps_per_epoch: int, half_epochs: int = 0) -> None:
+    def __init__(self, schedule: Iterator[int] | None, steps_per_epoch: int, half_epochs: int) -> None:
         self.schedule = schedule
         self.half_epochs = half_epochs
         self.steps_per_epoch = steps_per_epoch
         self._next = next(schedule) if schedule else 0
         self._waiting = False
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.schedule:
             while self._next < state.global_step:
                 self._next = next(self.schedule)
@@ -95,45 +79,33 @@ class SavingCallback(TrainerCallback):
         if float(state.epoch or 0).is_integer() or control.should_training_stop:
             self._waiting = control.should_save or control.should_training_stop
             control.should_save = False
-        return self._log_before_saving(control)
+        self._log_before_saving(control)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Whatever ends the training, its last model is saved.
         control.should_save |= self._waiting or control.should_training_stop
         self._waiting = False
-        return self._log_before_saving(control)
+        self._log_before_saving(control)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save at an epoch's end where the evaluation there ended the training."""
         if control.should_training_stop and float(state.epoch or 0).is_integer():
             control.should_save = True
-        return control
 
     @staticmethod
-    def _log_before_saving(control: TrainerControl) -> TrainerControl:
+    def _log_before_saving(control: TrainerControl) -> None:
         # The running loss lives in memory: what is logged before a save cannot be lost with it.
         control.should_log |= control.should_save
-        return control
 
 
 class EvaluationLog(TrainerCallback):
-    """Writes evaluations.jsonl: one object per evaluation, in step order; written by the main process.
-
-    Args:
-        writes: whether this is the main process.
-    """
+    """Writes evaluations.jsonl: one object per evaluation, in step order; only the main process `writes`."""
 
     def __init__(self, path: Path, writes: bool) -> None:
         self.path = path
         self.writes = writes
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Forget evaluations later than the checkpoint that training goes on from: they come again."""
         if self.writes and self.path.exists():
             records = shape(Evaluation).lines(self.path)
@@ -142,26 +114,16 @@ class EvaluationLog(TrainerCallback):
                 write_jsonl(self.path, earlier)
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
-        record = evaluation_record(metrics or {}, state.global_step, state.epoch or 0.0)
+        record = evaluation_record(metrics, state.global_step, state.epoch or 0.0)
         if self.writes:
             records = shape(Evaluation).optional_lines(self.path)
-            records = [other for other in records if other["step"] < record["step"]]
-            write_jsonl(self.path, [*records, record])
+            write_jsonl(self.path, [*(other for other in records if other["step"] < record["step"]), record])
 
 
 def evaluation_record(metrics: dict[str, float], step: int, epoch: float) -> dict[str, float]:
-    """Return one line of evaluations.jsonl: the Trainer's metrics without their prefix and without timings.
-
-    Raises:
-        InputError: the loss is not a finite number.
-    """
+    """Return one line of evaluations.jsonl: the Trainer's metrics without their prefix and without timings."""
     names = ["loss", "accuracy", *sorted(key[5:] for key in metrics if key.endswith("_first_token_attribute_accuracy"))]
     record: dict[str, float] = {"step": step, "epoch": epoch}
     record |= {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}

@@ -30,6 +30,7 @@ from knowledge_circuits.manifest import (
     check,
     finish,
     read_manifest,
+    sound_manifest,
 )
 from knowledge_circuits.models.loading import weights_digest
 from knowledge_circuits.records import TrainerStateFile, shape
@@ -130,7 +131,6 @@ def fault(run: Run, folder: Path, settings: str, verify: bool) -> str:
     """Say what is wrong with a checkpoint or with the run's records up to it; an empty text if nothing is.
 
     Args:
-        folder: one of its checkpoints.
         settings: the fingerprint of the settings that decide the weights.
         verify: compare all bytes; otherwise only sizes.
     """
@@ -156,16 +156,13 @@ def fault(run: Run, folder: Path, settings: str, verify: bool) -> str:
 
 def has_resume_state(folder: Path) -> bool:
     """Return whether a checkpoint folder has the state that training needs to go on from it."""
-    optimizer = any(True for pattern in OPTIMIZER_STATE for _ in folder.glob(pattern))
+    optimizer = any(any(folder.glob(pattern)) for pattern in OPTIMIZER_STATE)
     return optimizer and (folder / "trainer_state.json").exists()
 
 
 def _was_resumable(folder: Path) -> bool:
     """Return whether training could go on from a checkpoint when it was saved, by its manifest or else its files."""
-    try:
-        manifest = read_manifest(folder / FOLDER_MANIFEST)
-    except InputError:
-        manifest = None
+    manifest = sound_manifest(folder / FOLDER_MANIFEST)
     if manifest is None:
         return has_resume_state(folder)
     return any(fnmatch(name, pattern) for name in manifest.files for pattern in OPTIMIZER_STATE)
@@ -183,13 +180,12 @@ def drop_older_resume_state(run: Run) -> None:
             manifest = read_manifest(folder / FOLDER_MANIFEST)
         except InputError:
             continue  # a damaged one is left as it is
-        stale = [path for pattern in RESUME_STATE for path in folder.glob(pattern)]
         if manifest is not None:
             listed = {folder / name: record for name, record in manifest.files.items()}
             rest = {p: r for p, r in listed.items() if not any(fnmatch(p.name, pattern) for pattern in RESUME_STATE)}
             if len(rest) < len(listed):
                 finish(folder / FOLDER_MANIFEST, UNIT, manifest.made_from, rest, rest)
-        for path in stale:
+        for path in [path for pattern in RESUME_STATE for path in folder.glob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -199,12 +195,12 @@ def newest_to_go_on_from(run: Run, settings: str, main: bool, is_done: Callable[
     Checkpoints later than that are damaged; the main process renames them, so that nothing of them is lost.
 
     Args:
-        settings: the fingerprint of the settings that decide the weights.
+        settings: as for `fault`.
         main: whether this is the main process.
         is_done: whether nothing is left to train after a checkpoint; of such a one only the sizes are compared.
 
     Raises:
-        InputError: the newest checkpoint is damaged and no earlier one can take its place.
+        InputError: the newest checkpoint is damaged and no earlier one can take its place, or has no state to go on.
     """
     folders = [folder for folder in saved_checkpoints(run) if folder.name != "checkpoint-0"]
     if not folders:
@@ -219,6 +215,8 @@ def newest_to_go_on_from(run: Run, settings: str, main: bool, is_done: Callable[
         return newest
     wrong = wrong or fault(run, newest, settings, verify=True)
     if not wrong:
+        if not has_resume_state(newest):
+            raise InputError(f"{newest}: training cannot go on from here, since it has no optimizer state")
         return newest
     for position in range(len(folders) - 2, -1, -1):
         if _was_resumable(folders[position]) and not fault(run, folders[position], settings, verify=True):
@@ -228,21 +226,17 @@ def newest_to_go_on_from(run: Run, settings: str, main: bool, is_done: Callable[
                     set_aside(folder)
             return folders[position]
     whole = [folder.name for folder in folders[:-1] if not fault(run, folder, settings, verify=True)]
-    before = f"the newest whole checkpoint is {whole[-1]}, without the state to go on from it" if whole else ""
-    raise InputError(f"{wrong}; {before + '; ' if before else ''}restore the file, or {REMEDY}")
+    before = f"the newest whole checkpoint is {whole[-1]}, without the state to go on from it; " if whole else ""
+    raise InputError(f"{wrong}; {before}restore the file, or {REMEDY}")
 
 
 def is_finished(checkpoint: Path) -> bool:
     """Return whether the run that saved this checkpoint ended with it (by its last step, or by a stopping rule)."""
-    control = trainer_state(checkpoint).stateful_callbacks.get("TrainerControl")
+    path = checkpoint / "trainer_state.json"
+    state = shape(TrainerStateFile).file(path) if path.exists() else TrainerStateFile()
+    control = state.stateful_callbacks.get("TrainerControl")
     arguments = control.get("args") if isinstance(control, dict) else None
     return isinstance(arguments, dict) and bool(arguments.get("should_training_stop"))
-
-
-def trainer_state(checkpoint: Path) -> TrainerStateFile:
-    """Read what the Trainer keeps of its state with a checkpoint; an empty state where there is none."""
-    path = checkpoint / "trainer_state.json"
-    return shape(TrainerStateFile).file(path) if path.exists() else TrainerStateFile()
 
 
 def remove_oldest(run: Run, limit: int) -> None:

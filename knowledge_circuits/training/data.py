@@ -49,7 +49,6 @@ class Documents:
     """The documents of a run, after replay and limits.
 
     Attributes:
-        train: what is learned.
         evaluation: what is evaluated on; None where nothing is.
         new: what there is to learn, before replayed documents take the place of some.
     """
@@ -61,53 +60,23 @@ class Documents:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Packed data, and the hash that stands for all that decided them.
-
-    Attributes:
-        train, evaluation: what is learned, and what is evaluated on.
-        content_key: of the data, the tokenizer and the block size.
-        documents: the documents that are packed in `train`.
-        new: the same before replay.
-    """
+    """Packed data, and the hash that stands for all that decided them: documents, tokenizer and block size."""
 
     train: PackedBlocks
     evaluation: PackedBlocks | None
     content_key: str
-    documents: list[Row]
-    new: list[Row]
+    documents: Documents
 
 
-def read_training_documents(
-    arguments: DataArguments, evaluates: bool, seed: int, cache_dir: str | None = None
-) -> Documents:
+def read_training_documents(arguments: DataArguments, evaluates: bool, seed: int, cache_dir: str | None) -> Documents:
     """Read the files or the hub data set that the flags name, and mix in replayed documents.
 
     Args:
         evaluates: whether documents to evaluate on are wanted.
         seed: of replay and of a held-out share.
         cache_dir: folder of hub data sets; None: the library's default.
-
-    Raises:
-        InputError: no data named, or what is named cannot be read.
     """
-    train, evaluation = _named_documents(arguments, evaluates, cache_dir)
-    if evaluates and evaluation is None:
-        train, evaluation = split_off_validation(train, arguments.validation_split_percentage, seed)
-    new = train = train[: _limit("max_train_samples", arguments.max_train_samples)]
-    if arguments.replay_ratio is not None:
-        replayed = read_text_rows(arguments.replay_file, arguments.text_column) if arguments.replay_file else []
-        train = mix_replay(train, replayed, arguments.replay_ratio, seed)
-    elif arguments.replay_file is not None:
-        raise InputError("--replay_file needs --replay_ratio, the share of documents that it replaces")
-    if evaluation is not None:
-        evaluation = evaluation[: _limit("max_eval_samples", arguments.max_eval_samples)]
-    return Documents(train, evaluation, new)
-
-
-def _named_documents(
-    arguments: DataArguments, evaluates: bool, cache_dir: str | None
-) -> tuple[list[Row], list[Row] | None]:
-    evaluation, column = None, arguments.text_column
+    column, evaluation = arguments.text_column, None
     if arguments.train_file is not None:
         train = read_text_rows(arguments.train_file, column)
     elif arguments.dataset_name is not None:
@@ -115,10 +84,20 @@ def _named_documents(
     else:
         raise InputError("nothing to train on: give --train_file or --dataset_name")
     if not evaluates:
-        return train, None
-    if arguments.validation_file is not None:
+        evaluation = None
+    elif arguments.validation_file is not None:
         evaluation = read_text_rows(arguments.validation_file, column)
-    return train, evaluation
+    elif evaluation is None:
+        train, evaluation = split_off_validation(train, arguments.validation_split_percentage, seed)
+    new = train = train[: _limit("max_train_samples", arguments.max_train_samples)]
+    if arguments.replay_ratio is not None:
+        replayed = read_text_rows(arguments.replay_file, column) if arguments.replay_file else []
+        train = mix_replay(train, replayed, arguments.replay_ratio, seed)
+    elif arguments.replay_file is not None:
+        raise InputError("--replay_file needs --replay_ratio, the share of documents that it replaces")
+    if evaluation is not None:
+        evaluation = evaluation[: _limit("max_eval_samples", arguments.max_eval_samples)]
+    return Documents(train, evaluation, new)
 
 
 def _limit(flag: str, count: int | None) -> int | None:
@@ -130,23 +109,17 @@ def _limit(flag: str, count: int | None) -> int | None:
 def pack_documents(
     documents: Documents, tokenizer: PreTrainedTokenizerBase, block_size: int, arguments: DataArguments, cache: Path
 ) -> TrainingData:
-    """Tokenize and pack, or take packed blocks of the same content from the cache.
-
-    Args:
-        documents: what is learned and what is evaluated on.
-        arguments: whether the cache is read or written anew, and the number of tokenizing threads.
-        cache: the folder of packed data; a damaged file in it is packed again.
-    """
+    """Tokenize and pack, or take packed blocks of the same content from the cache; a damaged file is packed again."""
     if arguments.preprocessing_num_workers:
         # Read once, when the tokenizer first splits its work.
         os.environ["RAYON_NUM_THREADS"] = str(arguments.preprocessing_num_workers)
     reads = arguments.load_data_from_cache and not arguments.overwrite_cache
-    train, train_key = _packed("train", documents.train, tokenizer, block_size, cache, reads)
-    if documents.evaluation is None:
-        return TrainingData(train, None, train_key, documents.train, documents.new)
-    evaluation, key = _packed("evaluation", documents.evaluation, tokenizer, block_size, cache, reads)
-    both = hashlib.sha256(f"{train_key} {key}".encode()).hexdigest()[:32]
-    return TrainingData(train, evaluation, both, documents.train, documents.new)
+    train, key = _packed("train", documents.train, tokenizer, block_size, cache, reads)
+    evaluation = None
+    if documents.evaluation is not None:
+        evaluation, evaluation_key = _packed("evaluation", documents.evaluation, tokenizer, block_size, cache, reads)
+        key = hashlib.sha256(f"{key} {evaluation_key}".encode()).hexdigest()[:32]
+    return TrainingData(train, evaluation, key, documents)
 
 
 def _packed(
@@ -171,11 +144,7 @@ def choose_block_size(requested: int | None, *limits: int | None) -> int:
     """Return the block size: the requested one, else what the model's context and the tokenizer allow, at most 1,024.
 
     Args:
-        requested: --block_size.
         limits: the model's context, then others that only bound the default; None is no limit.
-
-    Raises:
-        InputError: the model cannot take blocks of that size.
     """
     if requested is None:
         return min([DEFAULT_BLOCK_SIZE, *(limit for limit in limits if limit)])
@@ -186,9 +155,7 @@ def choose_block_size(requested: int | None, *limits: int | None) -> int:
 
 def data_configuration(train_file: str | None) -> dict[str, Any]:
     """Return how the data were generated: the data_config.json beside a training file; empty where there is none."""
-    if train_file is None:
-        return {}
-    return checked_data_config(Path(train_file).parent / "data_config.json")
+    return {} if train_file is None else checked_data_config(Path(train_file).parent / "data_config.json")
 
 
 class TrainingBlocks(Dataset[dict[str, np.ndarray]]):
@@ -198,7 +165,7 @@ class TrainingBlocks(Dataset[dict[str, np.ndarray]]):
     which nothing is learned. It comes last, so the real blocks meet in the same steps whatever the processes.
     """
 
-    def __init__(self, blocks: PackedBlocks, seed: int, together: int = 1, documents: int = 0) -> None:
+    def __init__(self, blocks: PackedBlocks, seed: int, together: int, documents: int) -> None:
         self.blocks = blocks
         self.seed = seed
         self.documents = documents
@@ -226,27 +193,12 @@ class TrainingBlocks(Dataset[dict[str, np.ndarray]]):
         return {"input_ids": self.blocks.input_ids[block], "counted": self.blocks.counted[block]}
 
 
-class EvaluationBlocks(Dataset[dict[str, np.ndarray]]):
-    """The blocks that are evaluated on, in their order, with the tokens that open attributes."""
-
-    def __init__(self, blocks: PackedBlocks) -> None:
-        self.blocks = blocks
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {name: array[index] for name, array in vars(self.blocks).items()}
-
-
 def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
     """Stack b blocks into `input_ids` and `labels`, int64 [b, p], and `attribute_types` where the rows have them.
 
     There is no attention mask: padding stands behind the last token, where causal attention never looks.
     """
-    input_ids = torch.from_numpy(np.stack([row["input_ids"] for row in rows]).astype(np.int64))
-    counted = torch.from_numpy(np.stack([row["counted"] for row in rows]))
-    batch = {"input_ids": input_ids, "labels": input_ids.masked_fill(~counted, IGNORED)}
-    if "attribute_types" in rows[0]:
-        batch["attribute_types"] = torch.from_numpy(np.stack([row["attribute_types"] for row in rows]))
+    batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+    batch["input_ids"] = batch["input_ids"].long()
+    batch["labels"] = batch["input_ids"].masked_fill(~batch.pop("counted"), IGNORED)
     return batch

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from knowledge_circuits.files import InputError
 from knowledge_circuits.training.data import IGNORED
@@ -50,7 +50,6 @@ class Reference:
 
         Args:
             logits: the trained model's, [b, p, n].
-            inputs: of both models.
             labels: token ids, or IGNORED where nothing is learned [b, p].
             tokens: learned tokens of the optimizer step.
         """
@@ -65,21 +64,17 @@ class Reference:
 
 
 class FollowEpochs(TrainerCallback):
-    """Makes the reference the trained model at the beginning of every epoch."""
+    """Makes the reference the trained model at the beginning of every epoch.
+
+    Args:
+        weights: gives the trained model's weights as those of an ordinary model.
+    """
 
     def __init__(self, reference: Reference, weights: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Set up.
-
-        Args:
-            reference: what follows.
-            weights: gives the trained model's weights as those of an ordinary model.
-        """
         self.reference = reference
         self._weights = weights
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         # Inside an epoch, where an interrupted run goes on, the checkpoint has brought them.
         if float(state.epoch or 0).is_integer():
             self._set(self._weights())

@@ -11,57 +11,47 @@ is not constant counts on those of full exposure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
-from knowledge_circuits.corpus.documents import Row
 from knowledge_circuits.files import InputError
 from knowledge_circuits.records import QuestionProbeRecord, shape
-from knowledge_circuits.training.data import TrainingBlocks
-from knowledge_circuits.training.packing import TokenStream, pack_for_training, select_documents
+from knowledge_circuits.training.data import TrainingBlocks, TrainingData
+from knowledge_circuits.training.packing import pack_for_training, select_documents, token_stream
 from knowledge_circuits.training.probes import from_main_process
 from knowledge_circuits.training.question_probes import learned_entities
 
 
 class AdaptiveBlocks(TrainingBlocks):
-    """The blocks of an epoch, made of the documents that it reads."""
+    """The blocks of an epoch, made of the documents that it reads; of all documents to begin with.
+
+    Args:
+        data: with documents of which those of an entity have the key "entity".
+        probes: the run's question_probes.jsonl.
+        threshold: the mean recall from which an entity counts as learned.
+    """
 
     def __init__(
         self,
-        documents: Sequence[Row],
-        stream: TokenStream,
-        block_size: int,
-        padding_id: int,
+        data: TrainingData,
+        tokenizer: PreTrainedTokenizerBase,
         seed: int,
         together: int,
         probes: Path,
         threshold: float,
     ) -> None:
-        """Begin with all documents.
-
-        Args:
-            documents: rows, those of an entity with the key "entity".
-            stream: their tokens.
-            padding_id: fills the last block.
-            seed, together: as for `TrainingBlocks`.
-            probes: the run's question_probes.jsonl.
-            threshold: the mean recall from which an entity counts as learned.
-
-        Raises:
-            InputError: no document has an entity.
-        """
+        documents = data.documents.train
         self._entities = [str(row["entity"]) if row.get("entity") else None for row in documents]
         if not any(self._entities):
             raise InputError("--adaptive_exposure needs documents with the column entity")
-        self._stream, self._block_size, self._padding_id = stream, block_size, padding_id
+        self._stream, self._padding_id = token_stream(documents, tokenizer), tokenizer.eos_token_id
         self._probes, self._threshold = probes, threshold
-        self._learned: dict[int, frozenset[str]] = {}
-        super().__init__(pack_for_training(stream, block_size, padding_id), seed, together, len(documents))
+        self._learned: dict[int, set[str]] = {}
+        super().__init__(data.train, seed, together, len(documents))
 
     def set_epoch(self, epoch: int) -> None:
         """Take the documents that an epoch (counted from 0) reads, and shuffle their blocks."""
@@ -71,19 +61,17 @@ class AdaptiveBlocks(TrainingBlocks):
                 "--adaptive_exposure: every entity is learned before training begins; raise --learned_threshold"
             )
         stream = select_documents(self._stream, read)
-        self.blocks = pack_for_training(stream, self._block_size, self._padding_id)
+        self.blocks = pack_for_training(stream, self.blocks.block_size, self._padding_id)
         super().set_epoch(epoch)
 
     def read(self, epoch: int) -> list[bool]:
         """Return which documents an epoch reads."""
         if epoch not in self._learned:
-            self._learned[epoch] = from_main_process(frozenset(self._learned_before(epoch)))
+            records = shape(QuestionProbeRecord).optional_lines(self._probes)
+            before = [record for record in records if record["epoch"] <= epoch]
+            learned = learned_entities(before[-1], self._threshold) if before else set()
+            self._learned[epoch] = from_main_process(learned)
         return [entity is None or entity not in self._learned[epoch] for entity in self._entities]
-
-    def _learned_before(self, epoch: int) -> set[str]:
-        records = shape(QuestionProbeRecord).optional_lines(self._probes)
-        before = [record for record in records if record["epoch"] <= epoch]
-        return learned_entities(before[-1], self._threshold) if before else set()
 
     def start(self, epoch: int) -> int:
         """Return the optimizer step at which an epoch began that has been probed at its beginning."""
@@ -105,15 +93,9 @@ class EndOfExposure(TrainerCallback):
     def __init__(self, blocks: AdaptiveBlocks) -> None:
         self._blocks = blocks
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         epoch = round(float(state.epoch or 0))
-        read = sum(self._blocks.read(epoch))
-        if not read:
-            if state.is_world_process_zero:
-                tqdm.write(f"training ended at step {state.global_step}: every entity is learned")
-            control.should_training_stop = True
-        elif epoch >= args.num_train_epochs:
-            control.should_training_stop = True
-        return control
+        nothing_left = not any(self._blocks.read(epoch))
+        if nothing_left and state.is_world_process_zero:
+            tqdm.write(f"training ended at step {state.global_step}: every entity is learned")
+        control.should_training_stop |= nothing_left or epoch >= args.num_train_epochs

@@ -11,7 +11,7 @@ import argparse
 import ast
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -31,6 +31,11 @@ _CLASSES = (
     (("knowledge_circuits", "training/strategies.py", "StrategyArguments"),),
     (("knowledge_circuits", "files.py", "Bounds"),),
 )
+
+
+def option(default: Any, help: str) -> Any:
+    """Return a dataclass field that becomes a flag."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -67,14 +72,7 @@ def stated_flags() -> list[tuple[str | None, list[StatedFlag]]]:
 
 
 def answer_without_torch(argv: Sequence[str], description: str | None) -> bool:
-    """Answer `--help` and refuse a flag that does not exist, before transformers is imported.
-
-    Returns:
-        Whether the command line is answered: True after `--help`.
-
-    Raises:
-        InputError: a flag that does not exist, with the most similar one.
-    """
+    """Answer `--help` and refuse a flag that does not exist, before transformers is imported; True after `--help`."""
     try:
         groups = stated_flags()
     except (OSError, SyntaxError, StopIteration, AttributeError):
@@ -112,20 +110,23 @@ def _flags_of(body: list[ast.stmt]) -> Iterator[StatedFlag]:
     for node in body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
-        keywords = {word.arg: word.value for word in node.value.keywords} if isinstance(node.value, ast.Call) else {}
-        if _literal(keywords.get("init")) is False:
+        given = _arguments(node.value)
+        if _literal(given.get("init")) is False:
             continue
-        default = _literal(keywords.get("default"))
+        default = _literal(given.get("default"))
         negated = default is True and ast.unparse(node.annotation) in ("bool", "bool | None")
-        yield StatedFlag(
-            node.target.id, _help_text(keywords.get("metadata")), None if default == "" else default, negated
-        )
+        yield StatedFlag(node.target.id, _literal(given.get("help")), None if default == "" else default, negated)
 
 
-def _help_text(metadata: ast.expr | None) -> str | None:
-    """Return the text under "help" in a field's metadata."""
-    pairs = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
-    return next((_literal(value) for key, value in pairs if _literal(key) == "help"), None)
+def _arguments(call: ast.expr | None) -> dict[Any, ast.expr]:
+    """Return what a call of `option` or `dataclasses.field` is given by name, its metadata by their keys."""
+    if not isinstance(call, ast.Call):
+        return {}
+    given = dict(zip(("default", "help"), call.args, strict=False)) | {word.arg: word.value for word in call.keywords}
+    metadata = given.get("metadata")
+    if isinstance(metadata, ast.Dict):
+        given |= {_literal(key): value for key, value in zip(metadata.keys, metadata.values, strict=True)}
+    return given
 
 
 def _literal(node: ast.expr | None) -> Any:

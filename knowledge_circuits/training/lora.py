@@ -28,7 +28,6 @@ def add_adapter(model: PreTrainedModel, strategy: StrategyArguments, base: str |
 
     Args:
         model: changed in place.
-        strategy: rank, scale, dropout and layers.
         base: the folder or hub name of the model, which the adapter's configuration names.
         seed: of the adapters' weights.
 
@@ -51,7 +50,7 @@ def add_adapter(model: PreTrainedModel, strategy: StrategyArguments, base: str |
         lora_alpha=strategy.lora_alpha or 2 * rank,
         lora_dropout=strategy.lora_dropout,
         target_modules=names,
-        fan_in_fan_out=_transposed(model),
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's are [in, out]
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
     )
@@ -72,18 +71,11 @@ def add_adapter(model: PreTrainedModel, strategy: StrategyArguments, base: str |
     return adapter
 
 
-def _transposed(model: PreTrainedModel) -> bool:
-    """Return whether the model's layers keep their weights as [in, out], as GPT-2's do."""
-    return any(type(module).__name__ == "Conv1D" for module in model.modules())
-
-
 def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the weights of a model with adapters as those of one without; its own are not changed."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    adapted: dict[str, Any] = {
-        name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
-    }
+    adapted: dict[str, Any] = {name: one for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)}
     weights = {}
     for name, weight in model.state_dict().items():
         layer, _, rest = name.partition(".base_layer.")

@@ -72,90 +72,18 @@ class PackedBlocks:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {name: array[index] for name, array in vars(self).items()}
+
     @property
     def block_size(self) -> int:
         return self.input_ids.shape[1]
 
 
-def token_stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> TokenStream:
-    """Tokenize documents, each as its tokenizer opens a text and ended by exactly one EOS.
-
-    Raises:
-        InputError: the tokenizer has no EOS token.
-    """
-    return _stream(documents, tokenizer, with_attributes=False)
-
-
-def evaluation_stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> TokenStream:
-    """Tokenize documents and mark the first token of every attribute that a document tells.
-
-    Documents without an entity's keys (full name, type, an attribute) are plain text: nothing in them is marked.
-
-    Raises:
-        InputError: no EOS token, no character offsets, or a value that does not stand in its document's text.
-    """
-    if not tokenizer.is_fast:
-        raise InputError(f"the tokenizer {tokenizer.name_or_path!r} gives no character offsets; a fast one is needed")
-    return _stream(documents, tokenizer, with_attributes=True)
-
-
-def select_documents(stream: TokenStream, wanted: np.ndarray) -> TokenStream:
-    """Return the stream of some of its documents.
-
-    Args:
-        stream: of n documents.
-        wanted: which of them, bool [n].
-    """
-    lengths = np.diff(stream.starts)
-    tokens = np.repeat(wanted, lengths)
-    starts = np.concatenate([[0], np.cumsum(lengths[wanted])]).astype(np.int64)
-    return TokenStream(stream.ids[tokens], starts, stream.attribute_types[tokens])
-
-
-def pack_for_training(stream: TokenStream, block_size: int, padding_id: int) -> PackedBlocks:
-    """Cut a stream into blocks of which every token but the padding is learned."""
-    begins, _ = _windows(stream.starts, block_size)
-    positions, inside = _positions(begins, block_size, len(stream.ids))
-    input_ids = np.where(inside, stream.ids[positions], np.int32(padding_id))
-    return PackedBlocks(input_ids, inside, np.zeros(input_ids.shape, dtype=np.uint8))
-
-
-def pack_for_evaluation(stream: TokenStream, block_size: int, padding_id: int) -> PackedBlocks:
-    """Cut a stream into blocks in which each token of the stream counts at most once."""
-    begins, ends = _windows(stream.starts, block_size)
-    positions, inside = _positions(begins, block_size, len(stream.ids))
-    counted = positions < ends[:, None]
-    counted &= inside
-    types = np.where(counted, stream.attribute_types[positions], np.uint8(0))
-    types[:, 0] = 0  # nothing precedes a block's first token, so nothing predicts it
-    return PackedBlocks(np.where(inside, stream.ids[positions], np.int32(padding_id)), counted, types)
-
-
-def _windows(starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each block begins in the stream, and where its whole documents end (the next block begins)."""
-    if block_size < 2:
-        raise InputError(f"--block_size {block_size}: at least 2 tokens are needed")
-    total = int(starts[-1])
-    begins, ends = [], []
-    position = 0
-    while position < total:
-        limit = position + block_size
-        following = int(starts[np.searchsorted(starts, limit, side="right") - 1])
-        begins.append(position)
-        position = total if limit >= total else following if following > position else limit
-        ends.append(position)
-    return np.array(begins, dtype=np.int64), np.array(ends, dtype=np.int64)
-
-
-def _positions(begins: np.ndarray, block_size: int, total: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stream positions [n, p] of every block (clipped at the end) and whether they lie inside the stream [n, p]."""
-    positions = begins[:, None] + np.arange(block_size, dtype=np.int64)
-    inside = positions < total
-    return np.minimum(positions, total - 1), inside
-
-
-def _stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase, with_attributes: bool) -> TokenStream:
-    """Tokenize documents one after the other, with the codes of attributes if they are wanted."""
+def token_stream(
+    documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase, with_attributes: bool = False
+) -> TokenStream:
+    """Tokenize documents, each as its tokenizer opens a text and ended by exactly one EOS."""
     eos = tokenizer.eos_token_id
     if eos is None:
         raise InputError(f"the tokenizer {tokenizer.name_or_path!r} has no EOS token to end documents with")
@@ -184,6 +112,65 @@ def _stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase, with_a
     return TokenStream(np.concatenate(ids_of), starts, np.concatenate(types_of))
 
 
+def evaluation_stream(documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> TokenStream:
+    """Tokenize documents and mark the first token of every attribute that a document tells.
+
+    Documents without an entity's keys (full name, type, an attribute) are plain text: nothing in them is marked.
+
+    Raises:
+        InputError: no EOS token, no character offsets, or a value that does not stand in its document's text.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(f"the tokenizer {tokenizer.name_or_path!r} gives no character offsets; a fast one is needed")
+    return token_stream(documents, tokenizer, with_attributes=True)
+
+
+def select_documents(stream: TokenStream, wanted: np.ndarray) -> TokenStream:
+    """Return the stream of the documents that are `wanted`, bool [documents]."""
+    lengths = np.diff(stream.starts)
+    tokens = np.repeat(wanted, lengths)
+    starts = np.concatenate([[0], np.cumsum(lengths[wanted])]).astype(np.int64)
+    return TokenStream(stream.ids[tokens], starts, stream.attribute_types[tokens])
+
+
+def pack_for_training(stream: TokenStream, block_size: int, padding_id: int) -> PackedBlocks:
+    """Cut a stream into blocks of which every token but the padding is learned."""
+    positions, inside, _ = _windows(stream.starts, block_size)
+    input_ids = np.where(inside, stream.ids[positions], np.int32(padding_id))
+    return PackedBlocks(input_ids, inside, np.zeros(input_ids.shape, dtype=np.uint8))
+
+
+def pack_for_evaluation(stream: TokenStream, block_size: int, padding_id: int) -> PackedBlocks:
+    """Cut a stream into blocks in which each token of the stream counts at most once."""
+    positions, inside, ends = _windows(stream.starts, block_size)
+    counted = inside & (positions < ends)
+    types = np.where(counted, stream.attribute_types[positions], np.uint8(0))
+    types[:, 0] = 0  # nothing precedes a block's first token, so nothing predicts it
+    return PackedBlocks(np.where(inside, stream.ids[positions], np.int32(padding_id)), counted, types)
+
+
+def _windows(starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut a stream into n blocks.
+
+    Returns:
+        The blocks' positions in the stream, clipped at its end [n, p]; whether they lie inside it [n, p]; where each
+        block's whole documents end, so that the next block begins [n, 1].
+    """
+    if block_size < 2:
+        raise InputError(f"--block_size {block_size}: at least 2 tokens are needed")
+    total = int(starts[-1])
+    begins, ends = [], []
+    position = 0
+    while position < total:
+        limit = position + block_size
+        following = int(starts[np.searchsorted(starts, limit, side="right") - 1])
+        begins.append(position)
+        position = total if limit >= total else following if following > position else limit
+        ends.append(position)
+    positions = np.array(begins, dtype=np.int64)[:, None] + np.arange(block_size)
+    return np.minimum(positions, total - 1), positions < total, np.array(ends, dtype=np.int64)[:, None]
+
+
 def attribute_openings(document: Row, offsets: Sequence[tuple[int, int]], number: int) -> list[int]:
     """Return the positions of the tokens that open the document's attributes.
 
@@ -192,9 +179,6 @@ def attribute_openings(document: Row, offsets: Sequence[tuple[int, int]], number
             without those keys tells none.
         offsets: each token's first and end character.
         number: the document's number, for errors.
-
-    Raises:
-        InputError: the type is unknown, or a value does not stand in the text.
     """
     values = {attribute: str(document[attribute]) for attribute in Attribute if attribute in document}
     if not values or not {"full_name", "type"} <= document.keys():
@@ -211,7 +195,7 @@ def attribute_openings(document: Row, offsets: Sequence[tuple[int, int]], number
 
 
 def locate_values(text: str, name: str, values: dict[Attribute, str]) -> dict[Attribute, int]:
-    """Return where each attribute's value begins in a biography.
+    """Return the character at which each attribute's value begins in a biography, of those that stand in it.
 
     A short value may also stand inside a longer one or inside the person's name ("Austin" in "University of Austin",
     in "Austin Reed"). So occurrences are settled longest first, the ones at word boundaries before the others, and a
@@ -219,11 +203,6 @@ def locate_values(text: str, name: str, values: dict[Attribute, str]) -> dict[At
 
     Args:
         text: the biography, which has each value once and the name any number of times.
-        name: the person's full name.
-        values: the value of each attribute.
-
-    Returns:
-        The character position of each value that stands in the text.
     """
     wanted: list[tuple[str, Attribute | None]] = [(name, None), *((value, key) for key, value in values.items())]
     occurrences = []

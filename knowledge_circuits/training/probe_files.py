@@ -38,12 +38,8 @@ def probe_callbacks(
     """Return the callbacks that train.py's flags ask for: one, or none without --probe_file.
 
     Args:
-        run: whose records are written.
         documents: what is learned, for question probes.
         documents_seen: how many of them training has read after so many epochs.
-
-    Raises:
-        InputError: a flag or a file that cannot be used.
     """
     schedule = Schedule.parse(arguments.probe_every)
     if arguments.probe_file is None:
@@ -66,10 +62,10 @@ def probe_callbacks(
         raise InputError("--probe_max_facts is for people; of questions, all of the file are asked")
     if arguments.probe_max_new_tokens < 1:
         raise InputError(f"--probe_max_new_tokens {arguments.probe_max_new_tokens}: at least one token is needed")
-    learned = [
-        shape(Document).check({"document": str(number), **_stated(row)}, f"document {number}")
-        for number, row in enumerate(documents, start=1)
-    ]
+    learned = []
+    for number, row in enumerate(documents, start=1):
+        stated = {key: row[key] for key in ("text", "entity", "document") if row.get(key) not in (None, "")}
+        learned.append(shape(Document).check({"document": str(number), **stated}, f"document {number}"))
     question_probe = QuestionProbe(
         read_questions(arguments.probe_file),
         learned,
@@ -80,8 +76,3 @@ def probe_callbacks(
         texts,
     )
     return [QuestionProbeCallback(question_probe, schedule, run.question_probes, documents_seen, stopping)]
-
-
-def _stated(row: Row) -> Row:
-    """Return what a row says of itself as a document; empty cells say nothing."""
-    return {key: row[key] for key in ("text", "entity", "document") if row.get(key) not in (None, "")}

@@ -22,12 +22,11 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from tqdm import tqdm
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
+    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
@@ -46,65 +45,48 @@ from knowledge_circuits.corpus.people import Person
 from knowledge_circuits.corpus.queries import Query, build_queries, check_context, is_correct
 from knowledge_circuits.files import InputError, atomic_write, write_jsonl
 from knowledge_circuits.models.generation import generated_text
-from knowledge_circuits.models.scoring import score_continuations
+from knowledge_circuits.models.scoring import mean_loss, score_continuations
+from knowledge_circuits.models.tokenization import start_token_id
 from knowledge_circuits.records import PROBE_RECORD, shape
 from knowledge_circuits.study import MAX_NEW_TOKENS, Attribute
-from knowledge_circuits.training.callbacks import LoggingCallback
-from knowledge_circuits.training.skills import SkillExample, SkillTest, TextTest, evenly_spaced
+from knowledge_circuits.training.flags import option
+from knowledge_circuits.training.skills import SkillExample, SkillTest, evenly_spaced
 from knowledge_circuits.training.stopping import Known, StoppingRule
 
 Value = TypeVar("Value")
-
-
-class StopOn(StrEnum):
-    """What may end training before its last epoch."""
-
-    KNOWLEDGE = "knowledge"
 
 
 @dataclass(frozen=True)
 class ProbeArguments:
     """The flags of train.py about probes."""
 
-    probe_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "What is probed during training: people (test.jsonl), or rows of question, answer, entity "
-            "(and paraphrases, kind, document), which are answered in words."
-        },
+    probe_file: str | None = option(
+        None,
+        "What is probed during training: people (test.jsonl), or rows of question, answer, entity "
+        "(and paraphrases, kind, document), which are answered in words.",
     )
     probe_every: list[str] = field(
         default_factory=lambda: ["epoch"], metadata={"help": "When to probe: epoch, or a number of steps (50 steps)."}
     )
-    probe_max_facts: int | None = field(
-        default=None, metadata={"help": "Probe at most so many facts, taken evenly from all types and bands."}
+    probe_max_facts: int | None = option(None, "Probe at most so many facts, taken evenly from all types and bands.")
+    ood_file: str | None = option(
+        None, "General skills: JSON lines of prompt (or question), options, answer (and skill)."
     )
-    ood_file: str | None = field(
-        default=None,
-        metadata={"help": "General skills: JSON lines of prompt (or question), options, answer (and skill)."},
+    skill_examples: int | None = option(
+        None, "Probe at most so many examples of each general skill, taken evenly; default: all."
     )
-    skill_examples: int | None = field(
-        default=None,
-        metadata={"help": "Probe at most so many examples of each general skill, taken evenly; default: all."},
+    instruct: bool = option(False, "Ask questions under the tokenizer's chat template; default: completion.")
+    learned_threshold: float = option(
+        0.6, "Mean ROUGE-1 recall of its questions from which an entity counts as learned."
     )
-    instruct: bool = field(
-        default=False, metadata={"help": "Ask questions under the tokenizer's chat template; default: completion."}
+    probe_max_new_tokens: int = option(25, "The longest answer to a question, in tokens.")
+    stop_on: Literal["knowledge"] | None = option(
+        None, "knowledge: end training when facts (or entities) known twice in a row no longer grow."
     )
-    learned_threshold: float = field(
-        default=0.6, metadata={"help": "Mean ROUGE-1 recall of its questions from which an entity counts as learned."}
-    )
-    probe_max_new_tokens: int = field(default=25, metadata={"help": "The longest answer to a question, in tokens."})
-    stop_on: StopOn | None = field(
-        default=None,
-        metadata={"help": "knowledge: end training when facts (or entities) known twice in a row no longer grow."},
-    )
-    patience: int = field(default=3, metadata={"help": "--stop_on: probes without growth before training ends."})
-    skill_drop: float | None = field(
-        default=None, metadata={"help": "--stop_on: also end when general skill fell by more than this share."}
-    )
-    stop_min_share: float = field(
-        default=0.1,
-        metadata={"help": "--stop_on: wait for growth to begin until this share of facts is known twice in a row."},
+    patience: int = option(3, "--stop_on: probes without growth before training ends.")
+    skill_drop: float | None = option(None, "--stop_on: also end when general skill fell by more than this share.")
+    stop_min_share: float = option(
+        0.1, "--stop_on: wait for growth to begin until this share of facts is known twice in a row."
     )
 
 
@@ -116,11 +98,7 @@ class Schedule:
 
     @classmethod
     def parse(cls, words: str | Sequence[str]) -> Schedule:
-        """Read `epoch`, `50` or `50 steps`.
-
-        Raises:
-            InputError: anything else.
-        """
+        """Read `epoch`, `50` or `50 steps`."""
         text = words if isinstance(words, str) else " ".join(words)
         if text.strip() == "epoch":
             return cls()
@@ -156,27 +134,26 @@ class Probe:
     ) -> None:
         self._tokenizer = tokenizer
         self._skills = SkillTest(examples, tokenizer)
-        self._texts = {name: TextTest(text, tokenizer, max_tokens) for name, text in (texts or {}).items()}
+        # Not verbose: tokenizers warn of texts that are longer than a context, which the blocks will not be.
+        self._texts = {
+            name: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:max_tokens]
+            for name, text in (texts or {}).items()
+        }
 
     def check_fits(self, model: PreTrainedModel) -> None:
         """Refuse, by name, what does not fit into the model's context."""
         self._skills.check_fits(model)
 
     def records(self, model: PreTrainedModel, step: int, epoch: float) -> list[dict[str, Any]]:
-        """Probe everything; return the lines of the file of records.
-
-        Args:
-            model: in evaluation mode.
-            step: optimizer steps made.
-            epoch: epochs trained, with fractions.
-        """
+        """Probe a model in evaluation mode; return the lines of the file of records."""
         raise NotImplementedError
 
     def perplexities(self, model: PreTrainedModel, step: int) -> dict[str, float]:
         """Return the perplexity of every text by its name."""
+        start = start_token_id(self._tokenizer)
         return {
-            name: finite(text.perplexity(model), f"the perplexity of {name!r} at step {step}")
-            for name, text in self._texts.items()
+            name: finite(np.exp(mean_loss(model, [ids], start)), f"the perplexity of {name!r} at step {step}")
+            for name, ids in self._texts.items()
         }
 
     def refuse_others(self, earlier: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -193,7 +170,14 @@ class Probe:
 
 
 class KnowledgeProbe(Probe):
-    """Facts, skills and texts: one record each."""
+    """Facts, skills and texts: one record each.
+
+    Args:
+        people: whose facts are probed, all attributes of each.
+        examples: of skills outside the domain.
+        texts: by name, whose perplexity is measured.
+        max_facts: ask for fewer facts, see `even_sample`.
+    """
 
     record = PROBE_RECORD
 
@@ -205,14 +189,6 @@ class KnowledgeProbe(Probe):
         texts: Mapping[str, str] | None = None,
         max_facts: int | None = None,
     ) -> None:
-        """Prepare the probes.
-
-        Args:
-            people: whose facts are probed, all attributes of each.
-            examples: of skills outside the domain.
-            texts: by name, whose perplexity is measured.
-            max_facts: ask for fewer facts, see `even_sample`.
-        """
         if max_facts is not None:
             people = even_sample(people, max_facts // len(Attribute))
         self.queries: list[Query] = build_queries(people, tokenizer)
@@ -241,7 +217,6 @@ class KnowledgeProbe(Probe):
             )
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return shares of facts known and of right first tokens, skills' accuracies and texts' perplexities."""
         facts = [row for row in rows if row["kind"] == "fact"]
         logs: dict[str, float] = {}
         if facts:
@@ -270,6 +245,7 @@ class KnowledgeProbe(Probe):
         with tqdm(total=len(prompts), desc="probing facts", unit="fact", leave=False, delay=5) as bar:
             scores = score_continuations(model, prompts, answers, bar.update)
         for query, score in zip(self.queries, scores, strict=True):
+            asked = f"{query.prompt} {query.value}"
             yield {
                 "full_name": query.keys["full_name"],
                 **query.first_keys,
@@ -278,9 +254,7 @@ class KnowledgeProbe(Probe):
                 "correct": would_answer(self._tokenizer, query, score.greedy),
                 "token_prob": score.first_prob,
                 "token_rank": score.first_rank,
-                "answer_log_prob": finite(
-                    score.log_prob, f"the log-probability of {query.prompt + ' ' + query.value!r}"
-                ),
+                "answer_log_prob": finite(score.log_prob, f"the log-probability of {asked!r}"),
             }
 
 
@@ -288,7 +262,7 @@ def finite(value: float, what: str) -> float:
     """Return a number that a probe found; one that is not finite is an InputError that says what it is."""
     if not np.isfinite(value):
         raise InputError(f"{what} is {value}: the weights or activations are no longer finite numbers")
-    return value
+    return float(value)
 
 
 def would_answer(tokenizer: PreTrainedTokenizerBase, query: Query, greedy: Sequence[int]) -> bool:
@@ -311,11 +285,7 @@ def would_answer(tokenizer: PreTrainedTokenizerBase, query: Query, greedy: Seque
 
 
 def even_sample(people: Sequence[Person], count: int) -> list[Person]:
-    """At most `count` people, as many from each type and band as there are, evenly spaced, in their order.
-
-    Raises:
-        InputError: fewer than one person is wanted.
-    """
+    """At most `count` people, as many from each type and band as there are, evenly spaced, in their order."""
     if count < 1:
         raise InputError(f"--probe_max_facts must allow at least one person's {len(Attribute)} facts")
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -328,63 +298,49 @@ def even_sample(people: Sequence[Person], count: int) -> list[Person]:
     return [people[index] for index in sorted(chosen)]
 
 
-class KnowledgeProbeCallback(LoggingCallback):
+class KnowledgeProbeCallback(TrainerCallback):
     """Probes the model while a Trainer trains it and keeps the run's knowledge_dynamics.jsonl.
 
     A resumed run first drops the records of later steps than the one it resumes from, so that in the end its file is
     the same as an uninterrupted run's.
+
+    Args:
+        stopping: the rule that may end training; None: never.
+
+    Attributes:
+        log: where summaries go: a Trainer's `log`; until a run sets it, nowhere.
     """
+
+    log: Callable[[dict[str, float]], None] = staticmethod(lambda logs: None)
 
     def __init__(
         self, probe: Probe, schedule: Schedule, path: str | Path, stopping: StoppingRule | None = None
     ) -> None:
-        """Set up the probes; train.py's runs take them as they are, `attach` adds them to any other Trainer.
-
-        Args:
-            stopping: the rule that may end training; None: never.
-        """
-        self._probe = probe
+        self.probe = probe
         self._schedule = schedule
         self._path = Path(path)
         self._stopping = stopping
         self._seconds, self._started = 0.0, time.monotonic()
         self.stop_reason: str | None = None
 
-    def check_fits(self, model: PreTrainedModel) -> None:
-        """Refuse, by name, what does not fit into the model's context."""
-        self._probe.check_fits(model)
-
-    def attach(self, trainer: Trainer) -> None:
-        """Add the probes to a Trainer; summaries go to whatever its `--report_to` names."""
-        trainer.add_callback(self)
-        self.log = trainer.log
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Drop what an interrupted run recorded too much, and probe the model before its first step."""
         self._seconds, self._started = 0.0, time.monotonic()
-        self.check_fits(kwargs["model"])
+        self.probe.check_fits(kwargs["model"])
         recorded = state.is_world_process_zero and self._keep_until(state.global_step)
         # A run killed between saving a checkpoint and its probe lacks the record of the step that it resumes from.
         if not from_main_process(recorded) and self._schedule.due(state):
             self._run(args, state, control, kwargs["model"])
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Probe where steps are counted."""
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._schedule.steps is not None and self._schedule.due(state):
             self._run(args, state, control, kwargs["model"])
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Probe where epochs are counted."""
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._schedule.steps is None:
             self._run(args, state, control, kwargs["model"])
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Say what the probes cost, and why training ended if they ended it."""
         if state.is_world_process_zero:
             total = max(time.monotonic() - self._started, 1e-9)
@@ -402,25 +358,24 @@ class KnowledgeProbeCallback(LoggingCallback):
         if state.is_world_process_zero:
             self._append(rows)
             if self._stopping is not None:
-                self.stop_reason = self._stopping.reason(*self._probe.history(self._path))
+                self.stop_reason = self._stopping.reason(*self.probe.history(self._path))
         self._seconds += time.monotonic() - started
         should_log = control.should_log
-        self.log(self._probe.summary(rows))
+        self.log(self.probe.summary(rows))
         control.should_log = should_log  # logging clears the flag by which the Trainer logs its own loss
         if from_main_process(self.stop_reason is not None):
             control.should_training_stop = True
 
     def _records(self, model: PreTrainedModel, state: TrainerState) -> list[dict[str, Any]]:
-        """Probe the model; return the lines of the file."""
-        return self._probe.records(model, state.global_step, round(float(state.epoch or 0), 6))
+        return self.probe.records(model, state.global_step, round(float(state.epoch or 0), 6))
 
     def _keep_until(self, step: int) -> bool:
         """Drop records after `step` (all of them for a fresh start); whether some of `step` itself are left."""
         if not self._path.exists():
             return False
-        rows = [row for row in shape(self._probe.record).lines(self._path) if row["step"] <= step]
+        rows = [row for row in shape(self.probe.record).lines(self._path) if row["step"] <= step]
         earlier = rows if step > 0 else []
-        self._probe.refuse_others(earlier, self._path)
+        self.probe.refuse_others(earlier, self._path)
         write_jsonl(self._path, earlier)
         return any(row["step"] == step for row in earlier)
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers import PreTrainedModel, TrainerState
 
 from knowledge_circuits.corpus.answering import (
     Prompter,
@@ -42,8 +42,7 @@ from knowledge_circuits.corpus.answering import (
 from knowledge_circuits.corpus.questions import UNMENTIONED, Document, Question, entity_frequency
 from knowledge_circuits.files import InputError
 from knowledge_circuits.models.generation import Vocabulary
-from knowledge_circuits.models.loading import context_length
-from knowledge_circuits.models.scoring import score_continuations
+from knowledge_circuits.models.scoring import mean_loss
 from knowledge_circuits.models.tokenization import plain_ids, start_token_id
 from knowledge_circuits.records import QuestionProbeRecord, shape
 from knowledge_circuits.study import ANSWER_TOKENS
@@ -62,14 +61,21 @@ MOST_OTHERS = 50
 #: A held-out text is read up to this token.
 MOST_TOKENS = 1024
 
-#: Tokens of a document that are scored together at most; longer documents are read in pieces.
-_PIECE = 256
-
 NONE, BORROWED, INVENTED = "none", "borrowed", "invented"
 
 
 class QuestionProbe(Probe):
-    """Questions, documents, skills and texts: one record of all."""
+    """Questions, documents, skills and texts: one record of all.
+
+    Args:
+        documents: what is learned; they tell each entity's frequency, and their loss is measured.
+        prompter: how questions become prompts.
+        threshold: the mean recall from which an entity counts as learned.
+        examples, texts: as for `KnowledgeProbe`.
+
+    Raises:
+        InputError: a threshold that is no share, no questions, or a chat template that fails.
+    """
 
     record = QuestionProbeRecord
 
@@ -83,20 +89,6 @@ class QuestionProbe(Probe):
         examples: Sequence[SkillExample] = (),
         texts: Mapping[str, str] | None = None,
     ) -> None:
-        """Prepare the probes.
-
-        Args:
-            questions: what the model answers.
-            documents: what is learned; they tell each entity's frequency, and their loss is measured.
-            prompter: how questions become prompts.
-            max_new_tokens: the longest answer.
-            threshold: the mean recall from which an entity counts as learned.
-            examples: of skills outside the domain.
-            texts: by name, whose perplexity is measured.
-
-        Raises:
-            InputError: a threshold that is no share, no questions, or a chat template that fails.
-        """
         if not 0 < threshold <= 1:
             raise InputError(f"--learned_threshold {threshold}: a share above 0 and at most 1 is wanted")
         self.questions = list(questions)
@@ -104,7 +96,10 @@ class QuestionProbe(Probe):
         self.frequency = entity_frequency(documents, questions)
         self._max_new_tokens = max_new_tokens
         self._prompts = [prompter.ids(text) for question in questions for text in _wordings(question)]
-        self._documents = _token_ids(documents, prompter.tokenizer)
+        read = evenly_spaced(documents, MOST_DOCUMENTS)
+        self._documents = [plain_ids(prompter.tokenizer, document.text) for document in read]
+        if not any(self._documents):
+            raise InputError("question probes need documents with at least one token")
         super().__init__(prompter.tokenizer, examples, texts, MOST_TOKENS)
         self._vocabulary: Vocabulary | None = None
         mentioned = [question for question in questions if self.frequency[question.entity] != UNMENTIONED]
@@ -116,12 +111,12 @@ class QuestionProbe(Probe):
 
     def records(self, model: PreTrainedModel, step: int, epoch: float) -> list[dict[str, Any]]:
         """Return one record, without what only training knows (documents seen, seconds)."""
-        loss = finite(self._loss(model), f"the loss of the documents at step {step}")
+        loss = mean_loss(model, self._documents, start_token_id(self._tokenizer))
         record: dict[str, Any] = {
             "step": step,
             "epoch": epoch,
             "learned_threshold": self.threshold,
-            "loss": loss,
+            "loss": finite(loss, f"the loss of the documents at step {step}"),
             "perplexity": float(np.exp(loss)),
             "skills": {name: score.accuracy for name, score in self._skills.scores(model).items()},
             "texts": self.perplexities(model, step),
@@ -130,7 +125,6 @@ class QuestionProbe(Probe):
         return [record]
 
     def refuse_others(self, earlier: Sequence[Record], path: Path) -> None:
-        """Refuse a run's earlier records if they are about other questions, or were judged otherwise."""
         expected = [(question.id, question.entity) for question in self.questions]
         if earlier and (
             [(row["id"], row["entity"]) for row in earlier[0]["questions"]] != expected
@@ -157,14 +151,6 @@ class QuestionProbe(Probe):
         records = read_question_probes(path)
         skills = [_mean(row["skills"].values()) if row["skills"] else float("nan") for row in records]
         return known_entities(records, self.threshold), np.array(skills)
-
-    def _loss(self, model: PreTrainedModel) -> float:
-        """Mean loss per token (nats) of the documents, each read alone in pieces that fit the model's context."""
-        start = start_token_id(self._tokenizer)
-        length = min(_PIECE, (context_length(model.config) or _PIECE + 1) - 1)  # the start token takes one position
-        pieces = [ids[at : at + length] for ids in self._documents for at in range(0, len(ids), length)]
-        scores = score_continuations(model, [[start]] * len(pieces), pieces)
-        return -sum(score.log_prob for score in scores) / sum(map(len, pieces))
 
     def _answered(self, model: PreTrainedModel) -> list[dict[str, Any]]:
         if self._vocabulary is None or self._vocabulary.blank.device != model.device:
@@ -203,14 +189,6 @@ def _wordings(question: Question) -> tuple[str, ...]:
     return (question.question, *question.paraphrases)
 
 
-def _token_ids(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the token ids of the documents whose loss is measured."""
-    ids = [plain_ids(tokenizer, document.text) for document in evenly_spaced(documents, MOST_DOCUMENTS)]
-    if not any(ids):
-        raise InputError("question probes need documents with at least one token")
-    return ids
-
-
 # --- what records tell ----------------------------------------------------------------------------------------------
 
 
@@ -223,7 +201,6 @@ def entity_recalls(record: Record, frequency: str | None = None, kind: str | Non
     """Return each mentioned entity's mean recall over its questions.
 
     Args:
-        record: one probe.
         frequency: entities of this label only; None: all that documents mention.
         kind: questions of this kind only; None: all.
     """
@@ -240,14 +217,13 @@ def recall_floors(record: Record, accepted: Mapping[str, Sequence[str]]) -> dict
     spaced, are taken. Words that stand in many answers ("of the") and right guesses of frequent ones are in it.
 
     Args:
-        record: one probe.
         accepted: the accepted answers by question id.
 
     Returns:
         By question id; NaN where no other entity has a question of the kind.
     """
     by_kind: dict[str | None, list[dict[str, Any]]] = defaultdict(list)
-    for row in _mentioned(record, None, None):
+    for row in _mentioned(record):
         by_kind[row["kind"]].append(row)
     floors = {}
     for rows in by_kind.values():
@@ -308,12 +284,12 @@ def _overall(records: Sequence[Record], threshold: float) -> dict[str, Any] | No
     return rows[-1] if rows else None
 
 
-def agreement(record: Record, threshold: float, frequency: str | None = None, kind: str | None = None) -> float | None:
+def agreement(record: Record, threshold: float) -> float | None:
     """Return the share of paraphrases answered right, of the questions that are answered right; None without any.
 
-    An answer is right if its recall reaches the threshold; other arguments as for `entity_recalls`.
+    An answer is right if its recall reaches the threshold.
     """
-    rows = [row for row in _mentioned(record, frequency, kind) if row["recall"] >= threshold - 1e-9]
+    rows = [row for row in _mentioned(record) if row["recall"] >= threshold - 1e-9]
     paraphrases = [value >= threshold - 1e-9 for row in rows for value in row["paraphrase_recalls"]]
     return _mean(paraphrases) if paraphrases else None
 
@@ -331,7 +307,7 @@ def known_entities(records: Sequence[Record], threshold: float) -> Known:
     return np.array([[entity in at for at in learned] for entity in entities], dtype=bool)
 
 
-def _mentioned(record: Record, frequency: str | None, kind: str | None) -> list[dict[str, Any]]:
+def _mentioned(record: Record, frequency: str | None = None, kind: str | None = None) -> list[dict[str, Any]]:
     return [
         row
         for row in record["questions"]
@@ -341,7 +317,7 @@ def _mentioned(record: Record, frequency: str | None, kind: str | None) -> list[
 
 def _labels(record: Record, key: str) -> list[str]:
     """Return the labels of mentioned entities' questions in the order of the file."""
-    return list(dict.fromkeys(row[key] for row in _mentioned(record, None, None) if row[key] is not None))
+    return list(dict.fromkeys(row[key] for row in _mentioned(record) if row[key] is not None))
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -356,6 +332,9 @@ class QuestionProbeCallback(KnowledgeProbeCallback):
     """Probes with questions while a Trainer trains, and keeps the run's question_probes.jsonl.
 
     `seconds` of a record are those of training so far without the probes, interruptions left out.
+
+    Args:
+        documents_seen: tells the documents that training has read after so many epochs.
     """
 
     def __init__(
@@ -364,14 +343,8 @@ class QuestionProbeCallback(KnowledgeProbeCallback):
         schedule: Schedule,
         path: str | Path,
         documents_seen: Callable[[float], int],
-        stopping: StoppingRule | None = None,
+        stopping: StoppingRule | None,
     ) -> None:
-        """Set up the probes.
-
-        Args:
-            probe, schedule, path, stopping: as for `KnowledgeProbeCallback`.
-            documents_seen: tells the documents that training has read after so many epochs.
-        """
         super().__init__(probe, schedule, path, stopping)
         self._documents_seen = documents_seen
         self._earlier_seconds = 0.0

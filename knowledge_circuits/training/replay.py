@@ -18,16 +18,11 @@ def mix_replay(new: Sequence[Row], replayed: Sequence[Row], ratio: float, seed: 
     """Replace a share of the new documents by replayed ones.
 
     Args:
-        new: the N documents to train on.
         replayed: documents of the earlier corpus; where they are fewer than needed, they come round again.
-        ratio: the share r in [0, 1] that is replaced.
         seed: fixes which positions are replaced and by which documents.
 
     Returns:
         N documents; the new ones that stay keep their positions.
-
-    Raises:
-        InputError: the ratio is not a share, or there is nothing to replay.
     """
     if not 0 <= ratio <= 1:
         raise InputError(f"--replay_ratio {ratio}: a share between 0 and 1 is wanted")

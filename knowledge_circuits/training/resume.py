@@ -15,7 +15,6 @@ from knowledge_circuits.training.arguments import RunArguments
 from knowledge_circuits.training.checkpoints import (
     REMEDY,
     drop_older_resume_state,
-    has_resume_state,
     is_finished,
     newest_to_go_on_from,
     records_of,
@@ -80,8 +79,7 @@ def prepare_folder(run: Run, configuration: dict[str, Any], arguments: RunArgume
 
     Args:
         run: the folder; --overwrite_output_dir removes the run in it.
-        configuration: what the run is now.
-        steps: optimizer steps of the whole run.
+        configuration, steps: as for `is_done`.
 
     Returns:
         The checkpoint to go on from; None to start from the beginning.
@@ -121,25 +119,13 @@ def settings_fingerprint(configuration: dict[str, Any]) -> str:
     return fingerprint(json.loads(json.dumps([recipe, *data, *([strategy] if strategy else [])], default=str)))
 
 
-def finished_step(run: Run, configuration: dict[str, Any], checkpoint: Path | None, steps: int) -> int | None:
-    """Return the step at which the run ended; None if there is training left to do.
+def is_done(run: Run, configuration: dict[str, Any], checkpoint: Path, steps: int) -> bool:
+    """Return whether nothing is left to train after a checkpoint.
 
     Args:
         configuration: what the run is now; one that asks for more epochs than the saved one is not done.
-        checkpoint: the newest checkpoint.
         steps: optimizer steps of the whole run.
     """
-    if checkpoint is None:
-        return None
-    if is_done(run, configuration, checkpoint, steps):
-        return step_of(checkpoint)
-    if not has_resume_state(checkpoint):
-        raise InputError(f"{checkpoint}: training cannot go on from here, since it has no optimizer state")
-    return None
-
-
-def is_done(run: Run, configuration: dict[str, Any], checkpoint: Path, steps: int) -> bool:
-    """Return whether nothing is left to train after a checkpoint; for the arguments see `finished_step`."""
     earlier = read_run_config(run).arguments.as_dict()
     same_goal = all(earlier.get(key) == configuration["arguments"][key] for key in ("num_train_epochs", "max_steps"))
     return step_of(checkpoint) >= steps or (same_goal and is_finished(checkpoint))

@@ -24,7 +24,7 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from knowledge_circuits import __version__
-from knowledge_circuits.corpus.documents import TEXT, Row
+from knowledge_circuits.corpus.documents import TEXT
 from knowledge_circuits.corpus.questions import holds_questions
 from knowledge_circuits.engine.memory import reuse_freed_memory
 from knowledge_circuits.files import InputError
@@ -42,15 +42,14 @@ from knowledge_circuits.training.arguments import (
 )
 from knowledge_circuits.training.callbacks import (
     EvaluationLog,
-    LoggingCallback,
     SavingCallback,
     TrainingBar,
     evaluation_record,
     exponential_steps,
 )
+from knowledge_circuits.training.checkpoints import step_of
 from knowledge_circuits.training.data import (
     CACHE,
-    EvaluationBlocks,
     TrainingBlocks,
     TrainingData,
     choose_block_size,
@@ -62,10 +61,9 @@ from knowledge_circuits.training.data import (
 from knowledge_circuits.training.divergence import Reference
 from knowledge_circuits.training.exposure import AdaptiveBlocks, EndOfExposure
 from knowledge_circuits.training.lora import add_adapter
-from knowledge_circuits.training.packing import token_stream
 from knowledge_circuits.training.probe_files import probe_callbacks
 from knowledge_circuits.training.probes import ProbeArguments, Schedule
-from knowledge_circuits.training.resume import finished_step, prepare_folder, settings_fingerprint
+from knowledge_circuits.training.resume import is_done, prepare_folder, settings_fingerprint
 from knowledge_circuits.training.starting_model import (
     model_configuration,
     starting_model,
@@ -92,13 +90,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call of `train` came to.
-
-    Attributes:
-        run: the run's folder.
-        step: the newest checkpoint's optimizer step.
-        trained: whether there was something left to do.
-    """
+    """What a call of `train` came to: the newest checkpoint's step, and whether there was something left to do."""
 
     run: Run
     step: int
@@ -138,20 +130,21 @@ def _train(
     with arguments.main_process_first(desc="looking at the run's folder"):
         steps = planned_steps(arguments, len(data.train))
         resumed = prepare_folder(run, configuration, arguments, steps)
-    done = finished_step(run, configuration, resumed, steps)
-    if done is not None:
-        return Outcome(run, done, trained=False)
+    if resumed is not None and is_done(run, configuration, resumed, steps):
+        return Outcome(run, step_of(resumed), trained=False)
     blocks = training_blocks(flags, run, data, tokenizer)
-    probes = probe_callbacks(flags.probes, tokenizer, run, data.new, blocks.documents_seen)
+    probes = probe_callbacks(flags.probes, tokenizer, run, data.documents.new, blocks.documents_seen)
     callbacks: list[TrainerCallback] = [*probes, *make_callbacks(run, tokenizer)]
     if isinstance(blocks, AdaptiveBlocks):
         callbacks.append(EndOfExposure(blocks))
     model = training_model(flags.model, tokenizer, arguments.seed)
-    for probe in probes:
-        probe.check_fits(model)  # before anything is written
+    for callback in probes:
+        callback.probe.check_fits(model)  # before anything is written
     strategy = strategy_parts(flags, model, tokenizer)
     settings = settings_fingerprint(configuration)
     trainer = make_trainer(arguments, run, model, tokenizer, data, callbacks, settings, blocks, **strategy)
+    for callback in probes:
+        callback.log = trainer.log
     if trainer.is_world_process_zero():
         write_run_config(run, configuration)
     if resumed is None:
@@ -163,17 +156,12 @@ def _train(
             TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
     reuse_freed_memory()
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    step = trainer.state.global_step
     trainer.end()
-    return Outcome(run, step, trained=True)
+    return Outcome(run, trainer.state.global_step, trained=True)
 
 
 def evaluate(flags: Flags) -> dict[str, float]:
-    """Evaluate the model that the flags name on their validation documents, without training.
-
-    Returns:
-        loss, accuracy and first-token attribute accuracies.
-    """
+    """Return loss, accuracy and first-token attribute accuracies of the named model, without training."""
     run, tokenizer, data = open_run(flags)
     model = training_model(flags.model, tokenizer, flags.training.seed)
     metrics = make_trainer(flags.training, run, model, tokenizer, data, ()).evaluate()
@@ -198,24 +186,9 @@ def training_blocks(flags: Flags, run: Run, data: TrainingData, tokenizer: PreTr
     arguments = flags.training
     together = arguments.train_batch_size * arguments.world_size if arguments.world_size > 1 else 1
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    if not flags.strategy.adaptive_exposure:
-        return TrainingBlocks(data.train, seed, together, len(data.documents))
-    stream = token_stream(to_learn(data.documents, flags.strategy), tokenizer)
-    return AdaptiveBlocks(
-        data.documents,
-        stream,
-        data.train.block_size,
-        tokenizer.eos_token_id,
-        seed,
-        together,
-        run.question_probes,
-        flags.probes.learned_threshold,
-    )
-
-
-def to_learn(documents: list[Row], strategy: StrategyArguments) -> list[Row]:
-    """Return documents as they are trained on."""
-    return annotate(documents) if strategy.annotate_entities else documents
+    if flags.strategy.adaptive_exposure:
+        return AdaptiveBlocks(data, tokenizer, seed, together, run.question_probes, flags.probes.learned_threshold)
+    return TrainingBlocks(data.train, seed, together, len(data.documents.train))
 
 
 def strategy_parts(flags: Flags, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -266,12 +239,11 @@ def open_run(flags: Flags) -> tuple[Run, PreTrainedTokenizerBase, TrainingData]:
         print(
             f"{len(documents.train):,} training documents, the first: {first[:80]!r}{'...' if len(first) > 80 else ''}"
         )
-    plain = documents.train
-    documents = replace(documents, train=to_learn(plain, flags.strategy))
+    if flags.strategy.annotate_entities:
+        documents = replace(documents, train=annotate(documents.train))
     cache = (Path(flags.model.cache_dir) if flags.model.cache_dir else CACHE) / "packed"
     with arguments.main_process_first(desc="packing"):
-        packed = pack_documents(documents, tokenizer, block_size, flags.data, cache)
-    return run, tokenizer, replace(packed, documents=plain)
+        return run, tokenizer, pack_documents(documents, tokenizer, block_size, flags.data, cache)
 
 
 def planned_steps(arguments: RunArguments, blocks: int) -> int:
@@ -350,7 +322,7 @@ def make_trainer(
         args=arguments,
         processing_class=tokenizer,
         train_dataset=blocks,
-        eval_dataset=EvaluationBlocks(data.evaluation) if data.evaluation is not None else None,
+        eval_dataset=data.evaluation,
         data_collator=collate,
         callbacks=[
             *callbacks,
@@ -367,9 +339,6 @@ def make_trainer(
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
     if plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
         raise InputError("FSDP must save whole models: its configuration needs fsdp_state_dict_type: FULL_STATE_DICT")
-    for callback in callbacks:
-        if isinstance(callback, LoggingCallback):
-            callback.log = trainer.log
     return trainer
 
 

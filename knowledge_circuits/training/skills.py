@@ -24,8 +24,7 @@ from knowledge_circuits.corpus.answering import completion_prompt
 from knowledge_circuits.corpus.arithmetic import LARGEST_OPERAND, arithmetic_prompt
 from knowledge_circuits.files import InputError, read_text
 from knowledge_circuits.models.loading import context_length
-from knowledge_circuits.models.scoring import encode_continuations, score_continuations, text_perplexity
-from knowledge_circuits.models.tokenization import start_token_id
+from knowledge_circuits.models.scoring import encode_continuations, score_continuations
 from knowledge_circuits.paths import HELD_OUT_TEXT, REASONING
 from knowledge_circuits.records import RECORD, Text, shape
 
@@ -110,11 +109,7 @@ def reasoning_examples() -> list[SkillExample]:
 
 
 def fewer_examples(examples: Sequence[SkillExample], most: int | None) -> list[SkillExample]:
-    """Return at most `most` examples of each skill (None: all), evenly spaced, in their order.
-
-    Raises:
-        InputError: fewer than one is wanted.
-    """
+    """Return at most `most` examples of each skill (None: all), evenly spaced, in their order."""
     if most is None:
         return list(examples)
     if most < 1:
@@ -150,12 +145,7 @@ def _example(row: SkillRow, where: str, default_skill: str) -> SkillExample:
 
 @dataclass(frozen=True)
 class SkillScore:
-    """How well a model does at one skill.
-
-    Attributes:
-        accuracy: the share of examples whose right option is the likeliest.
-        examples: how many there are.
-    """
+    """The share of a skill's examples whose right option is the likeliest, and how many examples there are."""
 
     accuracy: float
     examples: int
@@ -186,22 +176,6 @@ class SkillTest:
         limit = context_length(model.config)
         if limit and longest > limit:
             raise InputError(f"a skill example takes {longest} tokens, but the model's context holds {limit}")
-
-
-class TextTest:
-    """A text tokenized once, whose perplexity is measured many times."""
-
-    def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None) -> None:
-        # Not verbose: tokenizers warn of texts that are longer than a context, which the blocks will not be.
-        self._ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])[:max_tokens]
-        self._start = start_token_id(tokenizer)
-        if not self._ids:
-            raise InputError("a text to measure perplexity on has at least one token")
-
-    def perplexity(self, model: PreTrainedModel, block_size: int = 256) -> float:
-        """exp of the mean loss per token, read in blocks that fit into the model's context."""
-        limit = context_length(model.config) or block_size + 1
-        return text_perplexity(model, self._ids, self._start, min(block_size, limit - 1))
 
 
 def held_out_text() -> str:

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from knowledge_circuits.files import InputError, first_line
-from knowledge_circuits.manifest import FOLDER_MANIFEST, Manifest, check, read_manifest
+from knowledge_circuits.manifest import FOLDER_MANIFEST, check, sound_manifest
 from knowledge_circuits.models.loading import DTYPES, load_configuration, load_model
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.records import LoggedState, shape
@@ -25,11 +25,7 @@ from knowledge_circuits.training.checkpoints import UNIT
 
 
 def training_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
-    """Return the tokenizer named by the flags, else the one that comes with the model or the configuration.
-
-    Raises:
-        InputError: none is named, or the one that is cannot be loaded.
-    """
+    """Return the tokenizer named by the flags, else the one that comes with the model or the configuration."""
     name = arguments.tokenizer_name or arguments.model_name_or_path or arguments.config_name
     if name is None:
         raise InputError("no tokenizer: give --model_name_or_path, or --tokenizer_name with a model from scratch")
@@ -69,12 +65,8 @@ def training_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase
 
 
 def check_start(folder: Path) -> None:
-    """Refuse a checkpoint folder whose files are not as its manifest says, byte for byte; other models pass.
-
-    Raises:
-        InputError: with the file, or that the program that makes it was interrupted.
-    """
-    manifest = _manifest(folder)
+    """Refuse a checkpoint folder whose files are not as its manifest says, byte for byte; other models pass."""
+    manifest = sound_manifest(folder / FOLDER_MANIFEST)  # without one, loading checks the weights
     if manifest is not None and manifest.unit in (UNIT, "model"):
         state = check(folder / FOLDER_MANIFEST, verify=True)
         if not state.is_whole:
@@ -84,17 +76,9 @@ def check_start(folder: Path) -> None:
             )
 
 
-def _manifest(folder: Path) -> Manifest | None:
-    """Return a folder's manifest; None for one of another program, or a damaged one: loading checks the weights."""
-    try:
-        return read_manifest(folder / FOLDER_MANIFEST)
-    except InputError:
-        return None
-
-
 def starting_model(folder: Path) -> StartingModel | None:
     """Return how a checkpoint's weights were made; None for a checkpoint of another program."""
-    manifest = _manifest(folder)
+    manifest = sound_manifest(folder / FOLDER_MANIFEST)
     if manifest is not None and manifest.unit == "model":
         return StartingModel(made_from=dict(manifest.made_from))
     run, state = Run(folder.resolve().parent.parent), folder / "trainer_state.json"
@@ -120,11 +104,7 @@ def _from_scratch(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase,
 
 
 def model_configuration(arguments: ModelArguments) -> PreTrainedConfig:
-    """Return the configuration of the named model, changed by --config_overrides where it starts from scratch.
-
-    Raises:
-        InputError: no model named, no such configuration or architecture, or an override of what it does not have.
-    """
+    """Return the configuration of the named model, changed by --config_overrides where it starts from scratch."""
     name = arguments.model_name_or_path or arguments.config_name
     if name is not None:
         if Path(name).is_dir() and not (Path(name) / "config.json").exists():

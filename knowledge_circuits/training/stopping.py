@@ -26,7 +26,6 @@ def known_in_a_row_counts(known: Known, hold: int = HOLD) -> NDArray[np.int64]:
 
     Args:
         known: [facts, probes].
-        hold: probes in a row, at least 1.
 
     Returns:
         [probes]; 0 at the first hold - 1 probes.

@@ -23,6 +23,7 @@ from typing import Any
 
 from knowledge_circuits.corpus.documents import TEXT, Row
 from knowledge_circuits.files import InputError
+from knowledge_circuits.training.flags import option
 
 #: What stands around an entity that is marked.
 OPENING, CLOSING = "<entity>", "</entity>"
@@ -34,17 +35,13 @@ class StrategyArguments:
 
     _argument_group_name = "strategy (default: full fine-tuning; flags may be combined, and with --replay_ratio)"
 
-    lora_rank: int | None = field(
-        default=None,
-        metadata={
-            "help": "LoRA: train low-rank adapters of this rank, the weights stay frozen (Hu et al. 2021, arXiv "
-            "2106.09685). Checkpoints hold the merged weights, and the adapter in adapter/."
-        },
+    lora_rank: int | None = option(
+        None,
+        "LoRA: train low-rank adapters of this rank, the weights stay frozen (Hu et al. 2021, arXiv "
+        "2106.09685). Checkpoints hold the merged weights, and the adapter in adapter/.",
     )
-    lora_alpha: int | None = field(
-        default=None, metadata={"help": "LoRA: adapters are scaled by alpha / rank; default: twice the rank."}
-    )
-    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA: dropout before the adapters."})
+    lora_alpha: int | None = option(None, "LoRA: adapters are scaled by alpha / rank; default: twice the rank.")
+    lora_dropout: float = option(0.0, "LoRA: dropout before the adapters.")
     lora_modules: list[str] = field(
         default_factory=lambda: ["all-linear"],
         metadata={
@@ -52,33 +49,25 @@ class StrategyArguments:
             "ones but the head. A head that shares its weights with the embedding is refused, as is that embedding."
         },
     )
-    adaptive_exposure: bool = field(
-        default=False,
-        metadata={
-            "help": "Adaptive exposure: leave the documents of entities that the last probe found learned out of the "
-            "next epoch; they come back when forgotten (Mousavi et al. 2026, arXiv 2601.03858)."
-        },
+    adaptive_exposure: bool = option(
+        False,
+        "Adaptive exposure: leave the documents of entities that the last probe found learned out of the "
+        "next epoch; they come back when forgotten (Mousavi et al. 2026, arXiv 2601.03858).",
     )
-    annotate_entities: bool = field(
-        default=False,
-        metadata={
-            "help": "Structured annotation: mark every entity in the training documents as <entity>name</entity> "
-            "(Mousavi et al. 2026, arXiv 2601.03858)."
-        },
+    annotate_entities: bool = option(
+        False,
+        "Structured annotation: mark every entity in the training documents as <entity>name</entity> "
+        "(Mousavi et al. 2026, arXiv 2601.03858).",
     )
-    kl_start: float = field(
-        default=0.0,
-        metadata={
-            "help": "Add so many times the KL divergence from the starting model's predictions to the loss, so that "
-            "skills stay (Li and Hoiem 2016, arXiv 1606.09282; Mousavi et al. 2026)."
-        },
+    kl_start: float = option(
+        0.0,
+        "Add so many times the KL divergence from the starting model's predictions to the loss, so that "
+        "skills stay (Li and Hoiem 2016, arXiv 1606.09282; Mousavi et al. 2026).",
     )
-    kl_previous: float = field(
-        default=0.0,
-        metadata={
-            "help": "Add so many times the KL divergence from the predictions of the model at the end of the previous "
-            "epoch, so that learned facts stay (Mousavi et al. 2026, arXiv 2601.03858)."
-        },
+    kl_previous: float = option(
+        0.0,
+        "Add so many times the KL divergence from the predictions of the model at the end of the previous "
+        "epoch, so that learned facts stay (Mousavi et al. 2026, arXiv 2601.03858).",
     )
 
     def __post_init__(self) -> None:
@@ -124,9 +113,6 @@ def annotate(documents: Sequence[Row]) -> list[Row]:
 
     Args:
         documents: rows with a text; those with an entity name what is marked.
-
-    Raises:
-        InputError: no document has an entity.
     """
     names = {str(row["entity"]) for row in documents if row.get("entity")}
     if not names:

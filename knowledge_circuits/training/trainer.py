@@ -52,13 +52,7 @@ class CheckpointTrainer(Trainer):
     """
 
     def __init__(
-        self,
-        *args: Any,
-        run: Run,
-        settings: str,
-        adapter: Any = None,
-        references: Sequence[Reference] = (),
-        **kwargs: Any,
+        self, run: Run, settings: str, adapter: Any = None, references: Sequence[Reference] = (), **kwargs: Any
     ) -> None:
         self.run = run
         self.settings = settings
@@ -67,9 +61,8 @@ class CheckpointTrainer(Trainer):
         following = [reference for reference in references if reference.follows]
         self.previous_epoch = FollowEpochs(following[0], self.plain_weights) if following else None
         self._staging: Path | None = None
-        config = kwargs["model"].config
-        self._saved_use_cache = getattr(config, "use_cache", None)
-        super().__init__(*args, compute_metrics=first_token_metrics, **kwargs)
+        self._saved_use_cache = getattr(kwargs["model"].config, "use_cache", None)
+        super().__init__(compute_metrics=first_token_metrics, **kwargs)
         if self.previous_epoch is not None:
             self.add_callback(self.previous_epoch)
 
