@@ -79,11 +79,7 @@ def wrapped_grid(title: str, run: str, count: int, note: str = "") -> tuple[Figu
 
 
 def type_panels(
-    axes: Any,
-    table: pd.DataFrame,
-    column: str = "band",
-    labels: Mapping[str, str] = BAND_LABELS,
-    prefix: str = "",
+    axes: Any, table: pd.DataFrame, column: str = "band", labels: Mapping[str, str] = BAND_LABELS, prefix: str = ""
 ) -> Iterator[tuple[Axes, pd.DataFrame]]:
     """Yield each of axes [types, values of a column] with its rows of the table; titles are set.
 
@@ -99,14 +95,11 @@ def type_panels(
 
 def draw_lines(ax: Axes, table: pd.DataFrame, value: str, column: str, looks: Mapping[Any, Look]) -> None:
     """Draw a line for each value of `column`: the mean over the rows of each epoch."""
-    drawn = False
-    for key, look in looks.items():
-        rows = table[table[column] == key] if len(table) else table
-        if len(rows):
-            mean = rows.groupby("epoch")[value].mean()
-            draw_curve(ax, mean.index, mean, look)
-            drawn = True
-    if not drawn:
+    present = [key for key in looks if len(table) and (table[column] == key).any()]
+    for key in present:
+        mean = table[table[column] == key].groupby("epoch")[value].mean()
+        draw_curve(ax, mean.index, mean, looks[key])
+    if not present:
         style.blank(ax, "no data")
 
 
@@ -213,7 +206,7 @@ def fact_group_looks(table: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Lo
         table: with the columns `task` and `group`.
     """
     names = fact_names(table)
-    shown = list(dict.fromkeys(names))
+    shown = names.unique()
     note = f"{len(shown) - MOST_GROUPS} further groups are not drawn" if len(shown) > MOST_GROUPS else ""
     shown = shown[:MOST_GROUPS]
     palette = style.ordered_colors(np.linspace(0, 1, len(shown)))
