@@ -32,11 +32,7 @@ def circuit_graph(circuits: Mapping[str, Graph], run: str, title: str = "The cir
     """Circuits drawn side by side: layers upward, heads in a row, each layer's MLP at the right and half a step higher.
 
     Colour tells what the edge feeds, width the root of its |score| beside its circuit's largest; solid edges
-    have a positive score (corrupting them costs the right answer), dashed ones a negative.
-
-    Args:
-        circuits: heading -> circuit; drawn from left to right.
-        edges: how many of each circuit's strongest edges are drawn.
+    have a positive score (corrupting them costs the right answer), dashed ones a negative. Arguments as of `draw`.
     """
     title = style.plain(title)
     if not circuits:
@@ -62,7 +58,7 @@ def draw(circuits: Graph | Mapping[str, Graph], title: str = "The circuit", edge
     """Draw one circuit, or several of one model side by side.
 
     Args:
-        circuits: a circuit, or heading -> circuit.
+        circuits: a circuit, or heading -> circuit, from left to right.
         edges: how many of each circuit's strongest edges are drawn.
 
     Returns:

@@ -1,8 +1,9 @@
 """Figures of a forgetting experiment, in the look of `style`: a line or a column for each replay ratio.
 
-Each takes tables of `forgetting` and the experiment's name and returns a Matplotlib `Figure`; an empty table gives a
-figure that says which program fills it. Steps stand on a square-root axis, on which the exponential save schedule is
-about even. Lines join the measured points as they are: the gaps between checkpoints are too unlike to smooth over.
+Each takes the tables of `forgetting` that its arguments are named for and the experiment's name and returns a
+Matplotlib `Figure`; an empty table gives a figure that says which program fills it. Steps stand on a square-root axis,
+on which the exponential save schedule is about even. Lines join the measured points as they are: the gaps between
+checkpoints are too unlike to smooth over.
 """
 
 from __future__ import annotations
@@ -67,12 +68,7 @@ def old_facts(predictions: pd.DataFrame, name: str) -> Figure:
 
 @style.styled
 def first_token(accuracy: pd.DataFrame, evaluations: pd.DataFrame, name: str) -> Figure:
-    """First-token accuracy by type and loss on the original's validation biographies, at every evaluation.
-
-    Args:
-        accuracy: `forgetting.first_token_accuracy`.
-        evaluations: `forgetting.evaluations`.
-    """
+    """First-token accuracy by type and loss on the original's validation biographies, at every evaluation."""
     title = "First-token accuracy and loss on the original biographies"
     if accuracy.empty and evaluations.empty:
         return style.missing(title, "No evaluations.jsonl in these runs yet: train.py writes it.", name)
