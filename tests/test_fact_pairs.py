@@ -229,8 +229,8 @@ def test_the_groups_of_own_facts_have_the_stability_of_their_circuits(fresh: Pat
     of_group = {row[1]: row[-2:] for row in shown.rows}
     for row in table[table["step"] == 4].to_dict("records"):
         assert of_group[row["group"]] == [f"{row['split_half_jaccard']:.2f}", f"{row['inclusion']:.2f}"]
-    (section,) = draw_sections(material, (stability_page.SECTION,))
-    assert "Stability: how much of a circuit" in section.figures[0].svg
+    ((_, _, drawn),) = draw_sections(material, (stability_page.SECTION,))
+    assert "Stability: how much of a circuit" in drawn[0].svg
 
 
 def test_the_test_items_may_stand_in_another_file(fresh: Path, capitals: Path) -> None:

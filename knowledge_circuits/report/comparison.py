@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,19 +189,14 @@ def spread(runs: Sequence[RunSummary]) -> list[FindingSpread]:
     for index, finding in enumerate(runs[0].findings):
         deciding = {run.name: {s.name: s for s in card(run.findings[index]).headlines} for run in runs}
         names = list(dict.fromkeys(name for statistics in deciding.values() for name in statistics))
-        spreads = [_spread_of(experiment, index, names, deciding) for experiment in alike]
+        spreads = []
+        for experiment in alike:
+            rows = [(run, [deciding[run.name].get(name) for name in names]) for run in experiment.runs]
+            columns = zip(*(statistics for _, statistics in rows), strict=True)
+            means = [_spread([s.estimate for s in column if s is not None]) for column in columns]
+            spreads.append(Spread(experiment, rows, means))
         arranged.append(FindingSpread(finding.title, finding.claim, names, spreads))
     return arranged
-
-
-def _spread_of(
-    experiment: Experiment, index: int, names: Sequence[str], deciding: Mapping[str, Mapping[str, Statistic]]
-) -> Spread:
-    """Return one finding over the runs of an experiment."""
-    rows = [(run, [deciding[run.name].get(name) for name in names]) for run in experiment.runs]
-    columns = zip(*(statistics for _, statistics in rows), strict=True)
-    means = [_spread([s.estimate for s in column if s is not None]) for column in columns]
-    return Spread(experiment, rows, means)
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, int]:
