@@ -154,14 +154,11 @@ def _draw_faithfulness(ax: Axes, table: pd.DataFrame, lines: By) -> None:
 
 def _draw_gap(ax: Axes, table: pd.DataFrame, lines: By) -> None:
     """Draw one panel's clean minus corrupted, mean of the tasks, with the mean of its 95% intervals."""
-    by, looks = lines
+    (by, looks), low, high = lines, "clean_minus_corrupted_low", "clean_minus_corrupted_high"
     ax.axhline(0, color=GREY, linewidth=0.8)
     for name, look in looks.items():
-        rows = table[table[by] == name].groupby("epoch")[
-            ["gap", "clean_minus_corrupted_low", "clean_minus_corrupted_high"]
-        ]
-        mean = rows.mean()
-        ax.fill_between(mean.index, mean.iloc[:, 1], mean.iloc[:, 2], color=look.color, alpha=0.15, linewidth=0)
+        mean = table[table[by] == name].groupby("epoch")[["gap", low, high]].mean()
+        ax.fill_between(mean.index, mean[low], mean[high], color=look.color, alpha=0.15, linewidth=0)
         ax.plot(mean.index, mean["gap"], color=look.color, marker=look.marker, markersize=3, linewidth=1.5)
 
 
@@ -350,8 +347,8 @@ def hits_of_transferred_circuits(circuit_predictions: pd.DataFrame, run: str) ->
     figure, axes = wrapped_grid(title, run, len(kinds), arranged.note)
     for ax, (kind, look) in zip(figure.axes, kinds.items(), strict=True):
         part = arranged.table[arranged.table[column] == kind]
-        lines = {step: part[part["circuit_step"] == step] for step in origins}
-        for rows, line in ((circuit_tables.own_circuits(part), own), *((lines[step], looks[step]) for step in origins)):
+        lines = [(part[part["circuit_step"] == step], line) for step, line in looks.items()]
+        for rows, line in ((circuit_tables.own_circuits(part), own), *lines):
             mean = rows.groupby("epoch")["hit"].mean()
             draw_curve(ax, mean.index, mean, line)
         share_axis(ax)

@@ -55,8 +55,7 @@ _LENS = {
 def head_proportions(components: Components, circuits: Circuits | None, run: str, kind: str = "kind") -> Figure:
     """Draw the circuit's heads of each kind over its nodes, over epochs: a row per type, a column per band.
 
-    Args:
-        kind: the column that tells kinds: `kind`, or `original_kind` for the original's ratios.
+    The column `kind` tells kinds: `original_kind` is by the original's ratios.
     """
     by_original = kind == "original_kind"
     title = "Mover, relation and mixture heads in the circuit" + (", by the original's ratios" if by_original else "")
@@ -151,11 +150,7 @@ def _scatter(ax: Axes, heads: pd.DataFrame, prefix: str, limits: tuple[float, fl
 
 @style.styled
 def lens(components: Components, measure: str, run: str) -> Figure:
-    """Draw one measure of the logit lens by layer and epoch, a heat map per type and band.
-
-    Args:
-        measure: `rank`, `prob` or `subject_rank`; ranks have a logarithmic scale.
-    """
+    """Draw one measure (`rank`, `prob` or `subject_rank`) by layer and epoch, a heat map per type and band."""
     title, label = _LENS[measure]
     if components.lens.empty:
         return style.missing(title, components.missing, run)

@@ -267,9 +267,7 @@ def skills_text_and_circuits(
 ) -> Figure:
     """Accuracy of general skills, perplexity of held-out text, and how much circuits change between checkpoints.
 
-    Args:
-        skills, texts: the tables of those names of `dynamics.Dynamics`.
-        reconfiguration: `relations.reconfiguration_table`.
+    The tables are those of `dynamics.Dynamics` and `relations.reconfiguration_table`.
     """
     title = "General skill, held-out text and the circuits' reconfiguration"
     note = "reconfiguration: edges that changed since the checkpoint before"
@@ -305,11 +303,7 @@ def _looks(names: Sequence[str]) -> dict[str, Look]:
 
 @style.styled
 def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[int] | None = None) -> Figure:
-    """Draw where each rule would stop: loss, knowledge and skill over epochs with the rules' picks marked.
-
-    Args:
-        saved_steps: the checkpoints to choose from; None means every probe.
-    """
+    """Draw loss, knowledge and skill over epochs with each rule's pick among the saved steps (None: all probes)."""
     title = "Which checkpoint to take: each rule's pick"
     if probes.empty:
         return style.missing(title, _NO_PROBES, run)

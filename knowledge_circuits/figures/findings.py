@@ -21,12 +21,12 @@ from knowledge_circuits.figures.style import BLACK, BLUE, GREY, ORANGE, VERMILIO
 
 
 @style.styled
-def phase_shift(circuits: Circuits | None, run: str, seed: int = 0) -> Figure:
+def phase_shift(circuits: Circuits | None, run: str) -> Figure:
     """Mean circuit entropy and edge Jaccard with the two-segment fit, its break point and the point's 95% interval."""
     title = "Phase shift: a bend, or a smooth curve?"
     labels = {"entropy": "circuit entropy (nats)", "edge_jaccard": "edge Jaccard with the last circuit"}
     if circuits is not None:
-        fits = {label: findings.fit_phase_shift(circuits, column, seed) for column, label in labels.items()}
+        fits = {label: findings.fit_phase_shift(circuits, column) for column, label in labels.items()}
     if circuits is None or not any(fits.values()):
         return style.missing(title, f"A bend needs circuits at {curves.FEWEST_POINTS} checkpoints or more.", run)
     note = "mean of the groups; 95% interval by bootstrap over groups"
@@ -64,10 +64,10 @@ def _draw_shift(ax: Axes, shift: findings.PhaseShift) -> None:
 
 
 @style.styled
-def layer_order(circuits: Circuits | None, run: str, seed: int = 0) -> Figure:
+def layer_order(circuits: Circuits | None, run: str) -> Figure:
     """Draw the epoch at which each layer's edge activation ratio has made half of its change, with 95% intervals."""
     title = "Deep to shallow: when each layer has made half of its change"
-    order = findings.layer_order(circuits, seed) if circuits is not None else None
+    order = findings.layer_order(circuits) if circuits is not None else None
     if circuits is None or order is None:
         return style.missing(title, "An order needs circuits at 3 checkpoints or more.", run)
     note = "mean of the groups; 95% intervals by bootstrap over groups"

@@ -151,13 +151,7 @@ MOST_COLUMNS = 4
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How the groups of a table are drawn.
-
-    Attributes:
-        table: the table; of one's own facts with the columns `name` and `all`.
-        panels, lines: what they stand for.
-        note: for the footer.
-    """
+    """How the groups of a table are drawn, and a note for the footer; tables of facts have columns `name` and `all`."""
 
     table: pd.DataFrame
     panels: By
@@ -171,12 +165,7 @@ class Arrangement:
 
 
 def arrange(table: pd.DataFrame, note: str = "mean of the tasks") -> Arrangement:
-    """Return how a table's groups are drawn.
-
-    Args:
-        table: with the study's columns type and band, or with task and group of one's own facts.
-        note: for the footer of a figure of the study's groups.
-    """
+    """Return how a table's groups are drawn: the study's, with `note` in the footer, or those of one's own facts."""
     if "group" not in table:
         return Arrangement(table, ("band", BANDS), ("type", TYPES), note)
     named, looks, left_out = fact_group_looks(table)
@@ -200,11 +189,7 @@ def fact_names(table: pd.DataFrame, column: str = "group") -> pd.Series:
 
 
 def fact_group_looks(table: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Look], str]:
-    """Return a table of groups of facts with the column `name`, the look of each name, and a note on those left out.
-
-    Args:
-        table: with the columns `task` and `group`.
-    """
+    """Return a table of groups of facts with the column `name`, the look of each name, and a note on those left out."""
     names = fact_names(table)
     shown = names.unique()
     note = f"{len(shown) - MOST_GROUPS} further groups are not drawn" if len(shown) > MOST_GROUPS else ""

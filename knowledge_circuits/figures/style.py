@@ -62,13 +62,7 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one line of a figure is drawn and called.
-
-    Attributes:
-        label: in legends.
-        color, marker: Matplotlib's.
-        symbol: its short name, for headings; only the knowledge types have one.
-    """
+    """How one line of a figure is drawn and called; only the knowledge types have a `symbol`, a name for headings."""
 
     label: str
     color: str
@@ -196,10 +190,9 @@ def _draw_png(figure: Figure, file: IO[bytes], dpi: float) -> None:
 
 
 def ordered_colors(positions: ArrayLike) -> list[str]:
-    """Return the colours of lines that have an order (layers, checkpoints, ratios); hues differ in the dark too.
+    """Return the colours of lines (layers, checkpoints, ratios) by their position from 0 (first) to 1 (last).
 
-    Args:
-        positions: of each line, from 0 (first) to 1 (last).
+    Hues differ in the dark too.
     """
     return [mpl.colors.to_hex(color) for color in mpl.colormaps["plasma"](0.85 * np.asarray(positions, dtype=float))]
 

@@ -87,12 +87,7 @@ def _packed(graph: Graph) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
 
 @dataclass
 class CircuitBrowser:
-    """Collects circuits for a page.
-
-    Attributes:
-        pictures: group -> its circuits in the order in which they came.
-        layout: the model's graph, known from the first circuit.
-    """
+    """Collects each group's circuits for a page, in the order in which they come; the first tells the layout."""
 
     pictures: dict[AnyGroup, list[CircuitPicture]] = field(default_factory=dict)
     layout: Layout | None = None
@@ -126,7 +121,7 @@ class CircuitBrowser:
             circuits: `Circuits.table`, for the entropies; None: no circuits.
             results: `circuit_tables.results`, for the faithfulness.
             facts: `circuit_tables.fact_circuits`, for both of groups of one's own facts; None: there are none.
-            most_bytes: of all circuits together; beyond it epochs are left out evenly.
+            most_bytes: as MOST_BYTES.
 
         Returns:
             layers, heads, omitted (how many checkpoints were left out), spans (names of token spans) and groups: a

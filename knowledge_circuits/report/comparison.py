@@ -76,12 +76,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs that differ in nothing but their seeds.
-
-    Attributes:
-        name: the settings in which it differs from the page's other experiments; "" if it is the only one.
-        runs: at least one.
-    """
+    """Runs that differ in nothing but their seeds; named for what differs from the page's other experiments."""
 
     name: str
     runs: tuple[RunSummary, ...]
@@ -92,8 +87,7 @@ class Spread:
     """One finding over the runs of an experiment.
 
     Attributes:
-        experiment: the runs.
-        rows: per run its name and statistics (None where it has not measured one).
+        rows: each run with its statistics (None where it has not measured one).
         means: per statistic (mean, standard deviation, runs that measured it).
     """
 
@@ -104,13 +98,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class FindingSpread:
-    """One finding over several runs.
-
-    Attributes:
-        title, claim: the finding's.
-        names: the deciding statistics.
-        experiments: the numbers, experiment by experiment.
-    """
+    """One finding over several runs: the names of its deciding statistics, their numbers by experiment."""
 
     title: str
     claim: str
@@ -287,7 +275,6 @@ def write_comparison(runs: Sequence[Run], output: Path | None = None) -> Path:
     """Write the page on several runs' spread.
 
     Args:
-        runs: at least two.
         output: where to; None means comparison.html in the runs' common folder.
 
     Raises:

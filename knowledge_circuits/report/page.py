@@ -31,8 +31,6 @@ from knowledge_circuits.runs import Run
 from knowledge_circuits.study import KnowledgeType
 
 _TEMPLATES = Path(__file__).parent / "templates"
-#: Stand in a page as they are.
-_VERBATIM = ("style.css", "circuit_browser.js")
 #: Stands in the page's style sheet for the rules that its figures need.
 _COLORS = "/* figure colours */"
 #: What a page shows of each group of facts: the column of its table -> heading and the form of its numbers.
@@ -55,14 +53,10 @@ _STABLE_CAPTION = (
 
 
 def write_report(run: Run, output: Path | None = None) -> Path:
-    """Write a run's page.
+    """Write a run's page, which says what the run lacks, and return its path.
 
     Args:
-        run: the run; parts that it lacks are said on the page.
         output: where to; None means report.html in the run's folder, with a manifest.
-
-    Returns:
-        The page's path.
 
     Raises:
         InputError: a file is not as its manifest says, or cannot be read.
@@ -113,7 +107,8 @@ def render(template: str, **content: Any) -> str:
     environment.filters["count"] = lambda value: number(value, ",.0f")
     environment.filters["estimate"] = lambda value: number(value, ".3g").replace("-", "−")  # a minus, no hyphen
     environment.filters["symbols"] = _with_subscripts
-    style, script = (Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in _VERBATIM)
+    files = (_TEMPLATES / "style.css", _TEMPLATES / "circuit_browser.js")
+    style, script = (Markup(file.read_text(encoding="utf-8")) for file in files)  # stand in a page as they are
     page = environment.get_template(template).render(style=style, script=script, **content)
     return page.replace(_COLORS, color_rules(page), 1)
 
@@ -140,7 +135,7 @@ def write_page(path: Path, html: str) -> Path:
 def _subtitle(material: Material) -> str:
     """Return one sentence on what the page is about."""
     epochs = timeline.epochs(material.run)
-    unit = "optimizer steps" if timeline.is_history(material.run) else "epochs"
+    unit = "optimizer steps" if material.name.is_history else "epochs"
     when = f", {unit} {min(epochs.values()):g} to {max(epochs.values()):g}" if epochs else ""
     count = f"{len(epochs)} checkpoint{'s' if len(epochs) != 1 else ''}"
     circuits = f"Circuits: {material.setting}." if material.setting else "No circuits yet."
@@ -155,10 +150,9 @@ def _last_rows(material: Material) -> list[dict[str, Any]]:
     if not material.is_study:
         return []
     table = circuit_tables.last_numbers(material.results, material.circuit_predictions, material.predictions)
-    measured = table.drop(columns=GROUP_COLUMNS)
-    if measured.isna().all(axis=None):
+    if table.drop(columns=GROUP_COLUMNS).isna().all(axis=None):
         return []
-    stable = ["split_half_jaccard", "inclusion"]
+    stable = list(_STABLE)
     circuits = material.circuits.table if material.circuits is not None else None
     if circuits is not None and circuits[stable].notna().any(axis=None):
         last = circuits[circuits["step"] == circuits["step"].max()]
@@ -189,14 +183,15 @@ def fact_table(material: Material) -> TextTable:
 
 def _last_epoch(material: Material) -> str:
     """Return which checkpoints the last numbers are of, in words."""
-    results = []
+    last = []
     for what, table in (("queries", material.predictions), ("circuits", material.results)):
         if len(table):
             row = table.loc[table["step"].idxmax()]
             step = f"step {row['step']:,}"
-            history = timeline.is_history(material.run)
-            results.append(f"{what} at {step}" if history else f"{what} at epoch {row['epoch']:g} ({step})")
-    text = "; ".join(results)
+            last.append(
+                f"{what} at {step}" if material.name.is_history else f"{what} at epoch {row['epoch']:g} ({step})"
+            )
+    text = "; ".join(last)
     return text[:1].upper() + text[1:]
 
 

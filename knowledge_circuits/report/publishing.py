@@ -35,15 +35,7 @@ _TAGS = ["knowledge-circuits", "mechanistic-interpretability", "eap-ig", "arxiv:
 
 @dataclass(frozen=True)
 class Publication:
-    """One repository of the hub.
-
-    Attributes:
-        kind: `dataset` or `model`.
-        name: of the repository.
-        card: its README.md.
-        root: the folder whose files go to the repository's top.
-        files: the files, below the root.
-    """
+    """One repository of the hub, of the kind `dataset` or `model`: the files below a root, and its README.md."""
 
     kind: str
     name: str

@@ -36,7 +36,6 @@ class Section:
         key: its anchor in the page.
         title, text: heading and opening sentence.
         lacking: returns why the section cannot be drawn from a run, or "".
-        drawings: its figures.
     """
 
     key: str
@@ -56,14 +55,7 @@ class DrawnFigure:
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table as a page shows it.
-
-    Attributes:
-        caption: what it shows.
-        header: the columns' names.
-        rows: [rows][columns] of text.
-        words: how many columns at the left hold words rather than numbers.
-    """
+    """A table as a page shows it; `words` columns at the left hold words rather than numbers."""
 
     caption: str
     header: list[str]
