@@ -44,10 +44,9 @@ def known_facts(history: FactHistory, run: str) -> Figure:
     title = "Facts known at each probe"
     if not len(history.steps):
         return style.missing(title, _NO_PROBES, run)
-    facts = history.facts
-    table = pd.DataFrame(history.known, columns=history.epochs).assign(type=facts["type"], band=facts["band"])
+    by_epoch = pd.DataFrame(history.known.astype(float), columns=history.epochs)
+    table = by_epoch.assign(type=history.facts["type"], band=history.facts["band"])
     table = table.melt(["type", "band"], var_name="epoch", value_name="known")
-    table["known"] = table["known"].astype(float)
     return line_panels(title, table, "known", ("band", BANDS), ("type", TYPES), "share of facts known", run)
 
 

@@ -57,9 +57,7 @@ class RunSummary:
     """What a comparison needs of a run.
 
     Attributes:
-        name: the run's name.
         data_seed, training_seed: as its configuration tells; "" where it does not.
-        findings: what the run shows of the three.
         last: the 18 groups' numbers at the last checkpoint (`circuit_tables.last_numbers`).
         settings: everything but the seeds that makes the run what it is, in words (`settings_of`).
         start_unknown: its configuration does not tell from which weights it started.
