@@ -1,7 +1,4 @@
-"""The sections of a run's page: their figures, what to look for in each, and which runs have them.
-
-A section whose data a run lacks is replaced by one sentence that says which program writes them.
-"""
+"""The sections of a run's page: their figures, what to look for in each, and which runs have them."""
 
 from __future__ import annotations
 
