@@ -15,7 +15,8 @@ from knowledge_circuits.analysis.circuit_tables import results
 from knowledge_circuits.analysis.run_circuits import read_circuits
 from knowledge_circuits.engine.graph import Graph, Layout
 from knowledge_circuits.engine.selection import prune, top_n
-from knowledge_circuits.report.circuit_browser import CircuitBrowser, node_strengths, picture, strongest_edges
+from knowledge_circuits.figures.circuit_graph import strongest_edges
+from knowledge_circuits.report.circuit_browser import MOST_EDGES, CircuitBrowser, node_strengths, picture
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, groups
 
@@ -80,7 +81,7 @@ def test_the_page_s_bytes_are_those_of_the_run_s_circuits(synthetic_run: Run) ->
     present = np.frombuffer(base64.b64decode(levels), np.uint8) > 0
     assert (present == graph.nodes_in_graph.numpy()).all()
     numbers = np.frombuffer(base64.b64decode(packed), "<i2").reshape(-1, 4)
-    assert (numbers[:, :2] == strongest_edges(graph)).all()
+    assert (numbers[:, :2] == strongest_edges(graph, MOST_EDGES)).all()
     drawn = graph.scores.numpy()[numbers[:, 0], numbers[:, 1]]
     assert np.allclose(numbers[:, 2] / 32767, drawn / abs(drawn).max(), atol=1e-4)
     assert group["rows"][0][5] is None  # faithfulness is not defined before training

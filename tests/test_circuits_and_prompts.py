@@ -19,8 +19,8 @@ from knowledge_circuits.figures.vector import svg_element
 from knowledge_circuits.files import InputError, read_json, write_json
 from knowledge_circuits.report.material import read_material
 from knowledge_circuits.report.page import report_html
+from knowledge_circuits.report.run_sections import PROMPTS
 from knowledge_circuits.report.section import draw_sections
-from knowledge_circuits.report.stability import SECTION
 from knowledge_circuits.runs import Run, selection_name
 from knowledge_circuits.study import Attribute, Band, Group, KnowledgeType, groups
 
@@ -139,7 +139,7 @@ def test_the_reports_section_shows_what_was_measured_and_says_what_was_not(measu
     assert "Halves agree" in page
     matrix.unlink()
     details_of(measured).unlink()
-    (without,) = draw_sections(read_material(measured), (SECTION,))
-    assert "--cross_groups" in without.lacking and not without.figures
+    ((_, lacking, drawn),) = draw_sections(read_material(measured), (PROMPTS,))
+    assert "--cross_groups" in lacking and not drawn
     only = svg_element(figures.cross_groups(None, "nano"), "nothing")
     assert "circuit_eval.py --cross_groups" in str(only)

@@ -376,7 +376,7 @@ def test_a_title_with_a_dollar_sign_is_no_formula(view: PromptView, tmp_path: Pa
         component_figures.prompt_layers(odd, "run"),
         component_figures.attention_pattern({"": odd}, (0, 0), ""),
     ):
-        style.save(figure, tmp_path / "odd.png", dpi=50)
+        style.keep(figure, tmp_path, "odd")
 
 
 def notebook_cells() -> list[str]:

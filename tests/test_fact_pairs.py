@@ -26,10 +26,9 @@ from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from knowledge_circuits.manifest import read_manifest
 from knowledge_circuits.models.tokenization import load_tokenizer
-from knowledge_circuits.report import stability as stability_page
-from knowledge_circuits.report.circuit_evaluation import fact_table
 from knowledge_circuits.report.material import read_material
-from knowledge_circuits.report.page import write_report
+from knowledge_circuits.report.page import fact_table, write_report
+from knowledge_circuits.report.run_sections import PROMPTS
 from knowledge_circuits.report.section import draw_sections
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import FactGroup, Group
@@ -229,8 +228,8 @@ def test_the_groups_of_own_facts_have_the_stability_of_their_circuits(fresh: Pat
     of_group = {row[1]: row[-2:] for row in shown.rows}
     for row in table[table["step"] == 4].to_dict("records"):
         assert of_group[row["group"]] == [f"{row['split_half_jaccard']:.2f}", f"{row['inclusion']:.2f}"]
-    (section,) = draw_sections(material, (stability_page.SECTION,))
-    assert "Stability: how much of a circuit" in section.figures[0].svg
+    ((_, _, drawn),) = draw_sections(material, (PROMPTS,))
+    assert "Stability: how much of a circuit" in drawn[0].svg
 
 
 def test_the_test_items_may_stand_in_another_file(fresh: Path, capitals: Path) -> None:

@@ -75,6 +75,6 @@ def test_with_a_token_graphs_and_the_last_checkpoint_are_sent_without_the_optimi
 
 def test_a_bad_name_and_a_run_without_weights_are_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="user/name"):
-        publishing.publications(run, "tiny")
+        publishing.publications(run, "tiny", "other")
     with pytest.raises(InputError, match="no checkpoint has weights"):
-        publishing.publications(write_run(tmp_path / "other", Truth(epochs=1)), "user/tiny")
+        publishing.publications(write_run(tmp_path / "other", Truth(epochs=1)), "user/tiny", "other")

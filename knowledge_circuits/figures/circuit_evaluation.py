@@ -22,6 +22,7 @@ from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.engine.options import Metric
 from knowledge_circuits.figures import style
 from knowledge_circuits.figures.panels import (
+    Arrangement,
     By,
     arrange,
     draw_curve,
@@ -153,14 +154,11 @@ def _draw_faithfulness(ax: Axes, table: pd.DataFrame, lines: By) -> None:
 
 def _draw_gap(ax: Axes, table: pd.DataFrame, lines: By) -> None:
     """Draw one panel's clean minus corrupted, mean of the tasks, with the mean of its 95% intervals."""
-    by, looks = lines
+    (by, looks), low, high = lines, "clean_minus_corrupted_low", "clean_minus_corrupted_high"
     ax.axhline(0, color=GREY, linewidth=0.8)
     for name, look in looks.items():
-        rows = table[table[by] == name].groupby("epoch")[
-            ["gap", "clean_minus_corrupted_low", "clean_minus_corrupted_high"]
-        ]
-        mean = rows.mean()
-        ax.fill_between(mean.index, mean.iloc[:, 1], mean.iloc[:, 2], color=look.color, alpha=0.15, linewidth=0)
+        mean = table[table[by] == name].groupby("epoch")[["gap", low, high]].mean()
+        ax.fill_between(mean.index, mean[low], mean[high], color=look.color, alpha=0.15, linewidth=0)
         ax.plot(mean.index, mean["gap"], color=look.color, marker=look.marker, markersize=3, linewidth=1.5)
 
 
@@ -193,12 +191,15 @@ def fact_groups(fact_circuits: pd.DataFrame, run: str) -> Figure:
     note = style.joined("open triangles lie beyond the axis", left_out)
     figure, axes = style.grid(title, run, 1, 4, width=12.6, share_y=False, note=note)
     table["shown"] = within(table["faithfulness"], FAITHFULNESS_LIMITS)
-    panels = {"shown": "faithfulness", "hit": "Hit@10", "edge_entropy": "entropy (nats)"}
-    panels["edge_jaccard"] = "edge similarity to the last circuit"
+    panels = {
+        "shown": "faithfulness",
+        "hit": "Hit@10",
+        "edge_entropy": "entropy (nats)",
+        "edge_jaccard": "edge similarity to the last circuit",
+    }
     for ax, (value, label) in zip(axes[0], panels.items(), strict=True):
         draw_lines(ax, table.dropna(subset=[value]), value, "name", looks)
-        ax.set_title(label)
-        ax.set_xlabel("epoch")
+        ax.set(title=label, xlabel="epoch")
         if value in ("hit", "edge_jaccard"):
             share_axis(ax)
     for name, look in looks.items():
@@ -213,10 +214,9 @@ def hits_by_type(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: 
 
     Groups of one's own facts share a panel.
     """
-    if "group" in circuit_predictions:
-        return _fact_hits(circuit_predictions, results, run)
-    title = "Hit@10 of the circuits alone, by knowledge type within each band"
-    return _own_hits(title, circuit_predictions, results, ("band", BANDS), ("type", TYPES), run)
+    hits = arrange(circuit_tables.own_circuit_hits(circuit_predictions), "")
+    by = "group of facts" if "group" in circuit_predictions else "knowledge type within each band"
+    return _own_hits(f"Hit@10 of the circuits alone, by {by}", hits, results, run)
 
 
 @style.styled
@@ -225,22 +225,21 @@ def hits_by_band(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: 
     title = "Hit@10 of the circuits alone, by frequency band within each type"
     if "group" in circuit_predictions:
         return style.missing(title, NOT_OF_FACTS, run)
-    return _own_hits(title, circuit_predictions, results, ("type", TYPES), ("band", BANDS), run)
+    hits = Arrangement(circuit_tables.own_circuit_hits(circuit_predictions), ("type", TYPES), ("band", BANDS), "")
+    return _own_hits(title, hits, results, run)
 
 
-def _own_hits(
-    title: str, circuit_predictions: pd.DataFrame, results: pd.DataFrame, panels: By, lines: By, run: str
-) -> Figure:
-    table = circuit_tables.own_circuit_hits(circuit_predictions)
-    if table.empty:
+def _own_hits(title: str, hits: Arrangement, results: pd.DataFrame, run: str) -> Figure:
+    if hits.table.empty:
         return style.missing(title, NO_CIRCUITS if results.empty else _NO_HITS, run)
-    (column, looks), of_lines, own = panels, lines[1], circuit_tables.own_circuits(results)
-    figure = line_panels(title, table, "hit", panels, lines, "Hit@10", run)
-    for ax, (key, look) in zip(figure.axes, looks.items(), strict=True):
-        people = table[table[column] == key].groupby(lines[0])["full_name"].nunique()
-        counts = [str(people.get(one, 0)) for one in of_lines]
-        ax.set_title(f"{look.label}: {' + '.join(counts)} people")
-    parts = [own[own[column] == key] for key in looks]
+    (column, looks), (by, of_lines), own = hits.panels, hits.lines, circuit_tables.own_circuits(results)
+    figure = line_panels(title, hits.table, "hit", hits.panels, hits.lines, "Hit@10", run, note=hits.note)
+    of_facts = "group" in hits.table
+    for ax, (look, part) in zip(figure.axes, hits.parts(), strict=True):
+        items = part.groupby(by)["full_name"].nunique()
+        counts = " + ".join(str(items.get(one, 0)) for one in of_lines)
+        ax.set_title(f"{_least_to_most(items)} test items a group" if of_facts else f"{look.label}: {counts} people")
+    parts = [own] if of_facts else [own[own[column] == key] for key in looks]
     return _with_levels(figure, parts, (_RANDOM_HITS, _CHANCE), of_lines)
 
 
@@ -253,21 +252,6 @@ def _with_levels(
         for level in levels:
             level.draw(ax, part)
     return style.legend(figure, looks, title, [level.handle for level in levels])
-
-
-def _fact_hits(circuit_predictions: pd.DataFrame, results: pd.DataFrame, run: str) -> Figure:
-    """Draw Hit@10 of each group's own circuits on its own test items, all groups of facts in one panel."""
-    title = "Hit@10 of the circuits alone, by group of facts"
-    table = circuit_tables.own_circuit_hits(circuit_predictions)
-    if table.empty:
-        return style.missing(title, NO_CIRCUITS if results.empty else _NO_HITS, run)
-    arranged = arrange(table)
-    panels, lines, note = arranged.panels, arranged.lines, arranged.note
-    figure = line_panels(title, arranged.table, "hit", panels, lines, "Hit@10", run, note=note)
-    items = table.groupby([*circuit_tables.FACT_GROUP_COLUMNS])["full_name"].nunique()
-    figure.axes[0].set_title(f"{_least_to_most(items)} test items a group")
-    own = circuit_tables.own_circuits(results)
-    return _with_levels(figure, [own], (_RANDOM_HITS, _CHANCE), lines[1])
 
 
 @style.styled
@@ -304,9 +288,8 @@ def _hits_across(
     table = circuit_tables.own_circuits(circuit_predictions)
     table = table[table[fixed] == table[f"target_{fixed}"]]
     if table.empty or (table[column] == table[f"target_{column}"]).all():
-        return style.missing(
-            title, f"No circuit was run on the test items of another {column} (circuit_eval.py {flag}).", run
-        )
+        message = f"No circuit was run on the test items of another {column} (circuit_eval.py {flag})."
+        return style.missing(title, message, run)
     note = "titles: the tested group; lines: the group on which the circuit was found"
     figure, axes = style.grid(title, run, len(TYPES), len(BANDS), height=5.0, note=note)
     chance = circuit_tables.own_circuits(results)  # of the tested group: its own circuits' files tell it
@@ -364,8 +347,8 @@ def hits_of_transferred_circuits(circuit_predictions: pd.DataFrame, run: str) ->
     figure, axes = wrapped_grid(title, run, len(kinds), arranged.note)
     for ax, (kind, look) in zip(figure.axes, kinds.items(), strict=True):
         part = arranged.table[arranged.table[column] == kind]
-        lines = {step: part[part["circuit_step"] == step] for step in origins}
-        for rows, line in ((circuit_tables.own_circuits(part), own), *((lines[step], looks[step]) for step in origins)):
+        lines = [(part[part["circuit_step"] == step], line) for step, line in looks.items()]
+        for rows, line in ((circuit_tables.own_circuits(part), own), *lines):
             mean = rows.groupby("epoch")["hit"].mean()
             draw_curve(ax, mean.index, mean, line)
         share_axis(ax)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from knowledge_circuits.analysis.circuit_settings import NO_CIRCUITS
 from knowledge_circuits.engine.graph import Graph
@@ -31,11 +32,7 @@ def circuit_graph(circuits: Mapping[str, Graph], run: str, title: str = "The cir
     """Circuits drawn side by side: layers upward, heads in a row, each layer's MLP at the right and half a step higher.
 
     Colour tells what the edge feeds, width the root of its |score| beside its circuit's largest; solid edges
-    have a positive score (corrupting them costs the right answer), dashed ones a negative.
-
-    Args:
-        circuits: heading -> circuit; drawn from left to right.
-        edges: how many of each circuit's strongest edges are drawn.
+    have a positive score (corrupting them costs the right answer), dashed ones a negative. Arguments as of `draw`.
     """
     title = style.plain(title)
     if not circuits:
@@ -47,8 +44,7 @@ def circuit_graph(circuits: Mapping[str, Graph], run: str, title: str = "The cir
     figure, axes = style.grid(title, run, 1, len(circuits), width=max(width, 8.0), height=height, note=note)
     for ax, (heading, graph) in zip(axes[0], circuits.items(), strict=True):
         _draw_circuit(ax, graph, edges)
-        count = int(graph.in_graph.sum())
-        ax.set_title(f"{heading}: {count:,} edges, {graph.n_nodes} nodes".removeprefix(": "))
+        ax.set_title(f"{heading}: {graph.n_edges:,} edges, {graph.n_nodes} nodes".removeprefix(": "))
     axes[0, 0].set_ylabel("layer")
     handles = [Line2D([], [], color=look.color, linewidth=2, label=look.label) for look in _INPUTS.values()]
     handles += [
@@ -62,7 +58,7 @@ def draw(circuits: Graph | Mapping[str, Graph], title: str = "The circuit", edge
     """Draw one circuit, or several of one model side by side.
 
     Args:
-        circuits: a circuit, or heading -> circuit.
+        circuits: a circuit, or heading -> circuit, from left to right.
         edges: how many of each circuit's strongest edges are drawn.
 
     Returns:
@@ -79,28 +75,32 @@ def draw(circuits: Graph | Mapping[str, Graph], title: str = "The circuit", edge
     return circuit_graph(drawn, "", title, edges)
 
 
+def strongest_edges(graph: Graph, most: int) -> NDArray[np.int64]:
+    """Return source and target of the circuit's edges with the largest |score|, strongest first, [m, 2]."""
+    edges = graph.in_graph.nonzero().numpy()
+    strength = graph.scores.abs().numpy()[edges[:, 0], edges[:, 1]]
+    return edges[np.argsort(-strength, kind="stable")[:most]]
+
+
 def _draw_circuit(ax: Axes, graph: Graph, edges: int) -> None:
-    """Draw one circuit's nodes and its strongest edges."""
+    """Draw one circuit's nodes and its strongest edges, the strongest on top."""
     layout = graph.layout
-    scores, members = graph.scores.numpy(), graph.in_graph.numpy()
-    rows, columns = np.nonzero(members)
-    strongest = np.argsort(-np.abs(scores[rows, columns]), kind="stable")[:edges][::-1]
-    rows, columns = rows[strongest], columns[strongest]
-    strength = np.abs(scores[rows, columns])
+    sources, targets = strongest_edges(graph, edges)[::-1].T
+    scores = graph.scores.numpy()[sources, targets]
+    strength = np.abs(scores)
     share = np.sqrt(strength / strength.max()) if strength.size and strength.max() > 0 else strength
 
     x, y = _node_places(layout.n_layers, layout.n_heads)
-    nodes = layout.target_nodes.numpy()[columns]
-    kinds = np.array([_input_kind(name) for name in layout.targets])[columns]
-    shift = np.select([kinds == "q", kinds == "k", kinds == "v"], [-0.22, 0.0, 0.22], 0.0)
+    nodes = layout.target_nodes.numpy()[targets]
+    kinds = np.array([name[-2] if name.endswith(">") else "" for name in layout.targets])[targets]  # keys of _INPUTS
+    shift = np.select([kinds == "q", kinds == "v"], [-0.22, 0.22])
     ends = np.stack([x[nodes] + shift, y[nodes] - 0.16], axis=-1)
-    starts = np.stack([x[rows], y[rows] + 0.16], axis=-1)
-    alphas = 0.25 + 0.6 * share
+    starts = np.stack([x[sources], y[sources] + 0.16], axis=-1)
     lines = LineCollection(
         list(_bezier(starts, ends)),
-        colors=[(_INPUTS[kind].color, alpha) for kind, alpha in zip(kinds, alphas, strict=True)],
+        colors=[(_INPUTS[kind].color, alpha) for kind, alpha in zip(kinds, 0.25 + 0.6 * share, strict=True)],
         linewidths=0.4 + 3.2 * share,
-        linestyles=["solid" if positive else _DASHES for positive in scores[rows, columns] >= 0],
+        linestyles=["solid" if positive else _DASHES for positive in scores >= 0],
         zorder=1,
     )
     ax.add_collection(lines)
@@ -113,12 +113,9 @@ def _draw_nodes(ax: Axes, graph: Graph, x: np.ndarray, y: np.ndarray) -> None:
     for name, column, height, inside in zip(layout.nodes, x, y, present, strict=True):
         text, face, frame = ("#222222", "white", "#333333") if inside else ("#BBBBBB", "#F4F4F4", "#DDDDDD")
         box = {"boxstyle": "round,pad=0.28", "linewidth": 0.8, "facecolor": face, "edgecolor": frame}
-        label = name.split(".")[-1]
-        ax.text(column, height, label, fontsize=size, ha="center", va="center", bbox=box, color=text)
-    ax.set_xlim(x.min() - 0.7, x.max() + 0.7)
-    ax.set_ylim(y.min() - 0.5, y.max() + 0.5)
-    ax.set_yticks(range(layout.n_layers))
-    ax.set_xticks([])
+        ax.text(column, height, name.split(".")[-1], fontsize=size, ha="center", va="center", bbox=box, color=text)
+    ax.set(xlim=(x.min() - 0.7, x.max() + 0.7), ylim=(y.min() - 0.5, y.max() + 0.5))
+    ax.set(xticks=[], yticks=range(layout.n_layers))
     ax.grid(False)
     ax.spines["bottom"].set_visible(False)
 
@@ -135,13 +132,7 @@ def _node_places(layers: int, heads: int) -> tuple[np.ndarray, np.ndarray]:
 def _bezier(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Curves that leave and arrive vertically, [m, 20, 2], from and to points [m, 2]."""
     t = np.linspace(0, 1, 20)[None, :, None]
-    bend = np.zeros_like(starts)
-    bend[:, 1] = 0.45 * (ends[:, 1] - starts[:, 1])
+    bend = (ends - starts) * [0, 0.45]
     corners = [point[:, None, :] for point in (starts, starts + bend, ends - bend, ends)]
     weights = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]
     return np.add.reduce([weight * corner for weight, corner in zip(weights, corners, strict=True)])
-
-
-def _input_kind(target: str) -> str:
-    """Return which input of a head a target is (q, k or v); "" for an MLP or the logits."""
-    return target[-2] if target.endswith(">") else ""

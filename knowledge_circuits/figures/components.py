@@ -40,8 +40,6 @@ KINDS: Mapping[str, Look] = {
     HeadKind.RELATION: Look("relation (from the relation)", style.PURPLE, "s"),
 }
 _NO_PROMPT = "One prompt's view needs circuits of the study's groups, the circuit data and the checkpoint's weights."
-
-
 #: Measures of the logit lens: the figure's title and the colour bar's label.
 _LENS = {
     "rank": ("Logit lens: rank of the answer at the last position", "mean of rank + 1 (1 is best)"),
@@ -57,8 +55,7 @@ _LENS = {
 def head_proportions(components: Components, circuits: Circuits | None, run: str, kind: str = "kind") -> Figure:
     """Draw the circuit's heads of each kind over its nodes, over epochs: a row per type, a column per band.
 
-    Args:
-        kind: the column that tells kinds: `kind`, or `original_kind` for the original's ratios.
+    The column `kind` tells kinds: `original_kind` is by the original's ratios.
     """
     by_original = kind == "original_kind"
     title = "Mover, relation and mixture heads in the circuit" + (", by the original's ratios" if by_original else "")
@@ -114,17 +111,14 @@ def head_scatter(components: Components, circuits: Circuits | None, run: str) ->
     for ax, (epoch, prefix, unit) in zip(axes[0], panels, strict=True):
         shown = inside[inside["epoch"].isin([at for at, of, _ in panels if of == prefix])]
         _scatter(ax, inside[inside["epoch"] == epoch], prefix, _limits(shown, prefix))
-        ax.set_xlabel(f"|relation part| ({unit})")
-        ax.set_ylabel(f"|subject part| ({unit})")
+        ax.set(xlabel=f"|relation part| ({unit})", ylabel=f"|subject part| ({unit})")
         ax.set_title(f"epoch {epoch:g}, " + ("the original's ratios" if prefix else "exact split"))
+    raises, lowers = (Look(label, style.BLACK, "o") for label in ("raises the answer", "lowers it"))
     handles = [
         Line2D([], [], linestyle="none", color=look.color, marker=look.marker, markersize=5, label=look.label)
-        for look in KINDS.values()
+        for look in (*KINDS.values(), raises, lowers)
     ]
-    handles += [
-        Line2D([], [], linestyle="none", color=style.BLACK, marker="o", markersize=5, label="raises the answer"),
-        Line2D([], [], linestyle="none", color=style.BLACK, marker="o", mfc="none", markersize=5, label="lowers it"),
-    ]
+    handles[-1].set_markerfacecolor("none")
     return style.legend_row(figure, handles)
 
 
@@ -139,25 +133,16 @@ def _limits(heads: pd.DataFrame, prefix: str) -> tuple[float, float]:
 def _scatter(ax: Axes, heads: pd.DataFrame, prefix: str, limits: tuple[float, float]) -> None:
     """Sizes of the two parts of each head, log-log, with the borders between kinds."""
     x, y = heads[f"{prefix}relation"].to_numpy(), heads[f"{prefix}subject"].to_numpy()
-    low, high = limits
     ax.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
-    ends = np.array([low, high])
+    ends = np.array(limits)
     for factor in (DOMINANCE, 1 / DOMINANCE):
         ax.plot(ends, ends * factor, color=style.BLACK, linewidth=0.8, linestyle=":", zorder=1)
     for kind, look in KINDS.items():
         for raises in (True, False):
             chosen = (heads[f"{prefix}kind"] == kind).to_numpy() & ((x + y > 0) == raises)
-            ax.plot(
-                np.abs(x[chosen]).clip(low),
-                np.abs(y[chosen]).clip(low),
-                look.marker,
-                color=look.color,
-                mfc=look.color if raises else "none",
-                markersize=3.6,
-                markeredgewidth=0.7,
-                alpha=0.6,
-                zorder=2,
-            )
+            points = np.abs([x[chosen], y[chosen]]).clip(limits[0])
+            drawn = {"color": look.color, "mfc": look.color if raises else "none", "alpha": 0.6, "zorder": 2}
+            ax.plot(*points, look.marker, markersize=3.6, markeredgewidth=0.7, **drawn)
 
 
 # --- the logit lens ---------------------------------------------------------------------------------------------------
@@ -165,11 +150,7 @@ def _scatter(ax: Axes, heads: pd.DataFrame, prefix: str, limits: tuple[float, fl
 
 @style.styled
 def lens(components: Components, measure: str, run: str) -> Figure:
-    """Draw one measure of the logit lens by layer and epoch, a heat map per type and band.
-
-    Args:
-        measure: `rank`, `prob` or `subject_rank`; ranks have a logarithmic scale.
-    """
+    """Draw one measure (`rank`, `prob` or `subject_rank`) by layer and epoch, a heat map per type and band."""
     title, label = _LENS[measure]
     if components.lens.empty:
         return style.missing(title, components.missing, run)
@@ -184,12 +165,7 @@ def lens(components: Components, measure: str, run: str) -> Figure:
 
 @style.styled
 def attention_pattern(views: Mapping[str, PromptView | None], head: tuple[int, int], run: str) -> Figure:
-    """Draw where one head looks, in one or more checkpoints side by side: queries are rows, keys columns.
-
-    Args:
-        views: heading -> one prompt's view.
-        head: layer and head.
-    """
+    """Draw where a head (layer, head) looks in one prompt, a panel per heading: queries are rows, keys columns."""
     title = f"Attention of head a{head[0]}.h{head[1]}"
     shown = {heading: view for heading, view in views.items() if view is not None}
     if not shown:
@@ -204,8 +180,7 @@ def attention_pattern(views: Mapping[str, PromptView | None], head: tuple[int, i
         image = ax.imshow(np.ma.masked_where(future, pattern), cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
         ax.grid(False)
         _token_ticks(ax, view)
-        ax.set_title(heading)
-        ax.set_xlabel("looked at (key)")
+        ax.set(title=heading, xlabel="looked at (key)")
     axes[0, 0].set_ylabel("from (query)")
     figure.colorbar(image, ax=axes, shrink=0.7, pad=0.015).set_label("attention")
     return figure

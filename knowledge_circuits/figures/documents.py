@@ -60,8 +60,7 @@ def over_epochs(study: DocumentStudy) -> Figure:
     )  # fmt: skip
     for ax, (column, title) in zip(axes.flat, panels.items(), strict=True):
         _draw_strategies(ax, table, column, study)
-        ax.set_title(title)
-        ax.set_xlabel("epoch")
+        ax.set(title=title, xlabel="epoch")
         if column in references:
             _draw_references(ax, references, column)
         if column == "recall":
@@ -104,8 +103,7 @@ def _strategy_panels(title: str, table: pd.DataFrame, label: str, note: str) -> 
     figure, axes = style.grid(title, "", rows, _COLUMNS, width=12.4, height=0.8 + 2.5 * rows, note=note)
     panels = []
     for ax, (name, part) in zip(axes.flat, parts, strict=False):
-        ax.set_title(style.plain(name))
-        ax.set_xlabel("epoch")
+        ax.set(title=style.plain(name), xlabel="epoch")
         panels.append((ax, part.groupby("epoch")))
     for ax in axes.flat[len(parts) :]:
         ax.set_axis_off()
@@ -130,11 +128,8 @@ def learned_and_forgotten(study: DocumentStudy) -> Figure:
         ax.axhline(0, color=BLACK, linewidth=0.8)
         ax.axhline(table["entities"].max(), color=GREY, linestyle=":", linewidth=1)
         ax.set_xticks(at, [f"{epoch:g}" for epoch in means.index])
-    handles = [
-        Patch(color=color, label=label)
-        for color, label in ((BLUE, "kept"), (SKY, "newly learned"), (VERMILION, "forgotten"))
-    ]
-    return style.legend_row(figure, handles)
+    labels = {BLUE: "kept", SKY: "newly learned", VERMILION: "forgotten"}
+    return style.legend_row(figure, [Patch(color=color, label=label) for color, label in labels.items()])
 
 
 @style.styled
@@ -145,11 +140,11 @@ def cost(study: DocumentStudy) -> Figure:
         "Knowledge and its cost", "", 1, 2, height=3.4,
         note=f"{style.plain(study.name)}: a line for each run; minutes of training without the probes",
     )  # fmt: skip
-    for ax, column, label in zip(axes[0], ("documents_seen", "minutes"), ("documents seen", "minutes"), strict=True):
+    for ax, column in zip(axes[0], ("documents_seen", "minutes"), strict=True):
         for name, look in looks(study).items():
             for _, run in table[table["strategy"] == name].groupby("seed"):
                 ax.plot(run[column], run["recall"], color=look.color, marker=look.marker, markersize=4, linewidth=1.2)
-        ax.set_xlabel(label)
+        ax.set_xlabel(column.replace("_", " "))
     axes[0, 0].set_ylabel("mean recall")
     return style.legend(figure, looks(study))
 
@@ -204,10 +199,8 @@ def reconfiguration(study: DocumentStudy) -> Figure:
 @style.styled
 def by_strategy(finding: Finding, name: str) -> Figure:
     """Draw a finding's numbers with their 95% intervals: each strategy, and the mean, one panel per statistic."""
-    parts: dict[str, list[Statistic]] = {}
-    for statistic in finding.statistics:
-        if np.isfinite(statistic.estimate):
-            parts.setdefault(statistic.name, []).append(statistic)
+    measured = [s for s in finding.statistics if np.isfinite(s.estimate)]
+    parts = {name: [s for s in measured if s.name == name] for name in dict.fromkeys(s.name for s in measured)}
     if not parts:
         return style.missing(finding.title, "Nothing was measured.", name)
     most = max(map(len, parts.values()))

@@ -1,7 +1,8 @@
 """Figures of the probes inside training, in the look of `style`: what is known when, whether it stays, what it costs.
 
-Each takes what `dynamics` makes of a run's knowledge_dynamics.jsonl (a `FactHistory`, or the tables of the probes) and
-the run's name and returns a Matplotlib `Figure`; without records the figure says which flag of train.py writes them.
+Each takes what is made of a run's knowledge_dynamics.jsonl (a `FactHistory`, or as `probes` the table
+`relations.probe_table`) and the run's name and returns a Matplotlib `Figure`; without records the figure says which
+flag of train.py writes them.
 """
 
 from __future__ import annotations
@@ -43,20 +44,15 @@ def known_facts(history: FactHistory, run: str) -> Figure:
     title = "Facts known at each probe"
     if not len(history.steps):
         return style.missing(title, _NO_PROBES, run)
-    facts = history.facts
-    table = pd.DataFrame(history.known, columns=history.epochs).assign(type=facts["type"], band=facts["band"])
+    by_epoch = pd.DataFrame(history.known.astype(float), columns=history.epochs)
+    table = by_epoch.assign(type=history.facts["type"], band=history.facts["band"])
     table = table.melt(["type", "band"], var_name="epoch", value_name="known")
-    table["known"] = table["known"].astype(float)
     return line_panels(title, table, "known", ("band", BANDS), ("type", TYPES), "share of facts known", run)
 
 
 @style.styled
 def knowledge_and_loss(probes: pd.DataFrame, run: str) -> Figure:
-    """Facts known and known twice in a row beside the validation loss; facts gained and lost from probe to probe.
-
-    Args:
-        probes: `relations.probe_table`.
-    """
+    """Facts known and known twice in a row beside the validation loss; facts gained and lost from probe to probe."""
     title = "Facts known, gained and lost"
     if probes.empty:
         return style.missing(title, _NO_PROBES, run)
@@ -128,9 +124,9 @@ def _draw_windows(axes: Sequence[Axes], history: FactHistory, highest: float) ->
     table = dynamics.describe_groups(history).set_index(["type", "band"])
     for ax, band in zip(axes, BANDS, strict=True):
         for index, (knowledge, line) in enumerate(TYPES.items()):
+            height = max(highest, 0.008) * (1.1 + 0.08 * index)
             if (knowledge, band) in table.index and np.isfinite(table.loc[(knowledge, band), "window_start"]):
-                row, height = table.loc[(knowledge, band)], max(highest, 0.008) * (1.1 + 0.08 * index)
-                ends = [row["window_start"], row["window_end"]]
+                ends = table.loc[(knowledge, band), ["window_start", "window_end"]]
                 ax.plot(ends, [height, height], "|-", color=line.color, linewidth=2, markersize=6)
 
 
@@ -171,8 +167,8 @@ def forgetting(history: FactHistory, run: str) -> Figure:
     ever = history.known.any(axis=1)
     most = int(events.max(initial=0))
     ax, of_type = axes[0, 0], {knowledge: ever & (history.facts["type"] == knowledge).to_numpy() for knowledge in TYPES}
-    shares = {knowledge: np.bincount(events[chosen], minlength=most + 1) / chosen.sum()
-              for knowledge, chosen in of_type.items() if chosen.any()}  # fmt: skip
+    counted = {knowledge: events[chosen] for knowledge, chosen in of_type.items() if chosen.any()}
+    shares = {knowledge: np.bincount(found, minlength=most + 1) / len(found) for knowledge, found in counted.items()}
     _draw_bars(ax, np.arange(most + 1), shares)
     ax.set(xlabel="forgetting events of a fact", ylabel="share of facts ever known", title="How often")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -234,11 +230,7 @@ def prior_exposure(history: FactHistory, run: str) -> Figure:
 
 @style.styled
 def loss_and_knowledge(probes: pd.DataFrame, run: str) -> Figure:
-    """Change of the validation loss against change of the number of known facts, from probe to probe.
-
-    Args:
-        probes: `relations.probe_table`.
-    """
+    """Change of the validation loss against change of the number of known facts, from probe to probe."""
     title = "Does a falling loss tell when facts are learned?"
     if probes.empty:
         return style.missing(title, _NO_PROBES, run)
@@ -274,9 +266,7 @@ def skills_text_and_circuits(
 ) -> Figure:
     """Accuracy of general skills, perplexity of held-out text, and how much circuits change between checkpoints.
 
-    Args:
-        skills, texts: the tables of those names of `dynamics.Dynamics`.
-        reconfiguration: `relations.reconfiguration_table`.
+    The tables are those of `dynamics.Dynamics` and `relations.reconfiguration_table`.
     """
     title = "General skill, held-out text and the circuits' reconfiguration"
     note = "reconfiguration: edges that changed since the checkpoint before"
@@ -312,12 +302,7 @@ def _looks(names: Sequence[str]) -> dict[str, Look]:
 
 @style.styled
 def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[int] | None = None) -> Figure:
-    """Draw where each rule would stop: loss, knowledge and skill over epochs with the rules' picks marked.
-
-    Args:
-        probes: `relations.probe_table`.
-        saved_steps: the checkpoints to choose from; None means every probe.
-    """
+    """Draw loss, knowledge and skill over epochs with each rule's pick among the saved steps (None: all probes)."""
     title = "Which checkpoint to take: each rule's pick"
     if probes.empty:
         return style.missing(title, _NO_PROBES, run)
@@ -340,10 +325,9 @@ def selected_checkpoints(probes: pd.DataFrame, run: str, saved_steps: Sequence[i
             ax.plot(pick.epoch, at.iloc[0], look.marker, color=look.color, mfc="none", markersize=size, mew=2)
         ax.set(title=heading, xlabel="epoch", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    looks = [_RULES[SelectionRule(rule)] for rule in picks["rule"]]
     handles = [
         Line2D([], [], linestyle="none", marker=look.marker, color=look.color, mfc="none", mew=2, label=look.label)
-        for look in looks
+        for look in (_RULES[SelectionRule(rule)] for rule in picks["rule"])
     ]
     return style.legend_row(figure, handles)
 

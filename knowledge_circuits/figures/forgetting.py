@@ -1,13 +1,14 @@
 """Figures of a forgetting experiment, in the look of `style`: a line or a column for each replay ratio.
 
-Each takes tables of `forgetting` and the experiment's name and returns a Matplotlib `Figure`; an empty table gives a
-figure that says which program fills it. Steps stand on a square-root axis, on which the exponential save schedule is
-about even. Lines join the measured points as they are: the gaps between checkpoints are too unlike to smooth over.
+Each takes the tables of `forgetting` that its arguments are named for and the experiment's name and returns a
+Matplotlib `Figure`; an empty table gives a figure that says which program fills it. Steps stand on a square-root axis,
+on which the exponential save schedule is about even. Lines join the measured points as they are: the gaps between
+checkpoints are too unlike to smooth over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,10 @@ _KINDS: Mapping[str, str] = {
 }
 
 
-def ratio_looks(ratios: Sequence[float]) -> dict[float, Look]:
-    """Return how each replay ratio is drawn, alike in all figures; ratios in rising order."""
-    return style.looks_of({ratio: f"{ratio:g}" for ratio in ratios}, style.ordered_colors(np.sqrt(ratios)))
+def ratio_looks(ratios: Iterable[float]) -> dict[float, Look]:
+    """Return how each of these replay ratios is drawn, alike in all figures."""
+    rising = sorted(set(ratios))
+    return style.looks_of({ratio: f"{ratio:g}" for ratio in rising}, style.ordered_colors(np.sqrt(rising)))
 
 
 # --- what is left of the old facts ------------------------------------------------------------------------------------
@@ -57,7 +59,7 @@ def old_facts(predictions: pd.DataFrame, name: str) -> Figure:
     title = "Query accuracy on the original people during further training"
     if predictions.empty:
         return style.missing(title, _PREDICT, name)
-    looks = _looks(predictions)
+    looks = ratio_looks(predictions["ratio"])
     figure, axes = style.grid(title, name, len(TYPES), len(BANDS), height=4.8, note="test people, all attributes")
     for ax, part in type_panels(axes, predictions):
         _draw_lines(ax, part, "correct", looks)
@@ -67,16 +69,11 @@ def old_facts(predictions: pd.DataFrame, name: str) -> Figure:
 
 @style.styled
 def first_token(accuracy: pd.DataFrame, evaluations: pd.DataFrame, name: str) -> Figure:
-    """First-token accuracy by type and loss on the original's validation biographies, at every evaluation.
-
-    Args:
-        accuracy: `forgetting.first_token_accuracy`.
-        evaluations: `forgetting.evaluations`.
-    """
+    """First-token accuracy by type and loss on the original's validation biographies, at every evaluation."""
     title = "First-token accuracy and loss on the original biographies"
     if accuracy.empty and evaluations.empty:
         return style.missing(title, "No evaluations.jsonl in these runs yet: train.py writes it.", name)
-    looks = _looks(evaluations)
+    looks = ratio_looks(evaluations["ratio"])
     figure, axes = style.grid(title, name, 1, len(TYPES) + 1, share_y=False)
     for ax, (knowledge, look) in zip(axes[0], TYPES.items(), strict=False):
         _draw_lines(ax, accuracy[accuracy["type"] == knowledge], "accuracy", looks, markers=False)
@@ -99,7 +96,7 @@ def faithfulness(results: pd.DataFrame, name: str) -> Figure:
     title = "Faithfulness during further training"
     if results.empty or results["faithfulness"].isna().all():
         return style.missing(title, _DISCOVER, name)
-    looks = _looks(results)
+    looks = ratio_looks(results["ratio"])
     certain = circuit_tables.is_certain(results)
     medians = results[certain].groupby(["ratio", "type", "kind", "step"], as_index=False)["faithfulness"].median()
     note = "1 = the whole model; median of the groups; open triangles lie beyond the axis"
@@ -121,7 +118,7 @@ def hits(circuit_predictions: pd.DataFrame, name: str) -> Figure:
     title = "Hit@10 of the circuits alone during further training"
     if circuit_predictions.empty:
         return style.missing(title, _DISCOVER, name)
-    looks = _looks(circuit_predictions)
+    looks = ratio_looks(circuit_predictions["ratio"])
     figure, axes = style.grid(
         title, name, len(TYPES), len(CircuitKind), width=8.8, height=4.8, note="mean of the groups"
     )
@@ -137,7 +134,7 @@ def shapes(shapes: pd.DataFrame, name: str) -> Figure:
     title = "Rediscovered circuits: similarity with the original circuits, and entropy"
     if shapes.empty:
         return style.missing(title, _DISCOVER, name)
-    looks = _looks(shapes)
+    looks = ratio_looks(shapes["ratio"])
     measures = {
         "edge_jaccard": "edge Jaccard with the original",
         "node_jaccard": "node Jaccard with the original",
@@ -178,9 +175,7 @@ def activation_change(activation: pd.DataFrame, name: str) -> Figure:
 def lens(lens: pd.DataFrame, missing: str, name: str, measure: str = "rank") -> Figure:
     """Draw the logit lens at the last position by layer and step: a row per type, a column per ratio.
 
-    Args:
-        lens, missing: what `forgetting.logit_lens` returns.
-        measure: `rank`, `prob` or `subject_rank`; ranks have a logarithmic scale.
+    `lens` and `missing` are what `forgetting.logit_lens` returns; `measure` is `rank`, `prob` or `subject_rank`.
     """
     what, where = {
         "rank": ("rank + 1", ""),
@@ -198,10 +193,6 @@ def lens(lens: pd.DataFrame, missing: str, name: str, measure: str = "rank") -> 
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
-
-
-def _looks(table: pd.DataFrame) -> dict[float, Look]:
-    return ratio_looks(sorted(table["ratio"].unique()))
 
 
 def _columns(means: pd.Series) -> dict[float, str]:
@@ -222,13 +213,8 @@ def _draw_lines(ax: Axes, table: pd.DataFrame, value: str, looks: Mapping[float,
 
 
 def _step_axis(ax: Axes) -> None:
-    def root(steps: Any) -> Any:
-        return np.sign(steps) * np.sqrt(np.abs(steps))
-
-    def square(roots: Any) -> Any:
-        return np.sign(roots) * np.square(roots)
-
-    ax.set_xscale("function", functions=(root, square))
+    root_and_square = (lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * np.square(x))
+    ax.set_xscale("function", functions=root_and_square)
     ax.xaxis.set_major_locator(FixedLocator(_TICKS))
     ax.xaxis.set_minor_locator(FixedLocator([]))
 

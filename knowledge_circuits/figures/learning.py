@@ -7,6 +7,7 @@ figure says what is missing and which program writes it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from knowledge_circuits.analysis import learning_tables
 from knowledge_circuits.figures import style
@@ -154,11 +156,7 @@ def knowledge_heatmap(predictions: pd.DataFrame, run: str) -> Figure:
         if rows.empty:
             style.blank(ax, "no predictions")
             continue
-        image = draw_map(ax, rows[epochs], colors, norm)
-        ax.invert_yaxis()
-        _name_bands(ax, rows["band"].tolist())
-        checkpoint_ticks(ax, epochs)
-        ax.set_xlabel("epoch")
+        image = _draw_rows(ax, rows[epochs], colors, norm, rows["band"].tolist())
         ax.set_title(f"{look.label}: {len(rows)} people", color=look.color)
     axes[0, 0].set_ylabel("people, by frequency of their biography")
     bar = figure.colorbar(image, ax=axes, ticks=range(most + 1), shrink=0.7, pad=0.015)
@@ -178,11 +176,8 @@ def _fact_heatmap(fact_predictions: pd.DataFrame, run: str) -> Figure:
         rows = learning_tables.facts_known(fact_predictions[fact_predictions["task"] == task])
         epochs = [column for column in rows.columns if not isinstance(column, str)]
         rows = rows.assign(total=rows[epochs].sum(axis=1)).sort_values(["group", "total"], ascending=[True, False])
-        image = draw_map(ax, rows[epochs], "cividis", Normalize(0, 1))
-        ax.invert_yaxis()
-        _name_bands(ax, [style.plain(name) for name in fact_names(rows)], rotation=0)
-        checkpoint_ticks(ax, epochs)
-        ax.set_xlabel("epoch")
+        groups = [style.plain(name) for name in fact_names(rows)]
+        image = _draw_rows(ax, rows[epochs], "cividis", Normalize(0, 1), groups, rotation=0)
         ax.set_title(f"{style.plain(task)}: {len(rows)} facts")
     axes[0, 0].set_ylabel("facts, by group")
     bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.015)
@@ -191,12 +186,19 @@ def _fact_heatmap(fact_predictions: pd.DataFrame, run: str) -> Figure:
     return figure
 
 
-def _name_bands(ax: Axes, bands: Sequence[str], rotation: float = 90) -> None:
-    """Mark where a heat map's rows change from one frequency band (or group) to the next, and name them."""
+def _draw_rows(
+    ax: Axes, known: pd.DataFrame, colors: Any, norm: Normalize, bands: Sequence[str], rotation: float = 90
+) -> AxesImage:
+    """Draw a heat map of rows by epochs, the first row on top; name the rows' frequency bands (or groups)."""
+    image = draw_map(ax, known, colors, norm)
+    ax.invert_yaxis()
+    ax.set_xlabel("epoch")
+    checkpoint_ticks(ax, known.columns)
     starts = [index for index, band in enumerate(bands) if index == 0 or bands[index - 1] != band]
     ends = [*starts[1:], len(bands)]
     for start in starts[1:]:
         ax.axhline(start - 0.5, color="white", linewidth=2)
-    ax.set_yticks([(start + end - 1) / 2 for start, end in zip(starts, ends, strict=True)])
-    ax.set_yticklabels([bands[start] for start in starts], rotation=rotation, va="center")
+    middles = [(start + end - 1) / 2 for start, end in zip(starts, ends, strict=True)]
+    ax.set_yticks(middles, [bands[start] for start in starts], rotation=rotation, va="center")
     ax.tick_params(axis="y", length=0)
+    return image

@@ -79,11 +79,7 @@ def wrapped_grid(title: str, run: str, count: int, note: str = "") -> tuple[Figu
 
 
 def type_panels(
-    axes: Any,
-    table: pd.DataFrame,
-    column: str = "band",
-    labels: Mapping[str, str] = BAND_LABELS,
-    prefix: str = "",
+    axes: Any, table: pd.DataFrame, column: str = "band", labels: Mapping[str, str] = BAND_LABELS, prefix: str = ""
 ) -> Iterator[tuple[Axes, pd.DataFrame]]:
     """Yield each of axes [types, values of a column] with its rows of the table; titles are set.
 
@@ -99,14 +95,11 @@ def type_panels(
 
 def draw_lines(ax: Axes, table: pd.DataFrame, value: str, column: str, looks: Mapping[Any, Look]) -> None:
     """Draw a line for each value of `column`: the mean over the rows of each epoch."""
-    drawn = False
-    for key, look in looks.items():
-        rows = table[table[column] == key] if len(table) else table
-        if len(rows):
-            mean = rows.groupby("epoch")[value].mean()
-            draw_curve(ax, mean.index, mean, look)
-            drawn = True
-    if not drawn:
+    present = [key for key in looks if len(table) and (table[column] == key).any()]
+    for key in present:
+        mean = table[table[column] == key].groupby("epoch")[value].mean()
+        draw_curve(ax, mean.index, mean, looks[key])
+    if not present:
         style.blank(ax, "no data")
 
 
@@ -158,13 +151,7 @@ MOST_COLUMNS = 4
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How the groups of a table are drawn.
-
-    Attributes:
-        table: the table; of one's own facts with the columns `name` and `all`.
-        panels, lines: what they stand for.
-        note: for the footer.
-    """
+    """How the groups of a table are drawn, and a note for the footer; tables of facts have columns `name` and `all`."""
 
     table: pd.DataFrame
     panels: By
@@ -178,12 +165,7 @@ class Arrangement:
 
 
 def arrange(table: pd.DataFrame, note: str = "mean of the tasks") -> Arrangement:
-    """Return how a table's groups are drawn.
-
-    Args:
-        table: with the study's columns type and band, or with task and group of one's own facts.
-        note: for the footer of a figure of the study's groups.
-    """
+    """Return how a table's groups are drawn: the study's, with `note` in the footer, or those of one's own facts."""
     if "group" not in table:
         return Arrangement(table, ("band", BANDS), ("type", TYPES), note)
     named, looks, left_out = fact_group_looks(table)
@@ -207,13 +189,9 @@ def fact_names(table: pd.DataFrame, column: str = "group") -> pd.Series:
 
 
 def fact_group_looks(table: pd.DataFrame) -> tuple[pd.DataFrame, Mapping[str, Look], str]:
-    """Return a table of groups of facts with the column `name`, the look of each name, and a note on those left out.
-
-    Args:
-        table: with the columns `task` and `group`.
-    """
+    """Return a table of groups of facts with the column `name`, the look of each name, and a note on those left out."""
     names = fact_names(table)
-    shown = list(dict.fromkeys(names))
+    shown = names.unique()
     note = f"{len(shown) - MOST_GROUPS} further groups are not drawn" if len(shown) > MOST_GROUPS else ""
     shown = shown[:MOST_GROUPS]
     palette = style.ordered_colors(np.linspace(0, 1, len(shown)))

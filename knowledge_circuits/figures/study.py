@@ -90,8 +90,7 @@ def learning(table: pd.DataFrame, name: str) -> Figure:
     axes[0, 2].axhline(STILL_KNOWN, color=ORANGE, linestyle="--", linewidth=1.2)
     axes[0, 2].set_title("past facts: first-token accuracy")
     for ax in axes[0]:
-        ax.set_xlabel("epoch")
-        ax.set_ylim(0, 1.02)
+        ax.set(xlabel="epoch", ylim=(0, 1.02))
     axes[0, 0].set_ylabel("share of facts")
     return style.legend(figure, looks)
 
@@ -117,8 +116,7 @@ def evolution(table: pd.DataFrame, finding: Finding, name: str) -> Figure:
     breaks = {s.name: s for s in finding.statistics if s.name.endswith("break point (epoch)")}
     for ax, (column, label) in zip(axes.flat, names.items(), strict=True):
         x, y, _ = study_curves(table, column)
-        ax.set_title(label)
-        ax.set_xlabel("epoch")
+        ax.set(title=label, xlabel="epoch")
         if not len(x):
             style.blank(ax, "no checkpoint that all seeds have")
             continue
@@ -168,6 +166,5 @@ def floors(table: pd.DataFrame, name: str) -> Figure:
             _draw_seeds(ax, told.dropna(subset=[column]), column, looks[key])
         if floor:  # on the whole range: a quantity that hardly moves shall look so
             ax.set_ylim(min(0, ax.get_ylim()[0]), max(1, ax.get_ylim()[1]))
-        ax.set_title(title)
-        ax.set_xlabel("epoch")
+        ax.set(title=title, xlabel="epoch")
     return style.legend(figure, looks)

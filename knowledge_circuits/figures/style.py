@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from io import BytesIO
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
@@ -62,13 +62,7 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one line of a figure is drawn and called.
-
-    Attributes:
-        label: in legends.
-        color, marker: Matplotlib's.
-        symbol: its short name, for headings; only the knowledge types have one.
-    """
+    """How one line of a figure is drawn and called; only the knowledge types have a `symbol`, a name for headings."""
 
     label: str
     color: str
@@ -146,26 +140,25 @@ def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
 
 def _shade(figure: Figure, spans: list[tuple[float, float]]) -> None:
     """Shade spans of epochs in every panel over epochs; over a heat map they are a bar."""
-    over_time = [ax for ax in figure.axes if _is_over_epochs(ax, figure)]
-    for ax in over_time:
-        for start, end in spans:
-            if ax.images:
-                epochs = [float(label.get_text()) for label in ax.get_xticklabels()]
-                start, end = np.interp([start, end], epochs, ax.get_xticks())
-                bar = {"color": ORANGE, "linewidth": 3, "clip_on": False, "solid_capstyle": "butt"}
-                ax.plot([start, end], [1.02, 1.02], transform=ax.get_xaxis_transform(), **bar)
-            else:
-                limits = ax.get_xlim()
-                ax.axvspan(start, end, color=ORANGE, alpha=0.12, linewidth=0, zorder=0)
-                ax.set_xlim(limits)
-    if over_time:
+    over_epochs = _over_epochs(figure)
+    for ax, span in product(over_epochs, spans):
+        if ax.images:
+            epochs = [float(label.get_text()) for label in ax.get_xticklabels()]
+            bar = {"color": ORANGE, "linewidth": 3, "clip_on": False, "solid_capstyle": "butt"}
+            ends = np.interp(span, epochs, ax.get_xticks())
+            ax.plot(ends, [1.02, 1.02], transform=ax.get_xaxis_transform(), **bar)
+        else:
+            limits = ax.get_xlim()
+            ax.axvspan(*span, color=ORANGE, alpha=0.12, linewidth=0, zorder=0)
+            ax.set_xlim(limits)
+    if over_epochs:
         said = "orange: the learning rate changes"
         figure.text(0.992, 0.05 / figure.get_figheight(), said, fontsize=7.5, color=GREY, va="bottom", ha="right")
 
 
 def _count_steps(figure: Figure) -> None:
     """Call epochs steps, and make the axes of panels over them logarithmic beyond the first step after 0."""
-    for ax in [ax for ax in figure.axes if _is_over_epochs(ax, figure)]:
+    for ax in _over_epochs(figure):
         drawn = [np.asarray(line.get_xdata(), dtype=float) for line in ax.lines]
         positive = np.concatenate([values[values > 0] for values in drawn]) if drawn else np.empty(0)
         if len(positive) and not ax.images:
@@ -175,26 +168,18 @@ def _count_steps(figure: Figure) -> None:
             text.set_text(re.sub(r"\bepoch(s?)\b", r"optimizer step\1", text.get_text()))
 
 
-def _is_over_epochs(ax: Axes, figure: Figure) -> bool:
-    """Return whether a panel's x axis, which the lowest panel of its column names, is of epochs."""
-    spec = ax.get_subplotspec()
-    if spec is None or not ax.axison:
-        return False
-    columns = [(other, other.get_subplotspec()) for other in figure.axes]
-    below = [other for other, one in columns if one is not None and one.colspan == spec.colspan]
-    return any(other.get_xlabel().startswith("epoch") for other in below)
+def _over_epochs(figure: Figure) -> list[Axes]:
+    """Return the panels whose x axis, which the lowest panel of their column names, is of epochs."""
+    panels = [(ax, spec.colspan) for ax in figure.axes if (spec := ax.get_subplotspec()) is not None]
+    columns = {column for ax, column in panels if ax.get_xlabel().startswith("epoch")}
+    return [ax for ax, column in panels if ax.axison and column in columns]
 
 
 def keep(figure: Figure, folder: Path, name: str) -> Figure:
     """Save a figure as `<folder>/<name>.png` and return it, so that a notebook's cell shows it too."""
-    save(figure, folder / f"{name}.png")
+    with atomic_write(folder / f"{name}.png", "wb") as file:
+        _draw_png(figure, file, 150)
     return figure
-
-
-def save(figure: Figure, path: Path, dpi: int = 150) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    with atomic_write(path, "wb") as file:
-        _draw_png(figure, file, dpi)
 
 
 def _draw_png(figure: Figure, file: IO[bytes], dpi: float) -> None:
@@ -205,10 +190,9 @@ def _draw_png(figure: Figure, file: IO[bytes], dpi: float) -> None:
 
 
 def ordered_colors(positions: ArrayLike) -> list[str]:
-    """Return the colours of lines that have an order (layers, checkpoints, ratios); hues differ in the dark too.
+    """Return the colours of lines (layers, checkpoints, ratios) by their position from 0 (first) to 1 (last).
 
-    Args:
-        positions: of each line, from 0 (first) to 1 (last).
+    Hues differ in the dark too.
     """
     return [mpl.colors.to_hex(color) for color in mpl.colormaps["plasma"](0.85 * np.asarray(positions, dtype=float))]
 

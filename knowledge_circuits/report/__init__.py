@@ -3,11 +3,7 @@
     material            everything that a report is written from, read once
     section             what a section is, and how its figures get into a page
     findings            cards and figures of the paper's findings
-    learning            the section on what was learned
-    circuit_evaluation  the section on faithfulness and Hit@10
-    topology            the section on entropy, similarity and layers
-    stability           the section on resampled prompts, token spans and circuits across groups
-    components          the section on head kinds and the logit lens
+    run_sections        the sections of a run's page: their figures and captions
     dynamics            the section on the probes inside training
     circuit_browser     the data behind the interactive circuits
     page                the page of one run

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from knowledge_circuits.analysis.circuit_settings import group_columns, names_of_groups
 from knowledge_circuits.engine.graph import Graph, Layout
+from knowledge_circuits.figures.circuit_graph import strongest_edges
 from knowledge_circuits.study import AnyGroup, Group, groups
 
 #: Edges drawn of each circuit at most.
@@ -64,13 +65,6 @@ def node_strengths(graph: Graph) -> NDArray[np.float64]:
     return total / total.max() if total.max() > 0 else total
 
 
-def strongest_edges(graph: Graph, most: int = MOST_EDGES) -> NDArray[np.int64]:
-    """Source and target of the circuit's edges with the largest |score|, strongest first, [m, 2]."""
-    edges = graph.in_graph.nonzero().numpy()
-    strength = graph.scores.abs().numpy()[edges[:, 0], edges[:, 1]]
-    return edges[np.argsort(-strength, kind="stable")[:most]]
-
-
 def picture(graph: Graph, step: int, epoch: float) -> CircuitPicture:
     """Keep of a circuit what a page shows."""
     by_span = graph.span_scores if graph.span_scores is not None else ()
@@ -82,23 +76,18 @@ def _packed(graph: Graph) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
     """Return node_bytes and edge_numbers of a circuit's scores."""
     present = graph.nodes_in_graph.numpy()
     levels = np.where(present, 1 + np.round(254 * np.sqrt(node_strengths(graph))), 0).astype(np.uint8)
-    edges = strongest_edges(graph)
-    scores = graph.scores.double().numpy()[edges[:, 0], edges[:, 1]]
+    sources, targets = strongest_edges(graph, MOST_EDGES).T
+    scores = graph.scores.double().numpy()[sources, targets]
     largest = np.abs(scores).max(initial=0.0) or 1.0
-    known = graph.inclusion.numpy()[edges[:, 0], edges[:, 1]] if graph.inclusion is not None else None
-    inclusion = np.full(len(edges), -1) if known is None else np.round(32767 * known)
-    numbers = np.column_stack([edges, np.round(32767 * scores / largest), inclusion]).astype(np.int64)
+    known = None if graph.inclusion is None else graph.inclusion.numpy()[sources, targets]
+    inclusion = np.full(len(scores), -1) if known is None else np.round(32767 * known)
+    numbers = np.column_stack([sources, targets, np.round(32767 * scores / largest), inclusion]).astype(np.int64)
     return levels, numbers.astype(np.int16)
 
 
 @dataclass
 class CircuitBrowser:
-    """Collects circuits for a page.
-
-    Attributes:
-        pictures: group -> its circuits in the order in which they came.
-        layout: the model's graph, known from the first circuit.
-    """
+    """Collects each group's circuits for a page, in the order in which they come; the first tells the layout."""
 
     pictures: dict[AnyGroup, list[CircuitPicture]] = field(default_factory=dict)
     layout: Layout | None = None
@@ -132,7 +121,7 @@ class CircuitBrowser:
             circuits: `Circuits.table`, for the entropies; None: no circuits.
             results: `circuit_tables.results`, for the faithfulness.
             facts: `circuit_tables.fact_circuits`, for both of groups of one's own facts; None: there are none.
-            most_bytes: of all circuits together; beyond it epochs are left out evenly.
+            most_bytes: as MOST_BYTES.
 
         Returns:
             layers, heads, omitted (how many checkpoints were left out), spans (names of token spans) and groups: a

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,9 +57,7 @@ class RunSummary:
     """What a comparison needs of a run.
 
     Attributes:
-        name: the run's name.
         data_seed, training_seed: as its configuration tells; "" where it does not.
-        findings: what the run shows of the three.
         last: the 18 groups' numbers at the last checkpoint (`circuit_tables.last_numbers`).
         settings: everything but the seeds that makes the run what it is, in words (`settings_of`).
         start_unknown: its configuration does not tell from which weights it started.
@@ -76,12 +74,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs that differ in nothing but their seeds.
-
-    Attributes:
-        name: the settings in which it differs from the page's other experiments; "" if it is the only one.
-        runs: at least one.
-    """
+    """Runs that differ in nothing but their seeds; named for what differs from the page's other experiments."""
 
     name: str
     runs: tuple[RunSummary, ...]
@@ -92,8 +85,7 @@ class Spread:
     """One finding over the runs of an experiment.
 
     Attributes:
-        experiment: the runs.
-        rows: per run its name and statistics (None where it has not measured one).
+        rows: each run with its statistics (None where it has not measured one).
         means: per statistic (mean, standard deviation, runs that measured it).
     """
 
@@ -104,13 +96,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class FindingSpread:
-    """One finding over several runs.
-
-    Attributes:
-        title, claim: the finding's.
-        names: the deciding statistics.
-        experiments: the numbers, experiment by experiment.
-    """
+    """One finding over several runs: the names of its deciding statistics, their numbers by experiment."""
 
     title: str
     claim: str
@@ -189,19 +175,14 @@ def spread(runs: Sequence[RunSummary]) -> list[FindingSpread]:
     for index, finding in enumerate(runs[0].findings):
         deciding = {run.name: {s.name: s for s in card(run.findings[index]).headlines} for run in runs}
         names = list(dict.fromkeys(name for statistics in deciding.values() for name in statistics))
-        spreads = [_spread_of(experiment, index, names, deciding) for experiment in alike]
+        spreads = []
+        for experiment in alike:
+            rows = [(run, [deciding[run.name].get(name) for name in names]) for run in experiment.runs]
+            columns = zip(*(statistics for _, statistics in rows), strict=True)
+            means = [_spread([s.estimate for s in column if s is not None]) for column in columns]
+            spreads.append(Spread(experiment, rows, means))
         arranged.append(FindingSpread(finding.title, finding.claim, names, spreads))
     return arranged
-
-
-def _spread_of(
-    experiment: Experiment, index: int, names: Sequence[str], deciding: Mapping[str, Mapping[str, Statistic]]
-) -> Spread:
-    """Return one finding over the runs of an experiment."""
-    rows = [(run, [deciding[run.name].get(name) for name in names]) for run in experiment.runs]
-    columns = zip(*(statistics for _, statistics in rows), strict=True)
-    means = [_spread([s.estimate for s in column if s is not None]) for column in columns]
-    return Spread(experiment, rows, means)
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, int]:
@@ -292,7 +273,6 @@ def write_comparison(runs: Sequence[Run], output: Path | None = None) -> Path:
     """Write the page on several runs' spread.
 
     Args:
-        runs: at least two.
         output: where to; None means comparison.html in the runs' common folder.
 
     Raises:

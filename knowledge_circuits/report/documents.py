@@ -22,14 +22,11 @@ from knowledge_circuits.report.section import DrawnFigure, TextTable, embed, num
 
 
 def write_documents_report(folder: Path, output: Path | None = None) -> Path:
-    """Judge the claims on a study of documents and write its page.
+    """Judge the claims on a study of documents, write its page and return the page's path.
 
     Args:
         folder: of runs, or one run's own.
         output: where to; None means report.html in the folder. The figures also go to figures/ beside it.
-
-    Returns:
-        The page's path.
 
     Raises:
         InputError: no probed run, a broken file, or runs that do not belong together.

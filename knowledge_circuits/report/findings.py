@@ -12,7 +12,7 @@ from knowledge_circuits.report.section import DrawnFigure, embed
 
 #: What the names of statistics share within a card.
 _ENTROPY, _DIFFERENCE = "circuit entropy: ", ", K_rel - K_compl"
-#: How many of a finding's statistics stand on its card, and which.
+#: How many of a finding's statistics stand on its card.
 _ON_CARD = 4
 
 

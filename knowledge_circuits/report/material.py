@@ -42,20 +42,14 @@ _RECORDS = (
 
 @dataclass(frozen=True)
 class Material:
-    """A run's tables and what is made of them.
+    """A run's tables, empty where the run lacks them, and what is made of them.
 
     Attributes:
-        run, name: the run and what figures call it.
-        config: run_config.json; empty without one.
         setting: which circuits; None where the run has none.
-        evaluations, predictions, past_predictions: the tables of those names; empty where missing.
         results, circuit_predictions: of the study's circuits or, where the run has none, of those of one's own facts.
-        training_log: what the Trainer logged; empty where missing.
-        fact_predictions, fact_circuits: answers and circuits of groups of one's own facts; empty where missing.
+        fact_predictions, fact_circuits: answers and circuits of groups of one's own facts.
         circuits: the topology of the circuits of `results`; None where the run has none.
         cross_groups: each group's circuit on all groups' prompts; None where that was not measured.
-        browser: the pictures of the interactive part.
-        findings: what the run shows of the three.
         components: heads and logit lens; None where that analysis was not begun.
         dynamics: the probes' records; None without probes.
     """
@@ -185,12 +179,8 @@ def _is_read(name: Path) -> bool:
     """Return whether a report may be made from the file of this name in a run's folder."""
     if name.name.endswith(MANIFEST_ENDING) or _is_hidden(name):
         return False
-    folders = ("analysis", *(part for part in name.parts if part.startswith("circuit_")))
-    return (
-        name.name in _RECORDS
-        or name.name.endswith("_prediction.jsonl")
-        or any(part in folders for part in name.parts[:-1])
-    )
+    computed = any(part == "analysis" or part.startswith("circuit_") for part in name.parts[:-1])
+    return computed or name.name in _RECORDS or name.name.endswith("_prediction.jsonl")
 
 
 def _is_hidden(name: Path) -> bool:

@@ -1,7 +1,7 @@
 """A run as one HTML page that needs nothing else: findings, numbers, figures, and its circuits to step through.
 
-`write_report` reads the run's saved files (`material`), draws the figures (`section` and the modules of its sections),
-and fills templates/report.html.j2. The page opens from disk without a network (its content policy forbids any request),
+`write_report` reads the run's saved files (`material`), draws the figures (`run_sections`, `findings`, `dynamics`) and
+fills templates/report.html.j2. The page opens from disk without a network (its content policy forbids any request),
 follows the reader's light or dark mode, holds no time or path of the machine, and is the same, byte for byte, for the
 same files. All text from files is escaped.
 """
@@ -21,32 +21,42 @@ from knowledge_circuits.analysis.circuit_settings import GROUP_COLUMNS
 from knowledge_circuits.figures.vector import color_rules
 from knowledge_circuits.files import atomic_write
 from knowledge_circuits.manifest import begin, finish
-from knowledge_circuits.report import circuit_evaluation, components, learning, stability, topology
 from knowledge_circuits.report.dynamics import dynamics_section
 from knowledge_circuits.report.findings import card, findings_figures
 from knowledge_circuits.report.material import Material, made_from, manifest_of_report, read_material
-from knowledge_circuits.report.section import Section, draw_sections, number
+from knowledge_circuits.report.run_sections import sections_of
+from knowledge_circuits.report.section import TextTable, draw_sections, number
 from knowledge_circuits.run_config import RunConfig
 from knowledge_circuits.runs import Run
 from knowledge_circuits.study import KnowledgeType
 
 _TEMPLATES = Path(__file__).parent / "templates"
-#: Stand in a page as they are.
-_VERBATIM = ("style.css", "circuit_browser.js")
 #: Stands in the page's style sheet for the rules that its figures need.
 _COLORS = "/* figure colours */"
-SECTIONS = (learning.SECTION, circuit_evaluation.SECTION, topology.SECTION, stability.SECTION, components.SECTION)
+#: What a page shows of each group of facts: the column of its table -> heading and the form of its numbers.
+_NUMBERS = {
+    "correct": ("whole answer", ".2f"),
+    "first_token_correct": ("first token", ".2f"),
+    "recall": ("recall", ".2f"),
+    "hit": ("Hit@10", ".2f"),
+    "faithfulness": ("faithfulness", ".2f"),
+    "edge_entropy": ("entropy (nats)", ".2f"),
+    "edges_num": ("edges", ",.0f"),
+    "nodes_num": ("nodes", ",.0f"),
+}
+#: Shown where they were measured.
+_STABLE = {"split_half_jaccard": ("halves agree", ".2f"), "inclusion": ("inclusion", ".2f")}
+_STABLE_CAPTION = (
+    "Halves agree: edge Jaccard similarity of the circuits of two halves of the prompts. Inclusion: in how many "
+    "resamples of the prompts an edge of the circuit is, on average"
+)
 
 
 def write_report(run: Run, output: Path | None = None) -> Path:
-    """Write a run's page.
+    """Write a run's page, which says what the run lacks, and return its path.
 
     Args:
-        run: the run; parts that it lacks are said on the page.
         output: where to; None means report.html in the run's folder, with a manifest.
-
-    Returns:
-        The page's path.
 
     Raises:
         InputError: a file is not as its manifest says, or cannot be read.
@@ -75,21 +85,12 @@ def report_html(material: Material) -> str:
         last=_last_rows(material),
         last_epoch=_last_epoch(material),
         browser=material.browser.page_data(circuits, material.results, material.fact_circuits),
-        sections=list(draw_sections(material, _sections(material))),
-        facts=circuit_evaluation.fact_table(material) if material.has_facts else None,
+        sections=list(draw_sections(material, sections_of(material))),
+        facts=fact_table(material) if material.has_facts else None,
         dynamics=dynamics_section(material),
         configuration=configuration(material.config),
         whole_configuration=json.dumps(material.config.as_dict(), indent=2, ensure_ascii=False),
     )
-
-
-def _sections(material: Material) -> tuple[Section, ...]:
-    """Return the sections that a run of its kind has."""
-    of_facts = (circuit_evaluation.FACT_GROUPS,) if material.has_facts else ()
-    of_circuits = (
-        SECTIONS[1:] if material.is_study else (topology.SECTION, stability.SECTION) if material.setting else ()
-    )
-    return (*SECTIONS[:1], *of_facts, *of_circuits)
 
 
 def render(template: str, **content: Any) -> str:
@@ -106,7 +107,8 @@ def render(template: str, **content: Any) -> str:
     environment.filters["count"] = lambda value: number(value, ",.0f")
     environment.filters["estimate"] = lambda value: number(value, ".3g").replace("-", "−")  # a minus, no hyphen
     environment.filters["symbols"] = _with_subscripts
-    style, script = (Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in _VERBATIM)
+    files = (_TEMPLATES / "style.css", _TEMPLATES / "circuit_browser.js")
+    style, script = (Markup(file.read_text(encoding="utf-8")) for file in files)  # stand in a page as they are
     page = environment.get_template(template).render(style=style, script=script, **content)
     return page.replace(_COLORS, color_rules(page), 1)
 
@@ -133,7 +135,7 @@ def write_page(path: Path, html: str) -> Path:
 def _subtitle(material: Material) -> str:
     """Return one sentence on what the page is about."""
     epochs = timeline.epochs(material.run)
-    unit = "optimizer steps" if timeline.is_history(material.run) else "epochs"
+    unit = "optimizer steps" if material.name.is_history else "epochs"
     when = f", {unit} {min(epochs.values()):g} to {max(epochs.values()):g}" if epochs else ""
     count = f"{len(epochs)} checkpoint{'s' if len(epochs) != 1 else ''}"
     circuits = f"Circuits: {material.setting}." if material.setting else "No circuits yet."
@@ -148,10 +150,9 @@ def _last_rows(material: Material) -> list[dict[str, Any]]:
     if not material.is_study:
         return []
     table = circuit_tables.last_numbers(material.results, material.circuit_predictions, material.predictions)
-    measured = table.drop(columns=GROUP_COLUMNS)
-    if measured.isna().all(axis=None):
+    if table.drop(columns=GROUP_COLUMNS).isna().all(axis=None):
         return []
-    stable = ["split_half_jaccard", "inclusion"]
+    stable = list(_STABLE)
     circuits = material.circuits.table if material.circuits is not None else None
     if circuits is not None and circuits[stable].notna().any(axis=None):
         last = circuits[circuits["step"] == circuits["step"].max()]
@@ -160,16 +161,37 @@ def _last_rows(material: Material) -> list[dict[str, Any]]:
     return table.to_dict("records")
 
 
+def fact_table(material: Material) -> TextTable:
+    """Return the numbers of the last checkpoint (or probe) of each file, a row per group."""
+    keys, parts, when = ["task", "group"], [], []
+    stable = material.fact_circuits[list(_STABLE)].notna().any(axis=None)
+    shown = _NUMBERS | _STABLE if stable else _NUMBERS
+    for what, table in (("answers", material.fact_predictions), ("circuits", material.fact_circuits)):
+        last = table[table["step"] == table.groupby("task")["step"].transform("max")]
+        checkpoints = last.drop_duplicates("step").to_dict("records")
+        when += [f"{what} at epoch {row['epoch']:g} (step {row['step']:,})" for row in checkpoints]
+        parts.append(last.groupby(keys, as_index=False, sort=False)[[name for name in shown if name in last]].mean())
+    merged = parts[0].merge(parts[1], on=keys, how="outer", sort=False)
+    rows = [
+        [*(row[key] for key in keys), *(number(row[name], form) for name, (_, form) in shown.items())]
+        for row in merged.to_dict("records")
+    ]
+    caption = "; ".join(when) + (f". {_STABLE_CAPTION}" if stable else "")
+    header = ["file", "group", *(heading for heading, _ in shown.values())]
+    return TextTable(caption[:1].upper() + caption[1:], header, rows, words=2)
+
+
 def _last_epoch(material: Material) -> str:
     """Return which checkpoints the last numbers are of, in words."""
-    results = []
+    last = []
     for what, table in (("queries", material.predictions), ("circuits", material.results)):
         if len(table):
             row = table.loc[table["step"].idxmax()]
             step = f"step {row['step']:,}"
-            history = timeline.is_history(material.run)
-            results.append(f"{what} at {step}" if history else f"{what} at epoch {row['epoch']:g} ({step})")
-    text = "; ".join(results)
+            last.append(
+                f"{what} at {step}" if material.name.is_history else f"{what} at epoch {row['epoch']:g} ({step})"
+            )
+    text = "; ".join(last)
     return text[:1].upper() + text[1:]
 
 

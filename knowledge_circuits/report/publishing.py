@@ -1,11 +1,8 @@
-"""Publish a run: its graphs and results as a data set, a checkpoint as a model, each with a card.
-
-    python -m knowledge_circuits.report outputs/train/nano/default --name user/nano-knowledge
+"""What `python -m knowledge_circuits.report` publishes of a run.
 
 The data set `<name>-circuits` gets what was saved beside the checkpoints: graphs, circuits, results, predictions and
 their manifests, and the run's own files. The model `<name>` gets the last checkpoint's weights and tokenizer, without
-optimizer state. Cards are written to the run's folder `publish/`, from the run's files alone. Without a token
-(`HF_TOKEN`, or one that `hf auth login` saved) nothing is sent: the program lists what would be.
+optimizer state. Cards are written from the run's files alone.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from huggingface_hub import CardData, DatasetCardData, HfApi, ModelCardData, get_token
+from huggingface_hub import CardData, CommitOperationAdd, DatasetCardData, HfApi, ModelCardData, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from knowledge_circuits.analysis import circuit_tables, learning_tables, timeline
@@ -28,7 +25,8 @@ from knowledge_circuits.runs import GRAPH_SUFFIXES, Run
 
 #: What of a checkpoint's own files a model consists of, beside its weights.
 _MODEL_FILES = re.compile(
-    r"(config|generation_config|tokenizer.*|special_tokens_map|added_tokens|vocab)\.json|merges\.txt"
+    r"(config|generation_config|tokenizer.*|special_tokens_map|added_tokens|vocab|.*\.safetensors\.index)\.json"
+    r"|merges\.txt|.*tokenizer\.model"
 )
 _RUN_FILES = ("run_config.json", "evaluations.jsonl", "knowledge_dynamics.jsonl", "summary.txt", "report.html")
 _PAPER = "[How Do LLMs Acquire New Knowledge?](https://arxiv.org/abs/2502.11196)"
@@ -37,15 +35,7 @@ _TAGS = ["knowledge-circuits", "mechanistic-interpretability", "eap-ig", "arxiv:
 
 @dataclass(frozen=True)
 class Publication:
-    """One repository of the hub.
-
-    Attributes:
-        kind: `dataset` or `model`.
-        name: of the repository.
-        card: its README.md.
-        root: the folder whose files go to the repository's top.
-        files: the files, below the root.
-    """
+    """One repository of the hub, of the kind `dataset` or `model`: the files below a root, and its README.md."""
 
     kind: str
     name: str
@@ -58,7 +48,7 @@ class Publication:
         return f"{self.kind} {self.name}: {len(self.files)} files ({size / 1e6:.1f} MB) and the card {self.card}"
 
 
-def publications(run: Run, name: str, license_name: str = "other") -> list[Publication]:
+def publications(run: Run, name: str, license_name: str) -> list[Publication]:
     """Write both cards of a run and return what there is to publish.
 
     Args:
@@ -79,23 +69,18 @@ def publications(run: Run, name: str, license_name: str = "other") -> list[Publi
     if not graphs:
         raise InputError(f"{run.path}: no graphs to publish; run circuit_discovery.py first")
     data_name, folder = f"{name}-circuits", run.path / "publish"
-    cards = folder / "dataset_card.md", folder / "model_card.md"
-    texts = (
-        _dataset_card(run, data_name, name, license_name, len(graphs)),
-        _model_card(run, data_name, last, license_name),
-    )
-    for card, text in zip(cards, texts, strict=True):
-        with atomic_write(card) as file:
+    weights = weight_files(last)
+    of_model = [path for path in sorted(last.iterdir()) if path in weights or _MODEL_FILES.fullmatch(path.name)]
+    data = Publication("dataset", data_name, folder / "dataset_card.md", run.path, tuple(results))
+    model = Publication("model", name, folder / "model_card.md", last, tuple(of_model))
+    card_of = {
+        data.card: _dataset_card(run, data_name, name, license_name, len(graphs)),
+        model.card: _model_card(run, data_name, last, license_name),
+    }
+    for path, text in card_of.items():
+        with atomic_write(path) as file:
             file.write(text)
-    weights = tuple(path for path in sorted(last.iterdir()) if path in weight_files(last) or _is_of_model(path))
-    return [
-        Publication("dataset", data_name, cards[0], run.path, tuple(results)),
-        Publication("model", name, cards[1], last, weights),
-    ]
-
-
-def _is_of_model(path: Path) -> bool:
-    return bool(_MODEL_FILES.fullmatch(path.name)) or path.name.endswith((".safetensors.index.json", "tokenizer.model"))
+    return [data, model]
 
 
 def _results(run: Run) -> list[Path]:
@@ -103,9 +88,8 @@ def _results(run: Run) -> list[Path]:
     files = [run.path / name for name in _RUN_FILES if (run.path / name).is_file()]
     for checkpoint in run.checkpoints():
         for path in sorted(checkpoint.output.rglob("*")):
-            inside = path.relative_to(checkpoint.output)
-            result = inside.parts[0].startswith("circuit_") or inside.name.startswith("prediction")
-            if path.is_file() and result:
+            of_circuits = path.relative_to(checkpoint.output).parts[0].startswith("circuit_")
+            if path.is_file() and (of_circuits or path.name.startswith("prediction")):
                 files.append(path)
     return files
 
@@ -191,11 +175,8 @@ def push(publication: Publication, api: HfApi, private: bool) -> str:
     Raises:
         InputError: the hub refuses.
     """
-    from huggingface_hub import CommitOperationAdd
-
-    operations = [CommitOperationAdd("README.md", publication.card)]
-    for file in publication.files:
-        operations.append(CommitOperationAdd(file.relative_to(publication.root).as_posix(), file))
+    files = {file.relative_to(publication.root).as_posix(): file for file in publication.files}
+    operations = [CommitOperationAdd(name, file) for name, file in {"README.md": publication.card, **files}.items()]
     try:
         address = api.create_repo(publication.name, repo_type=publication.kind, private=private, exist_ok=True)
         api.create_commit(publication.name, operations, commit_message="Knowledge circuits", repo_type=publication.kind)
@@ -204,18 +185,10 @@ def push(publication: Publication, api: HfApi, private: bool) -> str:
     return str(address)
 
 
-def publish(folder: str, name: str, license_: str = "other", public: bool = False, dry_run: bool = False) -> None:
-    """Send a run's two repositories to the hub, or without a token print what would be sent.
-
-    Args:
-        folder: the run's.
-        name: the model's repository, user/name.
-        license_: the hub's identifier of the license.
-        public: make new repositories public.
-        dry_run: send nothing, even with a token.
-    """
+def publish(folder: str, name: str, license_name: str, public: bool, dry_run: bool) -> None:
+    """Send a run's two repositories to the hub, or without a token print what would be sent (see `__main__`)."""
     token = None if dry_run else get_token()
-    for publication in publications(timeline.find_run(folder), name, license_):
+    for publication in publications(timeline.find_run(folder), name, license_name):
         print(publication)
         if token:
             print(push(publication, HfApi(token=token), not public))

@@ -1,7 +1,6 @@
 """A section of the report: a heading, an opening sentence, and figures with captions.
 
-The modules `learning`, `circuit_evaluation`, `topology` and `components` say which figures their sections have and what
-to look for in each. A section whose data a run lacks is replaced by one sentence that says which program writes them.
+A section whose data a run lacks is replaced by one sentence that says which program writes them.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ class Section:
         key: its anchor in the page.
         title, text: heading and opening sentence.
         lacking: returns why the section cannot be drawn from a run, or "".
-        drawings: its figures.
     """
 
     key: str
@@ -56,26 +54,8 @@ class DrawnFigure:
 
 
 @dataclass(frozen=True)
-class DrawnSection:
-    """A section as a page shows it; `lacking` says why it has no figures."""
-
-    key: str
-    title: str
-    text: str
-    lacking: str
-    figures: tuple[DrawnFigure, ...]
-
-
-@dataclass(frozen=True)
 class TextTable:
-    """A table as a page shows it.
-
-    Attributes:
-        caption: what it shows.
-        header: the columns' names.
-        rows: [rows][columns] of text.
-        words: how many columns at the left hold words rather than numbers.
-    """
+    """A table as a page shows it; `words` columns at the left hold words rather than numbers."""
 
     caption: str
     header: list[str]
@@ -88,21 +68,22 @@ def number(value: float, form: str) -> str:
     return "–" if pd.isna(value) else format(value, form)
 
 
-def draw_sections(material: Material, sections: tuple[Section, ...]) -> Iterator[DrawnSection]:
-    """Yield the sections with the figures that the run has data for, with a progress bar over the figures."""
-    lacking = {section.key: section.lacking(material) for section in sections}
-    chosen = {
-        section.key: [one for one in section.drawings if not lacking[section.key] and one.belongs(material)]
-        for section in sections
-    }
-    total = sum(map(len, chosen.values()))
-    with tqdm(total=total, desc="drawing", unit="figure", leave=False, delay=2) as progress:
-        for section in sections:
+def draw_sections(
+    material: Material, sections: tuple[Section, ...]
+) -> Iterator[tuple[Section, str, list[DrawnFigure]]]:
+    """Yield each section, why it cannot be drawn (or ""), and the figures that the run has data for."""
+    lacking = [section.lacking(material) for section in sections]
+    chosen = [
+        [] if why else [drawing for drawing in section.drawings if drawing.belongs(material)]
+        for section, why in zip(sections, lacking, strict=True)
+    ]
+    with tqdm(total=sum(map(len, chosen)), desc="drawing", unit="figure", leave=False, delay=2) as progress:
+        for section, why, drawings in zip(sections, lacking, chosen, strict=True):
             drawn = []
-            for drawing in chosen[section.key]:
+            for drawing in drawings:
                 drawn.append(embed(drawing.draw(material), drawing.caption))
                 progress.update()
-            yield DrawnSection(section.key, section.title, section.text, lacking[section.key], tuple(drawn))
+            yield section, why, drawn
 
 
 def embed(figure: Figure, caption: str) -> DrawnFigure:

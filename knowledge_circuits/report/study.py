@@ -21,14 +21,10 @@ _QUESTIONS = {
 
 
 def write_study_report(folder: Path, output: Path | None = None) -> Path:
-    """Judge a study and write its page.
+    """Judge the study of a folder (`study_tables`), write its page and return the page's path.
 
     Args:
-        folder: the study's folder (`study_tables`).
         output: where to; None means report.html in the study's folder. The figures also go to figures/ beside it.
-
-    Returns:
-        The page's path.
 
     Raises:
         InputError: the study has no finished run, or a broken one.
