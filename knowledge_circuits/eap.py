@@ -205,6 +205,9 @@ class Graph:
             model_or_config: a model (see the module), a TransformerLens configuration, or a dictionary with n_layers,
                 n_heads, parallel_attn_mlp and d_model.
             neuron_level, node_scores: only False.
+
+        Raises:
+            InputError: neurons or node scores are asked for, or the architecture is not supported.
         """
         if neuron_level or node_scores:
             raise InputError("the engine scores edges; it scores neither neurons nor nodes")
@@ -228,7 +231,11 @@ class Graph:
     to_pt = to_json
 
     def to_image(self, filename: str | Path, **style: Any) -> None:
-        """Draw the graph with Graphviz's `dot`; the name's ending is the format. EAP-IG's style has no effect."""
+        """Draw the graph with Graphviz's `dot`; the name's ending is the format. EAP-IG's style has no effect.
+
+        Raises:
+            InputError: Graphviz's program `dot` is not installed, or it fails.
+        """
         if (program := shutil.which("dot")) is None:
             raise InputError(
                 "to_image needs Graphviz's program dot, which is not installed; kc.draw needs only matplotlib"
@@ -298,7 +305,11 @@ class Graph:
             self._select(self.engine.with_edges(members), prune)
 
     def apply_greedy(self, n_edges: int, absolute: bool = True, reset: bool = True, prune: bool = True) -> None:
-        """Select n edges from the logits upward, always the largest score that leads into the graph."""
+        """Select n edges from the logits upward, always the largest score that leads into the graph.
+
+        Raises:
+            InputError: reset is False; the engine grows a circuit from the logits alone.
+        """
         if not reset:
             raise InputError("apply_greedy grows a circuit from the logits alone; reset=False is not supported")
         scored = self.engine
@@ -410,6 +421,9 @@ def evaluate_graph(
 
     Returns:
         The metric's value for each prompt [b] in float64; of several metrics a list of these.
+
+    Raises:
+        InputError: optimal ablation, or a mean over other prompts.
     """
     if intervention == "optimal" or optimal_ablation_path is not None:
         raise InputError("the engine has no optimal ablation; choose patching, zero, mean or mean-positional")

@@ -143,6 +143,9 @@ def finish(
     Args:
         files: at or below the manifest's folder.
         records: sizes and digests that are known already, such as those of large weights.
+
+    Raises:
+        InputError: a file cannot be read.
     """
     known = records or {}
     listed = {file.relative_to(path.parent).as_posix(): known.get(file) or FileRecord.of(file) for file in files}

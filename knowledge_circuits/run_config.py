@@ -92,7 +92,11 @@ def taught_attributes(config: RunConfig) -> tuple[Attribute, ...]:
 
 
 def read_run_config(run: Run) -> RunConfig:
-    """Read a run's configuration, which must be as its manifest says; an empty one where the run has none."""
+    """Read a run's configuration, which must be as its manifest says; an empty one where the run has none.
+
+    Raises:
+        InputError: with the file, the key and the reason; or it is not as its manifest says.
+    """
     state = check(run.config_manifest, verify=True)
     if state.status is Status.DAMAGED:
         remedy = f"restore it, or remove {run.config_manifest.name} if you changed it on purpose"

@@ -32,6 +32,10 @@ def read_text_rows(path: str | Path, text_column: str | None = None) -> list[Row
 
     Returns:
         One object per document, each with a non-empty string under "text" and whatever else its line said.
+
+    Raises:
+        InputError: the file, the line or the document, and what is wrong with it; or a manifest says that it was cut
+            or exchanged.
     """
     return [row for _, row in placed_texts(read_rows(path), str(path), text_column)]
 

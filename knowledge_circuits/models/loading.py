@@ -33,6 +33,9 @@ def find_device(name: str, what: str) -> torch.device:
 
     Args:
         what: what gives the name, for errors.
+
+    Raises:
+        InputError: no such device on this machine.
     """
     try:
         device = torch.device(name)
@@ -254,7 +257,11 @@ class BaseModel:
 
 
 def adapter_base(path: str) -> BaseModel | None:
-    """Return the base model that an adapter's folder (LoRA, for example) names; None for any other path."""
+    """Return the base model that an adapter's folder (LoRA, for example) names; None for any other path.
+
+    Raises:
+        InputError: an adapter's folder that names none.
+    """
     file = Path(path) / ADAPTER_CONFIG
     if not file.is_file() or Path(path, "config.json").exists():
         return None

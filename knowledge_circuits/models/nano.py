@@ -27,6 +27,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, positions: int) 
     Args:
         vocabulary_size: tokens, <|endoftext|> and the 256 bytes included; fewer if the texts have no more merges.
         positions: the longest input that the model takes.
+
+    Raises:
+        InputError: the vocabulary cannot even hold the bytes.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocabulary_size <= len(alphabet):

@@ -94,6 +94,9 @@ def score_continuations(
 
     Returns:
         The scores in the given order. They do not depend on what else is scored with them, up to rounding.
+
+    Raises:
+        ValueError: an empty prompt or continuation.
     """
     if not all(len(sequence) for sequence in [*prompts, *continuations]):
         raise ValueError("a prompt and a continuation have at least one token each")

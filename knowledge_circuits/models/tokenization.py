@@ -78,7 +78,11 @@ def label_token_id(tokenizer: PreTrainedTokenizerBase, prompt: str, value: str) 
 
 
 def value_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, value: str) -> list[int]:
-    """Return the tokens by which `prompt + " " + value` extends `prompt`."""
+    """Return the tokens by which `prompt + " " + value` extends `prompt`.
+
+    Raises:
+        InputError: the value adds no token.
+    """
     return added_ids(prompt, value, plain_ids(tokenizer, prompt), plain_ids(tokenizer, f"{prompt} {value}"))
 
 

@@ -104,6 +104,9 @@ def find_origin(name: str, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
 
     Args:
         name: a step or `checkpoint-<step>` of the evaluated checkpoints, or a checkpoint's folder.
+
+    Raises:
+        InputError: there is none, or its name has no step.
     """
     for checkpoint in checkpoints:
         if name in (str(checkpoint.step), checkpoint.name) or Path(name).absolute() == Path(checkpoint.path).absolute():

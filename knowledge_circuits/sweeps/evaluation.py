@@ -304,7 +304,11 @@ class GroupEvaluation:
         return mean_scores(graphs)
 
     def circuit(self, scored: Graph, origin: Checkpoint, topn: int) -> Graph:
-        """Return the pruned circuit of a checkpoint's scored graph; `same_sign` needs the graph's stability."""
+        """Return the pruned circuit of a checkpoint's scored graph; `same_sign` needs the graph's stability.
+
+        Raises:
+            InputError: no stability was measured for `same_sign`.
+        """
         share, signed = self.settings.same_sign, self.settings.signed
         circuit = top_n(scored, topn, not signed)
         meta = {"topn": topn, **({"signed": True} if signed else {})}

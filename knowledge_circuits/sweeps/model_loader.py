@@ -74,7 +74,11 @@ class ModelLoader:
         return load_tokenizer(checkpoint.path, self._trust_remote_code, revision=checkpoint.revision)
 
     def n_edges(self, checkpoint: Checkpoint) -> int:
-        """Return how many edges a checkpoint's graph has, from its configuration without loading its weights."""
+        """Return how many edges a checkpoint's graph has, from its configuration without loading its weights.
+
+        Raises:
+            InputError: no configuration, or one of an architecture that the engine does not support.
+        """
         base = adapter_base(checkpoint.path)
         path, revision = (base.path, base.revision) if base else (checkpoint.path, checkpoint.revision)
         config = load_configuration(path, self._trust_remote_code, revision)
@@ -158,7 +162,11 @@ _MODEL_SETTINGS = (
 
 
 def loader_from(args: argparse.Namespace, process: Process) -> ModelLoader:
-    """Return the loader that the shared flags describe."""
+    """Return the loader that the shared flags describe.
+
+    Raises:
+        InputError: several processes would delete the download that others still read, or a device is not there.
+    """
     refuse_shared_deletion(args, process)
     device = pick_device(args.device, process)
     device_map = args.device_map and checked_map(args.device_map)

@@ -142,7 +142,11 @@ class Answers:
         finish(self.manifest, "predictions", self.made_from, [self.output])
 
     def run(self) -> list[dict[str, Any]]:
-        """Load the checkpoint, write its answers and their manifest, and return the answers."""
+        """Load the checkpoint, write its answers and their manifest, and return the answers.
+
+        Raises:
+            InputError: the checkpoint cannot answer; its path stands in front of the reason.
+        """
         settings, path, revision = self.settings, self.checkpoint.path, self.checkpoint.revision
         tokenizer = load_tokenizer(path, settings.trust_remote_code, revision=revision)
         model = load_model(path, settings.device, settings.dtype, settings.trust_remote_code, revision)

@@ -120,7 +120,11 @@ class SweepResult:
 
 
 def this_process() -> Process:
-    """Return the process that the launcher's variables RANK, WORLD_SIZE, LOCAL_RANK give; without them, one process."""
+    """Return the process that the launcher's variables RANK, WORLD_SIZE, LOCAL_RANK give; without them, one process.
+
+    Raises:
+        InputError: several processes without the variables that connect them.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Process(0, 1, 0, distributed.HashStore())
@@ -139,7 +143,11 @@ def this_process() -> Process:
 
 
 def pick_device(name: str, process: Process) -> torch.device:
-    """Return the torch device for `--device`: `auto` is this process's GPU if there is one, else the CPU."""
+    """Return the torch device for `--device`: `auto` is this process's GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: no such device on this machine.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = find_device(name, "--device")

@@ -122,6 +122,9 @@ def read_test_items(template: str, wanted: Sequence[Group], quiet: bool = False)
 
     Args:
         template: entities (test.jsonl), or circuit data; `{task}` in it stands for each task.
+
+    Raises:
+        InputError: a bad file.
     """
     by_task: dict[str, list[TestItems]] = {}
     for task in dict.fromkeys(target.task for target in wanted):

@@ -203,7 +203,11 @@ def _words_of_file(path: str) -> list[str]:
 
 
 def run_folder(model: ModelArguments, data: DataArguments, run: RunArguments) -> Path:
-    """Return the run's folder: --output_dir, or the default one for its kind."""
+    """Return the run's folder: --output_dir, or the default one for its kind.
+
+    Raises:
+        InputError: a name that would lead out of outputs/.
+    """
     if run.output_dir is not None:
         folder = Path(run.output_dir)
         return folder.parent if folder.name == CHECKPOINTS else folder
@@ -215,7 +219,11 @@ def run_folder(model: ModelArguments, data: DataArguments, run: RunArguments) ->
 
 
 def set_accumulation(run: RunArguments) -> None:
-    """Make --sequences_per_step hold on this number of devices, by gradient accumulation."""
+    """Make --sequences_per_step hold on this number of devices, by gradient accumulation.
+
+    Raises:
+        InputError: the devices' batches do not divide it.
+    """
     if run.sequences_per_step is None:
         return
     at_once = run.train_batch_size * run.world_size

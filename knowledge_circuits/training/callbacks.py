@@ -123,7 +123,11 @@ class EvaluationLog(TrainerCallback):
 
 
 def evaluation_record(metrics: dict[str, float], step: int, epoch: float) -> dict[str, float]:
-    """Return one line of evaluations.jsonl: the Trainer's metrics without their prefix and without timings."""
+    """Return one line of evaluations.jsonl: the Trainer's metrics without their prefix and without timings.
+
+    Raises:
+        InputError: the loss is not a finite number.
+    """
     names = ["loss", "accuracy", *sorted(key[5:] for key in metrics if key.endswith("_first_token_attribute_accuracy"))]
     record: dict[str, float] = {"step": step, "epoch": epoch}
     record |= {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}

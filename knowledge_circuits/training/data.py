@@ -75,6 +75,9 @@ def read_training_documents(arguments: DataArguments, evaluates: bool, seed: int
         evaluates: whether documents to evaluate on are wanted.
         seed: of replay and of a held-out share.
         cache_dir: folder of hub data sets; None: the library's default.
+
+    Raises:
+        InputError: no data named, or what is named cannot be read.
     """
     column, evaluation = arguments.text_column, None
     if arguments.train_file is not None:
@@ -145,6 +148,9 @@ def choose_block_size(requested: int | None, *limits: int | None) -> int:
 
     Args:
         limits: the model's context, then others that only bound the default; None is no limit.
+
+    Raises:
+        InputError: the model cannot take blocks of that size.
     """
     if requested is None:
         return min([DEFAULT_BLOCK_SIZE, *(limit for limit in limits if limit)])

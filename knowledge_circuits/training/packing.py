@@ -83,7 +83,11 @@ class PackedBlocks:
 def token_stream(
     documents: Sequence[Row], tokenizer: PreTrainedTokenizerBase, with_attributes: bool = False
 ) -> TokenStream:
-    """Tokenize documents, each as its tokenizer opens a text and ended by exactly one EOS."""
+    """Tokenize documents, each as its tokenizer opens a text and ended by exactly one EOS.
+
+    Raises:
+        InputError: the tokenizer has no EOS token.
+    """
     eos = tokenizer.eos_token_id
     if eos is None:
         raise InputError(f"the tokenizer {tokenizer.name_or_path!r} has no EOS token to end documents with")
@@ -179,6 +183,9 @@ def attribute_openings(document: Row, offsets: Sequence[tuple[int, int]], number
             without those keys tells none.
         offsets: each token's first and end character.
         number: the document's number, for errors.
+
+    Raises:
+        InputError: the type is unknown, or a value does not stand in the text.
     """
     values = {attribute: str(document[attribute]) for attribute in Attribute if attribute in document}
     if not values or not {"full_name", "type"} <= document.keys():

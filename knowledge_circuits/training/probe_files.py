@@ -40,6 +40,9 @@ def probe_callbacks(
     Args:
         documents: what is learned, for question probes.
         documents_seen: how many of them training has read after so many epochs.
+
+    Raises:
+        InputError: a flag or a file that cannot be used.
     """
     schedule = Schedule.parse(arguments.probe_every)
     if arguments.probe_file is None:

@@ -98,7 +98,11 @@ class Schedule:
 
     @classmethod
     def parse(cls, words: str | Sequence[str]) -> Schedule:
-        """Read `epoch`, `50` or `50 steps`."""
+        """Read `epoch`, `50` or `50 steps`.
+
+        Raises:
+            InputError: anything else.
+        """
         text = words if isinstance(words, str) else " ".join(words)
         if text.strip() == "epoch":
             return cls()
@@ -285,7 +289,11 @@ def would_answer(tokenizer: PreTrainedTokenizerBase, query: Query, greedy: Seque
 
 
 def even_sample(people: Sequence[Person], count: int) -> list[Person]:
-    """At most `count` people, as many from each type and band as there are, evenly spaced, in their order."""
+    """At most `count` people, as many from each type and band as there are, evenly spaced, in their order.
+
+    Raises:
+        InputError: fewer than one person is wanted.
+    """
     if count < 1:
         raise InputError(f"--probe_max_facts must allow at least one person's {len(Attribute)} facts")
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)

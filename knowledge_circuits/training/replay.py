@@ -23,6 +23,9 @@ def mix_replay(new: Sequence[Row], replayed: Sequence[Row], ratio: float, seed: 
 
     Returns:
         N documents; the new ones that stay keep their positions.
+
+    Raises:
+        InputError: the ratio is not a share, or there is nothing to replay.
     """
     if not 0 <= ratio <= 1:
         raise InputError(f"--replay_ratio {ratio}: a share between 0 and 1 is wanted")

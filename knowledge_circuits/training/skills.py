@@ -109,7 +109,11 @@ def reasoning_examples() -> list[SkillExample]:
 
 
 def fewer_examples(examples: Sequence[SkillExample], most: int | None) -> list[SkillExample]:
-    """Return at most `most` examples of each skill (None: all), evenly spaced, in their order."""
+    """Return at most `most` examples of each skill (None: all), evenly spaced, in their order.
+
+    Raises:
+        InputError: fewer than one is wanted.
+    """
     if most is None:
         return list(examples)
     if most < 1:

@@ -25,7 +25,11 @@ from knowledge_circuits.training.checkpoints import UNIT
 
 
 def training_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
-    """Return the tokenizer named by the flags, else the one that comes with the model or the configuration."""
+    """Return the tokenizer named by the flags, else the one that comes with the model or the configuration.
+
+    Raises:
+        InputError: none is named, or the one that is cannot be loaded.
+    """
     name = arguments.tokenizer_name or arguments.model_name_or_path or arguments.config_name
     if name is None:
         raise InputError("no tokenizer: give --model_name_or_path, or --tokenizer_name with a model from scratch")
@@ -104,7 +108,11 @@ def _from_scratch(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase,
 
 
 def model_configuration(arguments: ModelArguments) -> PreTrainedConfig:
-    """Return the configuration of the named model, changed by --config_overrides where it starts from scratch."""
+    """Return the configuration of the named model, changed by --config_overrides where it starts from scratch.
+
+    Raises:
+        InputError: no model named, no such configuration or architecture, or an override of what it does not have.
+    """
     name = arguments.model_name_or_path or arguments.config_name
     if name is not None:
         if Path(name).is_dir() and not (Path(name) / "config.json").exists():

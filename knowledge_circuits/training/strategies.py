@@ -113,6 +113,9 @@ def annotate(documents: Sequence[Row]) -> list[Row]:
 
     Args:
         documents: rows with a text; those with an entity name what is marked.
+
+    Raises:
+        InputError: no document has an entity.
     """
     names = {str(row["entity"]) for row in documents if row.get("entity")}
     if not names:
