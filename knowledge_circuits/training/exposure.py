@@ -33,6 +33,9 @@ class AdaptiveBlocks(TrainingBlocks):
         data: with documents of which those of an entity have the key "entity".
         probes: the run's question_probes.jsonl.
         threshold: the mean recall from which an entity counts as learned.
+
+    Raises:
+        InputError: no document has an entity.
     """
 
     def __init__(
