@@ -190,7 +190,8 @@ def test_a_run_whose_groups_all_lack_a_checkpoint_says_so() -> None:
     circuits = made_circuits(bent())
     present = (circuits.table["step"] < 14) == (circuits.table["task"] == "city")
     lacking = replace(circuits, table=circuits.table[present].reset_index(drop=True))
-    assert "Too few groups" in findings.phase_shift(lacking).reason
+    assert findings.phase_shift(lacking).reason == findings.NO_BEND
+    assert findings.deep_to_shallow(lacking).reason == findings.NO_ORDER
     assert figures.phase_shift(lacking, "made up").axes
 
 

@@ -41,6 +41,8 @@ FEWEST_LAYERS = 4
 #: Title and claim of findings, of one run and of a study.
 PHASE_SHIFT = "Phase shift", "Circuits form fast, then are optimized slowly, with a bend between the two phases."
 DEEP_TO_SHALLOW = "Deep to shallow", "Circuits change in deep layers first, later in shallow layers."
+NO_BEND = f"A bend needs {curves.FEWEST_POINTS} checkpoints or more, and groups with circuits at all of them."
+NO_ORDER = "An order needs 3 checkpoints or more, and groups with circuits at all of them."
 
 
 class Verdict(StrEnum):
@@ -285,9 +287,8 @@ def phase_shift(circuits: Circuits | None, resamples: int = RESAMPLES) -> Findin
     two segments with intervals over resampled groups. Two segments always have a break point; it is one only where they
     beat every smooth shape, and where it does not lie at the edge of the search.
     """
-    if circuits is None or len(circuits.steps) < curves.FEWEST_POINTS:
-        reason = f"A bend needs circuits at {curves.FEWEST_POINTS} checkpoints or more."
-        return Finding(*PHASE_SHIFT, Verdict.ONE_RUN, reason, ())
+    if circuits is None:
+        return Finding(*PHASE_SHIFT, Verdict.ONE_RUN, NO_BEND, ())
     names = {"entropy": "circuit entropy", "edge_jaccard": "edge Jaccard with the last"}
     statistics, shapes = [], []
     for column, name in names.items():
@@ -297,7 +298,7 @@ def phase_shift(circuits: Circuits | None, resamples: int = RESAMPLES) -> Findin
             statistics += measured
             shapes += [f"{name}: {_best(shift.comparison, measured)}"] if shift.comparison else []
     if not statistics:
-        return Finding(*PHASE_SHIFT, Verdict.ONE_RUN, "Too few groups have circuits at every checkpoint.", ())
+        return Finding(*PHASE_SHIFT, Verdict.ONE_RUN, NO_BEND, ())
     reason = "; ".join(shapes) or f"A comparison of shapes needs {curves.FEWEST_FOR_SHAPES} checkpoints"
     return Finding(*PHASE_SHIFT, Verdict.ONE_RUN, f"{reason[:1].upper()}{reason[1:]}.", tuple(statistics))
 
@@ -373,7 +374,10 @@ class LayerOrder:
 
 
 def layer_order(circuits: Circuits) -> LayerOrder | None:
-    """Half-change epochs by layer (`curves.half_change_above_scatter`); None with fewer than 3 checkpoints."""
+    """Return half-change epochs by layer (`curves.half_change_above_scatter`).
+
+    None with fewer than 3 checkpoints or without a group that has all of them.
+    """
     x, y = _activation_curves(circuits)
     if len(x) < 3 or len(y) == 0:
         return None
@@ -394,7 +398,7 @@ def deep_to_shallow(circuits: Circuits | None) -> Finding:
     """
     order = layer_order(circuits) if circuits is not None else None
     if order is None:
-        return Finding(*DEEP_TO_SHALLOW, Verdict.ONE_RUN, "An order needs circuits at 3 checkpoints or more.", ())
+        return Finding(*DEEP_TO_SHALLOW, Verdict.ONE_RUN, NO_ORDER, ())
     moved = int(np.isfinite(order.epochs).sum())
     usable = order.samples[np.isfinite(order.samples)]
     enough = moved >= FEWEST_LAYERS

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from knowledge_circuits.analysis import curves, findings
+from knowledge_circuits.analysis import findings
 from knowledge_circuits.analysis.run_circuits import Circuits
 from knowledge_circuits.figures import style
 from knowledge_circuits.figures.panels import draw_curve
@@ -28,7 +28,7 @@ def phase_shift(circuits: Circuits | None, run: str) -> Figure:
     if circuits is not None:
         fits = {label: findings.fit_phase_shift(circuits, column) for column, label in labels.items()}
     if circuits is None or not any(fits.values()):
-        return style.missing(title, f"A bend needs circuits at {curves.FEWEST_POINTS} checkpoints or more.", run)
+        return style.missing(title, findings.NO_BEND, run)
     note = "mean of the groups; 95% interval by bootstrap over groups"
     figure, axes = style.grid(title, run, 1, len(fits), width=9.0, share_y=False, note=note)
     for ax, (label, shift) in zip(axes[0], fits.items(), strict=True):
@@ -69,7 +69,7 @@ def layer_order(circuits: Circuits | None, run: str) -> Figure:
     title = "Deep to shallow: when each layer has made half of its change"
     order = findings.layer_order(circuits) if circuits is not None else None
     if circuits is None or order is None:
-        return style.missing(title, "An order needs circuits at 3 checkpoints or more.", run)
+        return style.missing(title, findings.NO_ORDER, run)
     note = "mean of the groups; 95% intervals by bootstrap over groups"
     figure, axes = style.grid(title, run, 1, 2, width=9.0, share_y=False, note=note)
     curve, when = axes[0]
