@@ -119,10 +119,11 @@ def cross_groups(run: Run, setting: Setting | None = None) -> CrossGroups | None
         content = shape(_CrossGroups).file(path)
         groups, edges = tuple(content["groups"]), content["edges"]
         matrix, shared = content["faithfulness"], content["shared"]
-        rows: list[list[Any]] = [edges, matrix, *matrix, shared["faithfulness"], shared["same_size"]]
+        measured = matrix, shared["faithfulness"], shared["same_size"]
+        rows: list[list[Any]] = [edges, *matrix, *measured]
         if any(group.keys() != groups[0].keys() for group in groups) or {len(row) for row in rows} != {len(groups)}:
             raise InputError(f"{path}: not a row and a column for each of its {len(groups)} groups")
-        faithfulness, core, same_size = (np.array(values, dtype=float) for values in (matrix, *rows[-2:]))
+        faithfulness, core, same_size = (np.array(values, dtype=float) for values in measured)
         epoch = epochs(run)[checkpoint.step or 0]
         return CrossGroups(epoch, groups, np.array(edges), faithfulness, shared["edges"], core, same_size)
     return None
