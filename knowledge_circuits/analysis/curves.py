@@ -157,7 +157,8 @@ class ShapeComparison:
 
 
 def compare_shapes(x: ArrayLike, y: ArrayLike) -> ShapeComparison:
-    """Fit every shape to each curve y [..., n] over x [n] by maximum likelihood over grids of non-linear parameters."""
+    """Fit every shape to each curve y [..., n] over x [n], n of at least `FEWEST_FOR_SHAPES`, by maximum likelihood
+    over grids of non-linear parameters."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     n = len(x)
     if n < FEWEST_FOR_SHAPES:

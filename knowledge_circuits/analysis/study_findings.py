@@ -525,7 +525,7 @@ def half_change_epochs(table: pd.DataFrame) -> Floats:
 
 
 def corrected(statistics: list[Statistic]) -> list[Statistic]:
-    """Return the same statistics with p values adjusted by Holm."""
+    """Return the same statistics, which all have a p, with p values adjusted by Holm."""
     adjusted = holm([s.p for s in statistics])
     return [replace(s, adjusted=float(p)) for s, p in zip(statistics, adjusted, strict=True)]
 

@@ -55,7 +55,7 @@ _LENS = {
 def head_proportions(components: Components, circuits: Circuits | None, run: str, kind: str = "kind") -> Figure:
     """Draw the circuit's heads of each kind over its nodes, over epochs: a row per type, a column per band.
 
-    The column `kind` tells kinds: `original_kind` is by the original's ratios.
+    `kind` is the column that tells kinds: `kind`, or `original_kind` for the original's ratios.
     """
     by_original = kind == "original_kind"
     title = "Mover, relation and mixture heads in the circuit" + (", by the original's ratios" if by_original else "")

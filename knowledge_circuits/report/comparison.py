@@ -74,7 +74,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs that differ in nothing but their seeds; named for what differs from the page's other experiments."""
+    """Runs that differ in nothing but their seeds; the name ("" for only one) tells the page's experiments apart."""
 
     name: str
     runs: tuple[RunSummary, ...]
