@@ -485,7 +485,7 @@ class _Prompts:
         corrupted: list[list[int]] = []
         labels: list[Any] = []
         batch_size = 0
-        encode = _encoder(model, tokenizer)
+        encode = _Encoder(model, tokenizer)
         for clean_texts, corrupted_texts, batch_labels in dataloader:
             if not len(clean_texts) == len(corrupted_texts) == len(batch_labels):
                 raise InputError(
@@ -540,25 +540,26 @@ def _each(metrics: Metric | list[Metric], value: Callable[[Metric], Tensor]) -> 
     return values[0] if len(values) == 1 else values
 
 
-def _encoder(model: Any, tokenizer: Any) -> Callable[[str | Sequence[int]], list[int]]:
-    """Return what turns a prompt into token ids with one start token; ids are taken as they are."""
-    if tokenizer is None:
-        tokenizer = getattr(model, "tokenizer", None)
+@dataclass(frozen=True)
+class _Encoder:
+    """Turns a prompt into token ids with one start token; ids are taken as they are."""
 
-    def encode(prompt: str | Sequence[int]) -> list[int]:
-        nonlocal tokenizer
-        if not isinstance(prompt, str):
-            return [int(token) for token in prompt]
-        if tokenizer is None:
-            name = getattr(getattr(model, "config", None), "_name_or_path", "")
-            if not name:
-                raise InputError(
-                    "the model does not know its tokenizer; give it as `tokenizer`, or prompts as token ids"
-                )
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        return encode_prompt(tokenizer, prompt)
+    model: Any
+    given: Any
 
-    return encode
+    def __call__(self, prompt: str | Sequence[int]) -> list[int]:
+        return encode_prompt(self._tokenizer, prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        if self.given is not None:
+            return self.given
+        if getattr(self.model, "tokenizer", None) is not None:
+            return self.model.tokenizer
+        name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
+        if not name:
+            raise InputError("the model does not know its tokenizer; give it as `tokenizer`, or prompts as token ids")
+        return AutoTokenizer.from_pretrained(name)
 
 
 def _decoder(model: Any) -> Decoder:

@@ -287,6 +287,16 @@ def test_results_of_an_older_version_are_adopted_if_they_agree_with_the_settings
     assert files(copy.checkpoints) == before
 
 
+def test_circuits_of_a_checkpoint_that_is_gone_are_adopted(copy):
+    before = files(copy.checkpoints / "checkpoint-4" / "circuit_6")
+    for manifest in copy.checkpoints.rglob("topn_40/city_manifest.json"):
+        manifest.unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        (copy.checkpoints / "checkpoint-4" / name).unlink()
+    assert call(circuit_eval.main, copy.evaluation(*CITY, "--topn", "40", "--adopt")) == 0
+    assert files(copy.checkpoints / "checkpoint-4" / "circuit_6").keys() == before.keys()
+
+
 def test_details_that_are_not_there_are_not_adopted(copy):
     circuits_of(copy).manifest.unlink()
     assert call(circuit_discovery.main, copy.discovery(*ONE_GROUP, "--adopt", "--stability", "40", "--spans")) == 0

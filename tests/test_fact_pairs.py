@@ -282,13 +282,17 @@ def test_a_csv_with_the_columns_of_eap_ig_gives_the_same_scores(fresh: Path, cap
         )
 
 
-def test_circuits_of_facts_whose_answers_are_token_ids_are_adopted(fresh: Path, tmp_path: Path) -> None:
+def test_circuits_of_facts_whose_answers_are_token_ids_are_adopted(fresh: Path, tmp_path: Path, capsys) -> None:
     csv = tmp_path / "ids.csv"
     csv.write_text("clean,corrupted,correct_idx,incorrect_idx\nParis is,Rome is,5,6\nRome is,Paris is,6,5\n")
     assert call(circuit_discovery.main, discovery(fresh, csv)) == call(circuit_eval.main, evaluation(fresh, csv)) == 0
     before = files(fresh)
     for manifest in fresh.rglob("topn_40/ids_manifest.json"):
         manifest.unlink()
+    others = tmp_path / "others.csv"
+    others.write_text(csv.read_text().replace("5,6", "7,6"))
+    assert call(circuit_eval.main, evaluation(fresh, csv, "--test_data_file", str(others), "--adopt")) == 1
+    assert "other test items" in capsys.readouterr().err
     assert call(circuit_eval.main, evaluation(fresh, csv, "--adopt")) == 0
     assert files(fresh) == before
 

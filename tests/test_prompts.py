@@ -42,6 +42,13 @@ def test_pairs_that_do_not_fit_are_refused(clean: list, corrupted: list, rows: l
         PromptPairs(clean, corrupted, [(1, 2)] * len(clean), rows)
 
 
+def test_a_pair_that_is_not_there_cannot_be_selected() -> None:
+    for pairs in (PromptPairs([], [], []), PromptPairs([[1, 2]], [[1, 3]], [(1, 2)])):
+        assert not pairs.select([])
+        with pytest.raises(IndexError):
+            pairs.select([1])
+
+
 IDS = [[0, 3, 4], [0, 5, 6]], [[0, 9, 4], [0, 8, 6]], [(3, 4), (5, 6)]
 
 

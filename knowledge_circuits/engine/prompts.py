@@ -74,9 +74,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on another device; `index` stays on the CPU."""
-        moved = {name: getattr(self, name) for name in ("clean", "corrupted", "labels", "answers")}
-        given = {name: part.to(device, non_blocking=True) for name, part in moved.items() if part is not None}
-        return replace(self, **given)
+        clean, corrupted, labels = (
+            part.to(device, non_blocking=True) for part in (self.clean, self.corrupted, self.labels)
+        )
+        answers = None if self.answers is None else self.answers.to(device, non_blocking=True)
+        return Batch(self.index, clean, corrupted, labels, self.shared_prefix, answers)
 
     def split(self, size: int) -> Iterator[Batch]:
         """Parts of at most `size` pairs."""
@@ -243,9 +245,15 @@ class PromptPairs:
 
     def select(self, chosen: Sequence[int]) -> PromptPairs:
         """Only the pairs of the given numbers, in the given order."""
-        lists = (self.clean, self.corrupted, self.labels, self.rows, self.spans, self.answers)
-        parts: list[Any] = [[given[i] for i in chosen] if given else [] for given in lists]
-        return PromptPairs(*parts, forced=self.forced)
+        return PromptPairs(
+            [self.clean[i] for i in chosen],
+            [self.corrupted[i] for i in chosen],
+            [self.labels[i] for i in chosen],
+            [self.rows[i] for i in chosen] if self.rows else [],
+            [self.spans[i] for i in chosen] if self.spans else [],
+            [self.answers[i] for i in chosen] if self.answers else [],
+            forced=self.forced,
+        )
 
     def with_spans(self) -> PromptPairs:
         """Return the pairs with spans; prompts that name none are divided by where clean and corrupted ones differ.

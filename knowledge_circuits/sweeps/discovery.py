@@ -212,7 +212,7 @@ class _GraphUnit:
         return [state]
 
     def adopt(self) -> None:
-        """Write a manifest for a graph without one, unless it was scored in another way; details are made anew."""
+        """Write a manifest for a graph without one; refuse one scored in another way. Details are made anew."""
         path = find_graph(self.folder.graph())
         if path is None:
             return

@@ -53,7 +53,7 @@ from knowledge_circuits.sweeps.groups import AnyGroupData, check_pairs
 from knowledge_circuits.sweeps.model_loader import LoadedModel, ModelLoader
 from knowledge_circuits.sweeps.processes import WorkItem
 from knowledge_circuits.sweeps.programs import refuse_misplaced, replace_graph
-from knowledge_circuits.sweeps.targets import Queries, TestItems
+from knowledge_circuits.sweeps.targets import Queries, TestItem, TestItems
 
 
 def evaluation_items(
@@ -203,8 +203,8 @@ class GroupEvaluation:
                 continue
             self._refuse_other_circuit(circuit, key)
             for items, path in zip(self.targets, texts[1:], strict=True):
-                _, said = items.questions(self.loader.tokenizer(self.checkpoint))
-                if [row.get("ground_truth") for row in read_jsonl(path)] != [one["ground_truth"] for one in said]:
+                rows = read_jsonl(path)
+                if len(rows) != len(items.items) or not all(map(TestItem.is_of, items.items, rows)):
                     raise InputError(f"{path} is about other test items than those given; --overwrite recomputes it")
             finish(self.manifest(key), "circuit", self.made_from(key), [circuit, *texts])
 

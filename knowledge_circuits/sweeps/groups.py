@@ -64,6 +64,10 @@ class GroupData:
 def read_groups(template: str, wanted: Sequence[Group], limit: int, quiet: bool = False) -> list[GroupData]:
     """Return the circuit data of groups, at most `limit` prompts each; an empty group is named and left out.
 
+    Args:
+        template: the data file; `{task}` in it stands for each task.
+        quiet: name nothing (the other processes of a sweep).
+
     Raises:
         InputError: a bad file, or no group has any prompts.
     """

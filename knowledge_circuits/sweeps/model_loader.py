@@ -87,7 +87,11 @@ class ModelLoader:
         return layout_of(text.num_hidden_layers, text.num_attention_heads, is_parallel(text)).n_edges
 
     def load(self, checkpoint: Checkpoint) -> LoadedModel:
-        """Return the checkpoint's model, loaded unless it was the last one; a refused one is not tried again."""
+        """Return the checkpoint's model; it is loaded unless it was the last one loaded.
+
+        Raises:
+            InputError: it cannot be loaded; later calls raise the same without another attempt.
+        """
         if checkpoint.address in self._refused:
             raise self._refused[checkpoint.address]
         if self._loaded is None or self._loaded.checkpoint != checkpoint:

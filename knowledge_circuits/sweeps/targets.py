@@ -40,6 +40,12 @@ class TestItem:
     keys: Mapping[str, Any]
     label: int | None = None
 
+    def is_of(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a prediction tells this item's answer; one that the file gives as an id repeats the id."""
+        if self.label is None:
+            return row.get("ground_truth") == self.value
+        return row.get("correct_idx") == self.keys["correct_idx"]
+
 
 #: The prompts of a target group, and the first keys of each prediction.
 Queries = tuple[PromptPairs, list[dict[str, Any]]]
