@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import verdicts
 from knowledge_circuits.analysis import study_findings
-from knowledge_circuits.analysis.findings import Finding, Verdict
+from knowledge_circuits.analysis.findings import Finding, Statistic, Verdict
 from knowledge_circuits.analysis.study_findings import decide_deep_to_shallow, decide_phase_shift, decide_relevance
 from knowledge_circuits.analysis.study_tables import CIRCUIT_COLUMNS, Study, StudyKind
 from knowledge_circuits.study import Band
@@ -135,6 +135,12 @@ def test_all_tests_are_counted_and_corrected() -> None:
     finding = decide_relevance(facts(lead=1.0, doses=(3, 8)))
     assert finding.tests == 2 + 6 + 2 + 2  # deciding; two measures by three bands; at the other dose; two trends
     assert all(s.adjusted >= s.p for s in finding.statistics if np.isfinite(s.p))
+
+
+def test_what_has_no_test_does_not_count_in_the_correction() -> None:
+    statistics = [Statistic("a", "here", 0.1, p=0.01), Statistic("b", "here", 0.1), Statistic("c", "here", 0.1, p=0.02)]
+    adjusted = [s.adjusted for s in study_findings.corrected(statistics)]
+    assert adjusted == pytest.approx([0.02, np.nan, 0.02], nan_ok=True)
 
 
 @pytest.mark.parametrize("runs", [3, 5])

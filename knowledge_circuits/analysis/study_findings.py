@@ -525,9 +525,9 @@ def half_change_epochs(table: pd.DataFrame) -> Floats:
 
 
 def corrected(statistics: list[Statistic]) -> list[Statistic]:
-    """Return the same statistics, which all have a p, with p values adjusted by Holm."""
-    adjusted = holm([s.p for s in statistics])
-    return [replace(s, adjusted=float(p)) for s, p in zip(statistics, adjusted, strict=True)]
+    """Return the same statistics with p values adjusted by Holm over those that have one."""
+    adjusted = iter(holm([s.p for s in statistics if np.isfinite(s.p)]))
+    return [replace(s, adjusted=float(next(adjusted))) if np.isfinite(s.p) else s for s in statistics]
 
 
 def _statistic(
