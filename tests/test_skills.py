@@ -91,6 +91,11 @@ def test_a_text_that_was_learned_is_less_perplexing_than_another():
     assert found["other"] == pytest.approx(math.exp(loss))
 
 
+def test_a_text_without_tokens_is_refused_before_any_probe():
+    with pytest.raises(InputError, match="at least one token"):
+        Probe(tiny.byte_level_tokenizer(), (), {"empty": ""})
+
+
 def test_the_held_out_text_is_long_and_holds_nothing_of_the_study():
     text = held_out_text()
     assert 2000 < len(text.split()) < 5000

@@ -143,6 +143,8 @@ class Probe:
             name: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:max_tokens]
             for name, text in (texts or {}).items()
         }
+        if not all(self._texts.values()):
+            raise InputError("a text to measure perplexity on has at least one token")
 
     def check_fits(self, model: PreTrainedModel) -> None:
         """Refuse, by name, what does not fit into the model's context."""

@@ -22,7 +22,7 @@ def mix_replay(new: Sequence[Row], replayed: Sequence[Row], ratio: float, seed: 
         seed: fixes which positions are replaced and by which documents.
 
     Returns:
-        N documents; the new ones that stay keep their positions.
+        As many documents as `new`; the new ones that stay keep their positions.
 
     Raises:
         InputError: the ratio is not a share, or there is nothing to replay.
