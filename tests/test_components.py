@@ -12,6 +12,7 @@ import pytest
 import synthetic_run
 import torch
 from matplotlib.figure import Figure
+from notebooks import run_notebook
 from statsmodels.stats.inter_rater import cohens_kappa
 from tiny_run import TinyRun, call, make_run
 
@@ -41,7 +42,7 @@ from knowledge_circuits.engine.forward import all_logits, embed, forward
 from knowledge_circuits.engine.weights import load_decoder
 from knowledge_circuits.figures import components as component_figures
 from knowledge_circuits.figures import style
-from knowledge_circuits.files import InputError, read_json, write_json, write_jsonl
+from knowledge_circuits.files import InputError, write_json, write_jsonl
 from knowledge_circuits.models.loading import load_model
 from knowledge_circuits.models.tokenization import load_tokenizer
 from knowledge_circuits.runs import Run
@@ -379,11 +380,6 @@ def test_a_title_with_a_dollar_sign_is_no_formula(view: PromptView, tmp_path: Pa
         style.keep(figure, tmp_path, "odd")
 
 
-def notebook_cells() -> list[str]:
-    path = Path(__file__).parents[1] / "analysis" / "components.ipynb"
-    return ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code"]
-
-
 @pytest.mark.parametrize("known", ["everything", "nothing"])
 def test_the_notebook_runs_top_to_bottom(
     made: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str
@@ -397,9 +393,7 @@ def test_the_notebook_runs_top_to_bottom(
     else:
         synthetic_run.write_run(folder, SHORT, circuits=False)
     monkeypatch.setenv("RUN", str(folder))
-    names: dict = {}
-    for cell in notebook_cells():
-        exec(cell, names)
+    names = run_notebook("components", monkeypatch)
     drawn = {path.stem for path in Run(folder).figures.iterdir()}
     expected = {"head_proportions", "head_layers", "head_scatter", "lens_rank", "lens_probability", "prompt_layers"}
     assert expected | {"lens_subject_rank", "prompt_components", "attention_pattern"} <= drawn

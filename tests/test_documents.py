@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_up_study import ENTITIES, circuits, probes, record, write_run
+from notebooks import run_notebook
 
 from knowledge_circuits.analysis.document_claims import ALL, RARE, SMALL_GAIN, Kind, interval, judge_claims
 from knowledge_circuits.analysis.document_tables import (
@@ -310,10 +310,5 @@ def test_the_page_answers_every_claim_and_says_what_is_missing(tmp_path: Path):
 def test_the_notebook_s_cells_run_on_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_run(tmp_path / "full", probes("0111", "0101"))
     monkeypatch.setenv("STUDY", str(tmp_path))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    notebook = json.loads((Path(__file__).parents[1] / "analysis" / "documents.ipynb").read_text())
-    names: dict = {}
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), names)
+    names = run_notebook("documents", monkeypatch)
     assert len(list((tmp_path / "figures").iterdir())) == 5 and len(names["claims"]) == 6

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import quiz
+from notebooks import run_notebook
 from stages import Stage, finish
 
 from knowledge_circuits.analysis import documents
@@ -236,11 +237,7 @@ def test_the_guide_s_run_in_detail_has_its_groups_in_the_report_and_the_notebook
     assert all(f'<td class="word">{name}</td>' in page for name in ("odd", "even", "rule", "purpose"))
     monkeypatch.setenv("RUN", str(run.path))
     monkeypatch.setenv("GROUP", "pairs / even")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    names: dict = {}
-    for cell in json.loads((ROOT / "analysis" / "circuit.ipynb").read_text())["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), names)
+    names = run_notebook("circuit", monkeypatch)
     assert names["name"] == "my_corpus/full" and set(names["all_circuits"].table["group"]) == {"odd", "even"}
     assert names["parts"]["shared"].n_edges > 0 and (run.figures / "group_similarity.png").exists()
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from notebooks import cells, run_notebook
 from synthetic_run import CHANCE, Truth, scored_graph
 
 from knowledge_circuits.analysis import (
@@ -279,21 +278,6 @@ def test_the_page_is_made_from_the_probes_too(own_run: Run) -> None:
     probes = own_run.question_probes.read_text().splitlines(keepends=True)
     own_run.question_probes.write_text("".join(probes[:-1]))
     assert made_from(own_run) != before
-
-
-def cells(name: str) -> list[str]:
-    """The code of a notebook's cells."""
-    notebook = json.loads((ANALYSIS / f"{name}.ipynb").read_text())
-    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-
-
-def run_notebook(name: str, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """Run the cells of a notebook; returns its variables."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    names: dict = {}
-    for cell in cells(name):
-        exec(cell, names)
-    return names
 
 
 def test_the_notebooks_run_on_a_run_of_own_facts(own_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from notebooks import run_notebook
 from scipy import stats
 from synthetic_forgetting import RATIOS, START, STEPS, left, write_experiment
 
@@ -289,12 +288,7 @@ def test_what_is_missing_is_said_instead_of_drawn(tmp_path: Path) -> None:
 def test_the_notebooks_cells_run_on_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_experiment(tmp_path / "forget" / "nano")
     monkeypatch.setenv("RUN", str(folder))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    notebook = json.loads((Path(__file__).parents[1] / "analysis" / "forgetting.ipynb").read_text())
-    names: dict = {}
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), names)
+    run_notebook("forgetting", monkeypatch)
     assert {path.stem for path in (folder / "figures").iterdir()} == {
         *("old_facts", "first_token", "faithfulness", "circuit_hits", "circuit_shapes", "activation_change"),
         *("lens_rank", "lens_probability"),
