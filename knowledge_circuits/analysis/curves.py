@@ -101,8 +101,10 @@ class TwoSegmentFit:
 
 
 def two_segment_fit(x: ArrayLike, y: ArrayLike) -> TwoSegmentFit:
-    """Fit a line that bends once to each curve y [..., n] over x [n], n of at least 6, by least squares over a grid of
-    break points."""
+    """Fit a line that bends once to each curve y [..., n] over x [n], n of at least 6, by least squares.
+
+    Break points lie on a grid, with three points at least on either side.
+    """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if len(x) < FEWEST_POINTS:
         raise ValueError(f"a two-segment fit needs at least {FEWEST_POINTS} checkpoints, not {len(x)}")

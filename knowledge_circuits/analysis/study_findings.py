@@ -317,8 +317,11 @@ def _advantage(differences: pd.DataFrame, measure: str, where: str = "all bands"
 
 
 def _dose_statistics(differences: pd.DataFrame, main: float, measure: str) -> Iterator[Statistic]:
-    """Yield the advantage at the main dose less that at dose 0, which is what replay alone does not give, and the slope
-    of the advantage over the dose; each over the seeds that have two such doses, if any."""
+    """Yield two statistics of the advantage, each over the seeds that have two doses for it.
+
+    The first is the main dose less dose 0, which is what replay alone does not give; the second is the slope over the
+    dose.
+    """
     means = differences.groupby(["seed", "dose", "half"])[measure].mean().groupby(["seed", "dose"]).mean()
     by_dose = means.unstack("dose")
     if main > 0 and 0 in by_dose:
